@@ -1,0 +1,4 @@
+//! Chat vectors on GGUF files.
+
+pub mod ggml;
+pub mod quants;

@@ -1,0 +1,3 @@
+//! The `chatvec` command.
+
+fn main() {}
