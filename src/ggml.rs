@@ -204,7 +204,7 @@ impl GgmlType {
     /// blocks, or if the size does not fit in 64 bits.
     pub fn size_of(self, n_weights: u64) -> Option<u64> {
         let row = self.traits();
-        if n_weights % row.block_len as u64 != 0 {
+        if !n_weights.is_multiple_of(row.block_len as u64) {
             return None;
         }
         (n_weights / row.block_len as u64).checked_mul(row.block_size as u64)

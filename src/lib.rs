@@ -1,4 +1,5 @@
 //! Chat vectors on GGUF files.
 
 pub mod ggml;
+pub mod gguf;
 pub mod quants;

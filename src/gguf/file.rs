@@ -1,0 +1,64 @@
+//! One open GGUF file.
+
+use std::fs;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use super::error::Error;
+use super::header::{Header, TensorInfo};
+use super::positional;
+use super::read::{Limits, read_header};
+
+/// Bytes read at once while parsing a header. A vocabulary is some megabytes of short strings.
+const HEADER_BUFFER: usize = 256 << 10;
+
+/// An open GGUF file: its header in memory, its data read by position from any thread.
+///
+/// Positional reads rather than a memory map: they are as fast (6.4 against 6.0 GB/s from the page cache), the memory
+/// they use is the caller's buffer, and a file that is cut short while in use is an error instead of a signal.
+#[derive(Debug)]
+pub struct File {
+    path: PathBuf,
+    file: fs::File,
+    header: Header,
+}
+
+impl File {
+    /// Opens a file and reads its header; no tensor data is touched.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Malformed`] or [`Error::Limit`].
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let file = fs::File::open(path).map_err(Error::io(path, "open"))?;
+        let about = file.metadata().map_err(Error::io(path, "look at"))?;
+        if !about.is_file() {
+            let source = std::io::Error::other("it is no regular file; data are read by position");
+            return Err(Error::io(path, "read")(source));
+        }
+        let header = read_header(BufReader::with_capacity(HEADER_BUFFER, &file), about.len(), path, limits)?;
+        Ok(File { path: path.to_owned(), file, header })
+    }
+
+    /// The path it was opened under.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Reads `buf.len()` bytes of a tensor's data, from `offset` bytes after its start.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also when the file became shorter since it was opened.
+    ///
+    /// # Panics
+    /// If the range reaches beyond the tensor.
+    pub fn read(&self, tensor: &TensorInfo, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        assert!(offset + buf.len() as u64 <= tensor.size(), "range beyond tensor {}", tensor.name());
+        let at = self.header.data_offset() + tensor.offset() + offset;
+        positional::read_exact_at(&self.file, buf, at).map_err(Error::io(&self.path, "read"))
+    }
+}

@@ -1,0 +1,274 @@
+//! A model as people have it: in one file, or in the shards of a split set.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::error::{Check, Error, Fault};
+use super::header::{ByteOrder, TensorInfo};
+use super::read::Limits;
+use super::{File, Metadata};
+
+/// Where a tensor is in a [`Model`]: its position in the list of all tensors.
+pub type TensorId = usize;
+
+/// A model: the metadata of its first file and the tensors of all of them, shard by shard in their order.
+#[derive(Debug)]
+pub struct Model {
+    files: Vec<File>,
+    /// File and position in it, by [`TensorId`].
+    places: Vec<(u32, u32)>,
+    by_name: HashMap<String, TensorId>,
+}
+
+impl Model {
+    /// Opens a model. `path` is its file, or any shard of a split set, whose others are found by name
+    /// (`PREFIX-00001-of-00003.gguf`; llama.cpp src/llama.cpp, `llama_split_path`).
+    ///
+    /// # Errors
+    /// As [`File::open`], and [`Error::Malformed`] with [`Check::Split`] or [`Check::Vocabulary`].
+    pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let first = File::open(path, limits)?;
+        let files = match split_count(&first)? {
+            0 | 1 => vec![first],
+            n => open_shards(first, n, limits)?,
+        };
+        let mut places = Vec::new();
+        let mut by_name = HashMap::new();
+        for (f, file) in files.iter().enumerate() {
+            for (t, tensor) in file.header().tensors().iter().enumerate() {
+                if by_name.insert(tensor.name().to_owned(), places.len()).is_some() {
+                    let place = format!("tensor {}", tensor.name());
+                    return Err(split_fault(file, place, "each tensor in one shard", "it in two"));
+                }
+                places.push((f as u32, t as u32));
+            }
+        }
+        let model = Model { files, places, by_name };
+        model.check_split_tensor_count()?;
+        model.check_vocabulary()?;
+        Ok(model)
+    }
+
+    /// The path of the first file.
+    pub fn path(&self) -> &Path {
+        self.files[0].path()
+    }
+
+    /// Every file, in order.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(File::path)
+    }
+
+    /// The files, in order; at least one.
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
+    /// The metadata of the first file: shards after it repeat nothing but the split keys.
+    pub fn metadata(&self) -> &Metadata {
+        self.files[0].header().metadata()
+    }
+
+    /// The order of bytes in all files.
+    pub fn byte_order(&self) -> ByteOrder {
+        self.files[0].header().byte_order()
+    }
+
+    /// Bytes that tensors are aligned to in the first file.
+    pub fn alignment(&self) -> u64 {
+        self.files[0].header().alignment()
+    }
+
+    /// How many tensors there are.
+    pub fn n_tensors(&self) -> usize {
+        self.places.len()
+    }
+
+    /// What is known of a tensor.
+    ///
+    /// # Panics
+    /// If `id` is not below [`Model::n_tensors`].
+    pub fn tensor(&self, id: TensorId) -> &TensorInfo {
+        let (file, index) = self.places[id];
+        &self.files[file as usize].header().tensors()[index as usize]
+    }
+
+    /// All tensors in order.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorInfo> {
+        (0..self.places.len()).map(|id| self.tensor(id))
+    }
+
+    /// The tensor of this name.
+    pub fn find(&self, name: &str) -> Option<TensorId> {
+        self.by_name.get(name).copied()
+    }
+
+    /// The file that holds a tensor.
+    ///
+    /// # Panics
+    /// If `id` is not below [`Model::n_tensors`].
+    pub fn path_of(&self, id: TensorId) -> &Path {
+        self.files[self.places[id].0 as usize].path()
+    }
+
+    /// Reads `buf.len()` bytes of a tensor's data, from `offset` bytes after its start. Takes no lock.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    /// If `id` is not below [`Model::n_tensors`], or the range reaches beyond the tensor.
+    pub fn read(&self, id: TensorId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        let (file, _) = self.places[id];
+        self.files[file as usize].read(self.tensor(id), offset, buf)
+    }
+
+    /// Refuses files whose numbers this machine would have to turn around.
+    ///
+    /// # Errors
+    /// [`Error::BigEndian`].
+    pub fn require_little_endian(&self) -> Result<(), Error> {
+        match self.files.iter().find(|f| f.header().byte_order() == ByteOrder::Big) {
+            Some(file) => Err(Error::BigEndian { path: file.path().to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    /// `split.tensors.count` is that of all shards together.
+    fn check_split_tensor_count(&self) -> Result<(), Error> {
+        if self.files.len() < 2 {
+            return Ok(());
+        }
+        for file in &self.files {
+            match file.header().metadata().get("split.tensors.count").and_then(|v| v.as_u64()) {
+                Some(n) if n == self.places.len() as u64 => {}
+                found => {
+                    let expected = format!("{}, the tensors of all shards", self.places.len());
+                    let found = found.map_or("no such number".to_owned(), |n| n.to_string());
+                    return Err(split_fault(file, "key split.tensors.count".to_owned(), &expected, &found));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One length for everything that is counted in tokens (llama-vocab.cpp and llama-model.h): `scores` and
+    /// `token_type` may be absent; the rows of `token_embd` and `output` must be the tokens, no more and no fewer.
+    fn check_vocabulary(&self) -> Result<(), Error> {
+        let Some(tokens) = self.metadata().get("tokenizer.ggml.tokens") else { return Ok(()) };
+        let fault = |key: &str, expected: String, found: String| {
+            let (place, offset) = (format!("key {key}"), self.files[0].header().value_offset(key).unwrap_or(0));
+            Fault { check: Check::Vocabulary, place, offset, expected, found }.at(self.path())
+        };
+        let Some(n_tokens) = tokens.as_array().and_then(|a| a.as_strings()).map(|s| s.len()) else {
+            let found = format!("a {}", tokens.value_type().name());
+            return Err(fault("tokenizer.ggml.tokens", "an array of strings".to_owned(), found));
+        };
+        for key in ["tokenizer.ggml.scores", "tokenizer.ggml.token_type"] {
+            let Some(value) = self.metadata().get(key) else { continue };
+            let found = value.as_array().map(|a| a.len());
+            if found.is_none_or(|n| n < n_tokens) {
+                let found = found.map_or("no array".to_owned(), |n| n.to_string());
+                return Err(fault(key, format!("one entry for each of {n_tokens} tokens"), found));
+            }
+        }
+        for name in ["token_embd.weight", "output.weight"] {
+            let Some(id) = self.find(name) else { continue };
+            let (tensor, file) = (self.tensor(id), &self.files[self.places[id].0 as usize]);
+            if tensor.ne[1] != n_tokens as u64 {
+                let place = format!("tensor {name}");
+                let offset = file.header().data_offset() + tensor.offset();
+                let expected = format!("{n_tokens} rows, one for each token of tokenizer.ggml.tokens");
+                let found = tensor.ne[1].to_string();
+                return Err(Fault { check: Check::Vocabulary, place, offset, expected, found }.at(file.path()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn split_fault(file: &File, place: String, expected: &str, found: &str) -> Error {
+    let (expected, found) = (expected.to_owned(), found.to_owned());
+    let offset = place.strip_prefix("key ").and_then(|key| file.header().value_offset(key)).unwrap_or(0);
+    Fault { check: Check::Split, place, offset, expected, found }.at(file.path())
+}
+
+/// The number of shards the file says it is one of; 0 when it says nothing. gguf-split leaves a 0 when it merges.
+fn split_count(file: &File) -> Result<u64, Error> {
+    match file.header().metadata().get("split.count") {
+        None => Ok(0),
+        Some(value) => value.as_u64().ok_or_else(|| {
+            split_fault(file, "key split.count".to_owned(), "a non-negative integer", value.value_type().name())
+        }),
+    }
+}
+
+/// The name's part before `-%05d-of-%05d.gguf`, the number of the shard from 1, and the number of shards.
+fn parse_shard_name(path: &Path) -> Option<(&str, u64, u64)> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (prefix, no) = rest.rsplit_once('-')?;
+    let number = |s: &str| (s.len() >= 5 && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse().ok())?;
+    Some((prefix, number(no)?, number(count)?))
+}
+
+fn shard_path(path: &Path, prefix: &str, no: u64, count: u64) -> PathBuf {
+    path.with_file_name(format!("{prefix}-{no:05}-of-{count:05}.gguf"))
+}
+
+/// Opens the set that `found` is a shard of, and checks that each file is the shard its name says.
+fn open_shards(found: File, count: u64, limits: &Limits) -> Result<Vec<File>, Error> {
+    if count > limits.max_shards {
+        let (path, limit) = (found.path().to_owned(), limits.max_shards);
+        return Err(Error::Limit { path, what: "the number of shards", limit, found: count });
+    }
+    let path = found.path().to_owned();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let place = "file name".to_owned();
+    let Some((prefix, found_no, name_count)) = parse_shard_name(&path) else {
+        let expected = format!("PREFIX-00001-of-{count:05}.gguf, since it is one of {count} shards");
+        return Err(split_fault(&found, place, &expected, &name));
+    };
+    if name_count != count || found_no == 0 || found_no > count {
+        return Err(split_fault(&found, place, &format!("a shard of {count} (split.count)"), &name));
+    }
+    let mut found = Some(found);
+    let mut files = Vec::new();
+    for no in 1..=count {
+        let file = match found.take_if(|_| no == found_no) {
+            Some(file) => file,
+            None => File::open(&shard_path(&path, prefix, no, count), limits)?,
+        };
+        let metadata = file.header().metadata();
+        for (key, expected) in [("split.no", no - 1), ("split.count", count)] {
+            let value = metadata.get_u64(key);
+            if value != Some(expected) {
+                let found = value.map_or("no such number".to_owned(), |n| n.to_string());
+                return Err(split_fault(&file, format!("key {key}"), &expected.to_string(), &found));
+            }
+        }
+        files.push(file);
+    }
+    let order = files[0].header().byte_order();
+    if let Some(other) = files.iter().find(|f| f.header().byte_order() != order) {
+        let found = format!("{:?}-endian", other.header().byte_order()).to_lowercase();
+        let expected = format!("{order:?}-endian like the first shard").to_lowercase();
+        return Err(split_fault(other, "byte order".to_owned(), &expected, &found));
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shard_names_follow_llama_split_path() {
+        let path = Path::new("dir/my-model-00002-of-00003.gguf");
+        assert_eq!(parse_shard_name(path), Some(("my-model", 2, 3)));
+        assert_eq!(shard_path(path, "my-model", 1, 3), Path::new("dir/my-model-00001-of-00003.gguf"));
+        for other in ["a.gguf", "a-1-of-3.gguf", "a-00001-of-00003.bin", "a-0000x-of-00003.gguf"] {
+            assert_eq!(parse_shard_name(Path::new(other)), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Writing a file in two phases: every size and offset first, then bytes at their positions, and the name last.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use fs4::FileExt;
+use tempfile::NamedTempFile;
+
+use super::error::{Check, Error};
+use super::header::Header;
+use super::{Metadata, positional};
+
+/// What may happen at the place of the output.
+#[derive(Clone, Default, Debug)]
+pub struct WriteOptions {
+    /// Whether an existing file may be replaced.
+    pub overwrite: bool,
+    /// Files the output must not be, also through links.
+    pub inputs: Vec<PathBuf>,
+}
+
+impl WriteOptions {
+    /// Checks that a file of `len` bytes can take this name: it is no input, no folder or device, nothing that may not be
+    /// replaced, and the disk has room. Returns the name with a symbolic link followed, so that a link survives.
+    ///
+    /// # Errors
+    /// [`Error::OutputExists`], [`Error::OutputIsInput`], [`Error::OutputKind`], [`Error::NoSpace`], [`Error::Io`].
+    pub fn check(&self, path: &Path, len: u64) -> Result<PathBuf, Error> {
+        let mut target = path.to_owned();
+        // A link to a missing file may still name an output; `canonicalize` would fail on it.
+        for _ in 0..40 {
+            let Ok(to) = fs::read_link(&target) else { break };
+            target = folder_of(&target).join(to);
+        }
+        match fs::metadata(&target) {
+            Ok(about) => {
+                for input in &self.inputs {
+                    if same_file::is_same_file(&target, input).unwrap_or(false) {
+                        return Err(Error::OutputIsInput { path: path.to_owned(), input: input.clone() });
+                    }
+                }
+                if !about.is_file() {
+                    let found = if about.is_dir() { "a folder" } else { "a device or pipe" };
+                    return Err(Error::OutputKind { path: path.to_owned(), found });
+                }
+                if !self.overwrite {
+                    return Err(Error::OutputExists { path: path.to_owned() });
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io(path, "look at")(e)),
+        }
+        let folder = folder_of(&target);
+        let available = fs4::available_space(folder).map_err(Error::io(folder, "find the free space of"))?;
+        if available < len {
+            return Err(Error::NoSpace { path: path.to_owned(), needed: len, available });
+        }
+        Ok(target)
+    }
+}
+
+/// The folder a file is in, also for a bare name.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// A file on its way: a temporary neighbour of the target, with room for all of it. Dropped unfinished, it disappears.
+///
+/// Bytes may come from any thread in any order. The header is written last, because some of its values (what the run
+/// measured) are known only then; their size is fixed from the start.
+#[derive(Debug)]
+pub struct Writer {
+    header: Header,
+    file: NamedTempFile,
+    target: PathBuf,
+    overwrite: bool,
+    written: AtomicU64,
+}
+
+/// A file that took its final name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finished {
+    /// The final name, links followed.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
+impl Writer {
+    /// Checks the target, then makes the temporary file beside it and takes the disk space it needs.
+    ///
+    /// # Errors
+    /// Those of [`WriteOptions::check`].
+    pub fn create(header: Header, path: &Path, options: &WriteOptions) -> Result<Self, Error> {
+        let len = header.file_len();
+        let target = options.check(path, len)?;
+        let folder = folder_of(&target);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".chatvec-").suffix(".tmp");
+        #[cfg(unix)]
+        {
+            // Temporary files are private by default; this one becomes an ordinary file, by the user's umask.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let file = builder.tempfile_in(folder).map_err(Error::io(folder, "make a temporary file in"))?;
+        match file.as_file().allocate(len) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                let available = fs4::available_space(folder).unwrap_or(0);
+                return Err(Error::NoSpace { path: path.to_owned(), needed: len, available });
+            }
+            // File systems without preallocation still take the writes.
+            Err(_) => file.as_file().set_len(len).map_err(Error::io(path, "set the length of"))?,
+        }
+        Ok(Writer { header, file, target, overwrite: options.overwrite, written: AtomicU64::new(0) })
+    }
+
+    /// The header as planned.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Writes bytes of a tensor, `offset` bytes after its start. Each byte is to be written once.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    /// If there is no such tensor or the range reaches beyond it.
+    pub fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let info = &self.header.tensors()[tensor];
+        assert!(offset + bytes.len() as u64 <= info.size(), "range beyond tensor {}", info.name());
+        let at = self.header.data_offset() + info.offset() + offset;
+        positional::write_all_at(self.file.as_file(), bytes, at).map_err(Error::io(&self.target, "write"))?;
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes the header, makes the file durable and gives it its name.
+    ///
+    /// `metadata` replaces the planned metadata and must take the same number of bytes: the same keys with values of the
+    /// same size.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] if bytes of data are missing or the header changed its size, [`Error::Io`],
+    /// [`Error::NotRenamed`].
+    pub fn finish(mut self, metadata: Option<Metadata>) -> Result<Finished, Error> {
+        let expected: u64 = self.header.tensors().iter().map(|t| t.size()).sum();
+        let written = self.written.load(Ordering::Relaxed);
+        let layout = |place: &str, expected: u64, found: u64| Error::Layout {
+            check: Check::Size,
+            place: place.to_owned(),
+            expected: format!("{expected} bytes"),
+            found: found.to_string(),
+        };
+        if written != expected {
+            return Err(layout("data section", expected, written));
+        }
+        if let Some(metadata) = metadata {
+            self.header.metadata = metadata;
+        }
+        let bytes = self.header.encode();
+        if bytes.len() as u64 != self.header.len {
+            return Err(layout("header", self.header.len, bytes.len() as u64));
+        }
+        let Writer { header, file, target, overwrite, .. } = self;
+        positional::write_all_at(file.as_file(), &bytes, 0).map_err(Error::io(&target, "write"))?;
+        file.as_file().sync_all().map_err(Error::io(&target, "write"))?;
+        rename(file, &target, overwrite)?;
+        // The rename itself has happened: a folder that cannot be synced is no reason to call the run a failure.
+        let _ = positional::sync_folder(folder_of(&target));
+        Ok(Finished { path: target, len: header.file_len() })
+    }
+}
+
+/// Gives the file its name; without `overwrite` never in place of another that appeared meanwhile.
+fn rename(file: NamedTempFile, target: &Path, overwrite: bool) -> Result<(), Error> {
+    let result = if overwrite { file.persist(target) } else { file.persist_noclobber(target) };
+    let result = match result {
+        // Some file systems can neither rename without replacing nor link (exFAT, some network mounts).
+        Err(e) if !overwrite && e.error.kind() != io::ErrorKind::AlreadyExists && !target.exists() => {
+            e.file.persist(target)
+        }
+        other => other,
+    };
+    match result {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            // Hours of work may be in it: keep it and say where.
+            let kept = e.file.path().to_owned();
+            let path = target.to_owned();
+            match e.file.keep() {
+                Ok((_, kept)) => Err(Error::NotRenamed { path, kept, source: e.error }),
+                Err(k) => Err(Error::NotRenamed { path, kept, source: k.error }),
+            }
+        }
+    }
+}
