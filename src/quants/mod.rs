@@ -1,1 +1,196 @@
-//! The codec.
+//! The codec: rows of f32 to blocks and back, to ggml's bits.
+//!
+//! A *row* is what ggml stores as `ne[0]` neighbouring weights; it is a whole number of blocks, and no block knows of
+//! its neighbours. So everything here works on any whole number of blocks: a part of a row, a row, or many rows that
+//! lie one after the other. Blocks are little-endian byte slices of no particular alignment, as a file holds them.
+//!
+//! Decoding gives the bits of ggml's `to_float`; encoding gives the bytes of `ggml_quantize_chunk` without an importance
+//! matrix. That is a promise about the order of f32 operations: no fused multiply-add, no reassociated sum. The rules
+//! are those of ggml/src/ggml-quants.c at ggml 0.26, cited by function name beside the code.
+//!
+//! The codec refuses types whose blocks it does not know ([`Error::Unsupported`]). It does not look for NaN or infinity:
+//! such weights give blocks without meaning, but never a panic. Nothing here allocates.
+//!
+//! | part | types |
+//! |---|---|
+//! | `float` | F32, F16, BF16 |
+//! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
+//! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
+//! | `search` | the scale searches of the K encoders |
+//! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
+
+mod float;
+mod legacy;
+mod planes;
+mod q2_k;
+mod q3_k;
+mod q4_k;
+mod q5_k;
+mod q6_k;
+mod scales;
+mod search;
+
+use crate::ggml::GgmlType;
+
+/// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is an error.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The codec has no conversion for this type.
+    #[error("no conversion between {ty} and f32")]
+    Unsupported {
+        /// The type asked for.
+        ty: GgmlType,
+    },
+    /// The weights are no whole number of blocks.
+    #[error("{n_weights} weights are no whole number of {ty} blocks of {}", .ty.block_len())]
+    PartialBlock {
+        /// The type asked for.
+        ty: GgmlType,
+        /// Length of the f32 slice.
+        n_weights: usize,
+    },
+    /// The byte slice has not the size that the weights need.
+    #[error("{n_weights} weights of {ty} take {expected_bytes} bytes, found {found_bytes}")]
+    Length {
+        /// The type asked for.
+        ty: GgmlType,
+        /// Length of the f32 slice.
+        n_weights: usize,
+        /// Bytes that many weights take.
+        expected_bytes: usize,
+        /// Length of the byte slice.
+        found_bytes: usize,
+    },
+}
+
+/// Whether rows of this type can be converted, in both directions.
+pub fn is_supported(ty: GgmlType) -> bool {
+    use GgmlType::*;
+    matches!(ty, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+}
+
+/// Every type that [`is_supported`], in the order of ids.
+pub fn supported() -> impl Iterator<Item = GgmlType> {
+    GgmlType::all().filter(|&ty| is_supported(ty))
+}
+
+/// Decodes whole blocks of `ty` to f32, bit for bit as ggml's `to_float`.
+///
+/// `src` holds exactly the blocks of `dst.len()` weights. Any bytes are legal; what they mean may be NaN.
+///
+/// # Errors
+/// [`Error::Unsupported`], or a length that does not fit; `dst` is then untouched.
+///
+/// # Example
+/// ```
+/// use chatvec::ggml::GgmlType;
+///
+/// let block = [[0x00, 0x3c].as_slice(), &[0x98; 16]].concat(); // d = 1, codes 8 and 9
+/// let mut weights = [0.0; 32];
+/// chatvec::quants::dequantize_row(GgmlType::Q4_0, &block, &mut weights)?;
+/// assert_eq!((weights[0], weights[16]), (0.0, 1.0));
+/// # Ok::<(), chatvec::quants::Error>(())
+/// ```
+pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
+    check_lengths(ty, dst.len(), src.len())?;
+    match ty {
+        GgmlType::F32 => float::decode_f32(src, dst),
+        GgmlType::F16 => float::decode_f16(src, dst),
+        GgmlType::BF16 => float::decode_bf16(src, dst),
+        GgmlType::Q4_0 => decode_blocks(src, dst, legacy::decode_q4_0),
+        GgmlType::Q4_1 => decode_blocks(src, dst, legacy::decode_q4_1),
+        GgmlType::Q5_0 => decode_blocks(src, dst, legacy::decode_q5_0),
+        GgmlType::Q5_1 => decode_blocks(src, dst, legacy::decode_q5_1),
+        GgmlType::Q8_0 => decode_blocks(src, dst, legacy::decode_q8_0),
+        GgmlType::Q2_K => decode_blocks(src, dst, q2_k::decode),
+        GgmlType::Q3_K => decode_blocks(src, dst, q3_k::decode),
+        GgmlType::Q4_K => decode_blocks(src, dst, q4_k::decode),
+        GgmlType::Q5_K => decode_blocks(src, dst, q5_k::decode),
+        GgmlType::Q6_K => decode_blocks(src, dst, q6_k::decode),
+        _ => return Err(Error::Unsupported { ty }),
+    }
+    Ok(())
+}
+
+/// Encodes f32 weights as whole blocks of `ty`, byte for byte as `ggml_quantize_chunk` without an importance matrix.
+///
+/// `dst` holds exactly the blocks of `src.len()` weights, and every byte of it is written. Decoding the result does not
+/// encode to the same bytes again for the K types.
+///
+/// # Errors
+/// [`Error::Unsupported`], or a length that does not fit; `dst` is then untouched.
+pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Error> {
+    check_lengths(ty, src.len(), dst.len())?;
+    match ty {
+        GgmlType::F32 => float::encode_f32(src, dst),
+        GgmlType::F16 => float::encode_f16(src, dst),
+        GgmlType::BF16 => float::encode_bf16(src, dst),
+        GgmlType::Q4_0 => encode_blocks(src, dst, legacy::encode_q4_0),
+        GgmlType::Q4_1 => encode_blocks(src, dst, legacy::encode_q4_1),
+        GgmlType::Q5_0 => encode_blocks(src, dst, legacy::encode_q5_0),
+        GgmlType::Q5_1 => encode_blocks(src, dst, legacy::encode_q5_1),
+        GgmlType::Q8_0 => encode_blocks(src, dst, legacy::encode_q8_0),
+        GgmlType::Q2_K => encode_blocks(src, dst, q2_k::encode),
+        GgmlType::Q3_K => encode_blocks(src, dst, q3_k::encode),
+        GgmlType::Q4_K => encode_blocks(src, dst, q4_k::encode),
+        GgmlType::Q5_K => encode_blocks(src, dst, q5_k::encode),
+        GgmlType::Q6_K => encode_blocks(src, dst, q6_k::encode),
+        _ => return Err(Error::Unsupported { ty }),
+    }
+    Ok(())
+}
+
+/// Weights in a super-block of the K types (`QK_K`).
+const QK_K: usize = 256;
+
+fn check_lengths(ty: GgmlType, n_weights: usize, found_bytes: usize) -> Result<(), Error> {
+    if !is_supported(ty) {
+        return Err(Error::Unsupported { ty });
+    }
+    if !n_weights.is_multiple_of(ty.block_len()) {
+        return Err(Error::PartialBlock { ty, n_weights });
+    }
+    // No supported block takes more bytes than its weights as f32, which are in memory: the product fits.
+    let expected_bytes = n_weights / ty.block_len() * ty.block_size();
+    if found_bytes != expected_bytes {
+        return Err(Error::Length { ty, n_weights, expected_bytes, found_bytes });
+    }
+    Ok(())
+}
+
+/// Runs `decode` over blocks of `SIZE` bytes and `LEN` weights. The sizes come from the signature of `decode`, so a
+/// block function that disagrees with the type table leaves weights unwritten, which the golden vectors would show.
+fn decode_blocks<const SIZE: usize, const LEN: usize>(
+    src: &[u8],
+    dst: &mut [f32],
+    decode: impl Fn(&[u8; SIZE], &mut [f32; LEN]),
+) {
+    for (block, weights) in src.as_chunks().0.iter().zip(dst.as_chunks_mut().0) {
+        decode(block, weights);
+    }
+}
+
+/// Runs `encode` over blocks of `LEN` weights and `SIZE` bytes; see [`decode_blocks`].
+fn encode_blocks<const SIZE: usize, const LEN: usize>(
+    src: &[f32],
+    dst: &mut [u8],
+    encode: impl Fn(&[f32; LEN], &mut [u8; SIZE]),
+) {
+    for (weights, block) in src.as_chunks().0.iter().zip(dst.as_chunks_mut().0) {
+        encode(weights, block);
+    }
+}
+
+/// The `N` bytes of a block from `at`, a field of a layout table. Both are constants at every call, so the check is
+/// made by the compiler.
+#[inline(always)]
+fn field<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    block[at..].first_chunk().expect("a field ends within its block: the layout tables say so")
+}
+
+/// As [`field`], to be written.
+#[inline(always)]
+fn field_mut<const N: usize>(block: &mut [u8], at: usize) -> &mut [u8; N] {
+    block[at..].first_chunk_mut().expect("a field ends within its block: the layout tables say so")
+}

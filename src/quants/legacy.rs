@@ -1,0 +1,203 @@
+//! The types of 32 weights and one f16 scale: Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
+//!
+//! | type | bytes | field | meaning |
+//! |---|---|---|---|
+//! | Q4_0 | 0..2 | `d` | scale; w = d·(q − 8) |
+//! |      | 2..18 | `qs` | q of weights j and j + 16 in the low and high half of byte j |
+//! | Q4_1 | 0..2 | `d` | scale; w = d·q + m |
+//! |      | 2..4 | `m` | minimum |
+//! |      | 4..20 | `qs` | as Q4_0 |
+//! | Q5_0 | 0..2 | `d` | scale; w = d·(q − 16) |
+//! |      | 2..6 | `qh` | bit j of these 32 is bit 4 of q of weight j |
+//! |      | 6..22 | `qs` | as Q4_0, the low four bits of q |
+//! | Q5_1 | 0..2 | `d` | scale; w = d·q + m |
+//! |      | 2..4 | `m` | minimum |
+//! |      | 4..8 | `qh` | as Q5_0 |
+//! |      | 8..24 | `qs` | as Q5_0 |
+//! | Q8_0 | 0..2 | `d` | scale; w = d·q |
+//! |      | 2..34 | `qs` | q as i8 |
+//!
+//! The encoders are `quantize_row_q*_ref`, the decoders `dequantize_row_q*` of ggml-quants.c.
+
+use super::float::{read_f16, write_f16};
+use super::{field, field_mut};
+
+/// Weights in a block.
+const QK: usize = 32;
+
+type Weights = [f32; QK];
+type Codes = [u8; QK];
+
+pub(super) fn decode_q4_0(block: &[u8; 18], w: &mut Weights) {
+    let d = read_f16(field(block, 0));
+    let q = unpack_nibbles(field(block, 2));
+    for (w, q) in w.iter_mut().zip(q) {
+        *w = (i32::from(q) - 8) as f32 * d;
+    }
+}
+
+pub(super) fn encode_q4_0(w: &Weights, block: &mut [u8; 18]) {
+    let q = encode_symmetric(w, 8, field_mut(block, 0));
+    pack_nibbles(&q, field_mut(block, 2));
+}
+
+pub(super) fn decode_q4_1(block: &[u8; 20], w: &mut Weights) {
+    let (d, m) = (read_f16(field(block, 0)), read_f16(field(block, 2)));
+    let q = unpack_nibbles(field(block, 4));
+    for (w, q) in w.iter_mut().zip(q) {
+        *w = f32::from(q) * d + m;
+    }
+}
+
+pub(super) fn encode_q4_1(w: &Weights, block: &mut [u8; 20]) {
+    let q = encode_with_min(w, 15, field_mut(block, 0));
+    pack_nibbles(&q, field_mut(block, 4));
+}
+
+pub(super) fn decode_q5_0(block: &[u8; 22], w: &mut Weights) {
+    let d = read_f16(field(block, 0));
+    let q = unpack_5_bits(field(block, 2), field(block, 6));
+    for (w, q) in w.iter_mut().zip(q) {
+        *w = (i32::from(q) - 16) as f32 * d;
+    }
+}
+
+pub(super) fn encode_q5_0(w: &Weights, block: &mut [u8; 22]) {
+    let q = encode_symmetric(w, 16, field_mut(block, 0));
+    pack_fifth_bits(&q, field_mut(block, 2));
+    pack_nibbles(&q, field_mut(block, 6));
+}
+
+pub(super) fn decode_q5_1(block: &[u8; 24], w: &mut Weights) {
+    let (d, m) = (read_f16(field(block, 0)), read_f16(field(block, 2)));
+    let q = unpack_5_bits(field(block, 4), field(block, 8));
+    for (w, q) in w.iter_mut().zip(q) {
+        *w = f32::from(q) * d + m;
+    }
+}
+
+pub(super) fn encode_q5_1(w: &Weights, block: &mut [u8; 24]) {
+    let q = encode_with_min(w, 31, field_mut(block, 0));
+    pack_fifth_bits(&q, field_mut(block, 4));
+    pack_nibbles(&q, field_mut(block, 8));
+}
+
+pub(super) fn decode_q8_0(block: &[u8; 34], w: &mut Weights) {
+    let d = read_f16(field(block, 0));
+    let qs: &[u8; QK] = field(block, 2);
+    for (w, q) in w.iter_mut().zip(qs) {
+        *w = f32::from(q.cast_signed()) * d;
+    }
+}
+
+pub(super) fn encode_q8_0(w: &Weights, block: &mut [u8; 34]) {
+    let d = fold(w, 0.0, |most, w| if most > w.abs() { most } else { w.abs() }) / 127.0;
+    let id = inverse(d);
+    write_f16(d, field_mut(block, 0));
+    let qs: &mut [u8; QK] = field_mut(block, 2);
+    for (q, w) in qs.iter_mut().zip(w) {
+        // Half away from zero, like C's roundf. `f32::round` is that too, but a call for each weight where the
+        // processor's baseline has no rounding instruction; below 2^23 the fraction is exact.
+        let x = w * id;
+        let whole = x as i8;
+        let fraction = x - f32::from(whole);
+        *q = whole.wrapping_add(i8::from(fraction >= 0.5)).wrapping_sub(i8::from(fraction <= -0.5)).cast_unsigned();
+    }
+}
+
+/// Codes of Q4_0 and Q5_0. The weight farthest from zero, of two with both signs the first, becomes code 0; its scale
+/// is thus of the opposite sign, and the code range is used whole on that side.
+#[inline(always)]
+fn encode_symmetric(w: &Weights, half_range: u8, d_bytes: &mut [u8; 2]) -> Codes {
+    let farthest = fold(w, 0.0, |most, w| if most < w.abs() { w.abs() } else { most });
+    let is_positive = w.iter().fold(false, |is, &w| is | (w == farthest));
+    let is_negative = w.iter().fold(false, |is, &w| is | (w == -farthest));
+    let max = match (is_positive, is_negative) {
+        (true, false) => farthest,
+        (false, true) => -farthest,
+        // Weights that are all NaN find neither.
+        _ => w.iter().copied().find(|w| w.abs() == farthest && farthest != 0.0).unwrap_or(0.0),
+    };
+    let d = max / -f32::from(half_range);
+    let id = inverse(d);
+    write_f16(d, d_bytes);
+    let bias = f32::from(half_range) + 0.5;
+    let top = 2 * half_range - 1;
+    w.map(|w| ((w * id + bias) as u8).min(top))
+}
+
+/// Codes of Q4_1 and Q5_1, counted from the least weight.
+#[inline(always)]
+fn encode_with_min(w: &Weights, top: u8, dm_bytes: &mut [u8; 4]) -> Codes {
+    let min = fold(w, f32::MAX, |min, w| if w < min { w } else { min });
+    let max = fold(w, -f32::MAX, |max, w| if w > max { w } else { max });
+    // Which zero is the least decides the sign of the stored minimum: in ggml, the first.
+    let first_of = |x: f32| if x == 0.0 { w.iter().copied().find(|&w| w == x).unwrap_or(x) } else { x };
+    let (min, max) = (first_of(min), first_of(max));
+    let d = (max - min) / f32::from(top);
+    let id = inverse(d);
+    write_f16(d, field_mut(dm_bytes, 0));
+    write_f16(min, field_mut(dm_bytes, 2));
+    w.map(|w| (((w - min) * id + 0.5) as u8).min(top))
+}
+
+/// 1/d, or 0 for a scale of 0.
+///
+/// A denormal d has no finite inverse, and then ggml's conversion of infinity to an integer is undefined in C; on x86-64
+/// each code is 0. NaN is the inverse for which Rust's casts say the same.
+#[inline]
+fn inverse(d: f32) -> f32 {
+    let id = 1.0 / d;
+    if d == 0.0 {
+        0.0
+    } else if id.is_infinite() {
+        f32::NAN
+    } else {
+        id
+    }
+}
+
+/// A fold whose order does not matter, in eight partial results so that it vectorises: the compiler may not reorder
+/// comparisons of floats by itself, because of NaN and the two zeros.
+#[inline(always)]
+fn fold(w: &Weights, init: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut partial = [init; 8];
+    for w in w.as_chunks::<8>().0 {
+        for (p, &w) in partial.iter_mut().zip(w) {
+            *p = f(*p, w);
+        }
+    }
+    partial.into_iter().fold(init, f)
+}
+
+#[inline(always)]
+fn unpack_nibbles(qs: &[u8; QK / 2]) -> Codes {
+    let mut q = [0; QK];
+    for (j, &byte) in qs.iter().enumerate() {
+        q[j] = byte & 0xf;
+        q[j + QK / 2] = byte >> 4;
+    }
+    q
+}
+
+#[inline(always)]
+fn pack_nibbles(q: &Codes, qs: &mut [u8; QK / 2]) {
+    for (j, byte) in qs.iter_mut().enumerate() {
+        *byte = q[j] & 0xf | q[j + QK / 2] << 4;
+    }
+}
+
+#[inline(always)]
+fn unpack_5_bits(qh: &[u8; 4], qs: &[u8; QK / 2]) -> Codes {
+    let mut q = unpack_nibbles(qs);
+    for (j, q) in q.iter_mut().enumerate() {
+        *q |= if qh[j / 8] & 1 << (j % 8) != 0 { 0x10 } else { 0 };
+    }
+    q
+}
+
+#[inline(always)]
+fn pack_fifth_bits(q: &Codes, qh: &mut [u8; 4]) {
+    let bits = q.iter().enumerate().fold(0, |bits, (j, &q)| bits | u32::from(q >> 4 & 1) << j);
+    *qh = bits.to_le_bytes();
+}

@@ -1,0 +1,88 @@
+//! Q3_K: 16 sub-blocks of 16 weights, each with a signed scale of 6 bits.
+//!
+//! | bytes | field | meaning |
+//! |---|---|---|
+//! | 0..32 | `hmask` | bit 2 of each code, a plane of 1 bit |
+//! | 32..96 | `qs` | bits 0 and 1 of each code, a plane of 2 bits |
+//! | 96..104 | `scales` | byte j: low four bits of scales j and j + 8 |
+//! | 104..108 |  | byte j: bits 4 and 5 of scales j, j + 4, j + 8 and j + 12, from the low bits up |
+//! | 108..110 | `d` | f16: what the scales count |
+//!
+//! w = (d·(scale − 32))·(q − 4). Encoder `quantize_row_q3_K_ref`, decoder `dequantize_row_q3_K` of ggml-quants.c.
+
+use super::float::{read_f16, write_f16};
+use super::search::{self, LANES, nearest_int, requantize};
+use super::{QK_K, field, field_mut, planes};
+
+/// Weights in a sub-block.
+const SUB: usize = 16;
+const N_SUB: usize = QK_K / SUB;
+
+pub(super) fn decode(block: &[u8; 110], w: &mut [f32; QK_K]) {
+    let d = read_f16(field(block, 108));
+    let scales = unpack_scales(field(block, 96));
+    let mut codes = [0; QK_K];
+    planes::unpack_pairs(field(block, 32), 0, &mut codes);
+    planes::unpack_bits(field(block, 0), 2, &mut codes);
+    for ((w, codes), scale) in w.as_chunks_mut::<SUB>().0.iter_mut().zip(codes.as_chunks::<SUB>().0).zip(scales) {
+        let dl = d * (i32::from(scale) - 32) as f32;
+        for (w, &q) in w.iter_mut().zip(codes) {
+            *w = dl * (i32::from(q) - 4) as f32;
+        }
+    }
+}
+
+pub(super) fn encode(w: &[f32; QK_K], block: &mut [u8; 110]) {
+    let mut codes = [0; QK_K];
+    let mut scales = [0.0f32; N_SUB];
+    search::each_group::<SUB>(w, &mut codes, |x, codes, at| {
+        scales[at..at + LANES].copy_from_slice(&search::symmetric_scale_by_rounds(x, 4.0, codes));
+    });
+
+    // The scale farthest from zero becomes −32.
+    let max_scale = scales.iter().fold(0.0f32, |max, &scale| if scale.abs() > max.abs() { scale } else { max });
+    // Without any scale ggml stores zeros, which read as −32.
+    let (mut stored, mut d) = ([0; N_SUB], 0.0);
+    if max_scale != 0.0 {
+        let iscale = -32.0 / max_scale;
+        stored = scales.map(|scale| ((nearest_int(iscale * scale) as i8).clamp(-32, 31) + 32).cast_unsigned());
+        d = 1.0 / iscale;
+    }
+    pack_scales(&stored, field_mut(block, 96));
+    let d = write_f16(d, field_mut(block, 108));
+
+    for ((w, codes), scale) in w.as_chunks::<SUB>().0.iter().zip(codes.as_chunks_mut::<SUB>().0).zip(stored) {
+        requantize(w, d * (i32::from(scale) - 32) as f32, 0.0, -4, 3, codes);
+    }
+    planes::pack_bits(&codes, 2, field_mut(block, 0));
+    planes::pack_pairs(&codes, 0, field_mut(block, 32));
+}
+
+#[inline]
+fn unpack_scales(bytes: &[u8; 12]) -> [u8; N_SUB] {
+    std::array::from_fn(|j| {
+        let low = if j < 8 { bytes[j] & 0xf } else { bytes[j - 8] >> 4 };
+        low | (bytes[8 + j % 4] >> (2 * (j / 4)) & 3) << 4
+    })
+}
+
+fn pack_scales(scales: &[u8; N_SUB], bytes: &mut [u8; 12]) {
+    bytes.fill(0);
+    for (j, scale) in scales.iter().enumerate() {
+        bytes[j % 8] |= (scale & 0xf) << (4 * (j / 8));
+        bytes[8 + j % 4] |= scale >> 4 << (2 * (j / 4));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn six_bit_scales_survive_packing() {
+        let scales = [0, 63, 1, 32, 15, 16, 48, 63, 7, 0, 31, 33, 62, 2, 47, 17];
+        let mut bytes = [0xff; 12];
+        pack_scales(&scales, &mut bytes);
+        assert_eq!(unpack_scales(&bytes), scales);
+    }
+}
