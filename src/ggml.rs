@@ -234,6 +234,13 @@ impl fmt::Display for GgmlType {
     }
 }
 
+impl serde::Serialize for GgmlType {
+    /// As its upper-case name.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl FromStr for GgmlType {
     type Err = TypeError;
 

@@ -1,5 +1,7 @@
 //! Chat vectors on GGUF files.
 
+pub mod chat;
 pub mod ggml;
 pub mod gguf;
 pub mod quants;
+pub mod survey;

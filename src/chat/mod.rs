@@ -1,0 +1,14 @@
+//! What the metadata says about talking: template, end-of-generation tokens, special tokens.
+//!
+//! A merge moves these from the chat model into the continual-pretrained one, because that is what they belong to: the
+//! vector teaches the model to end its answers with the chat model's end token, inside the chat model's template.
+//! Everything about the text vocabulary stays the continual-pretrained model's.
+
+mod plumbing;
+
+pub use plumbing::{Change, has_template, is_plumbing_key, transplant};
+
+/// `tokenizer.ggml.tokens`: the vocabulary as text.
+pub const TOKENS: &str = "tokenizer.ggml.tokens";
+/// `tokenizer.ggml.token_type`: one number a token (llama.h, `llama_token_type`).
+pub const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";

@@ -1,0 +1,216 @@
+//! What looks wrong with a set of inputs, judged from the sampled weights and from the templates.
+//!
+//! The thresholds leave a wide gap on both sides. Real chat vectors have ‖τ‖/‖W‖ of 1–12 % and continual pre-training
+//! goes 3–40 % away; two models trained apart from each other differ by √2 times their norm, and so do the query and key
+//! weights of one model written by two converters, of which one permutes their rows for rope and the other does not.
+
+use std::fmt;
+
+use super::moments::Moments;
+
+/// Above this ‖chat − base‖/‖base‖ the two are no pair. Unrelated models: 1.41; Q2_K noise in both: 0.37.
+const UNRELATED_PAIR: f64 = 0.7;
+/// Above this ‖model − base‖/‖base‖ the model does not come from the base.
+const UNRELATED_MODEL: f64 = 1.0;
+/// Query and key weights this far apart, and everything else four times closer: permuted rows.
+const PERMUTED: f64 = 0.5;
+
+/// Something the survey noticed.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Finding {
+    /// Chat and base hold the same weights.
+    VectorIsZero,
+    /// The model is nearer to chat than to base.
+    NearerToChat {
+        /// ⟨τ, model − base⟩ / ‖τ‖²: 0 for an unrelated direction, above 0.5 when nearer to chat.
+        overlap: f64,
+    },
+    /// Chat does not come from base.
+    UnrelatedPair {
+        /// ‖chat − base‖ / ‖base‖
+        ratio: f64,
+    },
+    /// The model does not come from base.
+    UnrelatedModel {
+        /// ‖model − base‖ / ‖base‖
+        ratio: f64,
+    },
+    /// Only query and key weights are far apart.
+    PermutedQueryKey {
+        /// The two that differ.
+        between: &'static str,
+        /// Their distance in attn_q and attn_k, relative to the base.
+        query_key: f64,
+        /// Their distance in all other tensors.
+        others: f64,
+    },
+    /// Base has a chat template and chat has none.
+    TemplateOnlyInBase,
+    /// Base has a chat template too.
+    TemplateInBase,
+    /// Chat has no template.
+    NoTemplate,
+}
+
+impl Finding {
+    /// Whether a run should stop unless it is forced.
+    pub fn is_refusal(&self) -> bool {
+        use Finding::*;
+        match self {
+            NearerToChat { .. } | UnrelatedPair { .. } | UnrelatedModel { .. } | PermutedQueryKey { .. } => true,
+            TemplateOnlyInBase => true,
+            VectorIsZero | TemplateInBase | NoTemplate => false,
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Finding::VectorIsZero => {
+                write!(f, "chat and base hold the same weights: the vector is zero and changes nothing")
+            }
+            Finding::NearerToChat { overlap } => write!(
+                f,
+                "the model is nearer to chat than to base (overlap with the vector {overlap:.2}): base and chat may be \
+                 swapped, or the model already has this vector"
+            ),
+            Finding::UnrelatedPair { ratio } => write!(
+                f,
+                "chat is {:.0} % of the weights' norm away from base: it was not made from this base",
+                ratio * 100.0
+            ),
+            Finding::UnrelatedModel { ratio } => write!(
+                f,
+                "the model is {:.0} % of the weights' norm away from base: it was not made from this base",
+                ratio * 100.0
+            ),
+            Finding::PermutedQueryKey { between, query_key, others } => write!(
+                f,
+                "{between} differ by {:.0} % in attn_q and attn_k but by {:.1} % elsewhere: the files come from \
+                 different converters, which order these rows differently; convert both with the same one",
+                query_key * 100.0,
+                others * 100.0
+            ),
+            Finding::TemplateOnlyInBase => {
+                write!(f, "base has a chat template and chat has none: base and chat may be swapped")
+            }
+            Finding::TemplateInBase => {
+                write!(f, "base has a chat template too: it may be a chat model itself, and the vector only a part")
+            }
+            Finding::NoTemplate => write!(
+                f,
+                "chat has no chat template: llama.cpp will talk to the result in its built-in ChatML, which may not be \
+                 what the vector teaches"
+            ),
+        }
+    }
+}
+
+/// Distances of a trio, in sums of squares over the same weights.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Distances {
+    /// Σ base²
+    pub(super) base2: f64,
+    /// Σ (chat − base)²
+    pub(super) tau2: f64,
+    /// Σ (model − base)², where there is a model.
+    pub(super) drift2: f64,
+    /// Σ (chat − base)·(model − base)
+    pub(super) tau_drift: f64,
+    /// Whether there is a model.
+    pub(super) has_model: bool,
+}
+
+impl Distances {
+    /// From the sums for one vector at ratio 1.
+    pub(super) fn new(base2: f64, unit: &Moments, has_model: bool) -> Self {
+        Distances { base2, tau2: unit.delta2, drift2: unit.drift2, tau_drift: unit.delta_drift, has_model }
+    }
+
+    pub(super) fn add(&mut self, other: Distances) {
+        self.base2 += other.base2;
+        self.tau2 += other.tau2;
+        self.drift2 += other.drift2;
+        self.tau_drift += other.tau_drift;
+        self.has_model |= other.has_model;
+    }
+}
+
+/// Judges the distances of a trio: `query_key` sums over attn_q and attn_k weights, `others` over the rest.
+pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
+    let mut all = *query_key;
+    all.add(*others);
+    let mut findings = Vec::new();
+    if all.tau2 == 0.0 {
+        return vec![Finding::VectorIsZero];
+    }
+    let relative = |d2: f64, base2: f64| if base2 > 0.0 { (d2 / base2).sqrt() } else { 0.0 };
+    let permuted = |d2: fn(&Distances) -> f64, between| {
+        let (qk, rest) = (relative(d2(query_key), query_key.base2), relative(d2(others), others.base2));
+        (qk > PERMUTED && rest < qk / 4.0).then_some(Finding::PermutedQueryKey { between, query_key: qk, others: rest })
+    };
+    let permuted: Vec<Finding> =
+        [permuted(|d| d.tau2, "chat and base"), permuted(|d| d.drift2, "model and base").filter(|_| all.has_model)]
+            .into_iter()
+            .flatten()
+            .collect();
+    // Permuted rows explain every other distance, so nothing else is said then.
+    if !permuted.is_empty() {
+        return permuted;
+    }
+    let pair = relative(all.tau2, all.base2);
+    if pair > UNRELATED_PAIR {
+        findings.push(Finding::UnrelatedPair { ratio: pair });
+    }
+    if all.has_model {
+        let drift = relative(all.drift2, all.base2);
+        if drift > UNRELATED_MODEL {
+            findings.push(Finding::UnrelatedModel { ratio: drift });
+        }
+        let overlap = all.tau_drift / all.tau2;
+        if overlap > 0.5 && findings.is_empty() {
+            findings.push(Finding::NearerToChat { overlap });
+        }
+    }
+    findings
+}
+
+/// Judges the templates of base and chat.
+pub(super) fn judge_templates(base: bool, chat: bool) -> Option<Finding> {
+    match (base, chat) {
+        (true, false) => Some(Finding::TemplateOnlyInBase),
+        (true, true) => Some(Finding::TemplateInBase),
+        (false, false) => Some(Finding::NoTemplate),
+        (false, true) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn d(base2: f64, tau2: f64, drift2: f64, tau_drift: f64) -> Distances {
+        Distances { base2, tau2, drift2, tau_drift, has_model: true }
+    }
+
+    #[test]
+    fn a_plausible_trio_has_no_finding() {
+        assert_eq!(judge(&d(1.0, 0.002, 0.01, 0.0001), &d(5.0, 0.01, 0.05, 0.001)), []);
+    }
+
+    #[test]
+    fn swapped_unrelated_and_permuted_inputs_are_told_apart() {
+        // Swapped: τ' = −τ and model − base' = (model − base) − τ, so that the overlap is 1 for orthogonal directions.
+        let swapped = judge(&d(1.0, 0.002, 0.012, 0.002), &d(5.0, 0.01, 0.06, 0.01));
+        assert!(matches!(swapped[..], [Finding::NearerToChat { .. }]), "{swapped:?}");
+        let unrelated = judge(&d(1.0, 2.0, 0.01, 0.0), &d(5.0, 10.0, 0.05, 0.0));
+        assert!(matches!(unrelated[..], [Finding::UnrelatedPair { .. }]), "{unrelated:?}");
+        let foreign = judge(&d(1.0, 0.01, 2.0, 0.0), &d(5.0, 0.05, 10.0, 0.0));
+        assert!(matches!(foreign[..], [Finding::UnrelatedModel { .. }]), "{foreign:?}");
+        let permuted = judge(&d(1.0, 2.0, 0.01, 0.0), &d(5.0, 0.01, 0.05, 0.0));
+        assert!(matches!(permuted[..], [Finding::PermutedQueryKey { between: "chat and base", .. }]), "{permuted:?}");
+        assert_eq!(judge(&d(1.0, 0.0, 0.01, 0.0), &d(5.0, 0.0, 0.05, 0.0)), [Finding::VectorIsZero]);
+    }
+}

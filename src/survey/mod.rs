@@ -1,0 +1,17 @@
+//! Looking at weights before deciding.
+//!
+//! [`Inputs`] says which models take part and what each is for, [`pair`] finds for every output tensor what is added to
+//! it, and [`survey`] reads a sample of rows and measures: how large the vector is against the model, how much of it will
+//! survive each type, and what looks wrong. It writes nothing and decides nothing; [`crate::plan`] does.
+
+mod findings;
+mod moments;
+mod pairing;
+mod sample;
+mod source;
+
+pub use findings::Finding;
+pub use moments::Moments;
+pub use pairing::{Inputs, Kept, Pair, Role, SourceId, TensorRef, Term, Vector, pair, part_of};
+pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
+pub use source::{Error, TensorSource, add_term, check_finite, decode, minimum_rows};

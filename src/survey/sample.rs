@@ -1,0 +1,215 @@
+//! Reading a sample of rows and adding up.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use super::findings::{Distances, Finding, judge, judge_templates};
+use super::moments::Moments;
+use super::pairing::{Inputs, Pair, TensorRef, part_of};
+use super::source::{Error, add_term, decode};
+use crate::chat;
+use crate::ggml::GgmlType;
+use crate::quants;
+
+/// How much a survey looks at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SampleSettings {
+    /// Weights to look at in all, about. Small models are read whole.
+    pub n_weights: u64,
+    /// Types to try on the merged rows, besides the model's own.
+    pub types: Vec<GgmlType>,
+}
+
+impl Default for SampleSettings {
+    /// Four million weights: under a second, and sums within a few percent (the rows are spread over every tensor).
+    fn default() -> Self {
+        SampleSettings { n_weights: 4 << 20, types: Vec::new() }
+    }
+}
+
+/// What became of a sample in one type.
+#[derive(Clone, Copy, PartialEq, Debug, serde::Serialize)]
+pub struct TypeForecast {
+    /// ⟨q − m, δ⟩ / ⟨δ, δ⟩, none where the vector is zero.
+    pub survival: Option<f64>,
+    /// ‖q − o‖ / ‖δ‖, none where the vector is zero.
+    pub noise: Option<f64>,
+}
+
+/// What the sample says of one tensor; sums are estimates for all of it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TensorSurvey {
+    /// The tensor.
+    pub name: String,
+    /// Rows looked at.
+    pub n_sampled: u64,
+    /// Rows in all.
+    pub n_rows: u64,
+    /// Norms and cosines; `kept` and `error2` are zero here.
+    pub moments: Moments,
+    /// With `kept` and `error2`, for every type that was tried.
+    pub by_type: BTreeMap<GgmlType, Moments>,
+}
+
+/// What a sample of rows says about the inputs of a run.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Survey {
+    /// One entry for each tensor that something is added to, in the order of the pairs.
+    pub tensors: Vec<TensorSurvey>,
+    /// cos(τ̂, τ) at least: how much of the vector read from quantised files is vector rather than rounding error, if the
+    /// errors of base and chat are independent. None for a patch, a zero vector, or types that were not tried.
+    pub cosine: Option<f64>,
+    /// What looks wrong.
+    pub findings: Vec<Finding>,
+}
+
+impl Survey {
+    /// Sums over all tensors.
+    pub fn total(&self) -> Moments {
+        let mut total = Moments::default();
+        self.tensors.iter().for_each(|t| total += t.moments);
+        total
+    }
+
+    /// What becomes of the vector if every tensor that the type fits is written in it; others keep their share.
+    pub fn forecast(&self, ty: GgmlType) -> TypeForecast {
+        self.forecast_for(|_| Some(ty))
+    }
+
+    /// What becomes of the vector if each tensor is written in the type that `ty_of` names.
+    pub fn forecast_for(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
+        let mut total = Moments::default();
+        for t in &self.tensors {
+            if let Some(moments) = ty_of(&t.name).and_then(|ty| t.by_type.get(&ty)) {
+                total += *moments;
+            }
+        }
+        TypeForecast { survival: total.survival(), noise: total.noise() }
+    }
+}
+
+/// Samples rows of every tensor that something is added to, evenly spread over it, and measures. Runs on the current
+/// rayon pool; memory is a few rows for each of its threads.
+///
+/// # Errors
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`] in a sampled row.
+pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Result<Survey, Error> {
+    let added: Vec<&Pair> = pairs.iter().filter(|p| p.kept.is_none()).collect();
+    let n_weights: u64 = added.iter().map(|p| p.info(inputs).n_weights()).sum();
+    let share = settings.n_weights as f64 / n_weights.max(1) as f64;
+    let samples: Vec<Sample> =
+        added.par_iter().map(|pair| sample(inputs, pair, share, &settings.types)).collect::<Result<_, _>>()?;
+
+    let mut query_key = Distances::default();
+    let mut others = Distances::default();
+    let (mut tau2, mut noise2) = (0.0, Some(0.0));
+    for s in &samples {
+        match part_of(&s.tensor.name) {
+            "attn_q" | "attn_k" => query_key.add(s.distances),
+            _ => others.add(s.distances),
+        }
+        tau2 += s.distances.tau2;
+        noise2 = noise2.zip(s.noise2).map(|(a, b): (f64, f64)| a + b);
+    }
+    let mut survey = Survey::default();
+    let vector = inputs.vectors()[0];
+    if let Some(base) = vector.minus {
+        survey.findings = judge(&query_key, &others);
+        let has_template = |id| chat::has_template(inputs.source(id).metadata());
+        survey.findings.extend(judge_templates(has_template(base), has_template(vector.plus)));
+        survey.cosine = noise2.filter(|_| tau2 > 0.0).map(|noise2| (1.0 - noise2 / tau2).max(0.0).sqrt());
+    }
+    survey.tensors = samples.into_iter().map(|s| s.tensor).collect();
+    Ok(survey)
+}
+
+struct Sample {
+    tensor: TensorSurvey,
+    distances: Distances,
+    /// Squared rounding error expected in chat − base, none if a type's error could not be tried.
+    noise2: Option<f64>,
+}
+
+fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Result<Sample, Error> {
+    let info = pair.info(inputs);
+    let (row_len, n_rows) = (info.row_len() as usize, info.n_rows());
+    // Two rows at least, so that one odd row does not speak for a tensor.
+    let n_sampled = ((n_rows as f64 * share).ceil() as u64).clamp(n_rows.min(2), n_rows);
+    let mut candidates: Vec<GgmlType> = types.to_vec();
+    candidates.extend(pair.model_type(inputs));
+    let first = pair.terms[0];
+    let type_of = |r: TensorRef| inputs.source(r.source).tensor(r.tensor).ty();
+    let source_types: Vec<GgmlType> = [Some(first.plus), first.minus].into_iter().flatten().map(type_of).collect();
+    candidates.extend(&source_types);
+    candidates.sort();
+    candidates.dedup();
+    candidates.retain(|&ty| quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len()));
+
+    let mut raw = Vec::new();
+    let [mut model, mut base, mut plus, mut minus, mut delta, mut unit, mut wanted, mut got] =
+        std::array::from_fn(|_| vec![0.0f32; row_len]);
+    let mut moments = Moments::default();
+    let mut unit_moments = Moments::default();
+    let mut base2 = Moments::default();
+    let mut by_type: BTreeMap<GgmlType, Moments> = candidates.iter().map(|&ty| (ty, Moments::default())).collect();
+    for i in 0..n_sampled {
+        // The middle of the i-th of `n_sampled` equal parts.
+        let row = ((u128::from(i) * 2 + 1) * u128::from(n_rows) / (u128::from(n_sampled) * 2)) as u64;
+        let mut read = |at: TensorRef, out: &mut [f32]| {
+            let source = inputs.source(at.source);
+            let size = source.tensor(at.tensor).row_size();
+            raw.resize(size as usize, 0);
+            source.read(at.tensor, row * size, &mut raw)?;
+            decode(source, at.tensor, row * row_len as u64, &raw, out)
+        };
+        let has_model = pair.model.is_some();
+        if let Some(at) = pair.model {
+            read(at, &mut model)?;
+        }
+        for (n, term) in pair.terms.iter().enumerate() {
+            read(term.plus, &mut plus)?;
+            if let Some(at) = term.minus {
+                read(at, &mut minus)?;
+            }
+            let minus = term.minus.map(|_| &minus[..]);
+            if let (0, Some(minus)) = (n, minus) {
+                base.copy_from_slice(minus);
+                add_term(&mut unit, true, 1.0, &plus, Some(minus));
+            }
+            add_term(&mut delta, n == 0, term.ratio, &plus, minus);
+        }
+        let drift: Option<Vec<f32>> =
+            (has_model && first.minus.is_some()).then(|| model.iter().zip(&base).map(|(m, b)| m - b).collect());
+        moments.add_inputs(&delta, has_model.then_some(&model), drift.as_deref());
+        if first.minus.is_some() {
+            unit_moments.add_inputs(&unit, None, drift.as_deref());
+            base2.add_inputs(&base, None, None);
+        }
+        for (w, (m, d)) in wanted.iter_mut().zip(model.iter().zip(&delta)) {
+            *w = if has_model { m + d } else { *d };
+        }
+        for (&ty, moments) in &mut by_type {
+            let size = ty.size_of(row_len as u64).expect("candidates fit the row") as usize;
+            raw.resize(size, 0);
+            let coded =
+                quants::quantize_row(ty, &wanted, &mut raw).and_then(|()| quants::dequantize_row(ty, &raw, &mut got));
+            coded.expect("candidates are supported and fit the row");
+            // Here the norm is that of what was encoded: the error of a type is relative to it.
+            moments.add_inputs(&delta, Some(&wanted), None);
+            moments.add_output(&delta, has_model.then_some(&model), &wanted, &got);
+        }
+    }
+
+    let factor = n_rows as f64 / n_sampled.max(1) as f64;
+    let base2 = base2.delta2 * factor;
+    // A type's relative error, tried on rows that are not on its grid yet, tells what it once did to base and chat.
+    let noise2 = source_types
+        .iter()
+        .map(|ty| by_type.get(ty).map(|m| if m.model2 > 0.0 { m.error2 / m.model2 * base2 } else { 0.0 }))
+        .sum();
+    let by_type = by_type.into_iter().map(|(ty, m)| (ty, m.scaled(factor))).collect();
+    let tensor = TensorSurvey { name: pair.name.clone(), n_sampled, n_rows, moments: moments.scaled(factor), by_type };
+    let distances = Distances::new(base2, &unit_moments.scaled(factor), pair.model.is_some());
+    Ok(Sample { tensor, distances, noise2 })
+}

@@ -1,0 +1,156 @@
+//! Weights from somewhere, as f32, and the arithmetic of the vector on them.
+
+use std::path::{Path, PathBuf};
+
+use crate::gguf::{self, Model, TensorId, TensorInfo};
+use crate::quants;
+
+/// Tensors that can be read in any order from any thread.
+pub trait TensorSource: Sync {
+    /// What is known of a tensor.
+    fn tensor(&self, id: TensorId) -> &TensorInfo;
+
+    /// The file to name when something is wrong with a tensor.
+    fn path_of(&self, id: TensorId) -> &Path;
+
+    /// Reads `buf.len()` bytes of a tensor's blocks, from `offset` bytes after its start.
+    ///
+    /// # Errors
+    /// Whatever the container reports.
+    fn read(&self, id: TensorId, offset: u64, buf: &mut [u8]) -> Result<(), gguf::Error>;
+}
+
+impl TensorSource for Model {
+    fn tensor(&self, id: TensorId) -> &TensorInfo {
+        Model::tensor(self, id)
+    }
+
+    fn path_of(&self, id: TensorId) -> &Path {
+        Model::path_of(self, id)
+    }
+
+    fn read(&self, id: TensorId, offset: u64, buf: &mut [u8]) -> Result<(), gguf::Error> {
+        Model::read(self, id, offset, buf)
+    }
+}
+
+/// Why weights could not be had, or do not fit together.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The container.
+    #[error(transparent)]
+    Container(#[from] gguf::Error),
+    /// A tensor of a type that cannot be computed with.
+    #[error("{}: tensor {tensor}: {source}; get this model as F16, Q8_0 or another of the types that can be read", path.display())]
+    Type {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The codec's answer.
+        source: quants::Error,
+    },
+    /// A weight that is no number.
+    #[error("{}: tensor {tensor}: weight {index} is {value}; the file is damaged or its training diverged", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Which weight, counted through the tensor with the row's direction fastest.
+        index: u64,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// A tensor has another shape in another file.
+    #[error(
+        "tensor {tensor} is {found:?} in {} but {expected:?} in {}; the files are no siblings",
+        found_in.display(), expected_in.display()
+    )]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Shape in the model, row length first.
+        expected: Vec<u64>,
+        /// The model's file.
+        expected_in: PathBuf,
+        /// Shape in the other file.
+        found: Vec<u64>,
+        /// The other file.
+        found_in: PathBuf,
+    },
+    /// A tensor that only one of base and chat has.
+    #[error("tensor {tensor} is in {} but not in {}; the files are no siblings", has.display(), lacks.display())]
+    OneSided {
+        /// The tensor.
+        tensor: String,
+        /// The file that has it.
+        has: PathBuf,
+        /// The file that lacks it.
+        lacks: PathBuf,
+    },
+    /// The vector changes tensors that the model does not have.
+    #[error(
+        "{} tensors of {} have no place in {}, among them {}; the files are no siblings",
+        tensors.len(), vector.display(), model.display(), tensors[0]
+    )]
+    NoPlace {
+        /// Names of the tensors, at least one.
+        tensors: Vec<String>,
+        /// The vector's file.
+        vector: PathBuf,
+        /// The model.
+        model: PathBuf,
+    },
+}
+
+/// Decodes whole blocks of a tensor and refuses what is no number. `first` is the index in the tensor of `out[0]`.
+///
+/// # Errors
+/// [`Error::Type`], [`Error::NotFinite`].
+pub fn decode(source: &dyn TensorSource, id: TensorId, first: u64, raw: &[u8], out: &mut [f32]) -> Result<(), Error> {
+    let info = source.tensor(id);
+    quants::dequantize_row(info.ty(), raw, out).map_err(|e| Error::Type {
+        path: source.path_of(id).to_owned(),
+        tensor: info.name().to_owned(),
+        source: e,
+    })?;
+    match check_finite(out) {
+        None => Ok(()),
+        Some(i) => Err(Error::NotFinite {
+            path: source.path_of(id).to_owned(),
+            tensor: info.name().to_owned(),
+            index: first + i as u64,
+            value: out[i],
+        }),
+    }
+}
+
+/// The position of the first NaN or infinity, if there is one.
+pub fn check_finite(weights: &[f32]) -> Option<usize> {
+    // One pass without a branch is several times faster than a search, and almost always enough.
+    let bad = weights.iter().fold(0, |bad, w| bad | u32::from(w.to_bits() & 0x7f80_0000 == 0x7f80_0000));
+    if bad == 0 { None } else { weights.iter().position(|w| !w.is_finite()) }
+}
+
+/// One term of the vector, in f32: `delta = ratio·(plus − minus)` if `first`, else `delta += ratio·(plus − minus)`;
+/// without `minus`, `plus` already is a difference.
+pub fn add_term(delta: &mut [f32], first: bool, ratio: f32, plus: &[f32], minus: Option<&[f32]>) {
+    match (minus, first) {
+        (Some(minus), true) => {
+            delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d = ratio * (p - m));
+        }
+        (Some(minus), false) => {
+            delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d += ratio * (p - m));
+        }
+        (None, true) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d = ratio * p),
+        (None, false) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d += ratio * p),
+    }
+}
+
+/// Rows that are computed on together: one, or as many short ones as make 4096 weights. Depends on the row's length
+/// alone, so that sums over these groups are the same however a tensor is cut up.
+pub fn minimum_rows(row_len: u64) -> u64 {
+    (4096 / row_len.max(1)).max(1)
+}
