@@ -3,5 +3,6 @@
 pub mod chat;
 pub mod ggml;
 pub mod gguf;
+pub mod plan;
 pub mod quants;
 pub mod survey;

@@ -1,0 +1,293 @@
+//! Whether the headers of the inputs describe siblings.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use crate::chat::TOKENS;
+use crate::gguf::{Metadata, Model, Value};
+use crate::survey::{Inputs, Kept, Pair};
+
+/// Something odd but legal in the inputs.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Warning {
+    /// A hyperparameter that may change in training differs; the output has the model's.
+    Differs {
+        /// The key.
+        key: String,
+        /// Its value in the model, or what stands for it.
+        model: String,
+        /// Its value in the other file.
+        other: String,
+        /// The other file's role.
+        role: &'static str,
+    },
+    /// A file has no token list to compare.
+    NoVocabulary {
+        /// The file's role.
+        role: &'static str,
+    },
+    /// Tensors of the model that no vector changes.
+    NoPartner {
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// `output.weight` meets a tied embedding.
+    TiedOutput,
+    /// The model is tied and the vector is not: what it does to `output.weight` is lost.
+    OutputDropped,
+    /// Neither the chat model nor the model has a chat template.
+    NoTemplate,
+    /// A finding of the survey that the user chose to go past.
+    Forced {
+        /// What it said.
+        finding: String,
+    },
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Warning::Differs { key, model, other, role } => {
+                write!(f, "{key} is {model} in the model and {other} in {role}; the output has the model's")
+            }
+            Warning::NoVocabulary { role } => {
+                write!(f, "{role} has no token list: that its rows belong to the same tokens could not be checked")
+            }
+            Warning::NoPartner { tensors } => write!(
+                f,
+                "{} tensors have no partner in base and chat and stay the model's, among them {}",
+                tensors.len(),
+                tensors[0]
+            ),
+            Warning::TiedOutput => write!(
+                f,
+                "output.weight has no partner in a file with tied embeddings; token_embd.weight stands for it there"
+            ),
+            Warning::OutputDropped => write!(
+                f,
+                "the model's embeddings are tied and the vector's are not: what it does to output.weight is left out"
+            ),
+            Warning::NoTemplate => {
+                write!(f, "the output has no chat template: llama.cpp will talk to it in its built-in ChatML")
+            }
+            Warning::Forced { finding } => write!(f, "forced: {finding}"),
+        }
+    }
+}
+
+/// A hyperparameter in which siblings cannot differ, because it gives tensors their shape or their meaning.
+struct Fixed {
+    suffix: &'static str,
+    /// The key whose value stands in where this one is absent (llama.cpp src/llama-model.cpp, `load_hparams`).
+    default: Option<&'static str>,
+    /// What that value is divided by.
+    divisor: Option<&'static str>,
+}
+
+const fn fixed(suffix: &'static str) -> Fixed {
+    Fixed { suffix, default: None, divisor: None }
+}
+
+/// Absent, it is the width of one attention head.
+const fn head_width(suffix: &'static str) -> Fixed {
+    Fixed { suffix, default: Some("embedding_length"), divisor: Some("attention.head_count") }
+}
+
+const FIXED: [Fixed; 15] = [
+    fixed("block_count"),
+    fixed("embedding_length"),
+    fixed("feed_forward_length"),
+    fixed("attention.head_count"),
+    Fixed { suffix: "attention.head_count_kv", default: Some("attention.head_count"), divisor: None },
+    head_width("attention.key_length"),
+    head_width("attention.value_length"),
+    head_width("rope.dimension_count"),
+    fixed("rope.dimension_sections"),
+    fixed("expert_count"),
+    fixed("expert_used_count"),
+    fixed("expert_feed_forward_length"),
+    fixed("expert_shared_count"),
+    fixed("attention.q_lora_rank"),
+    fixed("attention.kv_lora_rank"),
+];
+
+const NOT_SIBLINGS: &str = "the files are no siblings";
+const VOCABULARY_HINT: &str = "models with different vocabularies cannot be merged yet";
+
+/// Compares the headers of all inputs with the model's (or the chat model's, when a vector is extracted).
+///
+/// # Errors
+/// [`Error::NoArchitecture`], [`Error::Mismatch`] where siblings cannot differ.
+pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
+    let mut warnings = Vec::new();
+    let own = inputs.source(inputs.template());
+    for (role, other) in inputs.sources() {
+        let architecture = |model: &Model| match model.metadata().architecture() {
+            Some(name) => Ok(name.to_owned()),
+            None => Err(Error::NoArchitecture { path: model.path().to_owned() }),
+        };
+        let (expected, found) = (architecture(own)?, architecture(other)?);
+        let compare = Compare { own, other, role: role.name() };
+        if expected != found {
+            return Err(compare.mismatch("general.architecture", expected, found, NOT_SIBLINGS));
+        }
+        compare.hyperparameters(&expected, &mut warnings)?;
+        compare.vocabulary(&mut warnings)?;
+    }
+    Ok(warnings)
+}
+
+struct Compare<'a> {
+    own: &'a Model,
+    other: &'a Model,
+    role: &'static str,
+}
+
+impl Compare<'_> {
+    fn mismatch(&self, key: &str, expected: String, found: String, hint: &'static str) -> Error {
+        let path = |model: &Model| -> PathBuf { Path::to_owned(model.path()) };
+        let (expected_in, found_in) = (path(self.own), path(self.other));
+        Error::Mismatch { key: key.to_owned(), expected, expected_in, found, found_in, hint }
+    }
+
+    fn hyperparameters(&self, architecture: &str, warnings: &mut Vec<Warning>) -> Result<(), Error> {
+        let (own, other) = (self.own.metadata(), self.other.metadata());
+        for fixed in &FIXED {
+            let value = |m: &Metadata| fixed.value(m, architecture);
+            // Absent in one and without a rule for that: nothing to compare. The shapes still have to agree.
+            let (Some(expected), Some(found)) = (value(own), value(other)) else { continue };
+            if !same(&expected, &found) {
+                let key = format!("{architecture}.{}", fixed.suffix);
+                return Err(self.mismatch(&key, listed(&expected), listed(&found), NOT_SIBLINGS));
+            }
+        }
+        let prefix = format!("{architecture}.");
+        // The vocabulary is compared token by token.
+        let is_fixed = |suffix: &str| FIXED.iter().any(|f| f.suffix == suffix) || suffix == "vocab_size";
+        let may_change = |key: &str| key.strip_prefix(&prefix).is_some_and(|suffix| !is_fixed(suffix));
+        for (key, value) in other.iter().filter(|(key, _)| may_change(key)) {
+            let (model, other) = match own.get(key) {
+                Some(own) if own == value || numeric(own).is_some_and(|n| numeric(value) == Some(n)) => continue,
+                Some(own) => (shown(own), shown(value)),
+                None => ("absent".to_owned(), shown(value)),
+            };
+            warnings.push(Warning::Differs { key: key.to_owned(), model, other, role: self.role });
+        }
+        for (key, value) in own.iter().filter(|(key, _)| may_change(key) && other.get(key).is_none()) {
+            let (model, other) = (shown(value), "absent".to_owned());
+            warnings.push(Warning::Differs { key: key.to_owned(), model, other, role: self.role });
+        }
+        Ok(())
+    }
+
+    fn vocabulary(&self, warnings: &mut Vec<Warning>) -> Result<(), Error> {
+        let (own, other) = (self.own.metadata(), self.other.metadata());
+        let (expected, found) = match (own.get_strings(TOKENS), other.get_strings(TOKENS)) {
+            (Some(expected), Some(found)) => (expected, found),
+            _ => {
+                warnings.push(Warning::NoVocabulary { role: self.role });
+                return Ok(());
+            }
+        };
+        if expected.len() != found.len() {
+            let tokens = |n: usize| format!("{n} tokens");
+            return Err(self.mismatch(TOKENS, tokens(expected.len()), tokens(found.len()), VOCABULARY_HINT));
+        }
+        if let Some(i) = expected.iter().zip(found.iter()).position(|(a, b)| a != b) {
+            let (a, b) = (format!("{:?}", expected.get(i)), format!("{:?}", found.get(i)));
+            let clean = |s: String| s.trim_start_matches("Some(").trim_end_matches(')').to_owned();
+            return Err(self.mismatch(&format!("{TOKENS}[{i}]"), clean(a), clean(b), VOCABULARY_HINT));
+        }
+        let model_key = "tokenizer.ggml.model";
+        if let (Some(a), Some(b)) = (own.get(model_key), other.get(model_key))
+            && a != b
+        {
+            return Err(self.mismatch(model_key, shown(a), shown(b), VOCABULARY_HINT));
+        }
+        for key in ["tokenizer.ggml.pre", "tokenizer.ggml.merges"] {
+            match (own.get(key), other.get(key)) {
+                (Some(a), Some(b)) if a != b => warnings.push(Warning::Differs {
+                    key: key.to_owned(),
+                    model: shown(a),
+                    other: if shown(a) == shown(b) { "others".to_owned() } else { shown(b) },
+                    role: self.role,
+                }),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A hyperparameter as numbers: one, or one for each layer.
+fn numbers(metadata: &Metadata, architecture: &str, suffix: &str) -> Option<Vec<f64>> {
+    numeric(metadata.get(&format!("{architecture}.{suffix}"))?)
+}
+
+fn numeric(value: &Value) -> Option<Vec<f64>> {
+    match value {
+        Value::Array(array) => array.iter().map(|v| v.as_f64()).collect(),
+        other => Some(vec![other.as_f64()?]),
+    }
+}
+
+impl Fixed {
+    fn value(&self, metadata: &Metadata, architecture: &str) -> Option<Vec<f64>> {
+        if let Some(value) = numbers(metadata, architecture, self.suffix) {
+            return Some(value);
+        }
+        let mut value = numbers(metadata, architecture, self.default?)?;
+        if let Some(divisor) = self.divisor {
+            let by = *numbers(metadata, architecture, divisor)?.first().filter(|n| **n > 0.0)?;
+            value.iter_mut().for_each(|v| *v = (*v / by).floor());
+        }
+        Some(value)
+    }
+}
+
+/// Whether two hyperparameters say the same; one number stands for every layer.
+fn same(a: &[f64], b: &[f64]) -> bool {
+    match (a, b) {
+        ([one], many) | (many, [one]) => many.iter().all(|n| n == one),
+        _ => a == b,
+    }
+}
+
+fn listed(values: &[f64]) -> String {
+    match values {
+        [one] => one.to_string(),
+        many => format!("{many:?}"),
+    }
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(s) => s.to_string(),
+        Value::Array(a) => format!("a list of {}", a.len()),
+        Value::Bool(b) => (*b != 0).to_string(),
+        Value::F32(v) => v.to_string(),
+        other => other.as_f64().map_or_else(String::new, |v| v.to_string()),
+    }
+}
+
+/// What the pairing left out or bent.
+pub(super) fn pairing_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let tensors: Vec<String> =
+        pairs.iter().filter(|p| p.kept == Some(Kept::NoPartner)).map(|p| p.name.clone()).collect();
+    if !tensors.is_empty() {
+        warnings.push(Warning::NoPartner { tensors });
+    }
+    if pairs.iter().any(|p| p.tied) {
+        warnings.push(Warning::TiedOutput);
+    }
+    let has_output = |model: &Model| model.find("output.weight").is_some();
+    if !has_output(inputs.source(inputs.template()))
+        && inputs.vectors().iter().any(|v| has_output(inputs.source(v.plus)))
+    {
+        warnings.push(Warning::OutputDropped);
+    }
+    warnings
+}

@@ -1,0 +1,69 @@
+//! The output's metadata: what is dropped, and where it comes from.
+//!
+//! Nothing here depends on the time, the place or the name of a file, so that the same inputs give the same bytes.
+
+use super::Recipe;
+use crate::gguf::{Array, Metadata, Value};
+use crate::survey::{Inputs, Moments};
+
+/// Keys whose values are known only when the run ends. They are float64 from the start, so that the header keeps its
+/// size; NaN says that there is no such number, as with the survival of a zero vector.
+pub const MEASURED_KEYS: [&str; 4] =
+    ["chatvec.delta_ratio", "chatvec.drift_cosine", "chatvec.survival", "chatvec.noise"];
+
+/// The layout of the `chatvec.*` keys.
+const PROVENANCE_VERSION: u32 = 1;
+
+/// What `general.base_model.N.*` may say of a source (gguf-py/gguf/constants.py, `Keys.General`).
+const ABOUT: [&str; 9] = ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
+
+/// Drops what is true of the input file only: its place in a split set, its importance matrix, its ancestors.
+pub(super) fn clean(metadata: &mut Metadata) {
+    let stale = ["split.", "quantize.imatrix.", "general.base_model.", "chatvec."];
+    metadata.retain(|key| !stale.iter().any(|prefix| key.starts_with(prefix)));
+}
+
+/// Adds `general.base_model.*`, one entry for each input in their order, and `chatvec.*`.
+pub fn provenance(metadata: &mut Metadata, inputs: &Inputs, recipe: &Recipe) {
+    base_models(metadata, inputs);
+    metadata.set("chatvec.version", Value::U32(PROVENANCE_VERSION));
+    let roles = inputs.sources().map(|(role, _)| role.name()).collect();
+    metadata.set("chatvec.sources", Value::Array(Array::Strings(roles)));
+    let ratios: Vec<f32> = inputs.vectors().iter().map(|v| v.ratio as f32).collect();
+    metadata.set("chatvec.ratios", Value::Array(Array::from_f32s(&ratios)));
+    metadata.set("chatvec.output_type", recipe.output.name().as_str());
+    metadata.set("chatvec.embeddings", recipe.embeddings.name());
+    metadata.set("chatvec.special_tokens", "none");
+    for key in MEASURED_KEYS {
+        metadata.set(key, Value::F64(f64::NAN));
+    }
+}
+
+/// Adds `general.base_model.*` for every input.
+pub(crate) fn base_models(metadata: &mut Metadata, inputs: &Inputs) {
+    metadata.set("general.base_model.count", Value::U32(inputs.sources().len() as u32));
+    for (i, (_, source)) in inputs.sources().enumerate() {
+        let about = source.metadata();
+        for field in ABOUT {
+            let value = about.get_str(&format!("general.{field}")).or_else(|| {
+                // A nameless file still has to be told apart from the next one.
+                (field == "name").then(|| about.get_str("general.basename")).flatten()
+            });
+            if let Some(value) = value {
+                metadata.set(&format!("general.base_model.{i}.{field}"), Value::String(value.to_owned()));
+            }
+        }
+    }
+}
+
+/// The metadata with [`MEASURED_KEYS`] filled in; those that are absent stay so.
+pub fn fill_measured(metadata: &Metadata, total: &Moments) -> Metadata {
+    let mut filled = metadata.clone();
+    let values = [total.delta_ratio(), total.drift_cosine(), total.survival(), total.noise()];
+    for (key, value) in MEASURED_KEYS.iter().zip(values) {
+        if filled.get(key).is_some() {
+            filled.set(key, Value::F64(value.unwrap_or(f64::NAN)));
+        }
+    }
+    filled
+}

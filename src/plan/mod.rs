@@ -1,0 +1,276 @@
+//! The planner: headers and a recipe → a [`MergePlan`] that says everything about the output before a weight is read.
+//!
+//! It is pure: it looks at headers and at what a survey measured, opens nothing and writes nothing. The same plan is
+//! printed by a dry run and carried out by [`crate::pipeline`].
+
+mod compat;
+mod file_type;
+mod metadata;
+mod types;
+
+use std::path::PathBuf;
+
+pub use compat::{Warning, check};
+pub use file_type::{FileType, OutputType};
+pub use metadata::{MEASURED_KEYS, fill_measured, provenance};
+pub use types::{fallback, is_quantizable};
+
+use crate::chat;
+use crate::ggml::{GgmlType, TypeError};
+use crate::gguf::{self, Header, Metadata, TensorSpec};
+use crate::quants;
+use crate::survey::{Inputs, Kept, Pair, TensorRef, Term};
+
+/// Why no plan could be made. Nothing has been written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The output's header cannot be laid out.
+    #[error(transparent)]
+    Container(#[from] gguf::Error),
+    /// Two files that must agree do not.
+    #[error("{key} is {found} in {} but {expected} in {}; {hint}", found_in.display(), expected_in.display())]
+    Mismatch {
+        /// The metadata key.
+        key: String,
+        /// Its value in the model.
+        expected: String,
+        /// The model's file.
+        expected_in: PathBuf,
+        /// Its value in the other file.
+        found: String,
+        /// The other file.
+        found_in: PathBuf,
+        /// What that means.
+        hint: &'static str,
+    },
+    /// A file without `general.architecture`.
+    #[error("{}: the key general.architecture is missing; this is no model", path.display())]
+    NoArchitecture {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An output type that llama.cpp has and this crate cannot write yet.
+    #[error("the output type {name} cannot be written yet: {reason}")]
+    NotYet {
+        /// The type as asked for.
+        name: String,
+        /// Why, and what can be had instead.
+        reason: &'static str,
+    },
+    /// An output type that does not exist.
+    #[error("no output type is called {name:?}; known are keep, {known}")]
+    UnknownType {
+        /// The type as asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A ggml type that does not exist.
+    #[error(transparent)]
+    Type(#[from] TypeError),
+    /// A tensor that the recipe changes has a type that cannot be written.
+    #[error("tensor {tensor} would have to be written as {ty}, which cannot be encoded yet; ask for another --type")]
+    CannotEncode {
+        /// The tensor.
+        tensor: String,
+        /// Its type in the output.
+        ty: GgmlType,
+    },
+    /// A tensor that takes part in the sum has a type that cannot be read.
+    #[error(
+        "{}: tensor {tensor} is {ty}, which cannot be decoded yet; get this model as F16, Q8_0 or a K-quant",
+        path.display()
+    )]
+    CannotDecode {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type there.
+        ty: GgmlType,
+    },
+    /// A ratio that is no number.
+    #[error("a ratio must be a finite number, found {ratio}")]
+    Ratio {
+        /// The ratio.
+        ratio: f64,
+    },
+}
+
+/// What becomes of `token_embd` and `output`.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Embeddings {
+    /// Every row takes part, as any other tensor. Right where vocabularies are equal.
+    #[default]
+    All,
+    /// They stay the model's.
+    Skip,
+}
+
+impl Embeddings {
+    /// The word for it on the command line and in provenance.
+    pub fn name(self) -> &'static str {
+        match self {
+            Embeddings::All => "all",
+            Embeddings::Skip => "skip",
+        }
+    }
+}
+
+/// What is wanted of an output.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Recipe {
+    /// The types of its tensors.
+    pub output: OutputType,
+    /// What becomes of the embeddings.
+    pub embeddings: Embeddings,
+}
+
+/// One tensor of the output.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TensorPlan {
+    /// Its name.
+    pub name: String,
+    /// Weights along each dimension, row length first.
+    pub ne: Vec<u64>,
+    /// Its type in the output.
+    pub ty: GgmlType,
+    /// The tensor that is added to; none when a vector is extracted.
+    pub model: Option<TensorRef>,
+    /// What is added, in order.
+    pub terms: Vec<Term>,
+    /// Why nothing is added, where nothing is.
+    pub kept: Option<Kept>,
+}
+
+/// Everything about an output that can be known before reading weights.
+#[derive(Clone, PartialEq, Debug)]
+pub struct MergePlan {
+    /// The tensors, in the order of the output.
+    pub tensors: Vec<TensorPlan>,
+    /// Odd but legal things, for the user.
+    pub warnings: Vec<Warning>,
+    /// What was taken over from the chat model's metadata.
+    pub plumbing: Vec<chat::Change>,
+    header: Header,
+}
+
+impl MergePlan {
+    /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed.
+    ///
+    /// # Errors
+    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`].
+    ///
+    /// # Panics
+    /// If the inputs have no model to add to.
+    pub fn merge(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<Self, Error> {
+        let model = inputs.source(inputs.model().expect("a merge has a model"));
+        check_ratios(inputs)?;
+        let mut warnings = compat::pairing_warnings(inputs, &pairs);
+        let mut tensors = Vec::new();
+        for mut pair in pairs {
+            if recipe.embeddings == Embeddings::Skip && types::is_embedding(&pair.name) && pair.kept.is_none() {
+                pair.terms.clear();
+                pair.kept = Some(Kept::Skipped);
+            }
+            let info = pair.info(inputs);
+            let ty = recipe.output.type_for(info.name(), info.n_dims(), info.row_len(), info.ty());
+            tensors.push(TensorPlan::new(inputs, pair, ty)?);
+        }
+
+        let mut metadata = model.metadata().clone();
+        metadata::clean(&mut metadata);
+        // The first vector with a template is the main one; a second vector adds to it.
+        let talker = inputs.vectors().iter().map(|v| inputs.source(v.plus).metadata()).find(|m| chat::has_template(m));
+        let talker = talker.unwrap_or_else(|| inputs.source(inputs.vectors()[0].plus).metadata());
+        let plumbing = chat::transplant(&mut metadata, talker);
+        if !chat::has_template(&metadata) {
+            warnings.push(Warning::NoTemplate);
+        }
+        let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.ne.len())).collect();
+        recipe.output.describe(&mut metadata, &types);
+        provenance(&mut metadata, inputs, recipe);
+        Self::from_parts(metadata, tensors, warnings, plumbing)
+    }
+
+    /// A plan of which everything is decided.
+    ///
+    /// # Errors
+    /// [`Error::Container`] if no header can be laid out.
+    pub fn from_parts(
+        metadata: Metadata,
+        tensors: Vec<TensorPlan>,
+        warnings: Vec<Warning>,
+        plumbing: Vec<chat::Change>,
+    ) -> Result<Self, Error> {
+        let specs = tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty });
+        let header = Header::new(metadata, specs)?;
+        Ok(MergePlan { tensors, warnings, plumbing, header })
+    }
+
+    /// The output's header; [`MEASURED_KEYS`] hold no values yet.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The tensors that something is added to.
+    pub fn n_changed(&self) -> usize {
+        self.tensors.iter().filter(|t| t.kept.is_none()).count()
+    }
+}
+
+/// Refuses ratios that would make every weight NaN.
+pub(crate) fn check_ratios(inputs: &Inputs) -> Result<(), Error> {
+    match inputs.vectors().iter().map(|v| v.ratio).find(|r| !(*r as f32).is_finite()) {
+        Some(ratio) => Err(Error::Ratio { ratio }),
+        None => Ok(()),
+    }
+}
+
+impl TensorPlan {
+    /// The plan of one tensor in this type.
+    ///
+    /// # Errors
+    /// [`Error::CannotDecode`], [`Error::CannotEncode`] if the codec cannot do what that takes.
+    pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
+        let ne = pair.info(inputs).ne().to_vec();
+        let plan = TensorPlan { name: pair.name, ne, ty, model: pair.model, terms: pair.terms, kept: pair.kept };
+        if plan.is_copy(inputs) {
+            return Ok(plan);
+        }
+        for at in plan.sources() {
+            let (source, info) = (inputs.source(at.source), inputs.source(at.source).tensor(at.tensor));
+            if !quants::is_supported(info.ty()) {
+                let (path, tensor) = (source.path_of(at.tensor).to_owned(), info.name().to_owned());
+                return Err(Error::CannotDecode { path, tensor, ty: info.ty() });
+            }
+        }
+        if !quants::is_supported(ty) {
+            return Err(Error::CannotEncode { tensor: plan.name, ty });
+        }
+        Ok(plan)
+    }
+
+    /// Every tensor that is read for this one.
+    pub fn sources(&self) -> impl Iterator<Item = TensorRef> {
+        self.model.into_iter().chain(self.terms.iter().flat_map(|t| [Some(t.plus), t.minus]).flatten())
+    }
+
+    /// Whether the model's blocks are taken as they are.
+    pub fn is_copy(&self, inputs: &Inputs) -> bool {
+        let same_type = |at: TensorRef| inputs.source(at.source).tensor(at.tensor).ty() == self.ty;
+        self.terms.is_empty() && self.model.is_some_and(same_type)
+    }
+
+    /// Weights in all.
+    pub fn n_weights(&self) -> u64 {
+        if self.ne.first() == Some(&0) { 0 } else { self.ne.iter().product() }
+    }
+
+    /// Bytes in the output.
+    pub fn size(&self) -> u64 {
+        self.ty.size_of(self.n_weights()).expect("the header was laid out with it")
+    }
+}

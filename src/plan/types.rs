@@ -1,0 +1,82 @@
+//! Which tensors a file type may touch, and what stands in where a row does not divide into blocks.
+//!
+//! The rules of src/llama-quant.cpp: `tensor_allows_quantization` and the fallback of `llama_tensor_get_type`.
+
+use crate::ggml::GgmlType::{self, *};
+
+/// Parts of names that llama-quantize never touches: small, or of great effect.
+#[rustfmt::skip]
+const NEVER: [&str; 36] = [
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel", "per_layer_model_proj",
+    "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight", "indexer.q_proj.weight", "attn_rel_b.weight",
+    "time_mix_first.weight", "time_mix_w0.weight", "time_mix_w1.weight", "time_mix_w2.weight",
+    "time_mix_v0.weight", "time_mix_v1.weight", "time_mix_v2.weight",
+    "time_mix_a0.weight", "time_mix_a1.weight", "time_mix_a2.weight",
+    "time_mix_g1.weight", "time_mix_g2.weight",
+    "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight",
+    ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger",
+    "a.rvq.codebook", "mm.a.code_embd",
+    // Not in llama.cpp's list because its loader hands it no such tensor as a matrix: rope factors are no weights.
+    "rope_f",
+];
+
+/// Whole names that llama-quantize never touches.
+const NEVER_WHOLE: [&str; 2] = ["position_embd.weight", "token_types.weight"];
+
+/// Whether llama-quantize would give this tensor the type asked for. `n_dims` leaves trailing ones out.
+pub fn is_quantizable(name: &str, n_dims: usize) -> bool {
+    n_dims >= 2
+        && name.ends_with("weight")
+        && !NEVER_WHOLE.contains(&name)
+        && !NEVER.iter().any(|part| name.contains(part))
+}
+
+/// Whether a tensor has a row for each token.
+pub(super) fn is_embedding(name: &str) -> bool {
+    matches!(name, "token_embd.weight" | "output.weight" | "per_layer_token_embd.weight")
+}
+
+/// The type that stands in for `ty` where rows of `row_len` weights are no whole number of its blocks.
+pub fn fallback(ty: GgmlType, row_len: u64) -> GgmlType {
+    let divides = |ty: GgmlType| row_len.is_multiple_of(ty.block_len() as u64);
+    if divides(ty) {
+        return ty;
+    }
+    let finer = match ty {
+        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
+        Q2_0 | Q2_K | Q3_K | TQ1_0 | TQ2_0 => Q4_0,
+        Q4_K => Q5_0,
+        Q5_K => Q5_1,
+        Q6_K => Q8_0,
+        other => other,
+    };
+    if divides(finer) { finer } else { F16 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn norms_biases_and_routers_keep_their_type() {
+        for name in ["blk.0.attn_q.weight", "token_embd.weight", "output.weight", "blk.1.ffn_down_exps.weight"] {
+            assert!(is_quantizable(name, 2), "{name}");
+        }
+        for name in ["blk.0.attn_q_norm.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "rope_freqs.weight"]
+        {
+            assert!(!is_quantizable(name, 2), "{name}");
+        }
+        assert!(!is_quantizable("output_norm.weight", 1));
+    }
+
+    #[test]
+    fn odd_rows_fall_back_as_in_llama_quantize() {
+        assert_eq!(fallback(Q4_K, 512), Q4_K);
+        assert_eq!(fallback(Q4_K, 96), Q5_0);
+        assert_eq!(fallback(Q5_K, 96), Q5_1);
+        assert_eq!(fallback(Q6_K, 96), Q8_0);
+        assert_eq!(fallback(Q2_K, 96), Q4_0);
+        assert_eq!(fallback(Q3_K, 100), F16);
+        assert_eq!(fallback(Q8_0, 100), F16);
+    }
+}
