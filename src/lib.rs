@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod ggml;
 pub mod gguf;
+pub mod pipeline;
 pub mod plan;
 pub mod quants;
 pub mod survey;

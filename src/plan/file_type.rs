@@ -5,6 +5,8 @@
 //! unless `--pure` is given.
 
 use super::Error;
+use std::collections::BTreeMap;
+
 use super::types::{fallback, is_quantizable};
 use crate::ggml::GgmlType::{self, *};
 use crate::gguf::{Metadata, Value};
@@ -157,7 +159,9 @@ impl OutputType {
             OutputType::Keep => {
                 let claim = metadata.get_u64("general.file_type").and_then(FileType::from_id);
                 claim.filter(|f| matrices().any(|ty| ty == f.default_type)).or_else(|| {
-                    let commonest = matrices().max_by_key(|ty| matrices().filter(|other| other == ty).count())?;
+                    let mut counts = BTreeMap::new();
+                    matrices().for_each(|ty| *counts.entry(ty).or_insert(0) += 1);
+                    let commonest = counts.into_iter().max_by_key(|(_, count)| *count)?.0;
                     FileType::from_name(commonest.name())
                 })
             }

@@ -1,0 +1,119 @@
+//! Cutting the work so that it fits in memory.
+
+use super::chunk::{Chunk, SEGMENT_WEIGHTS};
+use super::{Error, rows_of};
+use crate::plan::{MergePlan, TensorPlan};
+use crate::survey::{Inputs, minimum_rows};
+
+/// What a run may use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Budget {
+    /// Bytes for the buffers of all workers together. Headers and vocabularies come on top (some megabytes a file).
+    pub memory: u64,
+    /// Workers; fewer run if the budget does not hold their buffers.
+    pub threads: usize,
+}
+
+impl Default for Budget {
+    /// 1 GiB, and a worker for each processor.
+    fn default() -> Self {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Budget { memory: 1 << 30, threads }
+    }
+}
+
+/// Bytes that a chunk reads and writes at most when memory allows: larger ones gain nothing (8 MiB reads were no faster
+/// than 2 MiB from the page cache or from disk), smaller ones cost system calls.
+const CHUNK_BYTES: u64 = 8 << 20;
+
+/// How a plan is cut: chunks for each tensor, and workers.
+pub(super) struct Layout {
+    pub(super) n_workers: usize,
+    /// Bytes of blocks a worker may have.
+    block_bytes: u64,
+    /// Bytes of f32 scratch of a worker: those of the longest row.
+    scratch: u64,
+    /// For each tensor, bytes of one segment: the blocks of all sources and of the output.
+    segments: Vec<u64>,
+}
+
+/// What the smallest chunk of a tensor takes.
+#[derive(Clone, Copy)]
+struct Need {
+    segment: u64,
+    scratch: u64,
+}
+
+impl Budget {
+    /// Bytes of buffers that a run of this plan uses, and its workers.
+    ///
+    /// # Errors
+    /// [`Error::Budget`] if even one worker does not fit.
+    pub fn needed(&self, plan: &MergePlan, inputs: &Inputs) -> Result<(u64, usize), Error> {
+        let layout = self.lay_out(plan, inputs)?;
+        let most = layout.segments.iter().map(|s| layout.segments_per_chunk(*s) * s).max().unwrap_or(0);
+        Ok(((most + layout.scratch) * layout.n_workers as u64, layout.n_workers))
+    }
+
+    pub(super) fn lay_out(&self, plan: &MergePlan, inputs: &Inputs) -> Result<Layout, Error> {
+        let needs: Vec<Need> = plan.tensors.iter().map(|t| Need::of(t, inputs)).collect();
+        let scratch = needs.iter().map(|n| n.scratch).max().unwrap_or(0);
+        let largest = needs.iter().zip(&plan.tensors).max_by_key(|(need, _)| need.segment);
+        let (segment, name) = largest.map_or((0, ""), |(need, tensor)| (need.segment, tensor.name.as_str()));
+        let worker = segment.saturating_add(scratch).max(1);
+        if worker > self.memory {
+            return Err(Error::Budget { tensor: name.to_owned(), needed: worker, budget: self.memory });
+        }
+        let n_workers = (self.memory / worker).min(self.threads.max(1) as u64) as usize;
+        let block_bytes = self.memory / n_workers as u64 - scratch;
+        Ok(Layout { n_workers, block_bytes, scratch, segments: needs.into_iter().map(|n| n.segment).collect() })
+    }
+}
+
+impl Need {
+    fn of(tensor: &TensorPlan, inputs: &Inputs) -> Self {
+        let (row_len, n_rows) = rows_of(tensor);
+        let rows = segment_rows(row_len).min(n_rows);
+        let weights = rows.saturating_mul(row_len);
+        let bytes = |ty: crate::ggml::GgmlType| ty.size_of(weights).unwrap_or(u64::MAX);
+        let sources = tensor.sources().map(|at| bytes(inputs.source(at.source).tensor(at.tensor).ty()));
+        let segment = sources.fold(bytes(tensor.ty), u64::saturating_add);
+        // A copy needs no f32; seven strips are what a worker has otherwise.
+        let scratch = match tensor.is_copy(inputs) {
+            true => 0,
+            false => minimum_rows(row_len).min(n_rows).saturating_mul(row_len).saturating_mul(4 * 7),
+        };
+        Need { segment, scratch }
+    }
+}
+
+/// Rows of a segment: the unit of adding up. It depends on the row's length alone; chunks are whole segments.
+fn segment_rows(row_len: u64) -> u64 {
+    let strip = minimum_rows(row_len);
+    (SEGMENT_WEIGHTS / (strip * row_len.max(1))).max(1) * strip
+}
+
+impl Layout {
+    fn segments_per_chunk(&self, segment: u64) -> u64 {
+        (self.block_bytes.min(CHUNK_BYTES) / segment.max(1)).max(1)
+    }
+
+    /// All chunks, in the order of the output.
+    pub(super) fn chunks<'a>(&'a self, plan: &'a MergePlan) -> impl Iterator<Item = Chunk> + Send + 'a {
+        plan.tensors.iter().zip(&self.segments).enumerate().flat_map(move |(index, (tensor, segment_bytes))| {
+            let (row_len, n_rows) = rows_of(tensor);
+            let segment = segment_rows(row_len);
+            let per_chunk = segment * self.segments_per_chunk(*segment_bytes);
+            let row_size = tensor.ty.size_of(row_len).expect("the header was laid out with it");
+            (0..n_rows.div_ceil(per_chunk)).map(move |i| Chunk {
+                tensor: index,
+                first_row: i * per_chunk,
+                n_rows: per_chunk.min(n_rows - i * per_chunk),
+                first_segment: i * per_chunk / segment,
+                segment_rows: segment,
+                row_len,
+                row_size,
+            })
+        })
+    }
+}

@@ -1,0 +1,232 @@
+//! One worker's work on one chunk.
+
+use super::{Error, TensorSink};
+use crate::ggml::GgmlType;
+use crate::plan::TensorPlan;
+use crate::quants;
+use crate::survey::{Inputs, Moments, TensorRef, TensorSource, add_term, check_finite, decode, minimum_rows};
+
+/// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
+pub(super) const SEGMENT_WEIGHTS: u64 = 1 << 16;
+
+/// Whole rows of one tensor, beginning at a whole segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Chunk {
+    /// Position in the plan.
+    pub(super) tensor: usize,
+    pub(super) first_row: u64,
+    pub(super) n_rows: u64,
+    pub(super) first_segment: u64,
+    pub(super) segment_rows: u64,
+    /// Weights in a row.
+    pub(super) row_len: u64,
+    /// Bytes of a row in the output.
+    pub(super) row_size: u64,
+}
+
+impl Chunk {
+    /// Bytes of the chunk in the output.
+    pub(super) fn n_bytes(&self) -> u64 {
+        self.n_rows * self.row_size
+    }
+}
+
+/// A thread's buffers. They grow to the largest chunk and are used again for every one.
+pub(super) struct Worker<'a> {
+    inputs: &'a Inputs,
+    sink: &'a dyn TensorSink,
+    /// Blocks of the output, then of the model, then of plus and minus of each term. One allocation, so that the largest
+    /// chunk bounds it, and not the sum of each part's largest.
+    blocks: Vec<u8>,
+    strip: Strip,
+}
+
+/// A source of a chunk and its blocks.
+struct Loaded<'a> {
+    source: &'a dyn TensorSource,
+    at: TensorRef,
+    ty: GgmlType,
+    row_size: u64,
+    blocks: &'a [u8],
+}
+
+impl Loaded<'_> {
+    /// The blocks of `n_rows` rows from the `row`-th of the chunk.
+    fn rows(&self, row: u64, n_rows: u64) -> &[u8] {
+        &self.blocks[(row * self.row_size) as usize..((row + n_rows) * self.row_size) as usize]
+    }
+}
+
+/// f32 buffers of one strip.
+#[derive(Default)]
+struct Strip {
+    model: Vec<f32>,
+    base: Vec<f32>,
+    plus: Vec<f32>,
+    minus: Vec<f32>,
+    delta: Vec<f32>,
+    wanted: Vec<f32>,
+    got: Vec<f32>,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn new(inputs: &'a Inputs, sink: &'a dyn TensorSink) -> Self {
+        Worker { inputs, sink, blocks: Vec::new(), strip: Strip::default() }
+    }
+
+    /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor that nothing is added to.
+    pub(super) fn work(&mut self, plan: &TensorPlan, chunk: &Chunk) -> Result<Vec<Moments>, Error> {
+        let row_sizes = plan.sources().map(|at| self.inputs.source(at.source).tensor(at.tensor).row_size());
+        let out_len = chunk.n_bytes() as usize;
+        let n_bytes = row_sizes.map(|size| (chunk.n_rows * size) as usize).sum::<usize>() + out_len;
+        self.blocks.resize(n_bytes.max(self.blocks.len()), 0);
+
+        let (out, mut rest) = self.blocks.split_at_mut(out_len);
+        let mut sources = Vec::new();
+        for at in plan.sources() {
+            let source = self.inputs.source(at.source);
+            let (ty, row_size) = (source.tensor(at.tensor).ty(), source.tensor(at.tensor).row_size());
+            let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
+            source.read(at.tensor, chunk.first_row * row_size, blocks)?;
+            sources.push(Loaded { source, at, ty, row_size, blocks });
+            rest = after;
+        }
+        let offset = chunk.first_row * chunk.row_size;
+        if plan.is_copy(self.inputs) {
+            self.sink.write(chunk.tensor, offset, sources[0].blocks)?;
+            return Ok(Vec::new());
+        }
+
+        let mut sums = Vec::new();
+        let strip_rows = minimum_rows(chunk.row_len);
+        let mut row = 0;
+        while row < chunk.n_rows {
+            let end = (row + chunk.segment_rows).min(chunk.n_rows);
+            let mut segment = Moments::default();
+            while row < end {
+                let n_rows = strip_rows.min(end - row);
+                let out = &mut out[(row * chunk.row_size) as usize..((row + n_rows) * chunk.row_size) as usize];
+                segment += self.strip.compute(plan, chunk, &sources, row, n_rows, out)?;
+                row += n_rows;
+            }
+            if plan.kept.is_none() {
+                sums.push(segment);
+            }
+        }
+        self.sink.write(chunk.tensor, offset, out)?;
+        Ok(sums)
+    }
+}
+
+impl Strip {
+    /// Computes `n_rows` rows, from the `row`-th of the chunk, into `out`.
+    fn compute(
+        &mut self,
+        plan: &TensorPlan,
+        chunk: &Chunk,
+        sources: &[Loaded<'_>],
+        row: u64,
+        n_rows: u64,
+        out: &mut [u8],
+    ) -> Result<Moments, Error> {
+        let strip = self;
+        strip.resize((n_rows * chunk.row_len) as usize);
+        let first_weight = (chunk.first_row + row) * chunk.row_len;
+        let load =
+            |s: &Loaded<'_>, out: &mut [f32]| decode(s.source, s.at.tensor, first_weight, s.rows(row, n_rows), out);
+
+        let mut sources = sources.iter();
+        let mut next = || sources.next().expect("sources are those of the plan");
+        let model = plan.model.map(|_| next());
+        if let Some(model) = model {
+            load(model, &mut strip.model)?;
+        }
+        let mut has_base = false;
+        for (i, term) in plan.terms.iter().enumerate() {
+            load(next(), &mut strip.plus)?;
+            if term.minus.is_some() {
+                load(next(), &mut strip.minus)?;
+            }
+            let minus = term.minus.map(|_| &strip.minus[..]);
+            add_term(&mut strip.delta, i == 0, term.ratio, &strip.plus, minus);
+            if i == 0 && term.minus.is_some() {
+                // The first vector's base says how far the model has come.
+                has_base = true;
+                std::mem::swap(&mut strip.base, &mut strip.minus);
+            }
+        }
+
+        match model.map(|m| m.ty == plan.ty) {
+            None => strip.wanted.copy_from_slice(&strip.delta),
+            Some(_) if plan.terms.is_empty() => strip.wanted.copy_from_slice(&strip.model),
+            Some(same_type) => add_delta(strip, same_type),
+        }
+        match model.filter(|m| m.ty == plan.ty) {
+            Some(model) => encode_changed(plan.ty, strip, model.rows(row, n_rows), out),
+            None => encode(plan.ty, &strip.wanted, out),
+        }
+        quants::dequantize_row(plan.ty, out, &mut strip.got).expect("the plan chose a type that can be read");
+        if let Some(i) = check_finite(&strip.got) {
+            let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, strip.wanted[i]);
+            return Err(Error::Range { tensor, index, value, ty: plan.ty });
+        }
+
+        let mut moments = Moments::default();
+        if plan.kept.is_none() {
+            let model = model.map(|_| &strip.model[..]);
+            if has_base {
+                strip.base.iter_mut().zip(&strip.model).for_each(|(b, m)| *b = m - *b);
+            }
+            let drift = (has_base && model.is_some()).then_some(&strip.base[..]);
+            moments.add_inputs(&strip.delta, model, drift);
+            moments.add_output(&strip.delta, model, &strip.wanted, &strip.got);
+        }
+        Ok(moments)
+    }
+}
+
+impl Strip {
+    fn resize(&mut self, n: usize) {
+        let Strip { model, base, plus, minus, delta, wanted, got } = self;
+        [model, base, plus, minus, delta, wanted, got].into_iter().for_each(|buffer| buffer.resize(n, 0.0));
+    }
+}
+
+/// `wanted = model + delta`. Where the type stays, a weight that nothing is added to keeps even the sign of its zero.
+fn add_delta(strip: &mut Strip, same_type: bool) {
+    let Strip { model, delta, wanted, .. } = strip;
+    let weights = wanted.iter_mut().zip(model.iter().zip(&*delta));
+    if same_type {
+        weights.for_each(|(w, (m, d))| *w = if *d == 0.0 { *m } else { m + d });
+    } else {
+        weights.for_each(|(w, (m, d))| *w = m + d);
+    }
+}
+
+fn encode(ty: GgmlType, weights: &[f32], out: &mut [u8]) {
+    quants::quantize_row(ty, weights, out).expect("the plan chose a type that can be written and fits the rows");
+}
+
+/// Encodes the blocks that change and copies those that do not: encoders are not idempotent, so a block that was decoded
+/// and encoded again would differ from itself.
+fn encode_changed(ty: GgmlType, strip: &Strip, blocks: &[u8], out: &mut [u8]) {
+    let (len, size) = (ty.block_len(), ty.block_size());
+    if len == 1 {
+        // Floats decode and encode to the same bits; `add_delta` has kept what does not change.
+        return encode(ty, &strip.wanted, out);
+    }
+    let is_changed = |delta: &[f32]| delta.iter().any(|d| *d != 0.0);
+    let mut changed = strip.delta.chunks_exact(len).map(is_changed).enumerate().peekable();
+    while let Some((start, is_change)) = changed.next() {
+        let mut end = start + 1;
+        while changed.next_if(|(_, c)| *c == is_change).is_some() {
+            end += 1;
+        }
+        let bytes = start * size..end * size;
+        if is_change {
+            encode(ty, &strip.wanted[start * len..end * len], &mut out[bytes]);
+        } else {
+            out[bytes.clone()].copy_from_slice(&blocks[bytes]);
+        }
+    }
+}

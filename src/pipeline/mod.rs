@@ -1,0 +1,209 @@
+//! The executor: stream rows source → f32 → combine → blocks → sink.
+//!
+//! It decides nothing; the [`MergePlan`] has decided. It measures: per tensor the [`Moments`] from which norms, survival
+//! and noise follow.
+//!
+//! Work is cut into *chunks* of whole rows of one tensor. Each worker takes the next chunk, reads its sources by
+//! position, computes, writes its output by position and reports sums. Nothing is handed from one worker to another, so
+//! memory is what a worker needs, times workers, and bytes are the same for any number of either:
+//!
+//! ```text
+//! per chunk: read raw blocks of model, base, chat …      one positional read each
+//!   per strip of about 4096 weights, whole rows:
+//!     model, plus, minus → f32                           finite, or an error with tensor and index
+//!     δ = ratio·(plus − minus), += for each further term f32, in recipe order
+//!     out = model + δ                                    f32
+//!     out → blocks                                       blocks with δ = ±0 of an unchanged type are copied
+//!     blocks → f32, add to the sums                      f64
+//! write the chunk's blocks                               one positional write
+//! ```
+
+mod budget;
+mod chunk;
+mod tally;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use budget::Budget;
+
+use crate::ggml::GgmlType;
+use crate::gguf;
+use crate::plan::{MergePlan, TensorPlan};
+use crate::survey::{self, Inputs, Moments};
+use chunk::{Chunk, Worker};
+use tally::Tally;
+
+/// Where the blocks of the output go, from any thread in any order, each byte once.
+pub trait TensorSink: Sync {
+    /// Takes bytes of a tensor (by its position in the plan), `offset` bytes after its start.
+    ///
+    /// # Errors
+    /// Whatever the sink reports; the run then stops.
+    fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), gguf::Error>;
+}
+
+impl TensorSink for gguf::Writer {
+    fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), gguf::Error> {
+        gguf::Writer::write(self, tensor, offset, bytes)
+    }
+}
+
+/// Someone who watches a run and may end it.
+pub trait Observer: Sync {
+    /// `bytes` more of the output are written.
+    fn written(&self, bytes: u64);
+
+    /// Asked before each chunk: whether to stop.
+    fn is_cancelled(&self) -> bool;
+}
+
+/// Watches nothing.
+impl Observer for () {
+    fn written(&self, _bytes: u64) {}
+
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Why a run ended early. The sink then holds parts of an output.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The sink, or a file that could not be read.
+    #[error(transparent)]
+    Container(#[from] gguf::Error),
+    /// Weights that could not be had.
+    #[error(transparent)]
+    Source(#[from] survey::Error),
+    /// A sum that the output cannot hold.
+    #[error(
+        "tensor {tensor}: weight {index} would be {value:e}, which {ty} cannot hold; write a type with more range (BF16 \
+         or F32), or use a smaller ratio"
+    )]
+    Range {
+        /// The tensor.
+        tensor: String,
+        /// Which weight, counted through the tensor with the row's direction fastest.
+        index: u64,
+        /// Its value in f32.
+        value: f32,
+        /// The output's type.
+        ty: GgmlType,
+    },
+    /// The rows of a tensor do not fit in the budget.
+    #[error(
+        "tensor {tensor} needs {needed} bytes for its rows, more than the budget of {budget}; give --memory {needed} or more"
+    )]
+    Budget {
+        /// The tensor.
+        tensor: String,
+        /// Bytes one worker needs for the smallest chunk of it.
+        needed: u64,
+        /// Bytes allowed.
+        budget: u64,
+    },
+    /// The observer ended the run.
+    #[error("cancelled")]
+    Cancelled,
+    /// The system gave no threads.
+    #[error("cannot start {threads} threads: {reason}")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
+}
+
+/// What a run measured of one tensor.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TensorResult {
+    /// The tensor.
+    pub name: String,
+    /// Its sums; all zero where nothing was added.
+    pub moments: Moments,
+}
+
+/// What a run measured.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Measured {
+    /// One entry for each tensor that something was added to, in the order of the plan.
+    pub tensors: Vec<TensorResult>,
+    /// Sums over all of them.
+    pub total: Moments,
+}
+
+/// Carries out a plan. Bytes and measurements are the same for any budget.
+///
+/// # Errors
+/// The first error in the order of the plan among those met; other workers stop at their next chunk.
+pub fn run(
+    plan: &MergePlan,
+    inputs: &Inputs,
+    sink: &dyn TensorSink,
+    observer: &dyn Observer,
+    budget: &Budget,
+) -> Result<Measured, Error> {
+    let layout = budget.lay_out(plan, inputs)?;
+    let queue = Mutex::new(layout.chunks(plan));
+    let tallies: Vec<Mutex<Tally>> = plan.tensors.iter().map(|_| Mutex::default()).collect();
+    let stopped = AtomicBool::new(false);
+    let first_error: Mutex<Option<((usize, u64), Error)>> = Mutex::new(None);
+    let fail = |at: (usize, u64), error: Error| {
+        stopped.store(true, Ordering::Relaxed);
+        let mut first = lock(&first_error);
+        if first.as_ref().is_none_or(|(earlier, _)| at < *earlier) {
+            *first = Some((at, error));
+        }
+    };
+
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(layout.n_workers)
+        .thread_name(|i| format!("merge-{i}"))
+        .build()
+        .map_err(|e| Error::Threads { threads: layout.n_workers, reason: e.to_string() })?;
+    pool.broadcast(|_| {
+        let mut worker = Worker::new(inputs, sink);
+        while !stopped.load(Ordering::Relaxed) {
+            let Some(chunk): Option<Chunk> = lock(&queue).next() else { return };
+            let at = (chunk.tensor, chunk.first_row);
+            if observer.is_cancelled() {
+                return fail(at, Error::Cancelled);
+            }
+            let tensor = &plan.tensors[chunk.tensor];
+            match worker.work(tensor, &chunk) {
+                Ok(sums) => {
+                    lock(&tallies[chunk.tensor]).add(chunk.first_segment, sums);
+                    observer.written(chunk.n_bytes());
+                }
+                Err(error) => return fail(at, error),
+            }
+        }
+    });
+    if let Some((_, error)) = first_error.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        return Err(error);
+    }
+
+    let mut measured = Measured::default();
+    for (tensor, tally) in plan.tensors.iter().zip(tallies) {
+        if tensor.kept.is_none() {
+            let moments = tally.into_inner().unwrap_or_else(|e| e.into_inner()).total();
+            measured.total += moments;
+            measured.tensors.push(TensorResult { name: tensor.name.clone(), moments });
+        }
+    }
+    Ok(measured)
+}
+
+/// A panic in another worker ends the run by itself; what it left under the lock is whole.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// Weights in a row of a planned tensor, and rows.
+fn rows_of(tensor: &TensorPlan) -> (u64, u64) {
+    let row_len = tensor.ne.first().copied().unwrap_or(1);
+    (row_len, if row_len == 0 { 0 } else { tensor.ne[1.min(tensor.ne.len())..].iter().product() })
+}
