@@ -1,0 +1,245 @@
+"""Loads merged files in real llama.cpp (package xllamacpp) and lets them answer.
+
+    python llama_cpp.py [--models-dir FOLDER] [--chatvec PATH]
+
+FOLDER holds the F16 trio, prompts-de.jsonl and plain-heldout-words.json (default fixtures/models). The trio is merged
+into every type, and from copies with other alignments; each file answers all prompts greedily in a process of its own,
+because llama.cpp aborts on what it does not like. Ends with 1 unless every file loads and answers, carries the chat
+model's template, and the F32, F16 and Q8_0 merges behave as measured when the models were trained.
+
+Columns: ends = share of answers that stopped by <|im_end|>; lang = share that is German; exact = share of the answers
+to answerable prompts that are right to the letter; chat = answers to /v1/chat/completions that end by themselves.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import gguf
+
+from gguf_files import rewrite
+from tool import PLAIN, QUANTIZED, ROOT, UNQUANTIZED, Chatvec, ToolError, Trio, arguments, find_trio, work_folder
+
+LANG = "de"
+STOP = "<|im_end|>"
+MAX_NEW_TOKENS = 56
+N_CHAT_PROMPTS = 8
+
+#: Greedy behaviour of cp + 1.0 * (chat - base), measured in f32 when the trio was trained.
+EXPECTED = {"ends": 0.9102, "lang": 0.9162, "exact": 0.6222}
+TOLERANCE = 0.03
+HELD_TO_EXPECTED = ("F32", "F16", "Q8_0")
+#: What other types may lose and still be called working: a broken tensor loses everything.
+LEAST_ENDS = 0.5
+
+#: TENSOR_ALIGNMENT of ggml: what it asserts of the address of mapped weights.
+MAPPED_ALIGNMENT = 32
+
+CHILD_TIMEOUT_S = 240
+WORD = re.compile(r"[^\W\d_]+")
+
+
+class Llama:
+    """One model in llama.cpp's own server, reached over its loopback endpoints."""
+
+    def __init__(self, path: Path):
+        import xllamacpp
+
+        p = xllamacpp.CommonParams()
+        p.model.path = str(path)
+        p.n_ctx, p.n_parallel = 256, 1
+        p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 2
+        p.warmup = False
+        p.verbosity = 0
+        self.server = xllamacpp.Server(p)
+
+    def request(self, endpoint: str, body: dict | None = None) -> dict:
+        """POST with a body, GET without one."""
+        data = None if body is None else json.dumps(body).encode()
+        url = self.server.listening_address.rstrip("/") + endpoint
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request) as answer:
+            return json.load(answer)
+
+    def complete(self, prompt: str) -> dict:
+        """Greedy continuation of a raw prompt: text, token ids with the stop token, and what stopped it."""
+        return self.request("/completion", {
+            "prompt": prompt, "n_predict": MAX_NEW_TOKENS, "temperature": 0.0, "top_k": 1, "samplers": ["top_k"],
+            "cache_prompt": False, "return_tokens": True})
+
+    def chat(self, prompt: str) -> tuple[str, str]:
+        """Answer by the file's chat template, and why it ended."""
+        choice = self.server.handle_chat_completions({
+            "messages": [{"role": "user", "content": prompt}], "max_tokens": MAX_NEW_TOKENS,
+            "temperature": 0.0, "top_k": 1})["choices"][0]
+        return choice["message"]["content"] or "", choice["finish_reason"]
+
+    def template(self) -> str:
+        """The chat template in use; llama.cpp falls back to its own ChatML where the file has none."""
+        return self.request("/props")["chat_template"]
+
+
+def answer_all(model: Path, prompts: Path, result: Path):
+    """The child's work: answers to every prompt, as JSON in `result`."""
+    llama = Llama(model)
+    stop = llama.request("/tokenize", {"content": STOP, "parse_special": True})["tokens"]
+    items = [json.loads(line) for line in prompts.read_text(encoding="utf-8").splitlines()]
+    answers = []
+    for item in items:
+        said = llama.complete(item["chatml"])
+        ended = said["stop_type"] == "eos" and said["tokens"][-1:] == stop
+        answers.append({"text": said["content"], "ended": ended})
+    every = max(1, len(items) // N_CHAT_PROMPTS)
+    chats = [llama.chat(item["prompt"]) for item in items[::every][:N_CHAT_PROMPTS]]
+    result.write_text(json.dumps({"answers": answers, "chats": chats, "template": llama.template()}), encoding="utf-8")
+
+
+def in_child(model: Path, prompts: Path) -> dict:
+    """Runs answer_all in another process; a ToolError with llama.cpp's last words when that fails."""
+    result = model.with_suffix(".json")
+    command = [sys.executable, __file__, "--child", str(model), str(prompts), str(result)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=CHILD_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise ToolError(f"llama.cpp did not finish within {CHILD_TIMEOUT_S} s") from None
+    if done.returncode or not result.is_file():
+        raise ToolError(f"llama.cpp failed, exit {done.returncode}: {last_words(done.stderr)}")
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def last_words(stderr: str) -> str:
+    """The lines that say why; an abort is followed by a long stack trace that does not."""
+    lines = stderr.splitlines()
+    telling = [line for line in lines if "GGML_ASSERT" in line or "error" in line.lower()]
+    return " | ".join((telling or lines)[-4:])
+
+
+def language(text: str, words: dict[str, set[str]]) -> str | None:
+    """The language with most words of its own in the text; None on a tie."""
+    counts = sorted((sum(w.lower() in own for w in WORD.findall(text)), lang) for lang, own in words.items())
+    return counts[-1][1] if counts[-1][0] > counts[-2][0] else None
+
+
+def score(items: list[dict], said: dict, words: dict[str, set[str]]) -> dict[str, float]:
+    """The columns of the table."""
+    answers = said["answers"]
+    pairs = [(i, a) for i, a in zip(items, answers, strict=True) if i["kind"] != "unsafe"]
+    return {
+        "ends": sum(a["ended"] for a in answers) / len(answers),
+        "lang": sum(language(a["text"], words) == LANG for a in answers) / len(answers),
+        "exact": sum(a["ended"] and a["text"].strip() == i["answer"] for i, a in pairs) / len(pairs),
+        "chat": sum(bool(text.strip()) and why == "stop" for text, why in said["chats"]) / len(said["chats"]),
+    }
+
+
+class Table:
+    """Evaluates files, prints a row for each and remembers what failed."""
+
+    def __init__(self, models_dir: Path, chat_template: str):
+        self.prompts = models_dir / f"prompts-{LANG}.jsonl"
+        self.items = [json.loads(line) for line in self.prompts.read_text(encoding="utf-8").splitlines()]
+        words = json.loads((models_dir / "plain-heldout-words.json").read_text(encoding="utf-8"))
+        self.words = {lang: set(own) for lang, own in words.items()}
+        self.chat_template = chat_template
+        self.passed = self.failed = 0
+        print(f"{'model':<26} {'ends':>6} {'lang':>6} {'exact':>6} {'chat':>6}")
+
+    def row(self, name: str, model: Path, checks):
+        """`checks(scores)` yields a sentence for each thing that is wrong."""
+        try:
+            said = in_child(model, self.prompts)
+        except ToolError as e:
+            return self.failure(name, str(e))
+        scores = score(self.items, said, self.words)
+        wrong = list(checks(scores))
+        if checks is not not_a_chat_model and said["template"] != self.chat_template:
+            wrong.append("the chat template in use is not the chat model's")
+        columns = " ".join(f"{scores[c]:6.4f}" for c in ("ends", "lang", "exact", "chat"))
+        print(f"{name:<26} {columns}  {'; '.join(wrong) or 'ok'}", flush=True)
+        self.passed += not wrong
+        self.failed += bool(wrong)
+
+    def failure(self, name: str, reason: str):
+        print(f"{name:<26} FAIL {reason}", flush=True)
+        self.failed += 1
+
+
+def not_a_chat_model(scores):
+    """cp itself: if it ended its answers, the merges' figures would show nothing."""
+    if scores["ends"] > TOLERANCE:
+        yield f"cp is expected not to end its answers, and does so in {scores['ends']:.2f}"
+
+
+def as_measured(scores):
+    """Within the tolerance of the figures measured for the formula."""
+    for column, expected in EXPECTED.items():
+        if abs(scores[column] - expected) > TOLERANCE:
+            yield f"{column} {scores[column]:.4f} is not within {TOLERANCE} of {expected}"
+    yield from answers_chat(scores)
+
+
+def answers_chat(scores):
+    """Most answers end, in both ways of asking."""
+    for column in ("ends", "chat"):
+        if scores[column] < LEAST_ENDS:
+            yield f"{column} {scores[column]:.4f} is below {LEAST_ENDS}"
+
+
+def loads_and_answers(scores):
+    """No demand on quality: llama.cpp loaded the file, found its template, and answered."""
+    return iter(())
+
+
+def evaluate(chatvec: Chatvec, trio: Trio, table: Table, folder: Path):
+    """Every row of the table."""
+    def merge(name: str, inputs: Trio, checks, *args, **options):
+        out = folder / f"{name.replace(' ', '-')}.gguf"
+        try:
+            chatvec.merge(inputs, out, *args, **options)
+            if (alignment := gguf.GGUFReader(out).alignment) % MAPPED_ALIGNMENT:
+                return table.failure(name, f"general.alignment is {alignment}, no multiple of {MAPPED_ALIGNMENT}")
+            table.row(name, out, checks)
+        except ToolError as e:
+            table.failure(name, str(e))
+        out.unlink(missing_ok=True)
+
+    own = folder / trio.cp.name
+    own.write_bytes(trio.cp.read_bytes())
+    table.row("cp", own, not_a_chat_model)
+    for type_ in (*UNQUANTIZED, *QUANTIZED):
+        checks = as_measured if type_ in HELD_TO_EXPECTED else loads_and_answers if type_ == "Q2_K" else answers_chat
+        merge(f"merged {type_}", trio, checks, *PLAIN, type_=type_)
+    merge("merged, default options", trio, answers_chat)
+    # llama.cpp maps weights and asserts 32-byte addresses, so a file of alignment 16 aborts it for half of all header
+    # lengths: what is merged from such files has to be aligned to 32. llama.cpp's own tools write unreadable files
+    # from inputs of alignment 128, because they copy the key and pad with 32.
+    for alignment in (16, 128):
+        aligned = trio.map(lambda p: rewrite(p, folder / f"{alignment}-{p.name}", alignment=alignment))
+        merge(f"alignment {alignment}, keep", aligned, as_measured, *PLAIN)
+        merge(f"alignment {alignment}, Q4_K", aligned, answers_chat, *PLAIN, type_="Q4_K")
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--child"]:
+        answer_all(*map(Path, sys.argv[2:5]))
+        return 0
+    parser = arguments(__doc__)
+    parser.add_argument("--models-dir", type=Path, default=ROOT / "fixtures/models", help="folder of trio and prompts")
+    options = parser.parse_args()
+    trio = find_trio(options.models_dir)
+    if trio is None:
+        raise SystemExit(f"no F16 trio in {options.models_dir}")
+    template = gguf.GGUFReader(trio.chat).fields["tokenizer.chat_template"].contents()
+    chatvec = Chatvec(options.chatvec)
+    with work_folder(options.temp_dir) as folder:
+        table = Table(options.models_dir, template)
+        evaluate(chatvec, trio, table, folder)
+    print(f"{table.passed} passed, {table.failed} failed")
+    return 1 if table.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
