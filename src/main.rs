@@ -1,3 +1,7 @@
-//! The `chatvec` command.
+//! The `chatvec` command. Everything is in [`chatvec::cli`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    chatvec::cli::main()
+}

@@ -22,6 +22,7 @@ mod budget;
 mod chunk;
 mod tally;
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,7 +30,7 @@ pub use budget::Budget;
 
 use crate::ggml::GgmlType;
 use crate::gguf;
-use crate::plan::{MergePlan, TensorPlan};
+use crate::plan::{self, MergePlan, TensorPlan};
 use crate::survey::{self, Inputs, Moments};
 use chunk::{Chunk, Worker};
 use tally::Tally;
@@ -195,6 +196,38 @@ pub fn run(
         }
     }
     Ok(measured)
+}
+
+/// An output that is done.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Written {
+    /// Where it is.
+    pub file: gguf::Finished,
+    /// What was measured on the way.
+    pub measured: Measured,
+}
+
+/// Carries out a plan into a file: checks the place, takes the disk space, runs, writes the header with what was
+/// measured, and gives the file its name. The inputs are never overwritten.
+///
+/// # Errors
+/// Those of [`run`] and of [`gguf::Writer`]; no file is left then.
+pub fn write(
+    plan: &MergePlan,
+    inputs: &Inputs,
+    path: &Path,
+    overwrite: bool,
+    observer: &dyn Observer,
+    budget: &Budget,
+) -> Result<Written, Error> {
+    let options = gguf::WriteOptions { overwrite, inputs: inputs.paths().map(Path::to_owned).collect() };
+    let writer = gguf::Writer::create(plan.header().clone(), path, &options)?;
+    let measured = run(plan, inputs, &writer, observer, budget)?;
+    if observer.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
+    let metadata = plan::fill_measured(plan.header().metadata(), &measured.total);
+    Ok(Written { file: writer.finish(Some(metadata))?, measured })
 }
 
 /// A panic in another worker ends the run by itself; what it left under the lock is whole.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use crate::chat::TOKENS;
 use crate::gguf::{Metadata, Model, Value};
-use crate::survey::{Inputs, Kept, Pair};
+use crate::survey::{Inputs, Kept, Pair, Role};
 
 /// Something odd but legal in the inputs.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -130,6 +130,11 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
         };
         let (expected, found) = (architecture(own)?, architecture(other)?);
         let compare = Compare { own, other, role: role.name() };
+        // Adapters, importance matrices and patches have a type of their own; models often have none.
+        let kind = other.metadata().get_str("general.type").filter(|t| *t != "model");
+        if let Some(kind) = kind.filter(|_| role != Role::Patch) {
+            return Err(Error::NotAModel { path: other.path().to_owned(), found: kind.to_string() });
+        }
         if expected != found {
             return Err(compare.mismatch("general.architecture", expected, found, NOT_SIBLINGS));
         }

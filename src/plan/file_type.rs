@@ -174,7 +174,7 @@ impl OutputType {
 }
 
 /// `GGML_QNT_VERSION`: changes when the meaning of a quantised block does.
-const QUANTIZATION_VERSION: u32 = 2;
+pub const QUANTIZATION_VERSION: u32 = 2;
 
 #[cfg(test)]
 mod tests {

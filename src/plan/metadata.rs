@@ -17,14 +17,22 @@ const PROVENANCE_VERSION: u32 = 1;
 /// What `general.base_model.N.*` may say of a source (gguf-py/gguf/constants.py, `Keys.General`).
 const ABOUT: [&str; 9] = ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
 
+/// The least alignment of an output, in bytes. llama.cpp takes a file of 16 or 8 but computes on the mapped tensors in
+/// place, and its CPU backend aborts on a buffer that does not begin at a multiple of 32 (`TENSOR_ALIGNMENT`,
+/// ggml/src/ggml-impl.h): such files load only by luck, when the header happens to end right.
+const LEAST_ALIGNMENT: u32 = 32;
+
 /// Drops what is true of the input file only: its place in a split set, its importance matrix, its ancestors.
 pub(super) fn clean(metadata: &mut Metadata) {
     let stale = ["split.", "quantize.imatrix.", "general.base_model.", "chatvec."];
     metadata.retain(|key| !stale.iter().any(|prefix| key.starts_with(prefix)));
+    if metadata.get_u64("general.alignment").is_some_and(|n| n < LEAST_ALIGNMENT.into()) {
+        metadata.set("general.alignment", Value::U32(LEAST_ALIGNMENT));
+    }
 }
 
 /// Adds `general.base_model.*`, one entry for each input in their order, and `chatvec.*`.
-pub fn provenance(metadata: &mut Metadata, inputs: &Inputs, recipe: &Recipe) {
+pub(super) fn provenance(metadata: &mut Metadata, inputs: &Inputs, recipe: &Recipe) {
     base_models(metadata, inputs);
     metadata.set("chatvec.version", Value::U32(PROVENANCE_VERSION));
     let roles = inputs.sources().map(|(role, _)| role.name()).collect();
@@ -40,7 +48,7 @@ pub fn provenance(metadata: &mut Metadata, inputs: &Inputs, recipe: &Recipe) {
 }
 
 /// Adds `general.base_model.*` for every input.
-pub(crate) fn base_models(metadata: &mut Metadata, inputs: &Inputs) {
+pub fn base_models(metadata: &mut Metadata, inputs: &Inputs) {
     metadata.set("general.base_model.count", Value::U32(inputs.sources().len() as u32));
     for (i, (_, source)) in inputs.sources().enumerate() {
         let about = source.metadata();

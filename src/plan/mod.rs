@@ -11,8 +11,8 @@ mod types;
 use std::path::PathBuf;
 
 pub use compat::{Warning, check};
-pub use file_type::{FileType, OutputType};
-pub use metadata::{MEASURED_KEYS, fill_measured, provenance};
+pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
+pub use metadata::{MEASURED_KEYS, base_models, fill_measured};
 pub use types::{fallback, is_quantizable};
 
 use crate::chat;
@@ -49,6 +49,17 @@ pub enum Error {
     NoArchitecture {
         /// The file.
         path: PathBuf,
+    },
+    /// A file of another kind in place of a model.
+    #[error(
+        "{}: key general.type: expected \"model\", found {found:?}; a chat-vector patch goes to chatvec apply",
+        path.display()
+    )]
+    NotAModel {
+        /// The file.
+        path: PathBuf,
+        /// Its `general.type`.
+        found: String,
     },
     /// An output type that llama.cpp has and this crate cannot write yet.
     #[error("the output type {name} cannot be written yet: {reason}")]
@@ -191,7 +202,7 @@ impl MergePlan {
         }
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.ne.len())).collect();
         recipe.output.describe(&mut metadata, &types);
-        provenance(&mut metadata, inputs, recipe);
+        metadata::provenance(&mut metadata, inputs, recipe);
         Self::from_parts(metadata, tensors, warnings, plumbing)
     }
 

@@ -1,0 +1,64 @@
+//! `chatvec apply --model M PATCH@RATIO… -o OUT`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::job::{Job, OutputArgs, TypeArgs};
+use super::merge::RecipeArgs;
+use super::{Exit, Global};
+use crate::gguf::{Limits, Model};
+use crate::patch;
+use crate::plan::MergePlan;
+use crate::survey::Inputs;
+
+#[derive(Args, Debug)]
+pub(super) struct ApplyArgs {
+    /// The model that is to chat
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// Patch files, each with @RATIO behind it unless the ratio is 1
+    #[arg(required = true, value_name = "PATCH[@RATIO]")]
+    patches: Vec<PathBuf>,
+    #[command(flatten)]
+    types: TypeArgs,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
+    let recipe = args.recipe.recipe(&args.types)?;
+    let model = Model::open(&args.model, &Limits::default()).context("--model")?;
+    let mut patches = Vec::new();
+    for arg in &args.patches {
+        let (path, ratio) = split_ratio(arg);
+        patches.push((patch::open(path, &Limits::default())?, ratio));
+    }
+    let inputs = Inputs::apply(model, patches);
+    let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
+    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan }.run()
+}
+
+/// A path and the ratio behind its last `@`. A file that has such a name as a whole is that file.
+fn split_ratio(arg: &Path) -> (&Path, f64) {
+    let split = || {
+        let (path, ratio) = arg.to_str()?.rsplit_once('@')?;
+        Some((Path::new(path), ratio.parse().ok()?))
+    };
+    if arg.exists() { (arg, 1.0) } else { split().unwrap_or((arg, 1.0)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_stands_behind_the_last_at() {
+        assert_eq!(split_ratio(Path::new("no/such@dir/p.gguf@0.5")), (Path::new("no/such@dir/p.gguf"), 0.5));
+        assert_eq!(split_ratio(Path::new("no/such/p.gguf@-1")), (Path::new("no/such/p.gguf"), -1.0));
+        assert_eq!(split_ratio(Path::new("no/such@dir/p.gguf")), (Path::new("no/such@dir/p.gguf"), 1.0));
+    }
+}

@@ -1,0 +1,163 @@
+//! The one table of exit codes.
+
+use std::process::ExitCode;
+
+use super::job::Refused;
+use crate::{gguf, patch, pipeline, plan, survey};
+
+/// How a command ended. The numbers are a promise to scripts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// Done.
+    Success,
+    /// A failure that no other code names.
+    Failure,
+    /// The arguments make no sense.
+    Usage,
+    /// An input file is damaged, malformed or beyond the limits.
+    Malformed,
+    /// The inputs are each fine but do not belong together.
+    Refused,
+    /// A type or option that is not built yet.
+    NotSupported,
+    /// The output cannot be where it was asked for.
+    Output,
+    /// The system refused to read or write.
+    Io,
+    /// The output is written, but rounding took most of the vector.
+    Lost,
+    /// Ended by a signal; nothing is left behind.
+    Interrupted,
+}
+
+/// Code, exit, meaning.
+const TABLE: [(u8, Exit, &str); 10] = [
+    (0, Exit::Success, "done"),
+    (1, Exit::Failure, "a failure that no other code names"),
+    (2, Exit::Usage, "the arguments make no sense"),
+    (3, Exit::Malformed, "an input file is damaged, malformed, beyond the limits, or holds NaN"),
+    (4, Exit::Refused, "the inputs do not belong together (see --force where it is offered)"),
+    (5, Exit::NotSupported, "a type or option that cannot be handled yet, or a budget too small"),
+    (6, Exit::Output, "the output exists, is an input, is no regular file, or does not fit on the disk"),
+    (7, Exit::Io, "the system refused to read or write"),
+    (10, Exit::Lost, "the output is written, but less than 0.9 of the vector survived its types"),
+    (130, Exit::Interrupted, "interrupted; nothing is left behind"),
+];
+
+/// The table as text, for the help.
+pub(super) fn table() -> String {
+    let lines = TABLE.iter().map(|(code, _, meaning)| format!("\n  {code:>3}  {meaning}"));
+    "Exit codes:".to_owned() + &lines.collect::<String>()
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit.code())
+    }
+}
+
+impl Exit {
+    /// The number the process ends with.
+    pub fn code(self) -> u8 {
+        TABLE.iter().find(|row| row.1 == self).map_or(1, |row| row.0)
+    }
+
+    /// Every code with its meaning, in order.
+    pub fn all() -> impl Iterator<Item = (u8, &'static str)> {
+        TABLE.iter().map(|(code, _, meaning)| (*code, *meaning))
+    }
+
+    /// The exit that an error asks for.
+    pub(super) fn of(error: &anyhow::Error) -> Self {
+        for cause in error.chain() {
+            let exit = if let Some(e) = cause.downcast_ref::<gguf::Error>() {
+                of_container(e)
+            } else if let Some(e) = cause.downcast_ref::<survey::Error>() {
+                of_survey(e)
+            } else if let Some(e) = cause.downcast_ref::<plan::Error>() {
+                of_plan(e)
+            } else if let Some(e) = cause.downcast_ref::<pipeline::Error>() {
+                of_pipeline(e)
+            } else if let Some(e) = cause.downcast_ref::<patch::Error>() {
+                of_patch(e)
+            } else if cause.is::<Refused>() {
+                Exit::Refused
+            } else if cause.is::<std::io::Error>() {
+                Exit::Io
+            } else {
+                continue;
+            };
+            return exit;
+        }
+        Exit::Failure
+    }
+}
+
+fn of_container(error: &gguf::Error) -> Exit {
+    use gguf::Error::*;
+    match error {
+        Malformed { .. } | Limit { .. } => Exit::Malformed,
+        BigEndian { .. } => Exit::NotSupported,
+        OutputExists { .. } | OutputIsInput { .. } | OutputKind { .. } | NoSpace { .. } | NotRenamed { .. } => {
+            Exit::Output
+        }
+        Io { .. } => Exit::Io,
+        Layout { .. } => Exit::Failure,
+    }
+}
+
+fn of_survey(error: &survey::Error) -> Exit {
+    use survey::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Type { .. } => Exit::NotSupported,
+        NotFinite { .. } => Exit::Malformed,
+        Shape { .. } | OneSided { .. } | NoPlace { .. } => Exit::Refused,
+    }
+}
+
+fn of_plan(error: &plan::Error) -> Exit {
+    use plan::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } => Exit::Refused,
+        NotYet { .. } | CannotEncode { .. } | CannotDecode { .. } => Exit::NotSupported,
+        UnknownType { .. } | Type(_) | Ratio { .. } => Exit::Usage,
+    }
+}
+
+fn of_pipeline(error: &pipeline::Error) -> Exit {
+    use pipeline::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Source(e) => of_survey(e),
+        Range { .. } => Exit::Refused,
+        Budget { .. } => Exit::NotSupported,
+        Cancelled => Exit::Interrupted,
+        Threads { .. } => Exit::Io,
+    }
+}
+
+fn of_patch(error: &patch::Error) -> Exit {
+    use patch::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Plan(e) => of_plan(e),
+        NotAPatch { .. } => Exit::Refused,
+        Version { .. } | Encoding { .. } => Exit::NotSupported,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_and_every_exit_has_one() {
+        let mut codes: Vec<u8> = Exit::all().map(|(code, _)| code).collect();
+        let n = codes.len();
+        codes.dedup();
+        assert_eq!(codes.len(), n);
+        assert!(TABLE.iter().all(|(code, exit, _)| exit.code() == *code));
+    }
+}

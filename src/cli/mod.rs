@@ -1,0 +1,93 @@
+//! The command: arguments, progress, exit codes. One file a command; no model logic.
+
+mod apply;
+mod demo;
+mod exit;
+mod extract;
+mod inspect;
+mod job;
+mod merge;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use exit::Exit;
+
+/// Chat vectors on GGUF files: model + ratio × (chat − base), streamed.
+#[derive(Parser)]
+#[command(name = "chatvec", version, after_help = exit::table(), max_term_width = 120)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+/// What every command takes.
+#[derive(Args, Clone, Debug)]
+struct Global {
+    /// Print the result as JSON on standard output
+    #[arg(long, global = true)]
+    json: bool,
+    /// Threads to compute with [default: one for each processor]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Memory for buffers, such as 64MiB or 2GB; headers come on top
+    #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB")]
+    memory: bytesize::ByteSize,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show a file's header: metadata, tensor types, warnings
+    Inspect(inspect::InspectArgs),
+    /// Write model + ratio × (chat − base)
+    Merge(merge::MergeArgs),
+    /// Write chat − base as a patch file
+    Extract(extract::ExtractArgs),
+    /// Write model + Σ ratio × patch
+    Apply(apply::ApplyArgs),
+    /// Merge the bundled trio of real models and say what came of it
+    Demo(demo::DemoArgs),
+}
+
+/// Parses the arguments, runs the command and turns its result into an exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version are a success and go to standard output; clap knows which is which.
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
+        }
+    };
+    progress::stop_on_signals();
+    let global = &cli.global;
+    let result = match &cli.command {
+        Command::Inspect(args) => inspect::run(args, global),
+        Command::Merge(args) => merge::run(args, global),
+        Command::Extract(args) => extract::run(args, global),
+        Command::Apply(args) => apply::run(args, global),
+        Command::Demo(args) => demo::run(args, global),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        // Whoever read the output has seen enough.
+        Err(e) if output::is_closed_pipe(&e) => Exit::Success.into(),
+        Err(e) => {
+            output::complain("error", &format!("{e:#}"));
+            Exit::of(&e).into()
+        }
+    }
+}
+
+impl Global {
+    fn budget(&self) -> crate::pipeline::Budget {
+        let default = crate::pipeline::Budget::default();
+        let threads = self.threads.map_or(default.threads, usize::from);
+        crate::pipeline::Budget { memory: self.memory.as_u64(), threads }
+    }
+}

@@ -1,0 +1,34 @@
+//! Writing to the terminal, or to whoever listens.
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+
+use super::Global;
+use crate::report::Report;
+
+/// Prints a result on standard output, as text or as JSON.
+pub(super) fn print(report: &dyn Report, global: &Global) -> Result<()> {
+    let text = match global.json {
+        true => serde_json::to_string_pretty(&report.json())? + "\n",
+        false => report.text(),
+    };
+    print_text(&text)
+}
+
+/// Prints text on standard output.
+pub(super) fn print_text(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Says something on standard error. If even that is closed, there is nobody to tell.
+pub(super) fn complain(kind: &str, text: &str) {
+    let _ = writeln!(io::stderr(), "{kind}: {text}");
+}
+
+/// Whether the error is that nobody reads any more.
+pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,140 @@
+//! The chat-vector patch file: a vector on its own, to be applied to any sibling of the base.
+//!
+//! A patch is a GGUF file with `general.type = "chat-vector"`. Its tensors have the names and shapes of the model's and
+//! hold τ = chat − base in any type the codec can read. It carries what an apply needs and the chat model would have
+//! provided: hyperparameters, the vocabulary as text, the chat plumbing. `docs/PATCH.md` has the format.
+//!
+//! This module opens patches and plans their making; both are carried out by [`crate::pipeline`], and applying one is an
+//! ordinary [`MergePlan::merge`] whose vectors are patches.
+
+use std::path::{Path, PathBuf};
+
+use crate::ggml::GgmlType;
+use crate::gguf::{self, Limits, Metadata, Model, Value};
+use crate::plan::{self, MergePlan, TensorPlan};
+use crate::quants;
+use crate::survey::{Inputs, Pair};
+
+/// The value of `general.type` in a patch.
+pub const TYPE: &str = "chat-vector";
+/// The version of the format that is written, and the newest that is read.
+pub const VERSION: u32 = 1;
+
+const VERSION_KEY: &str = "chatvec.patch.version";
+const ENCODING_KEY: &str = "chatvec.patch.encoding";
+
+/// Why a file is no usable patch, or none could be planned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The container.
+    #[error(transparent)]
+    Container(#[from] gguf::Error),
+    /// The planner.
+    #[error(transparent)]
+    Plan(#[from] plan::Error),
+    /// The file is something else.
+    #[error(
+        "{}: key general.type: expected \"{TYPE}\", found {found}; make a patch with chatvec extract", path.display()
+    )]
+    NotAPatch {
+        /// The file.
+        path: PathBuf,
+        /// Its `general.type`.
+        found: String,
+    },
+    /// The patch is of a format this version does not know.
+    #[error("{}: key {VERSION_KEY}: expected at most {VERSION}, found {found}; a newer chatvec made it", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+    },
+    /// A type that cannot be written.
+    #[error("a patch cannot be encoded as {ty}: there is no encoder for it yet")]
+    Encoding {
+        /// The type.
+        ty: GgmlType,
+    },
+}
+
+/// Whether the metadata are those of a patch.
+pub fn is_patch(metadata: &Metadata) -> bool {
+    metadata.get_str("general.type").is_some_and(|t| t == TYPE)
+}
+
+/// Opens a patch.
+///
+/// # Errors
+/// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`].
+pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
+    let model = Model::open(path, limits)?;
+    let metadata = model.metadata();
+    if !is_patch(metadata) {
+        let found = metadata.get_str("general.type").map_or("nothing".to_owned(), |t| format!("{t:?}"));
+        return Err(Error::NotAPatch { path: path.to_owned(), found });
+    }
+    match metadata.get_u64(VERSION_KEY) {
+        Some(version) if (1..=u64::from(VERSION)).contains(&version) => Ok(model),
+        found => {
+            let found = found.map_or("no number".to_owned(), |n| n.to_string());
+            Err(Error::Version { path: path.to_owned(), found })
+        }
+    }
+}
+
+/// Plans the patch `chat − base`, matrices as `encoding` (or what stands in for it where a row does not divide into its
+/// blocks), everything else as F32. `inputs` are those of [`Inputs::extract`], `pairs` theirs.
+///
+/// # Errors
+/// [`Error::Encoding`], [`Error::Plan`].
+pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, encoding: GgmlType) -> Result<MergePlan, Error> {
+    if !quants::is_supported(encoding) {
+        return Err(Error::Encoding { ty: encoding });
+    }
+    let mut tensors = Vec::new();
+    for pair in pairs {
+        let info = pair.info(inputs);
+        let ty = match plan::is_quantizable(info.name(), info.n_dims()) {
+            true => plan::fallback(encoding, info.row_len()),
+            false => GgmlType::F32,
+        };
+        tensors.push(TensorPlan::new(inputs, pair, ty)?);
+    }
+    let metadata = metadata(inputs, encoding);
+    Ok(MergePlan::from_parts(metadata, tensors, Vec::new(), Vec::new())?)
+}
+
+/// What a patch says of itself: hyperparameters of the base, everything about tokens of the chat model.
+fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
+    let vector = inputs.vectors()[0];
+    let chat = inputs.source(vector.plus).metadata();
+    let base = vector.minus.map_or(chat, |id| inputs.source(id).metadata());
+    let architecture = base.architecture().unwrap_or_default();
+
+    let mut patch = Metadata::default();
+    patch.set("general.architecture", architecture);
+    patch.set("general.type", TYPE);
+    for key in ["general.name", "general.license", "general.license.name", "general.license.link", "general.languages"]
+    {
+        if let Some(value) = chat.get(key) {
+            patch.set(key, value.clone());
+        }
+    }
+    patch.set(VERSION_KEY, Value::U32(VERSION));
+    patch.set(ENCODING_KEY, encoding.to_string().as_str());
+    for key in plan::MEASURED_KEYS {
+        patch.set(key, Value::F64(f64::NAN));
+    }
+    plan::base_models(&mut patch, inputs);
+    let hyperparameters = format!("{architecture}.");
+    for (key, value) in base.iter().filter(|(key, _)| key.starts_with(&hyperparameters)) {
+        patch.set(key, value.clone());
+    }
+    for (key, value) in chat.iter().filter(|(key, _)| key.starts_with("tokenizer.")) {
+        patch.set(key, value.clone());
+    }
+    patch.set("general.quantization_version", Value::U32(plan::QUANTIZATION_VERSION));
+    patch
+}

@@ -1,0 +1,195 @@
+//! What a header says.
+
+use std::collections::BTreeMap;
+
+use bstr::ByteSlice;
+use serde_json::{Value as Json, json};
+
+use super::{Report, Table, bytes, shape};
+use crate::chat;
+use crate::gguf::{Array, ByteOrder, Model, Value};
+use crate::quants;
+
+/// Elements of an array that are shown.
+const SHOWN: usize = 8;
+/// Characters of a string that are shown as text.
+const SHOWN_CHARS: usize = 100;
+
+/// A model's header.
+pub struct Inspect<'a> {
+    /// The model.
+    pub model: &'a Model,
+    /// Whether the text lists every tensor.
+    pub tensors: bool,
+}
+
+impl Inspect<'_> {
+    /// What a user of the file should know.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.model.byte_order() == ByteOrder::Big {
+            warnings.push("big-endian: the weights cannot be computed with".to_owned());
+        }
+        let unreadable: std::collections::BTreeSet<_> = self
+            .model
+            .tensors()
+            .map(|t| t.ty())
+            .filter(|ty| ty.is_weight_type() && !quants::is_supported(*ty))
+            .collect();
+        if !unreadable.is_empty() {
+            let names: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+            warnings.push(format!("tensors of types that cannot be computed with yet: {}", names.join(", ")));
+        }
+        if self.model.metadata().get_strings(chat::TOKENS).is_some() && !chat::has_template(self.model.metadata()) {
+            warnings.push("no chat template: llama.cpp would talk to it in its built-in ChatML".to_owned());
+        }
+        warnings
+    }
+
+    /// Tensors and bytes by type.
+    fn by_type(&self) -> BTreeMap<crate::ggml::GgmlType, (u64, u64, u64)> {
+        let mut by_type = BTreeMap::new();
+        for t in self.model.tensors() {
+            let entry = by_type.entry(t.ty()).or_insert((0, 0, 0));
+            *entry = (entry.0 + 1, entry.1 + t.n_weights(), entry.2 + t.size());
+        }
+        by_type
+    }
+}
+
+impl Report for Inspect<'_> {
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for file in self.model.files() {
+            let h = file.header();
+            text += &format!(
+                "{}: GGUF v{}, {}-endian, {} keys, {} tensors, header {}, alignment {}\n",
+                file.path().display(),
+                h.version(),
+                if h.byte_order() == ByteOrder::Big { "big" } else { "little" },
+                h.metadata().len(),
+                h.tensors().len(),
+                bytes(h.len()),
+                h.alignment()
+            );
+        }
+        text += "\n";
+        let mut keys = Table::new(&["key", "type", "value"]);
+        for (key, value) in self.model.metadata().iter() {
+            keys.row([key.escape_debug().to_string(), type_name(value), shown(value)]);
+        }
+        text += &keys.text();
+        text += "\n";
+        let mut types = Table::new(&["type", ">tensors", ">weights", ">size", ">bits"]);
+        for (ty, (n, weights, size)) in self.by_type() {
+            let bits = format!("{:.4}", ty.bits_per_weight());
+            types.row([ty.to_string(), n.to_string(), weights.to_string(), bytes(size), bits]);
+        }
+        text += &types.text();
+        if self.tensors {
+            text += "\n";
+            let mut tensors = Table::new(&["tensor", "shape", "type", ">size"]);
+            for t in self.model.tensors() {
+                tensors.row([t.name().escape_debug().to_string(), shape(t.ne()), t.ty().to_string(), bytes(t.size())]);
+            }
+            text += &tensors.text();
+        }
+        for warning in self.warnings() {
+            text += &format!("\nwarning: {warning}\n");
+        }
+        text
+    }
+
+    fn json(&self) -> Json {
+        let files: Vec<Json> = self
+            .model
+            .files()
+            .iter()
+            .map(|file| {
+                let h = file.header();
+                json!({
+                    "path": file.path().to_string_lossy(),
+                    "version": h.version(),
+                    "big_endian": h.byte_order() == ByteOrder::Big,
+                    "alignment": h.alignment(),
+                    "header_bytes": h.len(),
+                    "data_offset": h.data_offset(),
+                })
+            })
+            .collect();
+        let metadata: serde_json::Map<String, Json> =
+            self.model.metadata().iter().map(|(k, v)| (k.to_owned(), value_json(v))).collect();
+        let tensors: Vec<Json> = (0..self.model.n_tensors())
+            .map(|id| {
+                let t = self.model.tensor(id);
+                json!({
+                    "name": t.name(),
+                    "ne": t.ne(),
+                    "type": t.ty(),
+                    "bytes": t.size(),
+                    "offset": t.offset(),
+                    "file": self.model.path_of(id).to_string_lossy(),
+                })
+            })
+            .collect();
+        json!({ "files": files, "metadata": metadata, "tensors": tensors, "warnings": self.warnings() })
+    }
+}
+
+fn type_name(value: &Value) -> String {
+    match value {
+        Value::Array(a) => format!("{}[{}]", a.element_type().name(), a.len()),
+        other => other.value_type().name().to_owned(),
+    }
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(s) => shorten(s),
+        Value::Array(a) => {
+            let head: Vec<String> = a.iter().take(SHOWN).map(|v| shown(&v)).collect();
+            format!("[{}{}]", head.join(", "), if a.len() > SHOWN { ", …" } else { "" })
+        }
+        Value::Bool(b) => (*b != 0).to_string(),
+        Value::F32(v) => v.to_string(),
+        Value::F64(v) => v.to_string(),
+        Value::I8(_) | Value::I16(_) | Value::I32(_) | Value::I64(_) => {
+            value.as_f64().map_or_else(String::new, |v| v.to_string())
+        }
+        other => other.as_u64().map_or_else(String::new, |v| v.to_string()),
+    }
+}
+
+/// Text on one line, with control characters escaped: a file must not be able to write to the terminal.
+fn shorten(s: &[u8]) -> String {
+    let text = s.to_str_lossy();
+    let mut short: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
+    if text.chars().nth(SHOWN_CHARS).is_some() {
+        short += &format!("… ({} bytes)", s.len());
+    }
+    short
+}
+
+fn value_json(value: &Value) -> Json {
+    match value {
+        Value::String(s) => Json::from(s.to_str_lossy()),
+        Value::Bool(b) => Json::from(*b != 0),
+        Value::I8(v) => Json::from(*v),
+        Value::I16(v) => Json::from(*v),
+        Value::I32(v) => Json::from(*v),
+        Value::I64(v) => Json::from(*v),
+        Value::F32(v) => Json::from(*v),
+        Value::F64(v) => Json::from(*v),
+        Value::Array(a) => array_json(a),
+        other => Json::from(other.as_u64()),
+    }
+}
+
+/// Short arrays whole, long ones by length and beginning: a vocabulary is in the file for who wants it.
+fn array_json(array: &Array) -> Json {
+    let head = |n: usize| -> Vec<Json> { array.iter().take(n).map(|v| value_json(&v)).collect() };
+    match array.len() {
+        n if n <= 4 * SHOWN => Json::from(head(n)),
+        n => json!({ "type": array.element_type().name(), "len": n, "head": head(SHOWN) }),
+    }
+}

@@ -1,0 +1,41 @@
+//! Result values as text for people and as JSON for programs. Computes nothing.
+
+mod inspect;
+mod plan;
+mod run;
+mod table;
+
+pub use inspect::Inspect;
+pub use plan::Plan;
+pub use run::Run;
+pub use table::Table;
+
+/// A result that can be shown.
+pub trait Report {
+    /// For people, with a line feed at the end.
+    fn text(&self) -> String;
+
+    /// For programs. Keys are stable within a version of this crate.
+    fn json(&self) -> serde_json::Value;
+}
+
+/// A share as a percentage with two digits after the point, or a dash.
+fn percent(share: Option<f64>) -> String {
+    share.map_or("–".to_owned(), |s| format!("{:.2} %", s * 100.0))
+}
+
+/// A number with three digits after the point, or a dash.
+fn number(value: Option<f64>) -> String {
+    value.map_or("–".to_owned(), |v| format!("{v:.3}"))
+}
+
+/// Bytes with a binary unit.
+fn bytes(n: u64) -> String {
+    bytesize::ByteSize::b(n).display().iec().to_string()
+}
+
+/// A shape, row length first.
+fn shape(ne: &[u64]) -> String {
+    let lengths: Vec<String> = ne.iter().map(u64::to_string).collect();
+    lengths.join(" × ")
+}

@@ -1,0 +1,163 @@
+//! What a run would do.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value as Json, json};
+
+use super::{Report, Table, bytes, number, percent, shape};
+use crate::ggml::GgmlType;
+use crate::plan::{MergePlan, TensorPlan};
+use crate::survey::{Inputs, Kept, Survey, TensorSurvey};
+
+/// A plan with what the survey expects of it.
+pub struct Plan<'a> {
+    /// The models.
+    pub inputs: &'a Inputs,
+    /// The plan.
+    pub plan: &'a MergePlan,
+    /// The survey it was made with.
+    pub survey: &'a Survey,
+    /// Types to forecast, besides the plan's own.
+    pub types: &'a [GgmlType],
+    /// Bytes of buffers the run would use.
+    pub memory: u64,
+    /// Threads it would use.
+    pub threads: usize,
+    /// Bytes free on the disk of the output.
+    pub disk_free: Option<u64>,
+}
+
+impl Plan<'_> {
+    fn source_types(&self, t: &TensorPlan) -> Vec<GgmlType> {
+        t.sources().map(|at| self.inputs.source(at.source).tensor(at.tensor).ty()).collect()
+    }
+
+    fn surveyed(&self) -> BTreeMap<&str, &TensorSurvey> {
+        self.survey.tensors.iter().map(|t| (t.name.as_str(), t)).collect()
+    }
+
+    /// The plan's own types.
+    fn forecast(&self) -> crate::survey::TypeForecast {
+        let types: BTreeMap<&str, GgmlType> = self.plan.tensors.iter().map(|t| (t.name.as_str(), t.ty)).collect();
+        self.survey.forecast_for(|name| types.get(name).copied())
+    }
+}
+
+/// Why a tensor is kept, in words.
+fn kept_name(kept: Option<Kept>) -> &'static str {
+    match kept {
+        None => "changed",
+        Some(Kept::NotAWeight) => "kept: no weight",
+        Some(Kept::NoArithmetic) => "kept: type without arithmetic",
+        Some(Kept::NoPartner) => "kept: no partner",
+        Some(Kept::Skipped) => "kept: left out",
+    }
+}
+
+impl Report for Plan<'_> {
+    fn text(&self) -> String {
+        let surveyed = self.surveyed();
+        let mut tensors = Table::new(&["tensor", "shape", "sources", "output", ">size", ">‖δ‖/‖W‖", ">survival", ""]);
+        for t in &self.plan.tensors {
+            let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
+            let survey = surveyed.get(t.name.as_str());
+            let output = survey.and_then(|s| s.by_type.get(&t.ty));
+            tensors.row([
+                t.name.escape_debug().to_string(),
+                shape(&t.ne),
+                sources.join(" "),
+                t.ty.to_string(),
+                bytes(t.size()),
+                percent(survey.and_then(|s| s.moments.delta_ratio())),
+                number(output.and_then(|m| m.survival())),
+                kept_name(t.kept).to_owned(),
+            ]);
+        }
+        let total = self.survey.total();
+        let forecast = self.forecast();
+        let mut text = tensors.text();
+        text += &format!(
+            "\n{} tensors, {} of them changed; expected of the whole: ‖δ‖/‖W‖ {}, survival {}, noise {}\n",
+            self.plan.tensors.len(),
+            self.plan.n_changed(),
+            percent(total.delta_ratio()),
+            number(forecast.survival),
+            number(forecast.noise),
+        );
+        if let Some(cosine) = self.survey.cosine {
+            text +=
+                &format!("the vector read from these files is the true one with a cosine of at least {cosine:.3}\n");
+        }
+        if !self.types.is_empty() {
+            text += "\nexpected by type, if every tensor were written in it:\n";
+            let mut types = Table::new(&["type", ">bits", ">survival", ">noise"]);
+            for &ty in self.types {
+                let f = self.survey.forecast(ty);
+                types.row([
+                    ty.to_string(),
+                    format!("{:.2}", ty.bits_per_weight()),
+                    number(f.survival),
+                    number(f.noise),
+                ]);
+            }
+            text += &types.text();
+        }
+        text += &format!(
+            "\noutput {}{}; buffers {} in {} threads\n",
+            bytes(self.plan.header().file_len()),
+            self.disk_free.map_or_else(String::new, |free| format!(" (the disk has {} free)", bytes(free))),
+            bytes(self.memory),
+            self.threads
+        );
+        text
+    }
+
+    fn json(&self) -> Json {
+        let surveyed = self.surveyed();
+        let tensors: Vec<Json> = self
+            .plan
+            .tensors
+            .iter()
+            .map(|t| {
+                let survey = surveyed.get(t.name.as_str());
+                let output = survey.and_then(|s| s.by_type.get(&t.ty));
+                json!({
+                    "name": t.name,
+                    "ne": t.ne,
+                    "sources": self.source_types(t),
+                    "type": t.ty,
+                    "bytes": t.size(),
+                    "kept": t.kept,
+                    "rows": survey.map(|s| s.n_rows),
+                    "rows_sampled": survey.map(|s| s.n_sampled),
+                    "delta_ratio": survey.and_then(|s| s.moments.delta_ratio()),
+                    "drift_ratio": survey.and_then(|s| s.moments.drift_ratio()),
+                    "drift_cosine": survey.and_then(|s| s.moments.drift_cosine()),
+                    "survival": output.and_then(|m| m.survival()),
+                    "noise": output.and_then(|m| m.noise()),
+                })
+            })
+            .collect();
+        let by_type: serde_json::Map<String, Json> =
+            self.types.iter().map(|&ty| (ty.to_string(), json!(self.survey.forecast(ty)))).collect();
+        let total = self.survey.total();
+        json!({
+            "tensors": tensors,
+            "forecast": {
+                "delta_ratio": total.delta_ratio(),
+                "drift_ratio": total.drift_ratio(),
+                "drift_cosine": total.drift_cosine(),
+                "cosine": self.survey.cosine,
+                "output": self.forecast(),
+                "by_type": by_type,
+            },
+            "findings": self.survey.findings,
+            "warnings": self.plan.warnings,
+            "plumbing": self.plan.plumbing,
+            "output_bytes": self.plan.header().file_len(),
+            "disk_free_bytes": self.disk_free,
+            "memory_bytes": self.memory,
+            "threads": self.threads,
+        })
+    }
+}

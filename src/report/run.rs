@@ -1,0 +1,129 @@
+//! What a run did.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use super::{Report, Table, bytes, number, percent};
+use crate::ggml::GgmlType;
+use crate::pipeline::Written;
+use crate::plan::MergePlan;
+use crate::survey::{Finding, Moments, part_of};
+
+/// An output with what was measured while it was made.
+pub struct Run<'a> {
+    /// The plan that was carried out.
+    pub plan: &'a MergePlan,
+    /// The output.
+    pub written: &'a Written,
+    /// What the survey said before.
+    pub findings: &'a [Finding],
+    /// Whether the output is a patch: then survival is its gain and noise its relative error.
+    pub is_patch: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Run<'_> {
+    /// Sums, tensors and types by part of the model, in the order of the output.
+    fn parts(&self) -> Vec<(&str, Vec<GgmlType>, usize, Moments)> {
+        let mut parts: Vec<(&str, Vec<GgmlType>, usize, Moments)> = Vec::new();
+        let types: BTreeMap<&str, GgmlType> = self.plan.tensors.iter().map(|t| (t.name.as_str(), t.ty)).collect();
+        for tensor in &self.written.measured.tensors {
+            let (name, ty) = (part_of(&tensor.name), types.get(tensor.name.as_str()).copied());
+            let position = parts.iter().position(|p| p.0 == name).unwrap_or_else(|| {
+                parts.push((name, Vec::new(), 0, Moments::default()));
+                parts.len() - 1
+            });
+            let part = &mut parts[position];
+            part.1.extend(ty.filter(|ty| !part.1.contains(ty)));
+            part.2 += 1;
+            part.3 += tensor.moments;
+        }
+        parts
+    }
+}
+
+impl Report for Run<'_> {
+    fn text(&self) -> String {
+        let (survival, noise) = if self.is_patch { (">gain", ">error") } else { (">survival", ">noise") };
+        let mut table = Table::new(&["part", ">tensors", "type", ">‖δ‖/‖W‖", ">cos(δ, cp − base)", survival, noise]);
+        let mut row = |name: &str, n: usize, types: &[GgmlType], m: &Moments| {
+            let types: Vec<String> = types.iter().map(ToString::to_string).collect();
+            table.row([
+                name.escape_debug().to_string(),
+                n.to_string(),
+                types.join(" "),
+                percent(m.delta_ratio()),
+                number(m.drift_cosine()),
+                number(m.survival()),
+                number(m.noise()),
+            ]);
+        };
+        for (name, types, n, moments) in self.parts() {
+            row(name, n, &types, &moments);
+        }
+        row("all", self.written.measured.tensors.len(), &[], &self.written.measured.total);
+        let file = &self.written.file;
+        let seconds = self.took.as_secs_f64();
+        format!(
+            "{}\n{}: {} tensors, {} of them changed, {} in {seconds:.2} s ({}/s)\n",
+            table.text(),
+            file.path.display(),
+            self.plan.tensors.len(),
+            self.plan.n_changed(),
+            bytes(file.len),
+            bytes((file.len as f64 / seconds.max(1e-9)) as u64),
+        )
+    }
+
+    fn json(&self) -> Json {
+        let measured = |m: &Moments| {
+            json!({
+                "delta_ratio": m.delta_ratio(),
+                "drift_ratio": m.drift_ratio(),
+                "drift_cosine": m.drift_cosine(),
+                "survival": m.survival(),
+                "noise": m.noise(),
+            })
+        };
+        let types: BTreeMap<&str, GgmlType> = self.plan.tensors.iter().map(|t| (t.name.as_str(), t.ty)).collect();
+        let tensors: Vec<Json> = self
+            .written
+            .measured
+            .tensors
+            .iter()
+            .map(|t| {
+                let mut json = measured(&t.moments);
+                json["name"] = json!(t.name);
+                json["type"] = json!(types.get(t.name.as_str()));
+                json
+            })
+            .collect();
+        let parts: Vec<Json> = self
+            .parts()
+            .iter()
+            .map(|(name, types, n, moments)| {
+                let mut json = measured(moments);
+                json["part"] = json!(name);
+                json["types"] = json!(types);
+                json["tensors"] = json!(n);
+                json
+            })
+            .collect();
+        json!({
+            "output": self.written.file.path.to_string_lossy(),
+            "output_bytes": self.written.file.len,
+            "n_tensors": self.plan.tensors.len(),
+            "n_changed": self.plan.n_changed(),
+            "total": measured(&self.written.measured.total),
+            "parts": parts,
+            "tensors": tensors,
+            "plumbing": self.plan.plumbing,
+            "warnings": self.plan.warnings,
+            "findings": self.findings,
+            "seconds": self.took.as_secs_f64(),
+        })
+    }
+}
