@@ -65,7 +65,7 @@ pub(super) fn encode(w: &[f32; QK_K], block: &mut [u8; 84]) {
     let dmin = write_f16(if max_min > 0.0 { max_min / 15.0 } else { 0.0 }, field_mut(block, 82));
 
     for ((w, codes), sc) in w.as_chunks::<SUB>().0.iter().zip(codes.as_chunks_mut::<SUB>().0).zip(stored) {
-        requantize(w, d * f32::from(sc & 0xf), dmin * f32::from(sc >> 4), 0, 3, codes);
+        requantize(w, d * f32::from(sc & 0xf), dmin * f32::from(sc >> 4), 0.0, 3.0, codes);
     }
     planes::pack_pairs(&codes, 0, field_mut(block, 16));
 }

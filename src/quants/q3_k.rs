@@ -52,7 +52,7 @@ pub(super) fn encode(w: &[f32; QK_K], block: &mut [u8; 110]) {
     let d = write_f16(d, field_mut(block, 108));
 
     for ((w, codes), scale) in w.as_chunks::<SUB>().0.iter().zip(codes.as_chunks_mut::<SUB>().0).zip(stored) {
-        requantize(w, d * (i32::from(scale) - 32) as f32, 0.0, -4, 3, codes);
+        requantize(w, d * (i32::from(scale) - 32) as f32, 0.0, -4.0, 3.0, codes);
     }
     planes::pack_bits(&codes, 2, field_mut(block, 0));
     planes::pack_pairs(&codes, 0, field_mut(block, 32));

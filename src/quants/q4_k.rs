@@ -49,12 +49,14 @@ pub(super) fn encode_codes(w: &[f32; QK_K], candidates: &Candidates, head: &mut 
     let mut codes = [0; QK_K];
     let (mut scales, mut mins) = ([0.0; scales::N_SUB], [0.0; scales::N_SUB]);
     // One group: there are as many sub-blocks as lanes.
-    search::each_group::<SUB>(w, &mut codes, |x, codes, _| {
-        (scales, mins) = search::scale_and_min(x, &importance(x), candidates, codes);
+    search::each_group::<SUB>(w, &mut codes, |x, codes, at| {
+        let (scale, min) = search::scale_and_min(x, &importance(x), candidates, codes);
+        scales[at..at + search::LANES].copy_from_slice(&scale);
+        mins[at..at + search::LANES].copy_from_slice(&min);
     });
     let stored = scales::encode(&scales, &mins, head);
     for ((w, codes), (scale, min)) in w.as_chunks::<SUB>().0.iter().zip(codes.as_chunks_mut::<SUB>().0).zip(stored) {
-        requantize(w, scale, min, 0, candidates.nmax as i32, codes);
+        requantize(w, scale, min, 0.0, candidates.nmax, codes);
     }
     codes
 }

@@ -50,7 +50,7 @@ pub(super) fn encode(w: &[f32; QK_K], block: &mut [u8; 210]) {
     let d = write_f16(1.0 / iscale, field_mut(block, 208));
 
     for ((w, codes), scale) in w.as_chunks::<SUB>().0.iter().zip(codes.as_chunks_mut::<SUB>().0).zip(stored) {
-        requantize(w, d * f32::from(scale), 0.0, -32, 31, codes);
+        requantize(w, d * f32::from(scale), 0.0, -32.0, 31.0, codes);
     }
     pack_ql(&codes, field_mut(block, 0));
     planes::pack_pairs(&codes, 4, field_mut(block, 128));

@@ -42,32 +42,58 @@ pub(super) fn group<const N: usize>(x: &[f32]) -> Group<N> {
     group
 }
 
-/// Writes the codes of a group where its sub-blocks are, one after the other.
+/// Writes the codes of a group, each plus `offset`, where its sub-blocks are, one after the other. Lanes in `is_zero`
+/// get codes 0 without the offset.
 #[inline(always)]
-fn ungroup<const N: usize>(codes: &[Lanes<u8>; N], out: &mut [u8]) {
+fn ungroup<const N: usize>(codes: &Group<N>, offset: f32, is_zero: &Lanes<bool>, out: &mut [u8]) {
     for (lane, sub_block) in out.as_chunks_mut::<N>().0.iter_mut().take(LANES).enumerate() {
         for (code, row) in sub_block.iter_mut().zip(codes) {
-            *code = row[lane];
+            *code = if is_zero[lane] { 0 } else { code_byte(row[lane] + offset) };
         }
     }
 }
 
-/// The nearest integer, ties to even (`nearest_int`): adding 1.5·2²³ leaves it in the low bits of the sum. Beyond 2²² and
-/// for NaN the result is without meaning but the same as in ggml, which callers rely on when they clamp it.
+/// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the low bits of the sum.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer, ties to even (`nearest_int`). Beyond 2²² and for NaN the result is without meaning but the same as
+/// in ggml, whose callers clamp it.
 #[inline(always)]
 pub(super) fn nearest_int(x: f32) -> i32 {
-    ((x + 12_582_912.0).to_bits() & 0x007f_ffff).cast_signed() - 0x0040_0000
+    ((x + MAGIC).to_bits() & 0x007f_ffff).cast_signed() - 0x0040_0000
+}
+
+/// [`nearest_int`] clamped, as a float: 2²³ with the low bits of the sum is always a number and MAGIC away from the
+/// integer, so everything stays in float registers. Converting and clamping integers took a third of a search.
+#[inline(always)]
+fn nearest_code(x: f32, lowest: f32, highest: f32) -> f32 {
+    let l = f32::from_bits((x + MAGIC).to_bits() & 0x007f_ffff | 0x4b00_0000) - MAGIC;
+    let l = if l > lowest { l } else { lowest };
+    if l < highest { l } else { highest }
+}
+
+/// The byte of a code. A cast would saturate, which costs more than this addition.
+#[inline(always)]
+fn code_byte(code: f32) -> u8 {
+    (code + MAGIC).to_bits() as u8
 }
 
 /// The codes of one sub-block for the scale and minimum that were stored, which replace those of the search. A scale of
 /// zero leaves the search's codes in place, as ggml does.
 #[inline(always)]
-pub(super) fn requantize(x: &[f32], scale: f32, min: f32, lowest: i32, highest: i32, codes: &mut [u8]) {
+pub(super) fn requantize<const N: usize>(
+    x: &[f32; N],
+    scale: f32,
+    min: f32,
+    lowest: f32,
+    highest: f32,
+    codes: &mut [u8; N],
+) {
     if scale == 0.0 {
         return;
     }
     for (code, x) in codes.iter_mut().zip(x) {
-        *code = (nearest_int((x + min) / scale).clamp(lowest, highest) - lowest) as u8;
+        *code = code_byte(nearest_code((x + min) / scale, lowest, highest) - lowest);
     }
 }
 
@@ -95,7 +121,6 @@ pub(super) fn scale_and_min<const N: usize>(
     codes: &mut [u8],
 ) -> (Lanes<f32>, Lanes<f32>) {
     let &Candidates { nmax, rmin, rdelta, nstep, use_mad } = candidates;
-    let highest = nmax as i32;
 
     let mut min = x[0];
     let mut max = x[0];
@@ -116,27 +141,31 @@ pub(super) fn scale_and_min<const N: usize>(
     let is_flat: Lanes<bool> = std::array::from_fn(|k| max[k] == min[k]);
     let flat_min = min;
 
-    let mut best = [[0; LANES]; N];
-    let mut best_error = [0.0; LANES];
-    let mut iscale: Lanes<f32> = std::array::from_fn(|k| nmax / (max[k] - min[k]));
+    // The codes of the best candidate are not kept, but what they can be computed from once more.
+    let mut iscale = [0.0; LANES];
+    for k in 0..LANES {
+        iscale[k] = nmax / (max[k] - min[k]);
+    }
+    let (mut best_iscale, mut best_start) = (iscale, min);
     let mut scale = iscale.map(|iscale| 1.0 / iscale);
-    for ((x, w), best) in x.iter().zip(weights).zip(&mut best) {
+    let mut best_error = [0.0; LANES];
+    for (x, w) in x.iter().zip(weights) {
         for k in 0..LANES {
-            let l = nearest_int(iscale[k] * (x[k] - min[k])).clamp(0, highest);
-            best[k] = l as u8;
-            best_error[k] += w[k] * error(scale[k] * l as f32 + min[k] - x[k], use_mad);
+            let l = nearest_code(iscale[k] * (x[k] - min[k]), 0.0, nmax);
+            best_error[k] += w[k] * error(scale[k] * l + min[k] - x[k], use_mad);
         }
     }
 
     let mut trial = [[0.0f32; LANES]; N];
     for step in 0..=nstep {
+        let n_steps = rmin + rdelta * step as f32 + nmax;
         for k in 0..LANES {
-            iscale[k] = (rmin + rdelta * step as f32 + nmax) / (max[k] - min[k]);
+            iscale[k] = n_steps / (max[k] - min[k]);
         }
         let (mut sum_l, mut sum_l2, mut sum_xl) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
         for ((x, w), trial) in x.iter().zip(weights).zip(&mut trial) {
             for k in 0..LANES {
-                let l = nearest_int(iscale[k] * (x[k] - min[k])).clamp(0, highest) as f32;
+                let l = nearest_code(iscale[k] * (x[k] - min[k]), 0.0, nmax);
                 trial[k] = l;
                 let wl = w[k] * l;
                 sum_l[k] += wl;
@@ -151,8 +180,9 @@ pub(super) fn scale_and_min<const N: usize>(
             let det = sum_w[k] * sum_l2[k] - sum_l[k] * sum_l[k];
             let slope = (sum_w[k] * sum_xl[k] - sum_x[k] * sum_l[k]) / det;
             let offset = (sum_l2[k] * sum_x[k] - sum_l[k] * sum_xl[k]) / det;
+            let through_0 = sum_xl[k] / sum_l2[k];
             determinant[k] = det;
-            this_scale[k] = if offset > 0.0 { sum_xl[k] / sum_l2[k] } else { slope };
+            this_scale[k] = if offset > 0.0 { through_0 } else { slope };
             this_min[k] = if offset > 0.0 { 0.0 } else { offset };
         }
 
@@ -163,28 +193,27 @@ pub(super) fn scale_and_min<const N: usize>(
             }
         }
 
-        let is_better: Lanes<bool> = std::array::from_fn(|k| determinant[k] > 0.0 && this_error[k] < best_error[k]);
-        if is_better.contains(&true) {
-            for k in 0..LANES {
-                best_error[k] = if is_better[k] { this_error[k] } else { best_error[k] };
-                scale[k] = if is_better[k] { this_scale[k] } else { scale[k] };
-                min[k] = if is_better[k] { this_min[k] } else { min[k] };
-            }
-            for (best, trial) in best.iter_mut().zip(&trial) {
-                for k in 0..LANES {
-                    best[k] = if is_better[k] { trial[k] as u8 } else { best[k] };
-                }
-            }
+        for k in 0..LANES {
+            let is_better = (determinant[k] > 0.0) & (this_error[k] < best_error[k]);
+            best_error[k] = if is_better { this_error[k] } else { best_error[k] };
+            best_iscale[k] = if is_better { iscale[k] } else { best_iscale[k] };
+            best_start[k] = if is_better { min[k] } else { best_start[k] };
+            scale[k] = if is_better { this_scale[k] } else { scale[k] };
+            min[k] = if is_better { this_min[k] } else { min[k] };
         }
     }
 
+    for (x, best) in x.iter().zip(&mut trial) {
+        for k in 0..LANES {
+            best[k] = nearest_code(best_iscale[k] * (x[k] - best_start[k]), 0.0, nmax);
+        }
+    }
     for k in 0..LANES {
         if is_flat[k] {
             (scale[k], min[k]) = (0.0, flat_min[k]);
-            best.iter_mut().for_each(|best| best[k] = 0);
         }
     }
-    ungroup(&best, codes);
+    ungroup(&trial, 0.0, &is_flat, codes);
     (scale, min.map(|min| -min))
 }
 
@@ -211,46 +240,47 @@ fn farthest<const N: usize>(x: &Group<N>) -> (Lanes<f32>, Lanes<f32>) {
 /// square of the weight (`make_qx_quants` with `rmse_type` 1).
 #[inline(always)]
 pub(super) fn symmetric_scale<const N: usize>(x: &Group<N>, nmax: f32, codes: &mut [u8]) -> Lanes<f32> {
-    let (lowest, highest) = (-nmax as i32, nmax as i32 - 1);
+    let (lowest, highest) = (-nmax, nmax - 1.0);
     let (max, amax) = farthest(x);
 
-    let mut best = [[0.0f32; LANES]; N];
-    let mut trial = best;
-    let (mut scale, mut best_gain) = ([0.0; LANES], [0.0; LANES]);
-    // Candidate 0 comes first and is kept whatever it gains; the others deviate from it by up to 0.9 of a code.
-    for candidate in [0, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9] {
-        let iscale = max.map(|max| -(nmax + 0.1 * candidate as f32) / max);
+    // The sums over the codes of one candidate.
+    let sums = |iscale: &Lanes<f32>| {
         let (mut sumlx, mut suml2) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for (x, trial) in x.iter().zip(&mut trial) {
+        for x in x {
             for k in 0..LANES {
-                let l = nearest_int(iscale[k] * x[k]).clamp(lowest, highest) as f32;
-                trial[k] = l;
+                let l = nearest_code(iscale[k] * x[k], lowest, highest);
                 let w = x[k] * x[k];
                 sumlx[k] += w * x[k] * l;
                 suml2[k] += w * l * l;
             }
         }
-        if candidate == 0 {
-            best = trial;
-            for k in 0..LANES {
-                scale[k] = if suml2[k] != 0.0 { sumlx[k] / suml2[k] } else { 0.0 };
-                best_gain[k] = scale[k] * sumlx[k];
-            }
-            continue;
+        (sumlx, suml2)
+    };
+
+    let mut best_iscale = max.map(|max| -nmax / max);
+    let (sumlx, suml2) = sums(&best_iscale);
+    let (mut scale, mut best_gain) = ([0.0; LANES], [0.0; LANES]);
+    for k in 0..LANES {
+        scale[k] = if suml2[k] != 0.0 { sumlx[k] / suml2[k] } else { 0.0 };
+        best_gain[k] = scale[k] * sumlx[k];
+    }
+    for candidate in (-9i8..=9).filter(|&candidate| candidate != 0) {
+        let n_steps = -(nmax + 0.1 * f32::from(candidate));
+        let iscale = max.map(|max| n_steps / max);
+        let (sumlx, suml2) = sums(&iscale);
+        for k in 0..LANES {
+            let is_better = (suml2[k] > 0.0) & (sumlx[k] * sumlx[k] > best_gain[k] * suml2[k]);
+            let this_scale = sumlx[k] / suml2[k];
+            best_iscale[k] = if is_better { iscale[k] } else { best_iscale[k] };
+            best_gain[k] = if is_better { this_scale * sumlx[k] } else { best_gain[k] };
+            scale[k] = if is_better { this_scale } else { scale[k] };
         }
-        let is_better: Lanes<bool> =
-            std::array::from_fn(|k| suml2[k] > 0.0 && sumlx[k] * sumlx[k] > best_gain[k] * suml2[k]);
-        if is_better.contains(&true) {
-            for k in 0..LANES {
-                let this_scale = sumlx[k] / suml2[k];
-                scale[k] = if is_better[k] { this_scale } else { scale[k] };
-                best_gain[k] = if is_better[k] { this_scale * sumlx[k] } else { best_gain[k] };
-            }
-            for (best, trial) in best.iter_mut().zip(&trial) {
-                for k in 0..LANES {
-                    best[k] = if is_better[k] { trial[k] } else { best[k] };
-                }
-            }
+    }
+
+    let mut best = [[0.0f32; LANES]; N];
+    for (x, best) in x.iter().zip(&mut best) {
+        for k in 0..LANES {
+            best[k] = nearest_code(best_iscale[k] * x[k], lowest, highest);
         }
     }
     finish_symmetric(&best, nmax, &amax, &mut scale, codes);
@@ -261,7 +291,7 @@ pub(super) fn symmetric_scale<const N: usize>(x: &Group<N>, nmax: f32, codes: &m
 /// helps, in at most five rounds (`make_q3_quants` with `do_rmse`).
 #[inline(always)]
 pub(super) fn symmetric_scale_by_rounds<const N: usize>(x: &Group<N>, nmax: f32, codes: &mut [u8]) -> Lanes<f32> {
-    let (lowest, highest) = (-nmax as i32, nmax as i32 - 1);
+    let (lowest, highest) = (-nmax, nmax - 1.0);
     let (max, amax) = farthest(x);
 
     let mut best = [[0.0f32; LANES]; N];
@@ -269,7 +299,7 @@ pub(super) fn symmetric_scale_by_rounds<const N: usize>(x: &Group<N>, nmax: f32,
     let (mut sumlx, mut suml2) = ([0.0f32; LANES], [0.0f32; LANES]);
     for (x, best) in x.iter().zip(&mut best) {
         for k in 0..LANES {
-            let l = nearest_int(iscale[k] * x[k]).clamp(lowest, highest) as f32;
+            let l = nearest_code(iscale[k] * x[k], lowest, highest);
             best[k] = l;
             let w = x[k] * x[k];
             sumlx[k] += w * x[k] * l;
@@ -279,14 +309,14 @@ pub(super) fn symmetric_scale_by_rounds<const N: usize>(x: &Group<N>, nmax: f32,
     for _ in 0..5 {
         // ggml stops a sub-block after a round without a change. Another round would change nothing either, as it
         // starts from the same sums: a lane that is done may run along.
-        let mut n_changed = [0u32; LANES];
+        let mut is_changed = [0u32; LANES];
         for (x, best) in x.iter().zip(&mut best) {
             for k in 0..LANES {
                 let l = best[k];
                 let w = x[k] * x[k];
                 let slx = sumlx[k] - w * x[k] * l;
                 let sl2 = suml2[k] - w * l * l;
-                let new_l = nearest_int(x[k] * sl2 / slx).clamp(lowest, highest) as f32;
+                let new_l = nearest_code(x[k] * sl2 / slx, lowest, highest);
                 let new_slx = slx + w * x[k] * new_l;
                 let new_sl2 = sl2 + w * new_l * new_l;
                 let is_better = (slx > 0.0)
@@ -296,10 +326,10 @@ pub(super) fn symmetric_scale_by_rounds<const N: usize>(x: &Group<N>, nmax: f32,
                 best[k] = if is_better { new_l } else { l };
                 sumlx[k] = if is_better { new_slx } else { sumlx[k] };
                 suml2[k] = if is_better { new_sl2 } else { suml2[k] };
-                n_changed[k] += u32::from(is_better);
+                is_changed[k] |= if is_better { u32::MAX } else { 0 };
             }
         }
-        if n_changed == [0; LANES] {
+        if is_changed == [0; LANES] {
             break;
         }
     }
@@ -319,16 +349,10 @@ fn finish_symmetric<const N: usize>(
     codes: &mut [u8],
 ) {
     let is_zero = amax.map(|amax| amax < GROUP_MAX_EPS);
-    let mut shifted = [[0; LANES]; N];
-    for (shifted, best) in shifted.iter_mut().zip(best) {
-        for k in 0..LANES {
-            shifted[k] = if is_zero[k] { 0 } else { (best[k] + nmax) as u8 };
-        }
-    }
     for k in 0..LANES {
         scale[k] = if is_zero[k] { 0.0 } else { scale[k] };
     }
-    ungroup(&shifted, codes);
+    ungroup(best, nmax, &is_zero, codes);
 }
 
 /// Runs a search over a super-block, `LANES` sub-blocks of `N` weights at a time; `search` gets the group, its codes and
