@@ -42,13 +42,12 @@ pub(super) fn group<const N: usize>(x: &[f32]) -> Group<N> {
     group
 }
 
-/// Writes the codes of a group, each plus `offset`, where its sub-blocks are, one after the other. Lanes in `is_zero`
-/// get codes 0 without the offset.
+/// Writes the codes of a group, each plus `offset`, where its sub-blocks are, one after the other.
 #[inline(always)]
-fn ungroup<const N: usize>(codes: &Group<N>, offset: f32, is_zero: &Lanes<bool>, out: &mut [u8]) {
+fn ungroup<const N: usize>(codes: &Group<N>, offset: f32, out: &mut [u8]) {
     for (lane, sub_block) in out.as_chunks_mut::<N>().0.iter_mut().take(LANES).enumerate() {
         for (code, row) in sub_block.iter_mut().zip(codes) {
-            *code = if is_zero[lane] { 0 } else { code_byte(row[lane] + offset) };
+            *code = code_byte(row[lane] + offset);
         }
     }
 }
@@ -137,9 +136,9 @@ pub(super) fn scale_and_min<const N: usize>(
     for min in &mut min {
         *min = if *min > 0.0 { 0.0 } else { *min };
     }
-    // Such a lane ends here in ggml: no scale, codes 0. It runs along, and is set right at the end.
-    let is_flat: Lanes<bool> = std::array::from_fn(|k| max[k] == min[k]);
-    let flat_min = min;
+    // Where max and min are now the same, ggml ends here: no scale, codes 0. Such a lane runs along and is set right at
+    // the end.
+    let first_min = min;
 
     // The codes of the best candidate are not kept, but what they can be computed from once more.
     let mut iscale = [0.0; LANES];
@@ -162,59 +161,104 @@ pub(super) fn scale_and_min<const N: usize>(
         for k in 0..LANES {
             iscale[k] = n_steps / (max[k] - min[k]);
         }
-        let (mut sum_l, mut sum_l2, mut sum_xl) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-        for ((x, w), trial) in x.iter().zip(weights).zip(&mut trial) {
-            for k in 0..LANES {
-                let l = nearest_code(iscale[k] * (x[k] - min[k]), 0.0, nmax);
-                trial[k] = l;
-                let wl = w[k] * l;
-                sum_l[k] += wl;
-                sum_l2[k] += wl * l;
-                sum_xl[k] += wl * x[k];
-            }
-        }
-
-        // The least-squares line through these codes; if its minimum has the wrong sign, the best line through 0.
-        let (mut determinant, mut this_scale, mut this_min) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        let sums = trial_sums(x, weights, &iscale, &min, nmax, &mut trial);
+        let line = fit_line(&sum_w, &sum_x, &sums);
+        let this_error = line_error(x, weights, &trial, &line, use_mad);
         for k in 0..LANES {
-            let det = sum_w[k] * sum_l2[k] - sum_l[k] * sum_l[k];
-            let slope = (sum_w[k] * sum_xl[k] - sum_x[k] * sum_l[k]) / det;
-            let offset = (sum_l2[k] * sum_x[k] - sum_l[k] * sum_xl[k]) / det;
-            let through_0 = sum_xl[k] / sum_l2[k];
-            determinant[k] = det;
-            this_scale[k] = if offset > 0.0 { through_0 } else { slope };
-            this_min[k] = if offset > 0.0 { 0.0 } else { offset };
-        }
-
-        let mut this_error = [0.0; LANES];
-        for ((x, w), trial) in x.iter().zip(weights).zip(&trial) {
-            for k in 0..LANES {
-                this_error[k] += w[k] * error(this_scale[k] * trial[k] + this_min[k] - x[k], use_mad);
-            }
-        }
-
-        for k in 0..LANES {
-            let is_better = (determinant[k] > 0.0) & (this_error[k] < best_error[k]);
+            let is_better = (line.determinant[k] > 0.0) & (this_error[k] < best_error[k]);
             best_error[k] = if is_better { this_error[k] } else { best_error[k] };
             best_iscale[k] = if is_better { iscale[k] } else { best_iscale[k] };
             best_start[k] = if is_better { min[k] } else { best_start[k] };
-            scale[k] = if is_better { this_scale[k] } else { scale[k] };
-            min[k] = if is_better { this_min[k] } else { min[k] };
+            scale[k] = if is_better { line.scale[k] } else { scale[k] };
+            min[k] = if is_better { line.min[k] } else { min[k] };
         }
     }
 
     for (x, best) in x.iter().zip(&mut trial) {
         for k in 0..LANES {
-            best[k] = nearest_code(best_iscale[k] * (x[k] - best_start[k]), 0.0, nmax);
+            let l = nearest_code(best_iscale[k] * (x[k] - best_start[k]), 0.0, nmax);
+            best[k] = if max[k] == first_min[k] { 0.0 } else { l };
         }
+    }
+    ungroup(&trial, 0.0, codes);
+    for k in 0..LANES {
+        let is_flat = max[k] == first_min[k];
+        scale[k] = if is_flat { 0.0 } else { scale[k] };
+        min[k] = -if is_flat { first_min[k] } else { min[k] };
+    }
+    (scale, min)
+}
+
+/// Sums over the codes of a candidate: of l, l² and l·x, each times the weight.
+struct Sums {
+    l: Lanes<f32>,
+    l2: Lanes<f32>,
+    xl: Lanes<f32>,
+}
+
+/// A least-squares line: scale, minimum, and what was divided by to get them.
+struct Line {
+    determinant: Lanes<f32>,
+    scale: Lanes<f32>,
+    min: Lanes<f32>,
+}
+
+#[inline(never)]
+fn trial_sums<const N: usize>(
+    x: &Group<N>,
+    weights: &Group<N>,
+    iscale: &Lanes<f32>,
+    min: &Lanes<f32>,
+    nmax: f32,
+    trial: &mut Group<N>,
+) -> Sums {
+    let (mut sum_l, mut sum_l2, mut sum_xl) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    for ((x, w), trial) in x.iter().zip(weights).zip(trial) {
+        for k in 0..LANES {
+            let l = nearest_code(iscale[k] * (x[k] - min[k]), 0.0, nmax);
+            trial[k] = l;
+            let wl = w[k] * l;
+            sum_l[k] += wl;
+            sum_l2[k] += wl * l;
+            sum_xl[k] += wl * x[k];
+        }
+    }
+    Sums { l: sum_l, l2: sum_l2, xl: sum_xl }
+}
+
+/// The least-squares line through the codes of a candidate; if its minimum has the wrong sign, the best line through 0.
+#[inline(never)]
+fn fit_line(sum_w: &Lanes<f32>, sum_x: &Lanes<f32>, sums: &Sums) -> Line {
+    let mut line = Line { determinant: [0.0; LANES], scale: [0.0; LANES], min: [0.0; LANES] };
+    let mut through_0 = [0.0; LANES];
+    for k in 0..LANES {
+        through_0[k] = sums.xl[k] / sums.l2[k];
+        line.determinant[k] = sum_w[k] * sums.l2[k] - sums.l[k] * sums.l[k];
+        line.scale[k] = (sum_w[k] * sums.xl[k] - sum_x[k] * sums.l[k]) / line.determinant[k];
+        line.min[k] = (sums.l2[k] * sum_x[k] - sums.l[k] * sums.xl[k]) / line.determinant[k];
     }
     for k in 0..LANES {
-        if is_flat[k] {
-            (scale[k], min[k]) = (0.0, flat_min[k]);
+        line.scale[k] = if line.min[k] > 0.0 { through_0[k] } else { line.scale[k] };
+        line.min[k] = if line.min[k] > 0.0 { 0.0 } else { line.min[k] };
+    }
+    line
+}
+
+#[inline(never)]
+fn line_error<const N: usize>(
+    x: &Group<N>,
+    weights: &Group<N>,
+    trial: &Group<N>,
+    line: &Line,
+    use_mad: bool,
+) -> Lanes<f32> {
+    let mut sum = [0.0; LANES];
+    for ((x, w), trial) in x.iter().zip(weights).zip(trial) {
+        for k in 0..LANES {
+            sum[k] += w[k] * error(line.scale[k] * trial[k] + line.min[k] - x[k], use_mad);
         }
     }
-    ungroup(&trial, 0.0, &is_flat, codes);
-    (scale, min.map(|min| -min))
+    sum
 }
 
 #[inline(always)]
@@ -283,8 +327,7 @@ pub(super) fn symmetric_scale<const N: usize>(x: &Group<N>, nmax: f32, codes: &m
             best[k] = nearest_code(best_iscale[k] * x[k], lowest, highest);
         }
     }
-    finish_symmetric(&best, nmax, &amax, &mut scale, codes);
-    scale
+    finish_symmetric(best, nmax, &amax, scale, codes)
 }
 
 /// The scale for w ≈ scale·(code − nmax) as [`symmetric_scale`] has it, found by changing one code at a time while that
@@ -333,26 +376,30 @@ pub(super) fn symmetric_scale_by_rounds<const N: usize>(x: &Group<N>, nmax: f32,
             break;
         }
     }
-    let mut scale = std::array::from_fn(|k| if suml2[k] > 0.0 { sumlx[k] / suml2[k] } else { 0.0 });
-    finish_symmetric(&best, nmax, &amax, &mut scale, codes);
-    scale
+    let scale = std::array::from_fn(|k| if suml2[k] > 0.0 { sumlx[k] / suml2[k] } else { 0.0 });
+    finish_symmetric(best, nmax, &amax, scale, codes)
 }
 
-/// Writes the codes of a symmetric search. Lanes without a weight worth the name get scale 0 and codes 0, not the code
-/// that stands for 0: ggml leaves the search before it adds `nmax`.
+/// Ends a symmetric search with the codes `best`. Lanes without a weight worth the name get scale 0 and codes 0, not the
+/// code that stands for 0: ggml leaves the search before it adds `nmax`.
 #[inline(always)]
 fn finish_symmetric<const N: usize>(
-    best: &Group<N>,
+    mut best: Group<N>,
     nmax: f32,
     amax: &Lanes<f32>,
-    scale: &mut Lanes<f32>,
+    mut scale: Lanes<f32>,
     codes: &mut [u8],
-) {
-    let is_zero = amax.map(|amax| amax < GROUP_MAX_EPS);
-    for k in 0..LANES {
-        scale[k] = if is_zero[k] { 0.0 } else { scale[k] };
+) -> Lanes<f32> {
+    for best in &mut best {
+        for k in 0..LANES {
+            best[k] = if amax[k] < GROUP_MAX_EPS { -nmax } else { best[k] };
+        }
     }
-    ungroup(best, nmax, &is_zero, codes);
+    ungroup(&best, nmax, codes);
+    for k in 0..LANES {
+        scale[k] = if amax[k] < GROUP_MAX_EPS { 0.0 } else { scale[k] };
+    }
+    scale
 }
 
 /// Runs a search over a super-block, `LANES` sub-blocks of `N` weights at a time; `search` gets the group, its codes and
