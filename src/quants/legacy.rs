@@ -20,6 +20,7 @@
 //! The encoders are `quantize_row_q*_ref`, the decoders `dequantize_row_q*` of ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
+use super::rounding::{code_byte, round_away, whole_code};
 use super::{field, field_mut};
 
 /// Weights in a block.
@@ -91,60 +92,63 @@ pub(super) fn decode_q8_0(block: &[u8; 34], w: &mut Weights) {
 }
 
 pub(super) fn encode_q8_0(w: &Weights, block: &mut [u8; 34]) {
-    let d = fold(w, 0.0, |most, w| if most > w.abs() { most } else { w.abs() }) / 127.0;
+    let (min, max) = extremes(w);
+    let amax = if max > -min { max } else { -min };
+    let d = amax.abs() / 127.0; // not -0
     let id = inverse(d);
     write_f16(d, field_mut(block, 0));
-    let qs: &mut [u8; QK] = field_mut(block, 2);
-    for (q, w) in qs.iter_mut().zip(w) {
-        // Half away from zero, like C's roundf. `f32::round` is that too, but a call for each weight where the
-        // processor's baseline has no rounding instruction; below 2^23 the fraction is exact.
-        let x = w * id;
-        let whole = x as i8;
-        let fraction = x - f32::from(whole);
-        *q = whole.wrapping_add(i8::from(fraction >= 0.5)).wrapping_sub(i8::from(fraction <= -0.5)).cast_unsigned();
-    }
+    *field_mut(block, 2) = each_code(w, |w| round_away(w * id));
 }
 
 /// Codes of Q4_0 and Q5_0. The weight farthest from zero, of two with both signs the first, becomes code 0; its scale
 /// is thus of the opposite sign, and the code range is used whole on that side.
 #[inline(always)]
 fn encode_symmetric(w: &Weights, half_range: u8, d_bytes: &mut [u8; 2]) -> Codes {
-    let farthest = fold(w, 0.0, |most, w| if most < w.abs() { w.abs() } else { most });
-    let is_positive = w.iter().fold(false, |is, &w| is | (w == farthest));
-    let is_negative = w.iter().fold(false, |is, &w| is | (w == -farthest));
-    let max = match (is_positive, is_negative) {
-        (true, false) => farthest,
-        (false, true) => -farthest,
-        // Weights that are all NaN find neither.
-        _ => w.iter().copied().find(|w| w.abs() == farthest && farthest != 0.0).unwrap_or(0.0),
+    let (min, max) = extremes(w);
+    let (min, max) = (if min < 0.0 { min } else { 0.0 }, if max > 0.0 { max } else { 0.0 });
+    let farthest = if max > -min {
+        max
+    } else if max < -min {
+        min
+    } else {
+        w.iter().copied().find(|w| w.abs() == max && max != 0.0).unwrap_or(0.0)
     };
-    let d = max / -f32::from(half_range);
+    let d = farthest / -f32::from(half_range);
     let id = inverse(d);
     write_f16(d, d_bytes);
     let bias = f32::from(half_range) + 0.5;
-    let top = 2 * half_range - 1;
-    w.map(|w| ((w * id + bias) as u8).min(top))
+    let top = f32::from(2 * half_range - 1);
+    each_code(w, |w| whole_code(w * id + bias, top))
 }
 
 /// Codes of Q4_1 and Q5_1, counted from the least weight.
 #[inline(always)]
 fn encode_with_min(w: &Weights, top: u8, dm_bytes: &mut [u8; 4]) -> Codes {
-    let min = fold(w, f32::MAX, |min, w| if w < min { w } else { min });
-    let max = fold(w, -f32::MAX, |max, w| if w > max { w } else { max });
+    let (min, max) = extremes(w);
     // Which zero is the least decides the sign of the stored minimum: in ggml, the first.
     let first_of = |x: f32| if x == 0.0 { w.iter().copied().find(|&w| w == x).unwrap_or(x) } else { x };
     let (min, max) = (first_of(min), first_of(max));
-    let d = (max - min) / f32::from(top);
+    let top = f32::from(top);
+    let d = (max - min) / top;
     let id = inverse(d);
     write_f16(d, field_mut(dm_bytes, 0));
     write_f16(min, field_mut(dm_bytes, 2));
-    w.map(|w| (((w - min) * id + 0.5) as u8).min(top))
+    each_code(w, |w| whole_code((w - min) * id + 0.5, top))
+}
+
+#[inline(always)]
+fn each_code(w: &Weights, code: impl Fn(f32) -> f32) -> Codes {
+    let mut q = [0; QK];
+    for (q, &w) in q.iter_mut().zip(w) {
+        *q = code_byte(code(w));
+    }
+    q
 }
 
 /// 1/d, or 0 for a scale of 0.
 ///
 /// A denormal d has no finite inverse, and then ggml's conversion of infinity to an integer is undefined in C; on x86-64
-/// each code is 0. NaN is the inverse for which Rust's casts say the same.
+/// each code is 0. With NaN as the inverse, [`whole_code`] and [`round_away`] say the same.
 #[inline]
 fn inverse(d: f32) -> f32 {
     let id = 1.0 / d;
@@ -157,17 +161,18 @@ fn inverse(d: f32) -> f32 {
     }
 }
 
-/// A fold whose order does not matter, in eight partial results so that it vectorises: the compiler may not reorder
-/// comparisons of floats by itself, because of NaN and the two zeros.
-#[inline(always)]
-fn fold(w: &Weights, init: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut partial = [init; 8];
-    for w in w.as_chunks::<8>().0 {
-        for (p, &w) in partial.iter_mut().zip(w) {
-            *p = f(*p, w);
-        }
+/// The least and the largest weight, the last of the two zeros if it is a zero. Compared in halves, since the compiler may
+/// not reorder comparisons of floats by itself, because of NaN and the zeros.
+#[inline(never)]
+fn extremes(w: &Weights) -> (f32, f32) {
+    let least = |a: f32, b: f32| if a < b { a } else { b };
+    let largest = |a: f32, b: f32| if a > b { a } else { b };
+    let (mut min, mut max) = ([0.0; 8], [0.0; 8]);
+    for k in 0..8 {
+        min[k] = least(least(w[k], w[k + 8]), least(w[k + 16], w[k + 24]));
+        max[k] = largest(largest(w[k], w[k + 8]), largest(w[k + 16], w[k + 24]));
     }
-    partial.into_iter().fold(init, f)
+    (min.into_iter().fold(f32::MAX, least), max.into_iter().fold(-f32::MAX, largest))
 }
 
 #[inline(always)]

@@ -18,6 +18,7 @@
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
 //! | `search` | the scale searches of the K encoders |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
+//! | `rounding` | from floats to codes |
 
 mod float;
 mod legacy;
@@ -27,6 +28,7 @@ mod q3_k;
 mod q4_k;
 mod q5_k;
 mod q6_k;
+mod rounding;
 mod scales;
 mod search;
 

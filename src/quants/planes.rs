@@ -9,7 +9,10 @@
 //! | `pairs` | 64 | 32·h + i | 128·h + (i, i + 32, i + 64, i + 96) |
 //! | `nibbles` | 128 | 32·g + i | 64·g + (i, i + 32) |
 //!
-//! with i below 32. Q6_K is the exception: its 4-bit plane pairs weights 64 apart and is in its own file.
+//! with i below 32. The functions stay calls: 256 codes are worth one, and inlined into a decoder the compiler worked code by
+//! code.
+//!
+//! Q6_K is the exception: its 4-bit plane pairs weights 64 apart and is in its own file.
 
 use super::QK_K;
 
@@ -17,7 +20,7 @@ use super::QK_K;
 pub(super) type Codes = [u8; QK_K];
 
 /// ORs bit `shift` into the codes from a plane of one bit.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn unpack_bits(plane: &[u8; 32], shift: u32, codes: &mut Codes) {
     for (k, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         for (code, byte) in codes.iter_mut().zip(plane) {
@@ -27,7 +30,7 @@ pub(super) fn unpack_bits(plane: &[u8; 32], shift: u32, codes: &mut Codes) {
 }
 
 /// The plane of bit `shift` of each code.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn pack_bits(codes: &Codes, shift: u32, plane: &mut [u8; 32]) {
     plane.fill(0);
     for (k, codes) in codes.as_chunks::<32>().0.iter().enumerate() {
@@ -38,7 +41,7 @@ pub(super) fn pack_bits(codes: &Codes, shift: u32, plane: &mut [u8; 32]) {
 }
 
 /// ORs bits `shift` and `shift + 1` into the codes from a plane of two bits.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn unpack_pairs(plane: &[u8; 64], shift: u32, codes: &mut Codes) {
     for (plane, codes) in plane.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<128>().0) {
         for (k, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -50,7 +53,7 @@ pub(super) fn unpack_pairs(plane: &[u8; 64], shift: u32, codes: &mut Codes) {
 }
 
 /// The plane of bits `shift` and `shift + 1` of each code.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn pack_pairs(codes: &Codes, shift: u32, plane: &mut [u8; 64]) {
     plane.fill(0);
     for (plane, codes) in plane.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<128>().0) {
@@ -63,7 +66,7 @@ pub(super) fn pack_pairs(codes: &Codes, shift: u32, plane: &mut [u8; 64]) {
 }
 
 /// The low four bits of the codes, from a plane of four; the high ones are 0.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn unpack_nibbles(plane: &[u8; 128], codes: &mut Codes) {
     for (plane, codes) in plane.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<64>().0) {
         for (i, byte) in plane.iter().enumerate() {
@@ -74,7 +77,7 @@ pub(super) fn unpack_nibbles(plane: &[u8; 128], codes: &mut Codes) {
 }
 
 /// The plane of the low four bits of each code.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn pack_nibbles(codes: &Codes, plane: &mut [u8; 128]) {
     for (plane, codes) in plane.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<64>().0) {
         for (i, byte) in plane.iter_mut().enumerate() {

@@ -10,8 +10,9 @@
 //! w = (d·scale)·q − dmin·minimum. Encoder `quantize_row_q2_K_ref`, decoder `dequantize_row_q2_K` of ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
+use super::rounding::nearest_int;
 use super::scales::largest;
-use super::search::{self, Candidates, LANES, nearest_int, requantize};
+use super::search::{self, Candidates, LANES, requantize};
 use super::{QK_K, field, field_mut, planes};
 
 /// Weights in a sub-block.

@@ -11,7 +11,8 @@
 //! w = (d·(scale − 32))·(q − 4). Encoder `quantize_row_q3_K_ref`, decoder `dequantize_row_q3_K` of ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
-use super::search::{self, LANES, nearest_int, requantize};
+use super::rounding::nearest_int;
+use super::search::{self, LANES, requantize};
 use super::{QK_K, field, field_mut, planes};
 
 /// Weights in a sub-block.

@@ -11,7 +11,8 @@
 
 use super::float::{read_f16, write_f16};
 use super::planes::{self, Codes};
-use super::search::{self, GROUP_MAX_EPS, LANES, nearest_int, requantize};
+use super::rounding::nearest_int;
+use super::search::{self, GROUP_MAX_EPS, LANES, requantize};
 use super::{QK_K, field, field_mut};
 
 /// Weights in a sub-block.

@@ -8,6 +8,7 @@
 //! | j + 8 | low four bits of scale j + 4 | low four bits of minimum j + 4 |
 
 use super::float::write_f16;
+use super::rounding::nearest_int;
 use super::{QK_K, field_mut};
 
 /// Sub-blocks of 32 weights in a super-block.
@@ -41,7 +42,7 @@ pub(super) fn encode(scales: &[f32; N_SUB], mins: &[f32; N_SUB], head: &mut [u8;
     let max_min = largest(mins);
     let codes = |values: &[f32; N_SUB], max: f32| {
         let inverse = if max > 0.0 { 63.0 / max } else { 0.0 };
-        values.map(|x| (super::search::nearest_int(inverse * x) as u8).min(63))
+        values.map(|x| (nearest_int(inverse * x) as u8).min(63))
     };
     let (ls, lm) = (codes(scales, max_scale), codes(mins, max_min));
     let d = write_f16(max_scale / 63.0, field_mut(head, 0));

@@ -15,8 +15,12 @@
 //! i of each in `x[i][lane]`, every lane doing the operations of ggml in its order. Lanes differ only where ggml branches;
 //! there both ways are computed and each lane selects. A candidate that ggml would skip costs its time, and nothing else:
 //! what it computes, often NaN, is dropped.
+//!
+//! The loops are functions of their own, and kept so: inlined into one body, the compiler mixed their lanes, turned selects
+//! into branches and took up to twice as long.
 
 use super::QK_K;
+use super::rounding::{code_byte, nearest_code};
 
 /// Sub-blocks searched side by side: all of a type with sub-blocks of 32, half of one with 16.
 pub(super) const LANES: usize = 8;
@@ -50,31 +54,6 @@ fn ungroup<const N: usize>(codes: &Group<N>, offset: f32, out: &mut [u8]) {
             *code = code_byte(row[lane] + offset);
         }
     }
-}
-
-/// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the low bits of the sum.
-const MAGIC: f32 = 12_582_912.0;
-
-/// The nearest integer, ties to even (`nearest_int`). Beyond 2²² and for NaN the result is without meaning but the same as
-/// in ggml, whose callers clamp it.
-#[inline(always)]
-pub(super) fn nearest_int(x: f32) -> i32 {
-    ((x + MAGIC).to_bits() & 0x007f_ffff).cast_signed() - 0x0040_0000
-}
-
-/// [`nearest_int`] clamped, as a float: 2²³ with the low bits of the sum is always a number and MAGIC away from the
-/// integer, so everything stays in float registers. Converting and clamping integers took a third of a search.
-#[inline(always)]
-fn nearest_code(x: f32, lowest: f32, highest: f32) -> f32 {
-    let l = f32::from_bits((x + MAGIC).to_bits() & 0x007f_ffff | 0x4b00_0000) - MAGIC;
-    let l = if l > lowest { l } else { lowest };
-    if l < highest { l } else { highest }
-}
-
-/// The byte of a code. A cast would saturate, which costs more than this addition.
-#[inline(always)]
-fn code_byte(code: f32) -> u8 {
-    (code + MAGIC).to_bits() as u8
 }
 
 /// The codes of one sub-block for the scale and minimum that were stored, which replace those of the search. A scale of
@@ -229,19 +208,17 @@ fn trial_sums<const N: usize>(
 /// The least-squares line through the codes of a candidate; if its minimum has the wrong sign, the best line through 0.
 #[inline(never)]
 fn fit_line(sum_w: &Lanes<f32>, sum_x: &Lanes<f32>, sums: &Sums) -> Line {
-    let mut line = Line { determinant: [0.0; LANES], scale: [0.0; LANES], min: [0.0; LANES] };
-    let mut through_0 = [0.0; LANES];
+    let (mut determinant, mut scale, mut min) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    let Sums { l, l2, xl } = sums;
     for k in 0..LANES {
-        through_0[k] = sums.xl[k] / sums.l2[k];
-        line.determinant[k] = sum_w[k] * sums.l2[k] - sums.l[k] * sums.l[k];
-        line.scale[k] = (sum_w[k] * sums.xl[k] - sum_x[k] * sums.l[k]) / line.determinant[k];
-        line.min[k] = (sums.l2[k] * sum_x[k] - sums.l[k] * sums.xl[k]) / line.determinant[k];
+        let through_0 = xl[k] / l2[k];
+        determinant[k] = sum_w[k] * l2[k] - l[k] * l[k];
+        let slope = (sum_w[k] * xl[k] - sum_x[k] * l[k]) / determinant[k];
+        let offset = (l2[k] * sum_x[k] - l[k] * xl[k]) / determinant[k];
+        scale[k] = if offset > 0.0 { through_0 } else { slope };
+        min[k] = if offset > 0.0 { 0.0 } else { offset };
     }
-    for k in 0..LANES {
-        line.scale[k] = if line.min[k] > 0.0 { through_0[k] } else { line.scale[k] };
-        line.min[k] = if line.min[k] > 0.0 { 0.0 } else { line.min[k] };
-    }
-    line
+    Line { determinant, scale, min }
 }
 
 #[inline(never)]
@@ -352,32 +329,46 @@ pub(super) fn symmetric_scale_by_rounds<const N: usize>(x: &Group<N>, nmax: f32,
     for _ in 0..5 {
         // ggml stops a sub-block after a round without a change. Another round would change nothing either, as it
         // starts from the same sums: a lane that is done may run along.
-        let mut is_changed = [0u32; LANES];
-        for (x, best) in x.iter().zip(&mut best) {
-            for k in 0..LANES {
-                let l = best[k];
-                let w = x[k] * x[k];
-                let slx = sumlx[k] - w * x[k] * l;
-                let sl2 = suml2[k] - w * l * l;
-                let new_l = nearest_code(x[k] * sl2 / slx, lowest, highest);
-                let new_slx = slx + w * x[k] * new_l;
-                let new_sl2 = sl2 + w * new_l * new_l;
-                let is_better = (slx > 0.0)
-                    & (new_l != l)
-                    & (new_sl2 > 0.0)
-                    & (new_slx * new_slx * suml2[k] > sumlx[k] * sumlx[k] * new_sl2);
-                best[k] = if is_better { new_l } else { l };
-                sumlx[k] = if is_better { new_slx } else { sumlx[k] };
-                suml2[k] = if is_better { new_sl2 } else { suml2[k] };
-                is_changed[k] |= if is_better { u32::MAX } else { 0 };
-            }
-        }
-        if is_changed == [0; LANES] {
+        if improve_codes(x, &mut best, &mut sumlx, &mut suml2, lowest, highest) == [0; LANES] {
             break;
         }
     }
     let scale = std::array::from_fn(|k| if suml2[k] > 0.0 { sumlx[k] / suml2[k] } else { 0.0 });
     finish_symmetric(best, nmax, &amax, scale, codes)
+}
+
+/// One round of [`symmetric_scale_by_rounds`]: each code in turn becomes the best one for the scale that the others give,
+/// if that is a gain. Lanes with a change are not 0 in the result.
+#[inline(never)]
+fn improve_codes<const N: usize>(
+    x: &Group<N>,
+    codes: &mut Group<N>,
+    sumlx: &mut Lanes<f32>,
+    suml2: &mut Lanes<f32>,
+    lowest: f32,
+    highest: f32,
+) -> Lanes<u32> {
+    let mut is_changed = [0; LANES];
+    for (x, codes) in x.iter().zip(codes) {
+        for k in 0..LANES {
+            let l = codes[k];
+            let w = x[k] * x[k];
+            let slx = sumlx[k] - w * x[k] * l;
+            let sl2 = suml2[k] - w * l * l;
+            let new_l = nearest_code(x[k] * sl2 / slx, lowest, highest);
+            let new_slx = slx + w * x[k] * new_l;
+            let new_sl2 = sl2 + w * new_l * new_l;
+            let is_better = (slx > 0.0)
+                & (new_l != l)
+                & (new_sl2 > 0.0)
+                & (new_slx * new_slx * suml2[k] > sumlx[k] * sumlx[k] * new_sl2);
+            codes[k] = if is_better { new_l } else { l };
+            sumlx[k] = if is_better { new_slx } else { sumlx[k] };
+            suml2[k] = if is_better { new_sl2 } else { suml2[k] };
+            is_changed[k] |= if is_better { u32::MAX } else { 0 };
+        }
+    }
+    is_changed
 }
 
 /// Ends a symmetric search with the codes `best`. Lanes without a weight worth the name get scale 0 and codes 0, not the
@@ -413,17 +404,5 @@ pub(super) fn each_group<const N: usize>(
     let groups = x.chunks_exact(N * LANES).zip(codes.chunks_exact_mut(N * LANES));
     for (i, (x, codes)) in groups.enumerate() {
         search(&group(x), codes, i * LANES);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nearest_int_rounds_ties_to_even() {
-        for (x, l) in [(0.5, 0), (1.5, 2), (-0.5, 0), (-1.5, -2), (2.4999, 2), (-3.7, -4), (4_194_303.0, 4_194_303)] {
-            assert_eq!(nearest_int(x), l, "{x}");
-        }
     }
 }

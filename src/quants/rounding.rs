@@ -1,0 +1,85 @@
+//! Rounding floats to codes without leaving the float registers.
+//!
+//! C's conversions are undefined where Rust's saturate, and saturating costs more than the conversion. The trick of
+//! ggml's `nearest_int` serves for all roundings here: it says what happens to any bits, and it vectorises.
+
+/// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the low bits of the sum.
+const MAGIC: f32 = 12_582_912.0;
+
+/// The nearest integer, ties to even (`nearest_int`). Beyond 2²² and for NaN the result is without meaning but the same as
+/// in ggml, whose callers clamp it.
+#[inline(always)]
+pub(super) fn nearest_int(x: f32) -> i32 {
+    ((x + MAGIC).to_bits() & 0x007f_ffff).cast_signed() - 0x0040_0000
+}
+
+/// [`nearest_int`] as a float: 2²³ with the low bits of the sum is always a number, MAGIC away from the integer.
+#[inline(always)]
+fn nearest(x: f32) -> f32 {
+    f32::from_bits((x + MAGIC).to_bits() & 0x007f_ffff | 0x4b00_0000) - MAGIC
+}
+
+#[inline(always)]
+fn clamp(l: f32, lowest: f32, highest: f32) -> f32 {
+    let l = if l > lowest { l } else { lowest };
+    if l < highest { l } else { highest }
+}
+
+/// [`nearest_int`], clamped.
+#[inline(always)]
+pub(super) fn nearest_code(x: f32, lowest: f32, highest: f32) -> f32 {
+    clamp(nearest(x), lowest, highest)
+}
+
+/// The integer below `x`, from 0 to `highest`; 0 for NaN.
+#[inline(always)]
+pub(super) fn whole_code(x: f32, highest: f32) -> f32 {
+    let l = nearest(x);
+    clamp(if l > x { l - 1.0 } else { l }, 0.0, highest)
+}
+
+/// The nearest integer, ties away from zero like C's `roundf`, from −128 to 127.
+#[inline(always)]
+pub(super) fn round_away(x: f32) -> f32 {
+    let l = nearest(x);
+    let up = if (x - l == 0.5) & (x > 0.0) { 1.0 } else { 0.0 };
+    let down = if (x - l == -0.5) & (x < 0.0) { 1.0 } else { 0.0 };
+    clamp(l + up - down, -128.0, 127.0)
+}
+
+/// The byte of a code.
+#[inline(always)]
+pub(super) fn code_byte(code: f32) -> u8 {
+    (code + MAGIC).to_bits() as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_int_rounds_ties_to_even() {
+        for (x, l) in [(0.5, 0), (1.5, 2), (-0.5, 0), (-1.5, -2), (2.4999, 2), (-3.7, -4), (4_194_303.0, 4_194_303)] {
+            assert_eq!(nearest_int(x), l, "{x}");
+        }
+    }
+
+    #[test]
+    fn round_away_is_round_up_to_127() {
+        for i in -127 * 64..=127 * 64 {
+            for x in [i as f32 / 64.0, (i as f32 / 64.0).next_up(), (i as f32 / 64.0).next_down()] {
+                assert_eq!(round_away(x), x.round().clamp(-128.0, 127.0), "{x}");
+            }
+        }
+    }
+
+    #[test]
+    fn whole_code_is_floor() {
+        for i in 0..=32 * 64 {
+            for x in [i as f32 / 64.0, (i as f32 / 64.0).next_up()] {
+                assert_eq!(whole_code(x, 31.0), x.floor().min(31.0), "{x}");
+            }
+        }
+        assert_eq!(whole_code(f32::NAN, 31.0), 0.0);
+    }
+}
