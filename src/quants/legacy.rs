@@ -20,7 +20,7 @@
 //! The encoders are `quantize_row_q*_ref`, the decoders `dequantize_row_q*` of ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
-use super::rounding::{code_byte, round_away, whole_code};
+use super::rounding::{round_away, whole_code};
 use super::{field, field_mut};
 
 /// Weights in a block.
@@ -137,10 +137,10 @@ fn encode_with_min(w: &Weights, top: u8, dm_bytes: &mut [u8; 4]) -> Codes {
 }
 
 #[inline(always)]
-fn each_code(w: &Weights, code: impl Fn(f32) -> f32) -> Codes {
+fn each_code(w: &Weights, code: impl Fn(f32) -> u8) -> Codes {
     let mut q = [0; QK];
     for (q, &w) in q.iter_mut().zip(w) {
-        *q = code_byte(code(w));
+        *q = code(w);
     }
     q
 }
@@ -161,18 +161,37 @@ fn inverse(d: f32) -> f32 {
     }
 }
 
-/// The least and the largest weight, the last of the two zeros if it is a zero. Compared in halves, since the compiler may
-/// not reorder comparisons of floats by itself, because of NaN and the zeros.
-#[inline(never)]
+/// The least and the largest weight; of two zeros, either.
+#[inline(always)]
 fn extremes(w: &Weights) -> (f32, f32) {
-    let least = |a: f32, b: f32| if a < b { a } else { b };
-    let largest = |a: f32, b: f32| if a > b { a } else { b };
-    let (mut min, mut max) = ([0.0; 8], [0.0; 8]);
-    for k in 0..8 {
-        min[k] = least(least(w[k], w[k + 8]), least(w[k + 16], w[k + 24]));
-        max[k] = largest(largest(w[k], w[k + 8]), largest(w[k + 16], w[k + 24]));
-    }
+    let (min, max) = partial_extremes(w);
     (min.into_iter().fold(f32::MAX, least), max.into_iter().fold(-f32::MAX, largest))
+}
+
+/// Extremes of every fourth weight. The compiler may not reorder comparisons of floats by itself, because of NaN and the
+/// zeros; and it keeps these in lanes only if it does not see what becomes of them.
+#[inline(never)]
+fn partial_extremes(w: &Weights) -> ([f32; 4], [f32; 4]) {
+    let (mut min, mut max) = ([f32::MAX; 4], [-f32::MAX; 4]);
+    for w in w.as_chunks::<4>().0 {
+        for k in 0..4 {
+            min[k] = least(min[k], w[k]);
+            max[k] = largest(max[k], w[k]);
+        }
+    }
+    (min, max)
+}
+
+/// The lesser, and `a` if `b` is NaN. Not `f32::min`, which is not one instruction.
+#[inline(always)]
+fn least(a: f32, b: f32) -> f32 {
+    if b < a { b } else { a }
+}
+
+/// The larger, and `a` if `b` is NaN.
+#[inline(always)]
+fn largest(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 #[inline(always)]

@@ -31,20 +31,22 @@ pub(super) fn nearest_code(x: f32, lowest: f32, highest: f32) -> f32 {
     clamp(nearest(x), lowest, highest)
 }
 
-/// The integer below `x`, from 0 to `highest`; 0 for NaN.
+/// The code of the integer below `x`, for `x` from 0 up, at most `highest`; 0 for NaN as arithmetic makes it.
 #[inline(always)]
-pub(super) fn whole_code(x: f32, highest: f32) -> f32 {
-    let l = nearest(x);
-    clamp(if l > x { l - 1.0 } else { l }, 0.0, highest)
+pub(super) fn whole_code(x: f32, highest: f32) -> u8 {
+    let sum = x + MAGIC;
+    let sum = if sum - MAGIC > x { sum - 1.0 } else { sum };
+    let sum = if sum > highest + MAGIC { highest + MAGIC } else { sum };
+    sum.to_bits() as u8
 }
 
-/// The nearest integer, ties away from zero like C's `roundf`, from −128 to 127.
+/// The code of the nearest integer, ties away from zero like C's `roundf`, from −128 to 127 as i8.
 #[inline(always)]
-pub(super) fn round_away(x: f32) -> f32 {
+pub(super) fn round_away(x: f32) -> u8 {
     let l = nearest(x);
     let up = if (x - l == 0.5) & (x > 0.0) { 1.0 } else { 0.0 };
     let down = if (x - l == -0.5) & (x < 0.0) { 1.0 } else { 0.0 };
-    clamp(l + up - down, -128.0, 127.0)
+    code_byte(l + up - down)
 }
 
 /// The byte of a code.
@@ -68,7 +70,7 @@ mod tests {
     fn round_away_is_round_up_to_127() {
         for i in -127 * 64..=127 * 64 {
             for x in [i as f32 / 64.0, (i as f32 / 64.0).next_up(), (i as f32 / 64.0).next_down()] {
-                assert_eq!(round_away(x), x.round().clamp(-128.0, 127.0), "{x}");
+                assert_eq!(round_away(x).cast_signed(), x.round() as i8, "{x}");
             }
         }
     }
@@ -77,9 +79,9 @@ mod tests {
     fn whole_code_is_floor() {
         for i in 0..=32 * 64 {
             for x in [i as f32 / 64.0, (i as f32 / 64.0).next_up()] {
-                assert_eq!(whole_code(x, 31.0), x.floor().min(31.0), "{x}");
+                assert_eq!(whole_code(x, 31.0), (x as u8).min(31), "{x}");
             }
         }
-        assert_eq!(whole_code(f32::NAN, 31.0), 0.0);
+        assert_eq!(whole_code(f32::NAN, 31.0), 0);
     }
 }
