@@ -326,31 +326,41 @@ pub(super) fn symmetric_scale_by_rounds<const N: usize>(x: &Group<N>, nmax: f32,
             suml2[k] += w * l * l;
         }
     }
-    for _ in 0..5 {
+    for part in 0..LANES / PART {
         // ggml stops a sub-block after a round without a change. Another round would change nothing either, as it
         // starts from the same sums: a lane that is done may run along.
-        if improve_codes(x, &mut best, &mut sumlx, &mut suml2, lowest, highest) == [0; LANES] {
-            break;
+        for _ in 0..5 {
+            if improve_codes(part, x, &mut best, &mut sumlx, &mut suml2, lowest, highest) == [0; PART] {
+                break;
+            }
         }
     }
     let scale = std::array::from_fn(|k| if suml2[k] > 0.0 { sumlx[k] / suml2[k] } else { 0.0 });
     finish_symmetric(best, nmax, &amax, scale, codes)
 }
 
-/// One round of [`symmetric_scale_by_rounds`]: each code in turn becomes the best one for the scale that the others give,
-/// if that is a gain. Lanes with a change are not 0 in the result.
+/// Lanes of one call of [`improve_codes`]. Fewer lanes need fewer rounds until all are done, which more than pays: a
+/// quarter faster than with all eight.
+const PART: usize = 4;
+
+/// One round of [`symmetric_scale_by_rounds`] for a part of the lanes: each code in turn becomes the best one for the
+/// scale that the others give, if that is a gain. Lanes with a change are not 0 in the result.
 #[inline(never)]
 fn improve_codes<const N: usize>(
+    part: usize,
     x: &Group<N>,
     codes: &mut Group<N>,
     sumlx: &mut Lanes<f32>,
     suml2: &mut Lanes<f32>,
     lowest: f32,
     highest: f32,
-) -> Lanes<u32> {
-    let mut is_changed = [0; LANES];
+) -> [u32; PART] {
+    let sumlx = &mut sumlx.as_chunks_mut::<PART>().0[part];
+    let suml2 = &mut suml2.as_chunks_mut::<PART>().0[part];
+    let mut is_changed = [0; PART];
     for (x, codes) in x.iter().zip(codes) {
-        for k in 0..LANES {
+        let (x, codes) = (&x.as_chunks::<PART>().0[part], &mut codes.as_chunks_mut::<PART>().0[part]);
+        for k in 0..PART {
             let l = codes[k];
             let w = x[k] * x[k];
             let slx = sumlx[k] - w * x[k] * l;
