@@ -3,8 +3,8 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// Weights converted at a time. They pass through an aligned buffer of this size, which must stay in the first-level
-/// cache; from 64 to 1024 no difference in speed was measured.
+/// Weights converted at a time, through an aligned buffer on the stack. Tried by decoding F16: 64 is a third slower, 1024
+/// no faster.
 const CHUNK: usize = 256;
 
 pub(super) fn decode_f32(src: &[u8], dst: &mut [f32]) {

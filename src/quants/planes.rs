@@ -9,10 +9,9 @@
 //! | `pairs` | 64 | 32·h + i | 128·h + (i, i + 32, i + 64, i + 96) |
 //! | `nibbles` | 128 | 32·g + i | 64·g + (i, i + 32) |
 //!
-//! with i below 32. The functions stay calls: 256 codes are worth one, and inlined into a decoder the compiler worked code by
-//! code.
+//! with i below 32. Q6_K is the exception: its 4-bit plane pairs weights 64 apart and is in its own file.
 //!
-//! Q6_K is the exception: its 4-bit plane pairs weights 64 apart and is in its own file.
+//! The functions stay calls: 256 codes are worth one, and inlined into a decoder the compiler unpacked code by code.
 
 use super::QK_K;
 
