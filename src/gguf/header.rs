@@ -36,9 +36,9 @@ impl TensorInfo {
         &self.ne[..self.n_dims as usize]
     }
 
-    /// Dimensions without trailing ones, at least 1 (`ggml_n_dims`).
+    /// Dimensions without trailing ones and zeros, at least 1 (`ggml_n_dims`).
     pub fn n_dims(&self) -> usize {
-        self.ne.iter().rposition(|&n| n != 1).map_or(1, |i| i + 1)
+        self.ne.iter().rposition(|&n| n > 1).map_or(1, |i| i + 1)
     }
 
     /// The type of its weights.
@@ -84,17 +84,23 @@ impl TensorInfo {
 
     /// Checks a shape and type by the rules of gguf.cpp; `Err` holds the check, what was expected and what was found.
     pub(super) fn checked_size(ne: &[u64; MAX_DIMS], ty: GgmlType) -> Result<u64, (Check, String, String)> {
+        if let Some(&n) = ne.iter().find(|&&n| n > i64::MAX as u64) {
+            return Err((Check::Shape, "no negative dimension".to_owned(), (n as i64).to_string()));
+        }
+        // The bound holds for each step: a zero further on does not excuse the dimensions before it.
         let n_weights = ne
             .iter()
-            .try_fold(1u64, |product, &n| product.checked_mul(n))
-            .filter(|&n| n <= i64::MAX as u64)
+            .try_fold(1u64, |product, &n| product.checked_mul(n).filter(|&n| n <= i64::MAX as u64))
             .ok_or_else(|| (Check::Shape, "a product of dimensions below 2^63".to_owned(), format!("{ne:?}")))?;
         let block_len = ty.block_len() as u64;
         if !ne[0].is_multiple_of(block_len) {
             let expected = format!("rows of whole {ty} blocks of {block_len} weights");
             return Err((Check::TensorType, expected, format!("a row of {} weights", ne[0])));
         }
-        ty.size_of(n_weights).ok_or_else(|| (Check::Size, "a size below 2^64 bytes".to_owned(), format!("{ne:?} {ty}")))
+        // A row has a size of its own, also where there are no rows.
+        ty.size_of(ne[0])
+            .and(ty.size_of(n_weights))
+            .ok_or_else(|| (Check::Size, "a size below 2^64 bytes".to_owned(), format!("{ne:?} {ty}")))
     }
 }
 

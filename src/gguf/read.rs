@@ -328,9 +328,6 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
         let mut ne = [1; MAX_DIMS];
         for n in &mut ne[..n_dims as usize] {
             *n = self.u64(&place)?;
-            if *n > i64::MAX as u64 {
-                return self.fail(Check::Shape, &place, at, "no negative dimension", (*n as i64).to_string());
-            }
         }
 
         let at_type = self.input.pos;
