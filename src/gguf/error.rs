@@ -25,7 +25,7 @@ pub enum Check {
     ValueType,
     /// `general.alignment` is a u32 power of two.
     Alignment,
-    /// Tensor names are UTF-8, at most 63 bytes, and unique.
+    /// Tensor names are UTF-8 without NUL, at most 63 bytes, and unique.
     TensorName,
     /// At most 4 dimensions, none negative, their product within 63 bits.
     Shape,

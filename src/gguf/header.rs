@@ -2,7 +2,7 @@
 
 use bstr::ByteSlice;
 
-use super::error::{Check, Error};
+use super::error::{Check, Error, shown};
 use super::value::{Array, Value, ValueType};
 use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, padded};
 use crate::ggml::GgmlType;
@@ -143,12 +143,17 @@ impl Header {
         let mut names = std::collections::HashSet::new();
         let mut end = 0u64;
         for TensorSpec { name, ne, ty } in specs {
-            if name.len() > MAX_NAME_BYTES || !names.insert(name.clone()) {
-                let found = format!("{} bytes, or a name used before", name.len());
-                return Err(fail(
-                    &name,
-                    (Check::TensorName, format!("a new name of at most {MAX_NAME_BYTES} bytes"), found),
-                ));
+            let broken = if name.len() > MAX_NAME_BYTES {
+                Some((format!("at most {MAX_NAME_BYTES} bytes"), format!("{} bytes", name.len())))
+            } else if name.contains('\0') {
+                Some(("no NUL".to_owned(), shown(name.as_bytes()).to_string()))
+            } else if !names.insert(name.clone()) {
+                Some(("each name once".to_owned(), "it a second time".to_owned()))
+            } else {
+                None
+            };
+            if let Some((expected, found)) = broken {
+                return Err(fail(&name, (Check::TensorName, expected, found)));
             }
             if ne.len() > MAX_DIMS {
                 let e = (Check::Shape, format!("at most {MAX_DIMS} dimensions"), ne.len().to_string());

@@ -315,6 +315,9 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
             Ok(name) => name,
             Err(e) => return self.fail(Check::TensorName, &place, at, "UTF-8", shown(e.as_bytes()).to_string()),
         };
+        if name.contains('\0') {
+            return self.fail(Check::TensorName, &place, at, "no NUL", shown(name.as_bytes()).to_string());
+        }
         let place = format!("tensor {name}");
         if !names.insert(name.clone()) {
             return self.fail(Check::TensorName, &place, at, "each name once", "it a second time");
