@@ -130,7 +130,7 @@ impl Header {
     /// Lays out a new file: offsets in the given order, each tensor padded to the metadata's `general.alignment`.
     ///
     /// # Errors
-    /// [`Error::Layout`] for what the reader would refuse: names, shapes, types, alignment, sizes.
+    /// [`Error::Layout`] for what the reader would refuse: keys, names, shapes, types, alignment, sizes.
     pub fn new(metadata: Metadata, specs: impl IntoIterator<Item = TensorSpec>) -> Result<Self, Error> {
         let fail = |place: &str, (check, expected, found): (Check, String, String)| Error::Layout {
             check,
@@ -138,6 +138,7 @@ impl Header {
             expected,
             found,
         };
+        check_keys(&metadata)?;
         let alignment = alignment_of(&metadata).map_err(|e| fail("general.alignment", e))?;
         let mut tensors: Vec<TensorInfo> = Vec::new();
         let mut names = std::collections::HashSet::new();
@@ -247,6 +248,19 @@ impl Header {
             ByteOrder::Little => encode::<byteorder::LE>(self, false),
             ByteOrder::Big => encode::<byteorder::BE>(self, true),
         }
+    }
+}
+
+/// Checks that a reader will take the keys; that they are unique and UTF-8 follows from their type.
+pub(super) fn check_keys(metadata: &Metadata) -> Result<(), Error> {
+    match metadata.iter().position(|(key, _)| key.is_empty()) {
+        None => Ok(()),
+        Some(i) => Err(Error::Layout {
+            check: Check::Key,
+            place: format!("name of key {i}"),
+            expected: "a name".to_owned(),
+            found: "an empty string".to_owned(),
+        }),
     }
 }
 

@@ -9,7 +9,7 @@ use fs4::FileExt;
 use tempfile::NamedTempFile;
 
 use super::error::{Check, Error};
-use super::header::Header;
+use super::header::{Header, alignment_of, check_keys};
 use super::{Metadata, positional};
 
 /// What may happen at the place of the output.
@@ -145,10 +145,10 @@ impl Writer {
     /// Writes the header, makes the file durable and gives it its name.
     ///
     /// `metadata` replaces the planned metadata and must take the same number of bytes: the same keys with values of the
-    /// same size.
+    /// same size, and the same alignment.
     ///
     /// # Errors
-    /// [`Error::Layout`] if bytes of data are missing or the header changed its size, [`Error::Io`],
+    /// [`Error::Layout`] if bytes of data are missing, or the header changed its size or its alignment, [`Error::Io`],
     /// [`Error::NotRenamed`].
     pub fn finish(mut self, metadata: Option<Metadata>) -> Result<Finished, Error> {
         let expected: u64 = self.header.tensors().iter().map(|t| t.size()).sum();
@@ -163,6 +163,17 @@ impl Writer {
             return Err(layout("data section", expected, written));
         }
         if let Some(metadata) = metadata {
+            check_keys(&metadata)?;
+            // The data lie where the planned alignment put them.
+            let alignment = alignment_of(&metadata);
+            if alignment.as_ref() != Ok(&self.header.alignment) {
+                return Err(Error::Layout {
+                    check: Check::Alignment,
+                    place: "general.alignment".to_owned(),
+                    expected: self.header.alignment.to_string(),
+                    found: alignment.map_or_else(|(_, _, found)| found, |n| n.to_string()),
+                });
+            }
             self.header.metadata = metadata;
         }
         let bytes = self.header.encode();
