@@ -57,7 +57,7 @@ impl File {
     /// # Panics
     /// If the range reaches beyond the tensor.
     pub fn read(&self, tensor: &TensorInfo, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        assert!(offset + buf.len() as u64 <= tensor.size(), "range beyond tensor {}", tensor.name());
+        tensor.assert_range(offset, buf.len());
         let at = self.header.data_offset() + tensor.offset() + offset;
         positional::read_exact_at(&self.file, buf, at).map_err(Error::io(&self.path, "read"))
     }

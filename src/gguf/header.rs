@@ -82,6 +82,13 @@ impl TensorInfo {
         self.ne == other.ne
     }
 
+    /// Panics if `len` bytes from `offset` are not all in the tensor, also where their sum wraps.
+    #[track_caller]
+    pub(super) fn assert_range(&self, offset: u64, len: usize) {
+        let inside = offset.checked_add(len as u64).is_some_and(|end| end <= self.size());
+        assert!(inside, "range beyond tensor {}", self.name);
+    }
+
     /// Checks a shape and type by the rules of gguf.cpp; `Err` holds the check, what was expected and what was found.
     pub(super) fn checked_size(ne: &[u64; MAX_DIMS], ty: GgmlType) -> Result<u64, (Check, String, String)> {
         if let Some(&n) = ne.iter().find(|&&n| n > i64::MAX as u64) {

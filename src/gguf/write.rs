@@ -135,7 +135,7 @@ impl Writer {
     /// If there is no such tensor or the range reaches beyond it.
     pub fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let info = &self.header.tensors()[tensor];
-        assert!(offset + bytes.len() as u64 <= info.size(), "range beyond tensor {}", info.name());
+        info.assert_range(offset, bytes.len());
         let at = self.header.data_offset() + info.offset() + offset;
         positional::write_all_at(self.file.as_file(), bytes, at).map_err(Error::io(&self.target, "write"))?;
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
