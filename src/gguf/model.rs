@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::error::{Check, Error, Fault};
 use super::header::{ByteOrder, TensorInfo};
 use super::read::Limits;
+use super::value::ValueType;
 use super::{File, Metadata};
 
 /// Where a tensor is in a [`Model`]: its position in the list of all tensors.
@@ -28,9 +29,10 @@ impl Model {
     /// As [`File::open`], and [`Error::Malformed`] with [`Check::Split`] or [`Check::Vocabulary`].
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
         let first = File::open(path, limits)?;
-        let files = match split_count(&first)? {
-            0 | 1 => vec![first],
-            n => open_shards(first, n, limits)?,
+        // gguf-split leaves a 0 when it merges.
+        let files = match split_key(&first, "split.count", ValueType::U16)? {
+            None | Some(0 | 1) => vec![first],
+            Some(n) => open_shards(first, n, limits)?,
         };
         let mut places = Vec::new();
         let mut by_name = HashMap::new();
@@ -140,13 +142,11 @@ impl Model {
             return Ok(());
         }
         for file in &self.files {
-            match file.header().metadata().get("split.tensors.count").and_then(|v| v.as_u64()) {
-                Some(n) if n == self.places.len() as u64 => {}
-                found => {
-                    let expected = format!("{}, the tensors of all shards", self.places.len());
-                    let found = found.map_or("no such number".to_owned(), |n| n.to_string());
-                    return Err(split_fault(file, "key split.tensors.count".to_owned(), &expected, &found));
-                }
+            let found = split_key(file, "split.tensors.count", ValueType::I32)?;
+            if found != Some(self.places.len() as u64) {
+                let expected = format!("{}, the tensors of all shards", self.places.len());
+                let found = found.map_or("no such number".to_owned(), |n| n.to_string());
+                return Err(split_fault(file, "key split.tensors.count".to_owned(), &expected, &found));
             }
         }
         Ok(())
@@ -193,13 +193,19 @@ fn split_fault(file: &File, place: String, expected: &str, found: &str) -> Error
     Fault { check: Check::Split, place, offset, expected, found }.at(file.path())
 }
 
-/// The number of shards the file says it is one of; 0 when it says nothing. gguf-split leaves a 0 when it merges.
-fn split_count(file: &File) -> Result<u64, Error> {
-    match file.header().metadata().get("split.count") {
-        None => Ok(0),
-        Some(value) => value.as_u64().ok_or_else(|| {
-            split_fault(file, "key split.count".to_owned(), "a non-negative integer", value.value_type().name())
-        }),
+/// The value of one of the split keys, which llama.cpp takes in one type only (`GGUFMeta::GKV::get_kv`).
+fn split_key(file: &File, key: &str, ty: ValueType) -> Result<Option<u64>, Error> {
+    match file.header().metadata().get(key) {
+        None => Ok(None),
+        Some(value) if value.value_type() == ty && value.as_u64().is_some() => Ok(value.as_u64()),
+        Some(value) => {
+            let expected = format!("a non-negative {}", ty.name());
+            let found = match value.value_type() == ty {
+                true => "a negative number",
+                false => value.value_type().name(),
+            };
+            Err(split_fault(file, format!("key {key}"), &expected, found))
+        }
     }
 }
 
@@ -239,9 +245,8 @@ fn open_shards(found: File, count: u64, limits: &Limits) -> Result<Vec<File>, Er
             Some(file) => file,
             None => File::open(&shard_path(&path, prefix, no, count), limits)?,
         };
-        let metadata = file.header().metadata();
         for (key, expected) in [("split.no", no - 1), ("split.count", count)] {
-            let value = metadata.get_u64(key);
+            let value = split_key(&file, key, ValueType::U16)?;
             if value != Some(expected) {
                 let found = value.map_or("no such number".to_owned(), |n| n.to_string());
                 return Err(split_fault(&file, format!("key {key}"), &expected.to_string(), &found));
