@@ -1,6 +1,7 @@
 //! A model as people have it: in one file, or in the shards of a split set.
 
 use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{Check, Error, Fault};
@@ -243,7 +244,7 @@ fn open_shards(found: File, count: u64, limits: &Limits) -> Result<Vec<File>, Er
     for no in 1..=count {
         let file = match found.take_if(|_| no == found_no) {
             Some(file) => file,
-            None => File::open(&shard_path(&path, prefix, no, count), limits)?,
+            None => open_shard(&path, &shard_path(&path, prefix, no, count), no, count, limits)?,
         };
         for (key, expected) in [("split.no", no - 1), ("split.count", count)] {
             let value = split_key(&file, key, ValueType::U16)?;
@@ -261,6 +262,19 @@ fn open_shards(found: File, count: u64, limits: &Limits) -> Result<Vec<File>, Er
         return Err(split_fault(other, "byte order".to_owned(), &expected, &found));
     }
     Ok(files)
+}
+
+/// Opens a shard by the name it must have; that it is not there is a fault of the set that `found` belongs to.
+fn open_shard(found: &Path, shard: &Path, no: u64, count: u64, limits: &Limits) -> Result<File, Error> {
+    File::open(shard, limits).map_err(|e| match e {
+        Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            let place = format!("shard {no} of {count}");
+            let expected = format!("the file {}", shard.display());
+            let found_there = "no such file".to_owned();
+            Fault { check: Check::Split, place, offset: 0, expected, found: found_there }.at(found)
+        }
+        e => e,
+    })
 }
 
 #[cfg(test)]
