@@ -165,12 +165,20 @@ impl Model {
             let found = format!("a {}", tokens.value_type().name());
             return Err(fault("tokenizer.ggml.tokens", "an array of strings".to_owned(), found));
         };
-        for key in ["tokenizer.ggml.scores", "tokenizer.ggml.token_type"] {
+        let (scores, token_type) = ("tokenizer.ggml.scores", "tokenizer.ggml.token_type");
+        for (key, types) in [(scores, &[ValueType::F32, ValueType::I32][..]), (token_type, &[ValueType::I32])] {
             let Some(value) = self.metadata().get(key) else { continue };
-            let found = value.as_array().map(|a| a.len());
-            if found.is_none_or(|n| n < n_tokens) {
-                let found = found.map_or("no array".to_owned(), |n| n.to_string());
-                return Err(fault(key, format!("one entry for each of {n_tokens} tokens"), found));
+            let array = value.as_array().filter(|a| types.contains(&a.element_type()));
+            let Some(n) = array.map(|a| a.len()) else {
+                let names: Vec<_> = types.iter().map(|ty| ty.name()).collect();
+                let found = match value.as_array() {
+                    Some(a) => format!("an array of {}", a.element_type().name()),
+                    None => format!("a {}", value.value_type().name()),
+                };
+                return Err(fault(key, format!("an array of {}", names.join(" or ")), found));
+            };
+            if n < n_tokens {
+                return Err(fault(key, format!("one entry for each of {n_tokens} tokens"), n.to_string()));
             }
         }
         for name in ["token_embd.weight", "output.weight"] {
