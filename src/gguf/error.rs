@@ -197,6 +197,23 @@ impl Error {
     }
 }
 
+/// `kind` and a name from a file, as the place of an error: plain names as they are, so that they can be searched for,
+/// but no control characters, and no more than 256 characters of what may be megabytes.
+pub(super) fn place_of(kind: &str, name: &str) -> String {
+    let mut place = format!("{kind} ");
+    let mut rest = name.chars();
+    for c in rest.by_ref().take(256) {
+        match c.is_control() {
+            true => place.extend(c.escape_default()),
+            false => place.push(c),
+        }
+    }
+    if rest.next().is_some() {
+        place.push('…');
+    }
+    place
+}
+
 /// Shows at most 64 bytes of a name from a file, with control characters escaped.
 pub(super) fn shown(bytes: &[u8]) -> impl fmt::Display + '_ {
     let head = &bytes[..bytes.len().min(64)];

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::error::{Check, Error, Fault};
+use super::error::{Check, Error, Fault, place_of};
 use super::header::{ByteOrder, TensorInfo};
 use super::read::Limits;
 use super::value::ValueType;
@@ -40,7 +40,7 @@ impl Model {
         for (f, file) in files.iter().enumerate() {
             for (t, tensor) in file.header().tensors().iter().enumerate() {
                 if by_name.insert(tensor.name().to_owned(), places.len()).is_some() {
-                    let place = format!("tensor {}", tensor.name());
+                    let place = place_of("tensor", tensor.name());
                     return Err(split_fault(file, place, "each tensor in one shard", "it in two"));
                 }
                 places.push((f as u32, t as u32));

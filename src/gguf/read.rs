@@ -8,7 +8,7 @@ use std::path::Path;
 use bstr::BString;
 use byteorder::{BE, LE};
 
-use super::error::{Check, Error, Fault, shown};
+use super::error::{Check, Error, Fault, place_of, shown};
 use super::header::{ByteOrder, Header, TensorInfo, alignment_of, swap_elements};
 use super::value::{Array, FixedArray, StringArray, Value, ValueType};
 use super::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, padded};
@@ -155,7 +155,7 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
             let offset = self.input.pos;
             let key = self.key(i)?;
             if !keys.insert(key.clone()) {
-                return self.fail(Check::Key, &format!("key {key}"), offset, "each key once", "it a second time");
+                return self.fail(Check::Key, &place_of("key", &key), offset, "each key once", "it a second time");
             }
             if key == "general.alignment" {
                 alignment_offset = self.input.pos;
@@ -206,7 +206,7 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
                     Some(end) => format!("{} bytes of data, up to byte {end}", t.size()),
                     None => "an end below 2^64".to_owned(),
                 };
-                let place = format!("tensor {}", t.name);
+                let place = place_of("tensor", &t.name);
                 return self.fail(Check::DataEnd, &place, start.saturating_add(t.offset), expected, found());
             }
         }
@@ -247,7 +247,7 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
     }
 
     fn typed_value(&mut self, key: &str) -> Result<Value, Error> {
-        let place = format!("key {key}");
+        let place = place_of("key", key);
         let ty = self.value_type(&place)?;
         Ok(match ty {
             ValueType::U8 => Value::U8(self.array::<1>(&place)?[0]),
@@ -318,7 +318,7 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
         if name.contains('\0') {
             return self.fail(Check::TensorName, &place, at, "no NUL", shown(name.as_bytes()).to_string());
         }
-        let place = format!("tensor {name}");
+        let place = place_of("tensor", &name);
         if !names.insert(name.clone()) {
             return self.fail(Check::TensorName, &place, at, "each name once", "it a second time");
         }
