@@ -28,6 +28,11 @@ impl WriteOptions {
     /// # Errors
     /// [`Error::OutputExists`], [`Error::OutputIsInput`], [`Error::OutputKind`], [`Error::NoSpace`], [`Error::Io`].
     pub fn check(&self, path: &Path, len: u64) -> Result<PathBuf, Error> {
+        // Nothing may be there yet, but no file can ever be: the rename would fail after all the work.
+        let name = path.as_os_str().as_encoded_bytes();
+        if path.file_name().is_none() || name.last().is_some_and(|&b| std::path::is_separator(b.into())) {
+            return Err(Error::OutputKind { path: path.to_owned(), found: "the name of a folder" });
+        }
         let mut target = path.to_owned();
         // A link to a missing file may still name an output; `canonicalize` would fail on it.
         for _ in 0..40 {
