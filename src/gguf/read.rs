@@ -17,8 +17,8 @@ use crate::ggml::GgmlType;
 /// What a header may cost. The defaults are far above any real model and bound the memory of reading a hostile one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Bytes of the header; memory while reading stays below twice this. Default 512 MiB: a vocabulary of a million
-    /// tokens with merges takes 50 MB.
+    /// Bytes of the header; memory while reading stays below twice this, and some 300 bytes for each key and tensor.
+    /// Default 512 MiB: a vocabulary of a million tokens with merges takes 50 MB.
     pub max_header_bytes: u64,
     /// Bytes of one string. Default 64 MiB; llama.cpp allows 1 GiB.
     pub max_string_bytes: u64,
