@@ -3,3 +3,10 @@
 
 /// The codec against the real ggml's golden vectors, and what it says to wrong lengths and hostile values.
 mod quants;
+
+// Refusals: a named list of files that each break one rule, limits, and damage at every byte.
+mod gguf_malformed;
+// Reading and encoding again gives the header's own bytes, whatever legal file it is.
+mod gguf_roundtrip;
+// No tests: the GGUF writer that checks nothing, for everyone else here.
+mod support;
