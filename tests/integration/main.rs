@@ -8,5 +8,7 @@ mod quants;
 mod gguf_malformed;
 // Reading and encoding again gives the header's own bytes, whatever legal file it is.
 mod gguf_roundtrip;
+// The output: its bytes, the places it may not take, and what a failure leaves behind.
+mod gguf_writer;
 // No tests: the GGUF writer that checks nothing, for everyone else here.
 mod support;
