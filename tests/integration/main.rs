@@ -8,6 +8,8 @@ mod quants;
 mod gguf_malformed;
 // Reading and encoding again gives the header's own bytes, whatever legal file it is.
 mod gguf_roundtrip;
+// A second reader of the same files, and the list of what it is known to read wrong.
+mod gguf_rs_differential;
 // The output: its bytes, the places it may not take, and what a failure leaves behind.
 mod gguf_writer;
 // No tests: the GGUF writer that checks nothing, for everyone else here.
