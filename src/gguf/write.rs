@@ -120,6 +120,10 @@ impl Writer {
                 let available = fs4::available_space(folder).unwrap_or(0);
                 return Err(Error::NoSpace { path: path.to_owned(), needed: len, available });
             }
+            // A quota has no number to show, but is as final as a full disk.
+            Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
+                return Err(Error::io(path, "take the disk space for it")(e));
+            }
             // File systems without preallocation still take the writes.
             Err(_) => file.as_file().set_len(len).map_err(Error::io(path, "set the length of"))?,
         }
