@@ -24,6 +24,9 @@ struct Case {
 
 const FILE: &str = "bad.gguf";
 
+/// Long enough for a busy machine, too short to read or fill a terabyte.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
 /// A valid model with one thing spoiled in what it says.
 fn spoil(name: &'static str, check: Check, says: &'static [&'static str], spoil: impl FnOnce(&mut Draft)) -> Case {
     let mut draft = valid();
@@ -473,7 +476,7 @@ fn refuses_claims_beyond_any_disk_at_once() {
         let error = open(&write(folder.path(), FILE, &case.files[0].1)).expect_err(name);
         assert_eq!(error.check(), Some(case.check));
     }
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
 }
 
 /// With a terabyte of zeros after it, a claim lies inside the file: then the limits answer.
@@ -498,7 +501,7 @@ fn refuses_claims_that_a_sparse_file_backs() {
         let error = open(&path).expect_err(name);
         assert!(matches!(error, Error::Limit { .. }), "{error}");
     }
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < AT_ONCE, "{:?}", start.elapsed());
 }
 
 /// Opens with a limit at its exact value and one below.
