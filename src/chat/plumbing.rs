@@ -11,10 +11,8 @@ use crate::gguf::{Array, Metadata, Value};
 
 const TEMPLATE: &str = "tokenizer.chat_template";
 
-/// Keys taken from the chat model as they are; also `tokenizer.chat_template.NAME`.
-const KEYS: [&str; 7] = [
-    TEMPLATE,
-    "tokenizer.chat_templates",
+/// Keys taken from the chat model as they are, besides the templates.
+const KEYS: [&str; 5] = [
     "tokenizer.ggml.eos_token_id",
     "tokenizer.ggml.eot_token_id",
     "tokenizer.ggml.eom_token_id",
@@ -27,7 +25,14 @@ const SPECIAL_TYPES: [i64; 2] = [3, 4];
 
 /// Whether a key is chat plumbing that [`transplant`] takes from the chat model.
 pub fn is_plumbing_key(key: &str) -> bool {
-    KEYS.contains(&key) || key.strip_prefix(TEMPLATE).is_some_and(|rest| rest.starts_with('.'))
+    KEYS.contains(&key) || is_template_key(key)
+}
+
+/// The template, its variants (`tokenizer.chat_template.NAME`) and the list of their names.
+fn is_template_key(key: &str) -> bool {
+    key == TEMPLATE
+        || key == "tokenizer.chat_templates"
+        || key.strip_prefix(TEMPLATE).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Whether the metadata carry a chat template that says something.
@@ -49,16 +54,18 @@ pub struct Change {
 /// Gives `model` the chat plumbing of `chat`; both have the same tokens in the same order.
 ///
 /// A key the chat model does not have is dropped from `model` too: llama.cpp then falls back to the same defaults as it
-/// does for the chat model. Token types are taken where the chat model says *control* or *user-defined*; a token that is
+/// does for the chat model. Templates are the exception: if the chat model has none, the model keeps its own. Token types are taken where the chat model says *control* or *user-defined*; a token that is
 /// special in `model` alone stays so.
 pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Vec<Change> {
     let mut changes = Vec::new();
-    let from_model: Vec<String> = model.iter().map(|(k, _)| k.to_owned()).filter(|k| is_plumbing_key(k)).collect();
-    for key in from_model.iter().filter(|k| chat.get(k).is_none()) {
-        changes.push(Change { key: key.clone(), from: model.get(key).map(shorten), to: None });
+    let chat_has_template = has_template(chat);
+    let is_taken = |key: &str| is_plumbing_key(key) && (chat_has_template || !is_template_key(key));
+    let is_dropped = |key: &str| is_taken(key) && chat.get(key).is_none();
+    for (key, value) in model.iter().filter(|(key, _)| is_dropped(key)) {
+        changes.push(Change { key: key.to_owned(), from: Some(shorten(value)), to: None });
     }
-    model.retain(|key| !is_plumbing_key(key) || chat.get(key).is_some());
-    for (key, value) in chat.iter().filter(|(k, _)| is_plumbing_key(k)) {
+    model.retain(|key| !is_dropped(key));
+    for (key, value) in chat.iter().filter(|(key, _)| is_taken(key)) {
         if model.get(key) != Some(value) {
             changes.push(Change { key: key.to_owned(), from: model.get(key).map(shorten), to: Some(shorten(value)) });
             model.set(key, value.clone());
@@ -139,5 +146,12 @@ mod tests {
         assert_eq!(model.get(TOKEN_TYPE), Some(&Value::Array(Array::from_i32s(&[4, 3]))));
         assert_eq!(changes.len(), 5);
         assert_eq!(transplant(&mut model, &chat), [], "a second time changes nothing");
+    }
+
+    #[test]
+    fn a_model_keeps_its_template_if_chat_has_none() {
+        let mut model = metadata(&[(TEMPLATE, "{{ messages }}".into())]);
+        assert_eq!(transplant(&mut model, &Metadata::default()), []);
+        assert!(has_template(&model));
     }
 }

@@ -28,6 +28,7 @@ struct Cli {
 
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
+#[command(next_display_order = 100)]
 struct Global {
     /// Print the result as JSON on standard output
     #[arg(long, global = true)]

@@ -83,7 +83,7 @@ impl Fault {
 #[non_exhaustive]
 pub enum Error {
     /// The disk or the system refused.
-    #[error("{}: cannot {action}: {source}", path.display())]
+    #[error("{}: cannot {action}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -159,7 +159,7 @@ pub enum Error {
         available: u64,
     },
     /// The finished file could not take its final name; it is kept where it is.
-    #[error("{}: cannot take its final name: {source}; the finished file is {}", path.display(), kept.display())]
+    #[error("{}: cannot take its final name; the finished file is {}", path.display(), kept.display())]
     NotRenamed {
         /// The final name.
         path: PathBuf,

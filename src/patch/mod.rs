@@ -9,9 +9,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::chat;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Limits, Metadata, Model, Value};
-use crate::plan::{self, MergePlan, TensorPlan};
+use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
 use crate::survey::{Inputs, Pair};
 
@@ -103,7 +104,8 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, encoding: GgmlType) -> Re
         tensors.push(TensorPlan::new(inputs, pair, ty)?);
     }
     let metadata = metadata(inputs, encoding);
-    Ok(MergePlan::from_parts(metadata, tensors, Vec::new(), Vec::new())?)
+    let warnings = if chat::has_template(&metadata) { Vec::new() } else { vec![Warning::NoTemplate] };
+    Ok(MergePlan::from_parts(metadata, tensors, warnings, Vec::new())?)
 }
 
 /// What a patch says of itself: hyperparameters of the base, everything about tokens of the chat model.

@@ -37,7 +37,7 @@ pub enum Warning {
     TiedOutput,
     /// The model is tied and the vector is not: what it does to `output.weight` is lost.
     OutputDropped,
-    /// Neither the chat model nor the model has a chat template.
+    /// The chat model has no chat template.
     NoTemplate,
     /// A finding of the survey that the user chose to go past.
     Forced {

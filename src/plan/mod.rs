@@ -197,7 +197,7 @@ impl MergePlan {
         let talker = inputs.vectors().iter().map(|v| inputs.source(v.plus).metadata()).find(|m| chat::has_template(m));
         let talker = talker.unwrap_or_else(|| inputs.source(inputs.vectors()[0].plus).metadata());
         let plumbing = chat::transplant(&mut metadata, talker);
-        if !chat::has_template(&metadata) {
+        if !chat::has_template(talker) {
             warnings.push(Warning::NoTemplate);
         }
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.ne.len())).collect();

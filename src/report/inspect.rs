@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bstr::ByteSlice;
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table, bytes, shape};
+use super::{Report, Table, bytes, printable, shape};
 use crate::chat;
 use crate::gguf::{Array, ByteOrder, Model, Value};
 use crate::quants;
@@ -76,7 +76,7 @@ impl Report for Inspect<'_> {
         text += "\n";
         let mut keys = Table::new(&["key", "type", "value"]);
         for (key, value) in self.model.metadata().iter() {
-            keys.row([key.escape_debug().to_string(), type_name(value), shown(value)]);
+            keys.row([printable(key), type_name(value), shown(value)]);
         }
         text += &keys.text();
         text += "\n";
@@ -90,7 +90,7 @@ impl Report for Inspect<'_> {
             text += "\n";
             let mut tensors = Table::new(&["tensor", "shape", "type", ">size"]);
             for t in self.model.tensors() {
-                tensors.row([t.name().escape_debug().to_string(), shape(t.ne()), t.ty().to_string(), bytes(t.size())]);
+                tensors.row([printable(t.name()), shape(t.ne()), t.ty().to_string(), bytes(t.size())]);
             }
             text += &tensors.text();
         }
@@ -160,14 +160,12 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// Text on one line, with control characters escaped: a file must not be able to write to the terminal.
 fn shorten(s: &[u8]) -> String {
     let text = s.to_str_lossy();
-    let mut short: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
-    if text.chars().nth(SHOWN_CHARS).is_some() {
-        short += &format!("… ({} bytes)", s.len());
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}… ({} bytes)", printable(&text[..end]), s.len()),
+        None => printable(&text),
     }
-    short
 }
 
 fn value_json(value: &Value) -> Json {

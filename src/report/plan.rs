@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table, bytes, number, percent, shape};
+use super::{Report, Table, bytes, number, percent, printable, shape};
 use crate::ggml::GgmlType;
 use crate::plan::{MergePlan, TensorPlan};
 use crate::survey::{Inputs, Kept, Survey, TensorSurvey};
@@ -63,7 +63,7 @@ impl Report for Plan<'_> {
             let survey = surveyed.get(t.name.as_str());
             let output = survey.and_then(|s| s.by_type.get(&t.ty));
             tensors.row([
-                t.name.escape_debug().to_string(),
+                printable(&t.name),
                 shape(&t.ne),
                 sources.join(" "),
                 t.ty.to_string(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table, bytes, number, percent};
+use super::{Report, Table, bytes, number, percent, printable};
 use crate::ggml::GgmlType;
 use crate::pipeline::Written;
 use crate::plan::MergePlan;
@@ -52,7 +52,7 @@ impl Report for Run<'_> {
         let mut row = |name: &str, n: usize, types: &[GgmlType], m: &Moments| {
             let types: Vec<String> = types.iter().map(ToString::to_string).collect();
             table.row([
-                name.escape_debug().to_string(),
+                printable(name),
                 n.to_string(),
                 types.join(" "),
                 percent(m.delta_ratio()),

@@ -49,8 +49,6 @@ pub enum Finding {
     TemplateOnlyInBase,
     /// Base has a chat template too.
     TemplateInBase,
-    /// Chat has no template.
-    NoTemplate,
 }
 
 impl Finding {
@@ -60,7 +58,7 @@ impl Finding {
         match self {
             NearerToChat { .. } | UnrelatedPair { .. } | UnrelatedModel { .. } | PermutedQueryKey { .. } => true,
             TemplateOnlyInBase => true,
-            VectorIsZero | TemplateInBase | NoTemplate => false,
+            VectorIsZero | TemplateInBase => false,
         }
     }
 }
@@ -99,11 +97,6 @@ impl fmt::Display for Finding {
             Finding::TemplateInBase => {
                 write!(f, "base has a chat template too: it may be a chat model itself, and the vector only a part")
             }
-            Finding::NoTemplate => write!(
-                f,
-                "chat has no chat template: llama.cpp will talk to the result in its built-in ChatML, which may not be \
-                 what the vector teaches"
-            ),
         }
     }
 }
@@ -182,8 +175,7 @@ pub(super) fn judge_templates(base: bool, chat: bool) -> Option<Finding> {
     match (base, chat) {
         (true, false) => Some(Finding::TemplateOnlyInBase),
         (true, true) => Some(Finding::TemplateInBase),
-        (false, false) => Some(Finding::NoTemplate),
-        (false, true) => None,
+        (false, _) => None,
     }
 }
 

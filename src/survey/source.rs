@@ -42,7 +42,7 @@ pub enum Error {
     #[error(transparent)]
     Container(#[from] gguf::Error),
     /// A tensor of a type that cannot be computed with.
-    #[error("{}: tensor {tensor}: {source}; get this model as F16, Q8_0 or another of the types that can be read", path.display())]
+    #[error("{}: tensor {tensor} cannot be read; get this model as F16, Q8_0 or a K-quant", path.display())]
     Type {
         /// The file.
         path: PathBuf,
