@@ -116,6 +116,7 @@ impl Job<'_> {
             return Err(refused().into());
         }
 
+        output::complain("note", &report::Plan::expectation(&plan, &survey));
         let progress = Progress::new(plan.tensors.iter().map(|t| t.size()).sum());
         let written = pipeline::write(&plan, inputs, &output.output, output.overwrite, &progress, &budget)?;
         drop(progress);

@@ -33,8 +33,8 @@ struct Global {
     /// Print the result as JSON on standard output
     #[arg(long, global = true)]
     json: bool,
-    /// Threads to compute with [default: one for each processor]
-    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Threads to compute with, at most 1024 [default: one for each processor]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Memory for buffers, such as 64MiB or 2GB; headers come on top
     #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB")]

@@ -64,7 +64,9 @@ impl Budget {
         if worker > self.memory {
             return Err(Error::Budget { tensor: name.to_owned(), needed: worker, budget: self.memory });
         }
-        let n_workers = (self.memory / worker).min(self.threads.max(1) as u64) as usize;
+        // No more than there are segments: a thread without work costs its start.
+        let n_segments = plan.tensors.iter().map(n_segments).sum::<u64>().max(1);
+        let n_workers = (self.memory / worker).min(self.threads.max(1) as u64).min(n_segments) as usize;
         let block_bytes = self.memory / n_workers as u64 - scratch;
         Ok(Layout { n_workers, block_bytes, scratch, segments: needs.into_iter().map(|n| n.segment).collect() })
     }
@@ -91,6 +93,11 @@ impl Need {
 fn segment_rows(row_len: u64) -> u64 {
     let strip = minimum_rows(row_len);
     (SEGMENT_WEIGHTS / (strip * row_len.max(1))).max(1) * strip
+}
+
+fn n_segments(tensor: &TensorPlan) -> u64 {
+    let (row_len, n_rows) = rows_of(tensor);
+    n_rows.div_ceil(segment_rows(row_len))
 }
 
 impl Layout {

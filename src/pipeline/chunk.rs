@@ -4,7 +4,7 @@ use super::{Error, TensorSink};
 use crate::ggml::GgmlType;
 use crate::plan::TensorPlan;
 use crate::quants;
-use crate::survey::{Inputs, Moments, TensorRef, TensorSource, add_term, check_finite, decode, minimum_rows};
+use crate::survey::{Inputs, Moments, TensorRef, TensorSource, Weights, add_term, check_finite, decode, minimum_rows};
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
 pub(super) const SEGMENT_WEIGHTS: u64 = 1 << 16;
@@ -173,13 +173,13 @@ impl Strip {
 
         let mut moments = Moments::default();
         if plan.kept.is_none() {
-            let model = model.map(|_| &strip.model[..]);
-            if has_base {
-                strip.base.iter_mut().zip(&strip.model).for_each(|(b, m)| *b = m - *b);
-            }
-            let drift = (has_base && model.is_some()).then_some(&strip.base[..]);
-            moments.add_inputs(&strip.delta, model, drift);
-            moments.add_output(&strip.delta, model, &strip.wanted, &strip.got);
+            moments.add(&Weights {
+                delta: &strip.delta,
+                model: model.map(|_| &strip.model[..]),
+                base: has_base.then_some(&strip.base[..]),
+                wanted: &strip.wanted,
+                got: &strip.got,
+            });
         }
         Ok(moments)
     }

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use super::{Report, Table, bytes, number, percent, printable, shape};
 use crate::ggml::GgmlType;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, Kept, Survey, TensorSurvey};
+use crate::survey::{Inputs, Kept, Survey, TensorSurvey, TypeForecast};
 
 /// A plan with what the survey expects of it.
 pub struct Plan<'a> {
@@ -36,11 +36,27 @@ impl Plan<'_> {
         self.survey.tensors.iter().map(|t| (t.name.as_str(), t)).collect()
     }
 
-    /// The plan's own types.
-    fn forecast(&self) -> crate::survey::TypeForecast {
-        let types: BTreeMap<&str, GgmlType> = self.plan.tensors.iter().map(|t| (t.name.as_str(), t.ty)).collect();
-        self.survey.forecast_for(|name| types.get(name).copied())
+    /// What the survey expects of a plan, in one line.
+    pub fn expectation(plan: &MergePlan, survey: &Survey) -> String {
+        let forecast = forecast(plan, survey);
+        let cosine = survey.cosine.map_or_else(String::new, |cosine| {
+            format!("; the vector read from these files is the true one with a cosine of at least {cosine:.3}")
+        });
+        format!(
+            "{} of {} tensors change; expected ‖δ‖/‖W‖ {}, survival {}, noise {}{cosine}",
+            plan.n_changed(),
+            plan.tensors.len(),
+            percent(survey.total().delta_ratio()),
+            number(forecast.survival),
+            number(forecast.noise),
+        )
     }
+}
+
+/// The forecast for the plan's own types.
+fn forecast(plan: &MergePlan, survey: &Survey) -> TypeForecast {
+    let types: BTreeMap<&str, GgmlType> = plan.tensors.iter().map(|t| (t.name.as_str(), t.ty)).collect();
+    survey.forecast_for(|name| types.get(name).copied())
 }
 
 /// Why a tensor is kept, in words.
@@ -73,21 +89,8 @@ impl Report for Plan<'_> {
                 kept_name(t.kept).to_owned(),
             ]);
         }
-        let total = self.survey.total();
-        let forecast = self.forecast();
         let mut text = tensors.text();
-        text += &format!(
-            "\n{} tensors, {} of them changed; expected of the whole: ‖δ‖/‖W‖ {}, survival {}, noise {}\n",
-            self.plan.tensors.len(),
-            self.plan.n_changed(),
-            percent(total.delta_ratio()),
-            number(forecast.survival),
-            number(forecast.noise),
-        );
-        if let Some(cosine) = self.survey.cosine {
-            text +=
-                &format!("the vector read from these files is the true one with a cosine of at least {cosine:.3}\n");
-        }
+        text += &format!("\n{}\n", Self::expectation(self.plan, self.survey));
         if !self.types.is_empty() {
             text += "\nexpected by type, if every tensor were written in it:\n";
             let mut types = Table::new(&["type", ">bits", ">survival", ">noise"]);
@@ -148,7 +151,7 @@ impl Report for Plan<'_> {
                 "drift_ratio": total.drift_ratio(),
                 "drift_cosine": total.drift_cosine(),
                 "cosine": self.survey.cosine,
-                "output": self.forecast(),
+                "output": forecast(self.plan, self.survey),
                 "by_type": by_type,
             },
             "findings": self.survey.findings,

@@ -11,7 +11,7 @@ mod sample;
 mod source;
 
 pub use findings::Finding;
-pub use moments::Moments;
+pub use moments::{Moments, Weights};
 pub use pairing::{Inputs, Kept, Pair, Role, SourceId, TensorRef, Term, Vector, pair, part_of};
 pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{Error, TensorSource, add_term, check_finite, decode, minimum_rows};

@@ -61,29 +61,101 @@ impl Moments {
         }
     }
 
-    /// Adds the sums that do not depend on the output. `model` and `drift` (= m − b) may be absent.
-    pub fn add_inputs(&mut self, delta: &[f32], model: Option<&[f32]>, drift: Option<&[f32]>) {
-        self.delta2 += dot(delta, delta);
-        if let Some(model) = model {
-            self.model2 += dot(model, model);
+    /// Adds weights, all slices of one length. `wanted` is what was encoded and `got` what the blocks decode to. Without a
+    /// model the output is the vector itself; without a model or a base there is no drift.
+    ///
+    /// The order of the additions follows from the length alone.
+    pub fn add(&mut self, weights: &Weights<'_>) {
+        *self += match (weights.model.is_some(), weights.base.is_some()) {
+            (true, true) => weights.sums::<true, true>(),
+            (true, false) => weights.sums::<true, false>(),
+            (false, _) => weights.sums::<false, false>(),
+        };
+    }
+}
+
+/// Weights to be added up, of one length.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'a> {
+    /// δ
+    pub delta: &'a [f32],
+    /// *m*, if there is a model.
+    pub model: Option<&'a [f32]>,
+    /// *b*, if there is a base.
+    pub base: Option<&'a [f32]>,
+    /// *o*
+    pub wanted: &'a [f32],
+    /// *q*
+    pub got: &'a [f32],
+}
+
+/// Running sums side by side, so that the compiler may use vectors.
+const LANES: usize = 4;
+
+impl Weights<'_> {
+    /// All sums in one pass: every weight is widened to f64 once.
+    fn sums<const MODEL: bool, const BASE: bool>(&self) -> Moments {
+        // What is absent is not looked at; any slice of the right length will do.
+        let model = self.model.unwrap_or(self.delta);
+        let base = self.base.unwrap_or(self.delta);
+        let mut sums = Sums::default();
+        let parts = [self.delta, model, base, self.wanted, self.got].map(<[f32]>::as_chunks::<LANES>);
+        let [(delta, _), (model, _), (base, _), (wanted, _), (got, _)] = parts;
+        for ((((delta, model), base), wanted), got) in delta.iter().zip(model).zip(base).zip(wanted).zip(got) {
+            sums.add::<MODEL, BASE>(delta, model, base, wanted, got);
         }
-        if let Some(drift) = drift {
-            self.drift2 += dot(drift, drift);
-            self.delta_drift += dot(delta, drift);
+        // Zeros add nothing to any sum.
+        let [delta, model, base, wanted, got] = parts.map(|(_, rest)| {
+            let mut padded = [0.0; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            padded
+        });
+        sums.add::<MODEL, BASE>(&delta, &model, &base, &wanted, &got);
+        let total = |lanes: [f64; LANES]| lanes.iter().sum();
+        Moments {
+            delta2: total(sums.delta2),
+            model2: total(sums.model2),
+            drift2: total(sums.drift2),
+            delta_drift: total(sums.delta_drift),
+            kept: total(sums.kept),
+            error2: total(sums.error2),
         }
     }
+}
 
-    /// Adds what became of the vector: `wanted` is what was encoded, `got` what the encoded blocks decode to. Without a
-    /// model the output is the vector itself.
-    pub fn add_output(&mut self, delta: &[f32], model: Option<&[f32]>, wanted: &[f32], got: &[f32]) {
-        self.kept += match model {
-            Some(model) => sum(delta.len(), |i| f64::from(got[i] - model[i]) * f64::from(delta[i])),
-            None => dot(got, delta),
-        };
-        self.error2 += sum(wanted.len(), |i| {
-            let e = f64::from(got[i] - wanted[i]);
-            e * e
-        });
+/// The sums of [`Moments`], lane by lane.
+#[derive(Default)]
+struct Sums {
+    delta2: [f64; LANES],
+    model2: [f64; LANES],
+    drift2: [f64; LANES],
+    delta_drift: [f64; LANES],
+    kept: [f64; LANES],
+    error2: [f64; LANES],
+}
+
+impl Sums {
+    #[inline(always)]
+    fn add<const MODEL: bool, const BASE: bool>(
+        &mut self,
+        delta: &[f32; LANES],
+        model: &[f32; LANES],
+        base: &[f32; LANES],
+        wanted: &[f32; LANES],
+        got: &[f32; LANES],
+    ) {
+        let (d, o, q) = (delta.map(f64::from), wanted.map(f64::from), got.map(f64::from));
+        let m = if MODEL { model.map(f64::from) } else { [0.0; LANES] };
+        let b = if BASE { base.map(f64::from) } else { m };
+        for k in 0..LANES {
+            let (drift, error) = (m[k] - b[k], q[k] - o[k]);
+            self.delta2[k] += d[k] * d[k];
+            self.model2[k] += m[k] * m[k];
+            self.drift2[k] += drift * drift;
+            self.delta_drift[k] += d[k] * drift;
+            self.kept[k] += (q[k] - m[k]) * d[k];
+            self.error2[k] += error * error;
+        }
     }
 }
 
@@ -96,24 +168,4 @@ impl AddAssign for Moments {
         self.kept += other.kept;
         self.error2 += other.error2;
     }
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    let n = a.len().min(b.len());
-    let (a, b) = (&a[..n], &b[..n]);
-    sum(n, |i| f64::from(a[i]) * f64::from(b[i]))
-}
-
-/// Σ f(i) for i below `n`, in an order fixed by `n`: eight running sums, so that the compiler may use vectors, added up
-/// in turn at the end.
-#[inline(always)]
-fn sum(n: usize, f: impl Fn(usize) -> f64) -> f64 {
-    let mut lanes = [0.0; 8];
-    let whole = n - n % 8;
-    for start in (0..whole).step_by(8) {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += f(start + lane);
-        }
-    }
-    (whole..n).fold(lanes.iter().sum(), |total, i| total + f(i))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::findings::{Distances, Finding, judge, judge_templates};
-use super::moments::Moments;
+use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, part_of};
 use super::source::{Error, add_term, decode};
 use crate::chat;
@@ -46,7 +46,7 @@ pub struct TensorSurvey {
     pub n_sampled: u64,
     /// Rows in all.
     pub n_rows: u64,
-    /// Norms and cosines; `kept` and `error2` are zero here.
+    /// Norms and cosines, as if every weight were stored as it is wanted.
     pub moments: Moments,
     /// With `kept` and `error2`, for every type that was tried.
     pub by_type: BTreeMap<GgmlType, Moments>,
@@ -151,7 +151,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         std::array::from_fn(|_| vec![0.0f32; row_len]);
     let mut moments = Moments::default();
     let mut unit_moments = Moments::default();
-    let mut base2 = Moments::default();
+    let (mut base2, mut wanted2) = (0.0, 0.0);
     let mut by_type: BTreeMap<GgmlType, Moments> = candidates.iter().map(|&ty| (ty, Moments::default())).collect();
     for i in 0..n_sampled {
         // The middle of the i-th of `n_sampled` equal parts.
@@ -179,37 +179,44 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
             }
             add_term(&mut delta, n == 0, term.ratio, &plus, minus);
         }
-        let drift: Option<Vec<f32>> =
-            (has_model && first.minus.is_some()).then(|| model.iter().zip(&base).map(|(m, b)| m - b).collect());
-        moments.add_inputs(&delta, has_model.then_some(&model), drift.as_deref());
-        if first.minus.is_some() {
-            unit_moments.add_inputs(&unit, None, drift.as_deref());
-            base2.add_inputs(&base, None, None);
-        }
+        let has_base = first.minus.is_some();
         for (w, (m, d)) in wanted.iter_mut().zip(model.iter().zip(&delta)) {
             *w = if has_model { m + d } else { *d };
         }
-        for (&ty, moments) in &mut by_type {
+        let weights = Weights {
+            delta: &delta,
+            model: has_model.then_some(&model),
+            base: has_base.then_some(&base),
+            wanted: &wanted,
+            got: &wanted,
+        };
+        moments.add(&weights);
+        if has_base {
+            unit_moments.add(&Weights { delta: &unit, ..weights });
+            base2 += square_norm(&base);
+        }
+        for (&ty, tried) in &mut by_type {
             let size = ty.size_of(row_len as u64).expect("candidates fit the row") as usize;
             raw.resize(size, 0);
             let coded =
                 quants::quantize_row(ty, &wanted, &mut raw).and_then(|()| quants::dequantize_row(ty, &raw, &mut got));
             coded.expect("candidates are supported and fit the row");
-            // Here the norm is that of what was encoded: the error of a type is relative to it.
-            moments.add_inputs(&delta, Some(&wanted), None);
-            moments.add_output(&delta, has_model.then_some(&model), &wanted, &got);
+            tried.add(&Weights { got: &got, ..weights });
         }
+        wanted2 += square_norm(&wanted);
     }
 
     let factor = n_rows as f64 / n_sampled.max(1) as f64;
-    let base2 = base2.delta2 * factor;
+    let base2 = base2 * factor;
     // A type's relative error, tried on rows that are not on its grid yet, tells what it once did to base and chat.
-    let noise2 = source_types
-        .iter()
-        .map(|ty| by_type.get(ty).map(|m| if m.model2 > 0.0 { m.error2 / m.model2 * base2 } else { 0.0 }))
-        .sum();
-    let by_type = by_type.into_iter().map(|(ty, m)| (ty, m.scaled(factor))).collect();
+    let relative2 = |tried: &Moments| if wanted2 > 0.0 { tried.error2 / wanted2 } else { 0.0 };
+    let noise2 = source_types.iter().map(|ty| by_type.get(ty).map(|tried| relative2(tried) * base2)).sum();
+    let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
     let tensor = TensorSurvey { name: pair.name.clone(), n_sampled, n_rows, moments: moments.scaled(factor), by_type };
     let distances = Distances::new(base2, &unit_moments.scaled(factor), pair.model.is_some());
     Ok(Sample { tensor, distances, noise2 })
+}
+
+fn square_norm(weights: &[f32]) -> f64 {
+    weights.iter().map(|w| f64::from(*w) * f64::from(*w)).sum()
 }
