@@ -12,5 +12,9 @@ mod gguf_roundtrip;
 mod gguf_rs_differential;
 // The output: its bytes, the places it may not take, and what a failure leaves behind.
 mod gguf_writer;
+// What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it refuses.
+mod merge;
 // No tests: the GGUF writer that checks nothing, for everyone else here.
 mod support;
+// No tests: trios of models, and the crate run on them as a library and as a process.
+mod trio;
