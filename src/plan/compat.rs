@@ -263,7 +263,8 @@ fn same(a: &[f64], b: &[f64]) -> bool {
 fn listed(values: &[f64]) -> String {
     match values {
         [one] => one.to_string(),
-        many => format!("{many:?}"),
+        // Numbers as the file has them: `{:?}` of an f64 would make 8 an 8.0.
+        many => format!("[{}]", many.iter().map(f64::to_string).collect::<Vec<_>>().join(", ")),
     }
 }
 
