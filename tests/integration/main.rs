@@ -1,9 +1,10 @@
 //! Promises to users.
 #![allow(clippy::unwrap_used, reason = "clippy takes only functions marked as tests for tests, not their helpers")]
 
-/// The codec against the real ggml's golden vectors, and what it says to wrong lengths and hostile values.
+// Which files belong together: what headers may differ in, what is refused, what is only said.
+mod compat;
+// The codec against the real ggml's golden vectors, and what it says to wrong lengths and hostile values.
 mod quants;
-
 // Refusals: a named list of files that each break one rule, limits, and damage at every byte.
 mod gguf_malformed;
 // Reading and encoding again gives the header's own bytes, whatever legal file it is.
@@ -14,6 +15,14 @@ mod gguf_rs_differential;
 mod gguf_writer;
 // What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it refuses.
 mod merge;
+// The order of the crate's modules, read from its sources.
+mod module_order;
+// Patch files: what they hold, and that applying one is the merge.
+mod patch;
+// How much of the vector an output holds: the fixed-point trap, the sums behind it, and the forecast.
+mod survival;
+// What looks wrong in the weights and templates: refused, forced, or said.
+mod survey;
 // No tests: the GGUF writer that checks nothing, for everyone else here.
 mod support;
 // No tests: trios of models, and the crate run on them as a library and as a process.

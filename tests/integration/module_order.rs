@@ -1,0 +1,222 @@
+//! The order of the crate's modules (docs: each may use only those above it), read from the sources themselves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each module with what it may use, in the order in which data walk through them.
+const ORDER: [(&str, &[&str]); 12] = [
+    ("ggml", &[]),
+    ("gguf", &["ggml"]),
+    ("quants", &["ggml"]),
+    ("chat", &["gguf"]),
+    ("survey", &["ggml", "gguf", "quants", "chat"]),
+    ("plan", &["ggml", "gguf", "quants", "chat", "survey"]),
+    ("pipeline", &["ggml", "gguf", "quants", "chat", "survey", "plan"]),
+    ("patch", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline"]),
+    ("infer", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch"]),
+    ("eval", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer"]),
+    ("report", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval"]),
+    ("cli", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval", "report"]),
+];
+
+/// Crates that only the command may use.
+const OF_THE_COMMAND: [&str; 4] = ["clap", "indicatif", "anyhow", "ctrlc"];
+
+/// What the library leaves to the command.
+const NEITHER_PRINTS_NOR_EXITS: [&str; 5] = ["println!", "eprintln!", "print!(", "dbg!(", "process::exit"];
+
+/// One source file: its path below src, and its text without comments and the contents of strings.
+struct Source {
+    path: PathBuf,
+    code: String,
+}
+
+impl Source {
+    /// The module of the crate it belongs to; none for lib.rs and main.rs.
+    fn module(&self) -> Option<&str> {
+        let first = self.path.iter().next()?.to_str()?;
+        let name = first.strip_suffix(".rs").unwrap_or(first);
+        (name != "lib" && name != "main").then_some(name)
+    }
+
+    fn is_of_the_command(&self) -> bool {
+        self.path == Path::new("main.rs") || self.module() == Some("cli")
+    }
+
+    /// File and line of a byte of the code.
+    fn place(&self, at: usize) -> String {
+        format!("src/{}:{}", self.path.display(), self.code[..at].matches('\n').count() + 1)
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut folders = vec![root.clone()];
+    let mut sources = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let code = without_text(&fs::read_to_string(&path).unwrap());
+                sources.push(Source { path: path.strip_prefix(&root).unwrap().to_owned(), code });
+            }
+        }
+    }
+    sources.sort_by(|a, b| a.path.cmp(&b.path));
+    assert!(sources.len() > 20, "the sources are not there");
+    sources
+}
+
+/// Source code with comments and the contents of strings and characters as spaces; lines stay where they are.
+fn without_text(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    let blank = |text: &str| -> String { text.chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect() };
+    while let Some(c) = rest.chars().next() {
+        let len = match c {
+            '/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
+            '/' if rest.starts_with("/*") => rest.find("*/").map_or(rest.len(), |end| end + 2),
+            'r' if rest.starts_with("r\"") => rest[2..].find('"').map_or(rest.len(), |end| end + 3),
+            'r' if rest.starts_with("r#\"") => rest.find("\"#").map_or(rest.len(), |end| end + 2),
+            '"' => string_len(rest),
+            // A character, not a lifetime.
+            '\'' if rest[1..].starts_with('\\') => 2 + rest[3..].find('\'').map_or(rest.len() - 2, |end| end + 2),
+            '\'' if rest[1..].chars().nth(1) == Some('\'') => 2 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            _ => {
+                out.push(c);
+                rest = &rest[c.len_utf8()..];
+                continue;
+            }
+        };
+        out += &blank(&rest[..len]);
+        rest = &rest[len..];
+    }
+    out
+}
+
+/// Bytes of the string literal that begins here.
+fn string_len(text: &str) -> usize {
+    let mut escaped = false;
+    for (i, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return i + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// Modules that a piece of code names behind `crate::`, and where: `crate::a::B`, `crate::{a, b::{C, d}}`.
+fn named(code: &str) -> Vec<(usize, String)> {
+    let mut named = Vec::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+        if !rest.starts_with('{') {
+            named.push((at, word(rest)));
+            continue;
+        }
+        // The first word of each entry of the outer braces.
+        let (mut depth, mut is_start) = (0, false);
+        for (i, c) in rest.char_indices() {
+            match c {
+                '{' => (depth, is_start) = (depth + 1, depth == 0),
+                '}' => depth -= 1,
+                ',' => is_start = depth == 1,
+                c if c.is_whitespace() => {}
+                _ if is_start => {
+                    named.push((at + "crate::".len() + i, word(&rest[i..])));
+                    is_start = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    named
+}
+
+/// Places where a word stands by itself.
+fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(word).map(|(at, _)| at).filter(move |&at| {
+        !code[..at].ends_with(is_part) && !(word.ends_with(is_part) && code[at + word.len()..].starts_with(is_part))
+    })
+}
+
+#[test]
+fn each_module_uses_only_those_above_it() {
+    let mut broken = Vec::new();
+    for source in sources() {
+        let Some(module) = source.module() else { continue };
+        let Some((_, allowed)) = ORDER.iter().find(|(name, _)| *name == module) else {
+            broken.push(format!("src/{}: {module} has no place in the order", source.path.display()));
+            continue;
+        };
+        for (at, used) in named(&source.code) {
+            if used != module && !allowed.contains(&used.as_str()) {
+                broken.push(format!("{}: {module} may not use {used}", source.place(at)));
+            }
+        }
+        // `super` in the file of a module itself is the crate: what it names there is a module too.
+        let is_root = source.path.iter().count() == 1 || source.path.ends_with("mod.rs");
+        for (at, _) in source.code.match_indices("super::").filter(|_| is_root) {
+            if !source.code[..at].contains("mod tests") {
+                broken.push(format!("{}: super is the crate here; say crate::", source.place(at)));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_map_lists_the_modules_in_their_order() {
+    let sources = sources();
+    let lib = sources.iter().find(|s| s.path == Path::new("lib.rs")).unwrap();
+    let listed: Vec<&str> = lib.code.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let expected: Vec<&str> = ORDER.iter().map(|(name, _)| *name).filter(|name| listed.contains(name)).collect();
+    assert_eq!(listed, expected, "src/lib.rs: the order of modules");
+    for module in sources.iter().filter_map(Source::module) {
+        assert!(listed.contains(&module), "src/lib.rs does not list {module}");
+    }
+}
+
+#[test]
+fn only_the_command_parses_arguments_shows_progress_and_adds_context() {
+    let mut broken = Vec::new();
+    for source in sources().iter().filter(|s| !s.is_of_the_command()) {
+        for name in OF_THE_COMMAND {
+            broken.extend(words(&source.code, name).map(|at| format!("{}: {name}", source.place(at))));
+        }
+    }
+    assert!(broken.is_empty(), "of the command alone:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_library_neither_prints_nor_exits() {
+    let mut broken = Vec::new();
+    for source in sources().iter().filter(|s| !s.is_of_the_command()) {
+        for word in NEITHER_PRINTS_NOR_EXITS {
+            broken.extend(words(&source.code, word).map(|at| format!("{}: {word}", source.place(at))));
+        }
+    }
+    assert!(broken.is_empty(), "only the command speaks:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn the_reader_of_sources_sees_paths_and_not_text() {
+    let code = without_text(
+        "use crate::{chat, plan::{self, Error}, cli::Exit};\n// crate::eval\nlet a = \"crate::infer \\\" x\"; /* crate::a */\n\
+         fn f<'a>(c: char) -> crate::gguf::Error { c == '\"' || c == '\\'' || c == 'x' } crate::report::X",
+    );
+    let found: Vec<String> = named(&code).into_iter().map(|(_, name)| name).collect();
+    assert_eq!(found, ["chat", "plan", "cli", "gguf", "report"]);
+    assert_eq!(code.matches('\n').count(), 3);
+    assert_eq!(words("clap a_clap clapped (clap::x", "clap").count(), 2);
+}

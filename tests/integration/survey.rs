@@ -1,0 +1,171 @@
+//! What looks wrong with the inputs, and what is done about it: refused, forced, or said.
+
+use std::path::Path;
+
+use chatvec::survey::{SampleSettings, pair, survey};
+
+use crate::support::{Draft, Val};
+use crate::trio::{Noise, Paths, Ran, TEMPLATE, Trio, bundled, change, drifted, names, read};
+
+/// Merges the trio, which must be refused with these words; forced, it must go on.
+#[track_caller]
+fn refused_unless_forced(trio: &Trio, words: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = trio.write(folder.path());
+    let out = folder.path().join("out.gguf");
+    for options in [&[][..], &["--dry-run"], &["--overwrite"], &["--json"]] {
+        let ran = paths.command(&out, options);
+        ran.says(4, words).says(4, &["nothing is written", "--force"]);
+        assert_eq!(names(folder.path()), ["base.gguf", "chat.gguf", "cp.gguf"], "{options:?}");
+    }
+    let ran = paths.command(&out, &["--force"]);
+    assert!([0, 10].contains(&ran.code), "{ran:#?}");
+    ran.says(ran.code, words).says(ran.code, &["warning: forced: "]);
+    assert_eq!(read(&out).tensors.len(), trio.cp.tensors.len());
+}
+
+/// Weights of no relation to the draft's, of the same size.
+fn unrelated(draft: &Draft, seed: u64) -> Draft {
+    let mut other = draft.clone();
+    let mut noise = Noise(seed);
+    for tensor in other.tensors.iter_mut().filter(|t| t.ne.len() > 1) {
+        change(tensor, |weights| weights.fill_with(|| noise.normal() * 0.05));
+    }
+    other
+}
+
+#[test]
+fn swapped_base_and_chat_are_refused() {
+    let Trio { base, mut chat, cp } = Trio::small();
+    // By the weights alone, as when the base's file has been given the template by hand.
+    chat.keys.retain(|(key, _)| key != b"tokenizer.chat_template");
+    let mut swapped = Trio { base: chat, chat: base, cp };
+    swapped.chat.set("tokenizer.chat_template", Val::str(TEMPLATE));
+    refused_unless_forced(&swapped, &["the model is nearer to chat than to base", "may be swapped"]);
+}
+
+#[test]
+fn the_bundled_base_and_chat_are_refused_when_swapped() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Paths { base: bundled("chat"), chat: bundled("base"), cp: bundled("cp-de") };
+    let ran = paths.command(&folder.path().join("out.gguf"), &[]);
+    ran.says(4, &["nearer to chat than to base", "base has a chat template and chat has none"]);
+    assert_eq!(names(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_base_that_chat_was_not_made_from_is_refused() {
+    let mut trio = Trio::small();
+    trio.base = unrelated(&trio.base, 21);
+    refused_unless_forced(&trio, &["of the weights' norm away from base", "not made from this base"]);
+}
+
+#[test]
+fn a_model_that_was_not_made_from_the_base_is_refused() {
+    let mut trio = Trio::small();
+    trio.cp = unrelated(&trio.cp, 22);
+    refused_unless_forced(&trio, &["the model is 1", "not made from this base"]);
+}
+
+/// Reorders the rows of the query and key weights as one of the converters does for rope: the halves of each head
+/// interleaved.
+fn permute(draft: &mut Draft) {
+    for name in ["blk.0.attn_q.weight", "blk.0.attn_k.weight"] {
+        change(draft.tensor(name), |weights| {
+            for head in weights.chunks_mut(64 * 256) {
+                let rows: Vec<Vec<f32>> = head.chunks(256).map(<[f32]>::to_vec).collect();
+                for (i, row) in head.chunks_mut(256).enumerate() {
+                    row.copy_from_slice(&rows[i / 2 + i % 2 * 32]);
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn query_and_key_rows_in_another_order_are_refused() {
+    let mut trio = Trio::small();
+    permute(&mut trio.chat);
+    refused_unless_forced(&trio, &["chat and base differ by", "attn_q and attn_k", "different converters"]);
+    let mut trio = Trio::small();
+    permute(&mut trio.cp);
+    refused_unless_forced(&trio, &["model and base differ by", "attn_q and attn_k", "different converters"]);
+}
+
+#[test]
+fn a_template_in_base_alone_is_refused() {
+    let mut trio = Trio::small();
+    trio.base.set("tokenizer.chat_template", Val::str(TEMPLATE));
+    trio.chat.keys.retain(|(key, _)| key != b"tokenizer.chat_template");
+    refused_unless_forced(&trio, &["base has a chat template and chat has none"]);
+}
+
+/// Merges the trio, which must succeed with this warning.
+#[track_caller]
+fn warned(folder: &Path, trio: &Trio, words: &[&str]) -> Ran {
+    let out = folder.join("out.gguf");
+    let ran = trio.write(folder).command(&out, &["--overwrite"]);
+    ran.says(0, words).says(0, &["warning: "]);
+    assert!(out.exists());
+    ran
+}
+
+#[test]
+fn a_zero_vector_and_odd_templates_are_said_and_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    trio.chat.tensors = trio.base.tensors.clone();
+    warned(folder.path(), &trio, &["chat and base hold the same weights"]);
+
+    let mut trio = Trio::small();
+    trio.base.set("tokenizer.chat_template", Val::str(TEMPLATE));
+    warned(folder.path(), &trio, &["base has a chat template too"]);
+
+    let mut trio = Trio::small();
+    trio.chat.keys.retain(|(key, _)| key != b"tokenizer.chat_template");
+    warned(folder.path(), &trio, &["chat has no chat template"]);
+}
+
+#[test]
+fn a_plausible_trio_is_merged_without_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, paths) in [("small", Trio::small().write(folder.path())), ("bundled", Paths::bundled())] {
+        let ran = paths.command(&folder.path().join(format!("{name}-out.gguf")), &[]);
+        assert_eq!(ran.says(0, &[]).err, "", "{name}");
+    }
+}
+
+#[test]
+fn a_model_may_go_far_in_pre_training_and_ratios_may_be_any() {
+    // 40 % of the weights' norm, and vectors of 12 %: the most that is seen in practice.
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    trio.cp = drifted(&trio.base, "far", 31, 0.02);
+    let mut chat = drifted(&trio.base, "far chat", 32, 0.006);
+    chat.set("tokenizer.chat_template", Val::str(TEMPLATE));
+    trio.chat = chat;
+    let paths = trio.write(folder.path());
+    for ratio in ["1", "-1", "3", "0.01"] {
+        let ran = paths.command(&folder.path().join("out.gguf"), &["--ratio", ratio, "--overwrite", "--type", "F32"]);
+        assert_eq!(ran.says(0, &[]).err, "", "{ratio}");
+    }
+}
+
+#[test]
+fn norms_of_a_sample_are_near_those_of_all_rows() {
+    let inputs = Paths::bundled().inputs(1.0);
+    let pairs = pair(&inputs).unwrap();
+    let looked = |n_weights| survey(&inputs, &pairs, &SampleSettings { n_weights, types: Vec::new() }).unwrap();
+    let (sampled, whole) = (looked(270_000), looked(u64::MAX));
+    assert!(sampled.tensors.iter().any(|t| t.n_sampled < t.n_rows));
+    let (sampled, whole) = (sampled.total(), whole.total());
+    for (what, sampled, whole) in [
+        ("the vector", sampled.delta2.sqrt(), whole.delta2.sqrt()),
+        ("the model", sampled.model2.sqrt(), whole.model2.sqrt()),
+        ("pre-training", sampled.drift2.sqrt(), whole.drift2.sqrt()),
+    ] {
+        assert!((sampled - whole).abs() <= 0.05 * whole, "norm of {what}: {sampled}, of all rows {whole}");
+    }
+    let (sampled, whole) = (sampled.drift_cosine().unwrap(), whole.drift_cosine().unwrap());
+    assert!((sampled - whole).abs() <= 0.03, "cosine {sampled}, of all rows {whole}");
+}
