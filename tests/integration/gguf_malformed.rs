@@ -11,15 +11,15 @@ use chatvec::gguf::{Check, Error, File, Limits, Model};
 use crate::support::{Draft, Tensor, Val, kind, shard_name, split, valid, write, write_split};
 
 /// A bad file, or a set of which one file is bad.
-struct Case {
-    name: &'static str,
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
     check: Check,
     /// The file the message is about.
-    culprit: String,
+    pub(crate) culprit: String,
     /// What else the message says: the place, what was expected, what was found.
     says: &'static [&'static str],
     /// The first is opened.
-    files: Vec<(String, Vec<u8>)>,
+    pub(crate) files: Vec<(String, Vec<u8>)>,
 }
 
 const FILE: &str = "bad.gguf";
@@ -76,7 +76,7 @@ const I8: u32 = 24;
 const F64: u32 = 28;
 const Q4_K: u32 = 12;
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     use Check::*;
     vec![
         // Row 1 of the loader's checks: the magic.

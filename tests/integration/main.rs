@@ -1,6 +1,8 @@
 //! Promises to users.
 #![allow(clippy::unwrap_used, reason = "clippy takes only functions marked as tests for tests, not their helpers")]
 
+// The command: exit codes, messages, JSON, places of the output, signals, and what is left behind.
+mod cli;
 // Which files belong together: what headers may differ in, what is refused, what is only said.
 mod compat;
 // The codec against the real ggml's golden vectors, and what it says to wrong lengths and hostile values.
