@@ -23,9 +23,18 @@ pub(super) fn print_text(text: &str) -> Result<()> {
     Ok(out.flush()?)
 }
 
-/// Says something on standard error. If even that is closed, there is nobody to tell.
+/// Says something on standard error, in one line. If even that is closed, there is nobody to tell.
+///
+/// Keys, values and names of a file are in the text as they are; escaped here, none can write to the terminal.
 pub(super) fn complain(kind: &str, text: &str) {
-    let _ = writeln!(io::stderr(), "{kind}: {text}");
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    let _ = writeln!(io::stderr(), "{kind}: {line}");
 }
 
 /// Whether the error is that nobody reads any more.

@@ -350,4 +350,18 @@ fn what_a_file_says_cannot_write_to_the_terminal() {
     assert!(!ran.says(0, &[]).out.contains(['\u{1b}', '\u{7}']), "{}", ran.out.escape_debug());
     let json = chatvec(["inspect", "--json", text(&path)]);
     assert!(!json.says(0, &[]).out.contains(['\u{1b}', '\u{7}']));
+
+    // Warnings and errors repeat keys, values and names as well.
+    let mut trio = Trio::small();
+    trio.base.set("llama.rope.scaling.type", Val::str("\u{1b}[2Jyarn"));
+    trio.cp.set("llama.\u{1b}[31mkey", Val::U32(1));
+    let tensor = Tensor::new("blk.0.\u{1b}[31mtensor", &[2], 0);
+    trio.cp.tensors.push(Tensor { data: Some(vec![0; 8]), ..tensor.clone() });
+    let out = folder.path().join("out.gguf");
+    let ran = trio.write(folder.path()).command(&out, &[]);
+    ran.says(0, &["yarn", "mkey", "mtensor"]);
+    assert!(!ran.err.contains('\u{1b}') && !ran.out.contains('\u{1b}'), "{ran:#?}");
+    trio.chat.tensors.push(Tensor { data: Some(vec![0; 8]), ..tensor });
+    let ran = trio.write(folder.path()).command(&out, &["--overwrite"]);
+    assert!(!ran.says(4, &["mtensor", "but not in"]).err.contains('\u{1b}'), "{ran:#?}");
 }
