@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::path::Path;
 
 use chatvec::chat::is_plumbing_key;
 use chatvec::ggml::GgmlType;
@@ -29,7 +30,9 @@ struct Expected {
 
 impl Expected {
     fn read() -> Expected {
-        Expected { json: serde_json::from_str(include_str!("../../fixtures/merge/expected.json")).unwrap() }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/merge/expected.json");
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Expected { json: serde_json::from_str(&text).unwrap() }
     }
 
     /// The merges of a model of this kind with this chat model.

@@ -145,9 +145,12 @@ fn named(code: &str) -> Vec<(usize, String)> {
 /// Places where a word stands by itself.
 fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     let is_part = |c: char| c.is_alphanumeric() || c == '_';
-    code.match_indices(word).map(|(at, _)| at).filter(move |&at| {
-        !code[..at].ends_with(is_part) && !(word.ends_with(is_part) && code[at + word.len()..].starts_with(is_part))
-    })
+    let is_whole = move |at: usize| {
+        let before = code[..at].ends_with(is_part);
+        let after = word.ends_with(is_part) && code[at + word.len()..].starts_with(is_part);
+        !before && !after
+    };
+    code.match_indices(word).map(|(at, _)| at).filter(move |&at| is_whole(at))
 }
 
 #[test]

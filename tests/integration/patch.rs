@@ -153,8 +153,11 @@ fn a_patch_of_another_version_is_refused() {
     }
 }
 
+/// A patch, the ratio it is applied at, and the weights of its tensors.
+type Applied = (PathBuf, f32, Vec<Vec<f32>>);
+
 /// Three patches of the small base, in f32.
-fn three(folder: &Path) -> (Trio, Paths, Vec<(PathBuf, f32, Vec<Vec<f32>>)>) {
+fn three(folder: &Path) -> (Trio, Paths, Vec<Applied>) {
     let trio = Trio::small();
     let mut paths = trio.write(folder);
     let mut patches = Vec::new();
