@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use chatvec::chat::is_plumbing_key;
 use chatvec::ggml::GgmlType;
@@ -618,4 +619,35 @@ fn two_vectors_are_added_one_after_the_other_in_f32() {
             .collect();
         assert_eq!(decode(found.ty, &found.data()), expected, "{}", name(found));
     }
+}
+
+/// Asks for the end of the run once something is written, and counts.
+#[derive(Default)]
+struct Impatient {
+    chunks: AtomicU64,
+}
+
+impl pipeline::Observer for Impatient {
+    fn written(&self, _bytes: u64) {
+        self.chunks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.chunks.load(Ordering::Relaxed) > 0
+    }
+}
+
+#[test]
+fn a_cancelled_run_ends_at_the_next_chunk_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Paths::bundled();
+    let inputs = paths.inputs(1.0);
+    let plan = paths.plan(&inputs, "keep");
+    let observer = Impatient::default();
+    let budget = Budget { memory: 64 << 20, threads: 1 };
+    let out = folder.path().join("out.gguf");
+    let error = pipeline::write(&plan, &inputs, &out, false, &observer, &budget).unwrap_err();
+    assert!(matches!(error, pipeline::Error::Cancelled), "{error}");
+    assert_eq!(observer.chunks.into_inner(), 1, "chunks of 30 tensors that were written");
+    assert_eq!(names(folder.path()), Vec::<String>::new());
 }
