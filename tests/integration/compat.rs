@@ -3,8 +3,7 @@
 use crate::support::{Draft, Tensor, Val, kind};
 use crate::trio::{Q4_K, Ran, Trio, chatvec, names, read, requantise};
 
-/// Merges a small trio with one file spoiled; panics unless it ends with this code, says this and writes nothing.
-#[track_caller]
+/// Merges a small trio that is changed first; the folder with its files, and what the command said.
 fn merge(spoil: impl FnOnce(&mut Trio), options: &[&str]) -> (tempfile::TempDir, Ran) {
     let folder = tempfile::tempdir().unwrap();
     let mut trio = Trio::small();
@@ -13,6 +12,7 @@ fn merge(spoil: impl FnOnce(&mut Trio), options: &[&str]) -> (tempfile::TempDir,
     (folder, ran)
 }
 
+/// Panics unless the merge of the changed trio ends with this code, says all of this and writes nothing.
 #[track_caller]
 fn refused(code: i32, words: &[&str], spoil: impl FnOnce(&mut Trio)) {
     refused_with(&[], code, words, spoil);

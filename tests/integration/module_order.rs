@@ -1,4 +1,4 @@
-//! The order of the crate's modules (docs: each may use only those above it), read from the sources themselves.
+//! The order of the crate's modules (each may use only those above it), read from the sources themselves.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -56,7 +56,7 @@ fn every_encoding_can_be_applied_and_holds_most_of_the_vector() {
         let ran = extract(&paths, ty.name(), &patch);
         let total = &ran.says(0, &[]).json()["total"];
         let (gain, error) = (total["survival"].as_f64().unwrap(), total["noise"].as_f64().unwrap());
-        // What shared measurements of this trio say: Q4_K .06, Q3_K .13, Q2_K .24.
+        // By numpy and ggml on this trio: Q4_K .06, Q3_K .13, Q2_K .24.
         let bits = ty.bits_per_weight();
         let (off, most) = match bits {
             16.0.. => (1e-4, 0.003),
