@@ -6,7 +6,7 @@
 
 mod plumbing;
 
-pub use plumbing::{Change, has_template, is_plumbing_key, transplant};
+pub use plumbing::{Change, Transplant, has_template, is_plumbing_key, transplant};
 
 /// `tokenizer.ggml.tokens`: the vocabulary as text.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";

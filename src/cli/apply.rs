@@ -10,7 +10,7 @@ use super::merge::RecipeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
 use crate::patch;
-use crate::plan::MergePlan;
+use crate::plan::{self, MergePlan};
 use crate::survey::Inputs;
 
 #[derive(Args, Debug)]
@@ -34,7 +34,7 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let model = Model::open(&args.model, &Limits::default()).context("--model")?;
     let mut patches = Vec::new();
     for arg in &args.patches {
-        let (path, ratio) = split_ratio(arg);
+        let (path, ratio) = split_ratio(arg)?;
         patches.push((patch::open(path, &Limits::default())?, ratio));
     }
     let inputs = Inputs::apply(model, patches);
@@ -43,12 +43,16 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
 }
 
 /// A path and the ratio behind its last `@`. A file that has such a name as a whole is that file.
-fn split_ratio(arg: &Path) -> (&Path, f64) {
-    let split = || {
-        let (path, ratio) = arg.to_str()?.rsplit_once('@')?;
-        Some((Path::new(path), ratio.parse().ok()?))
-    };
-    if arg.exists() { (arg, 1.0) } else { split().unwrap_or((arg, 1.0)) }
+fn split_ratio(arg: &Path) -> Result<(&Path, f64), plan::Error> {
+    let split = arg.to_str().and_then(|arg| arg.rsplit_once('@'));
+    match split {
+        Some((path, ratio)) if !arg.exists() => match ratio.parse() {
+            Ok(ratio) => Ok((Path::new(path), ratio)),
+            Err(_) if Path::new(path).exists() => Err(plan::Error::RatioText { text: ratio.to_owned() }),
+            Err(_) => Ok((arg, 1.0)),
+        },
+        _ => Ok((arg, 1.0)),
+    }
 }
 
 #[cfg(test)]
@@ -57,8 +61,10 @@ mod tests {
 
     #[test]
     fn a_ratio_stands_behind_the_last_at() {
-        assert_eq!(split_ratio(Path::new("no/such@dir/p.gguf@0.5")), (Path::new("no/such@dir/p.gguf"), 0.5));
-        assert_eq!(split_ratio(Path::new("no/such/p.gguf@-1")), (Path::new("no/such/p.gguf"), -1.0));
-        assert_eq!(split_ratio(Path::new("no/such@dir/p.gguf")), (Path::new("no/such@dir/p.gguf"), 1.0));
+        let split = |arg| split_ratio(Path::new(arg)).unwrap();
+        assert_eq!(split("no/such@dir/p.gguf@0.5"), (Path::new("no/such@dir/p.gguf"), 0.5));
+        assert_eq!(split("no/such/p.gguf@-1"), (Path::new("no/such/p.gguf"), -1.0));
+        assert_eq!(split("no/such@dir/p.gguf"), (Path::new("no/such@dir/p.gguf"), 1.0));
+        assert!(matches!(split_ratio(Path::new("Cargo.toml@half")), Err(plan::Error::RatioText { .. })));
     }
 }

@@ -51,20 +51,24 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
         let recipe = Recipe { output: OutputType::parse(name, pure)?, embeddings: Embeddings::All };
         let plan = MergePlan::merge(&inputs, pairs, &recipe)?;
         let path = args.output.join(format!("merged-{name}.gguf"));
-        let progress = Progress::new(plan.tensors.iter().map(|t| t.size()).sum());
+        let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let written = pipeline::write(&plan, &inputs, &path, true, &progress, &global.budget())?;
         drop(progress);
         results.push(Merged { name, plan, written, took: started.elapsed() });
     }
+    // The worst of them decides, as it would for a user.
+    let worst = |r: &Merged| r.written.measured.total.survival().unwrap_or(1.0);
+    let exit = results
+        .iter()
+        .min_by(|a, b| worst(a).total_cmp(&worst(b)))
+        .map_or(Exit::Success, |r| job::judge(&r.written.measured.total, false));
     if global.json {
         let runs: Vec<_> = results.iter().map(|r| r.run().json()).collect();
         output::print_text(&(serde_json::to_string_pretty(&runs)? + "\n"))?;
     } else {
         output::print_text(&story(&models, &results)?)?;
     }
-    // The worst of them decides, as it would for a user.
-    let survivals = results.iter().filter_map(|r| r.written.measured.total.survival());
-    Ok(job::judge(survivals.min_by(f64::total_cmp), false))
+    Ok(exit)
 }
 
 /// One merge of the demo.

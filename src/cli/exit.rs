@@ -18,7 +18,7 @@ pub enum Exit {
     Malformed,
     /// The inputs are each fine but do not belong together.
     Refused,
-    /// A type or option that is not built yet.
+    /// A type, option or value that cannot be handled.
     NotSupported,
     /// The output cannot be where it was asked for.
     Output,
@@ -37,7 +37,7 @@ const TABLE: [(u8, Exit, &str); 10] = [
     (2, Exit::Usage, "the arguments make no sense"),
     (3, Exit::Malformed, "an input file is damaged, malformed, beyond the limits, or holds NaN"),
     (4, Exit::Refused, "the inputs do not belong together (see --force where it is offered)"),
-    (5, Exit::NotSupported, "a type or option that cannot be handled yet, or a budget too small"),
+    (5, Exit::NotSupported, "a type, option or value that cannot be handled, or a budget too small"),
     (6, Exit::Output, "the output exists, is an input, is no regular file, or does not fit on the disk"),
     (7, Exit::Io, "the system refused to read or write"),
     (10, Exit::Lost, "the output is written, but less than 0.9 of the vector survived its types"),
@@ -122,7 +122,7 @@ fn of_plan(error: &plan::Error) -> Exit {
         Container(e) => of_container(e),
         Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } => Exit::Refused,
         NotYet { .. } | CannotEncode { .. } | CannotDecode { .. } => Exit::NotSupported,
-        UnknownType { .. } | Type(_) | Ratio { .. } => Exit::Usage,
+        UnknownType { .. } | Type(_) | Ratio { .. } | RatioText { .. } => Exit::Usage,
     }
 }
 
@@ -131,8 +131,7 @@ fn of_pipeline(error: &pipeline::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Source(e) => of_survey(e),
-        Range { .. } => Exit::Refused,
-        Budget { .. } => Exit::NotSupported,
+        Range { .. } | Budget { .. } => Exit::NotSupported,
         Cancelled => Exit::Interrupted,
         Threads { .. } => Exit::Io,
     }

@@ -10,20 +10,17 @@ use clap::Args;
 use super::progress::Progress;
 use super::{Exit, Global, output};
 use crate::ggml::GgmlType;
-use crate::gguf::WriteOptions;
+use crate::gguf::{self, WriteOptions};
 use crate::pipeline;
 use crate::plan::{self, MergePlan, OutputType, Warning};
 use crate::report;
-use crate::survey::{self, Inputs, Pair, SampleSettings, Survey};
+use crate::survey::{self, Inputs, Moments, Pair, SampleSettings, Survey};
 
 /// Below this share of the vector an output is not called a success.
 const LEAST_SURVIVAL: f64 = 0.9;
 
 /// Types that a dry run forecasts besides the plan's own.
-const FORECAST: [GgmlType; 7] = {
-    use GgmlType::*;
-    [F16, Q8_0, Q6_K, Q5_K, Q4_K, Q3_K, Q2_K]
-};
+const FORECAST: [&str; 7] = ["F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"];
 
 /// Where an output goes, and how far the user lets a run go.
 #[derive(Args, Clone, Debug)]
@@ -90,7 +87,9 @@ impl Job<'_> {
         let Job { inputs, output, global, is_patch, .. } = &self;
         let budget = global.budget();
         let started = Instant::now();
-        let (mut plan, survey) = self.look(budget.threads)?;
+        let others = FORECAST.iter().filter(|_| output.dry_run).map(|name| OutputType::parse(name, true));
+        let others: Vec<OutputType> = others.collect::<Result<_, _>>()?;
+        let (mut plan, survey) = self.look(&others)?;
         let reasons: Vec<String> = survey.findings.iter().filter(|f| f.is_refusal()).map(ToString::to_string).collect();
         if output.force {
             plan.warnings.extend(reasons.iter().cloned().map(|finding| Warning::Forced { finding }));
@@ -99,64 +98,86 @@ impl Job<'_> {
         for finding in survey.findings.iter().filter(|f| !f.is_refusal()) {
             output::complain("warning", &finding.to_string());
         }
-        let refused = || Refused { reasons: reasons.clone() };
+        let expected = report::Plan::expected(&plan, &survey).survival;
+        if let Some(expected) = expected.filter(|s| *s < LEAST_SURVIVAL) {
+            let text = format!("rounding is expected to leave only {:.0} % of the vector", expected * 100.0);
+            output::complain("warning", &text);
+        }
+        let is_refused = !reasons.is_empty() && !output.force;
 
         if output.dry_run {
-            let (memory, threads) = budget.needed(&plan, inputs)?;
-            let folder = output.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let disk_free = fs4::available_space(folder).ok();
-            let types = &FORECAST;
-            output::print(
-                &report::Plan { inputs, plan: &plan, survey: &survey, types, memory, threads, disk_free },
-                global,
-            )?;
-            return if reasons.is_empty() || output.force { Ok(Exit::Success) } else { Err(refused().into()) };
+            self.tell(&plan, &survey, &others)?;
         }
-        if !reasons.is_empty() && !output.force {
-            return Err(refused().into());
+        if is_refused {
+            return Err(Refused { reasons }.into());
         }
-
+        if output.dry_run {
+            return Ok(Exit::Success);
+        }
         output::complain("note", &report::Plan::expectation(&plan, &survey));
-        let progress = Progress::new(plan.tensors.iter().map(|t| t.size()).sum());
+
+        let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let written = pipeline::write(&plan, inputs, &output.output, output.overwrite, &progress, &budget)?;
         drop(progress);
+        let exit = judge(&written.measured.total, *is_patch);
         let (findings, took) = (&survey.findings[..], started.elapsed());
         output::print(&report::Run { plan: &plan, written: &written, findings, is_patch: *is_patch, took }, global)?;
-        Ok(judge(written.measured.total.survival(), *is_patch))
+        Ok(exit)
     }
 
-    /// Everything that can be known without writing.
-    fn look(&self, threads: usize) -> Result<(MergePlan, Survey)> {
+    /// Everything that can be known without writing. The survey also tries the types that `others` would give.
+    fn look(&self, others: &[OutputType]) -> Result<(MergePlan, Survey)> {
         let inputs = &self.inputs;
-        inputs.require_little_endian()?;
         let mut warnings = plan::check(inputs)?;
         let pairs = survey::pair(inputs)?;
         let mut plan = (self.plan)(inputs, pairs.clone())?;
         warnings.append(&mut plan.warnings);
         plan.warnings = warnings;
 
-        if !self.output.dry_run {
-            let inputs = inputs.paths().map(Path::to_owned).collect();
-            let options = WriteOptions { overwrite: self.output.overwrite, inputs };
-            options.check(&self.output.output, plan.header().file_len())?;
+        // A long run must not end for a reason that was there before it.
+        let budget = self.global.budget();
+        let (_, threads) = budget.needed(&plan, inputs)?;
+        match self.check_place(&plan) {
+            Err(e) if self.output.dry_run => output::complain("warning", &format!("{:#}", anyhow::Error::from(e))),
+            checked => checked?,
         }
 
-        let mut types: Vec<GgmlType> = plan.tensors.iter().map(|t| t.ty).collect();
-        if self.output.dry_run {
-            types.extend(FORECAST);
-        }
+        let mut types: Vec<GgmlType> = plan.tensors().iter().map(|t| t.ty).collect();
+        types.extend(others.iter().flat_map(|output| plan.types_as(inputs, output)));
         types.sort();
         types.dedup();
         let settings = SampleSettings { types, ..SampleSettings::default() };
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        let threads = threads.min((budget.memory / survey::SURVEY_BYTES).max(1) as usize);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| pipeline::Error::Threads { threads, reason: e.to_string() })?;
         let survey = pool.install(|| survey::survey(inputs, &pairs, &settings))?;
         Ok((plan, survey))
     }
+
+    fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
+        let inputs = self.inputs.paths().map(Path::to_owned).collect();
+        let options = WriteOptions { overwrite: self.output.overwrite, inputs };
+        options.check(&self.output.output, plan.header().file_len()).map(|_| ())
+    }
+
+    /// Prints the plan.
+    fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[OutputType]) -> Result<()> {
+        let inputs = &self.inputs;
+        let (memory, threads) = self.global.budget().needed(plan, inputs)?;
+        let folder = self.output.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let disk_free = fs4::available_space(folder).ok();
+        output::print(&report::Plan { inputs, plan, survey, types, memory, threads, disk_free }, self.global)
+    }
 }
 
-/// The exit for a share of the vector, with a plain sentence if it is too small.
-pub(super) fn judge(survival: Option<f64>, is_patch: bool) -> Exit {
-    let Some(survival) = survival.filter(|s| *s < LEAST_SURVIVAL) else { return Exit::Success };
+/// The exit for what was measured, with a plain sentence if it is no success.
+pub(super) fn judge(total: &Moments, is_patch: bool) -> Exit {
+    if total.delta2 == 0.0 {
+        output::complain("warning", "the vector is zero: nothing was added to any weight");
+    }
+    let Some(survival) = total.survival().filter(|s| *s < LEAST_SURVIVAL) else { return Exit::Success };
     let (what, advice) = match is_patch {
         true => ("the patch holds", "choose a finer --encoding"),
         false => {

@@ -76,8 +76,6 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(exit) => exit.into(),
-        // Whoever read the output has seen enough.
-        Err(e) if output::is_closed_pipe(&e) => Exit::Success.into(),
         Err(e) => {
             output::complain("error", &format!("{e:#}"));
             Exit::of(&e).into()

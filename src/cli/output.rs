@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::Global;
 use crate::report::Report;
@@ -16,11 +16,13 @@ pub(super) fn print(report: &dyn Report, global: &Global) -> Result<()> {
     print_text(&text)
 }
 
-/// Prints text on standard output.
+/// Prints text on standard output. That nobody reads it any more is no failure: they have seen enough.
 pub(super) fn print_text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    Ok(out.flush()?)
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write the result to standard output"),
+    }
 }
 
 /// Says something on standard error, in one line. If even that is closed, there is nobody to tell.
@@ -35,9 +37,4 @@ pub(super) fn complain(kind: &str, text: &str) {
         }
     }
     let _ = writeln!(io::stderr(), "{kind}: {line}");
-}
-
-/// Whether the error is that nobody reads any more.
-pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }

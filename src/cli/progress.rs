@@ -5,15 +5,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::Exit;
 use crate::pipeline::Observer;
 
 /// Set once a signal asked the process to end.
 static STOP: AtomicBool = AtomicBool::new(false);
+/// Whether an output is being written, which has to be tidied up.
+static WRITING: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C, SIGTERM and SIGHUP end a run at its next chunk, so that its temporary file is removed.
+/// From now on Ctrl-C, SIGTERM and SIGHUP end the process: while an output is being written at the next chunk, so that
+/// the temporary file is removed; at other times, and when asked a second time, at once.
 pub(super) fn stop_on_signals() {
     // Without a handler the process would still end, only less tidily.
-    let _ = ctrlc::set_handler(|| STOP.store(true, Ordering::Relaxed));
+    let _ = ctrlc::set_handler(|| {
+        let is_second = STOP.swap(true, Ordering::SeqCst);
+        if is_second || !WRITING.load(Ordering::SeqCst) {
+            #[allow(clippy::exit, reason = "the main thread may be waiting for a disk or a pipe")]
+            std::process::exit(Exit::Interrupted.code().into());
+        }
+    });
 }
 
 /// Shows bytes written, rate and time left while a run goes on; nothing if standard error is no terminal.
@@ -26,12 +36,14 @@ impl Progress {
         let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total_bytes) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        WRITING.store(true, Ordering::SeqCst);
         Progress { bar }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
+        WRITING.store(false, Ordering::SeqCst);
         self.bar.finish_and_clear();
     }
 }

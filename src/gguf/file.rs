@@ -29,12 +29,15 @@ impl File {
     /// # Errors
     /// [`Error::Io`], [`Error::Malformed`] or [`Error::Limit`].
     pub fn open(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        // Asked before opening: a pipe without a writer would be waited for.
+        let about = fs::metadata(path).map_err(Error::io(path, "open"))?;
+        if !about.is_file() {
+            let what =
+                if about.is_dir() { "it is a folder" } else { "it is a device or pipe, and data are read by position" };
+            return Err(Error::io(path, "read")(std::io::Error::other(what)));
+        }
         let file = fs::File::open(path).map_err(Error::io(path, "open"))?;
         let about = file.metadata().map_err(Error::io(path, "look at"))?;
-        if !about.is_file() {
-            let source = std::io::Error::other("it is no regular file; data are read by position");
-            return Err(Error::io(path, "read")(source));
-        }
         let header = read_header(BufReader::with_capacity(HEADER_BUFFER, &file), about.len(), path, limits)?;
         Ok(File { path: path.to_owned(), file, header })
     }

@@ -1,6 +1,6 @@
 //! Metadata values: the 13 types of the format, each kept as the file has it.
 
-use bstr::{BStr, BString};
+use bstr::{BStr, BString, ByteSlice};
 
 /// The type of a metadata value, by its id in the file (`enum gguf_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -123,6 +123,42 @@ impl Value {
         }
     }
 
+    /// The value in one line for people: at most 100 characters of a string and 8 elements of an array, and control
+    /// characters escaped, since what a file says must not be able to write to a terminal.
+    pub fn summary(&self) -> String {
+        const CHARS: usize = 100;
+        const ELEMENTS: usize = 8;
+        match self {
+            Value::String(s) => {
+                // Four bytes hold any character, so that no more than needed is looked at of what may be megabytes.
+                let head = s[..s.len().min(4 * CHARS)].to_str_lossy();
+                let shown: String = head.chars().take(CHARS).flat_map(printable).collect();
+                if head.chars().count() > CHARS || s.len() > 4 * CHARS {
+                    return format!("{shown}… ({} bytes)", s.len());
+                }
+                shown
+            }
+            Value::Array(a) => {
+                let head: Vec<String> = a.iter().take(ELEMENTS).map(|v| v.summary()).collect();
+                match a.len() {
+                    n if n > ELEMENTS => format!("[{}, … {n} in all]", head.join(", ")),
+                    _ => format!("[{}]", head.join(", ")),
+                }
+            }
+            Value::Bool(v) => (*v != 0).to_string(),
+            Value::U8(v) => v.to_string(),
+            Value::I8(v) => v.to_string(),
+            Value::U16(v) => v.to_string(),
+            Value::I16(v) => v.to_string(),
+            Value::U32(v) => v.to_string(),
+            Value::I32(v) => v.to_string(),
+            Value::F32(v) => v.to_string(),
+            Value::U64(v) => v.to_string(),
+            Value::I64(v) => v.to_string(),
+            Value::F64(v) => v.to_string(),
+        }
+    }
+
     /// The value of any integer type, if it is not negative.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
@@ -174,6 +210,12 @@ impl Value {
             _ => None,
         }
     }
+}
+
+/// A character as it can be shown.
+fn printable(c: char) -> impl Iterator<Item = char> {
+    let (plain, escaped) = if c.is_control() { (None, Some(c.escape_default())) } else { (Some(c), None) };
+    plain.into_iter().chain(escaped.into_iter().flatten())
 }
 
 impl From<&str> for Value {

@@ -30,7 +30,10 @@ impl WriteOptions {
     pub fn check(&self, path: &Path, len: u64) -> Result<PathBuf, Error> {
         // Nothing may be there yet, but no file can ever be: the rename would fail after all the work.
         let name = path.as_os_str().as_encoded_bytes();
-        if path.file_name().is_none() || name.last().is_some_and(|&b| std::path::is_separator(b.into())) {
+        if path.file_name().is_none()
+            || name.ends_with(b"/.")
+            || name.last().is_some_and(|&b| std::path::is_separator(b.into()))
+        {
             return Err(Error::OutputKind { path: path.to_owned(), found: "the name of a folder" });
         }
         let mut target = path.to_owned();

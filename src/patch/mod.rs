@@ -94,17 +94,21 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, encoding: GgmlType) -> Re
     if !quants::is_supported(encoding) {
         return Err(Error::Encoding { ty: encoding });
     }
+    let architecture = inputs.source(inputs.template()).metadata().architecture().unwrap_or_default();
+    let mut warnings = plan::pairing_warnings(inputs, &pairs);
     let mut tensors = Vec::new();
     for pair in pairs {
         let info = pair.info(inputs);
-        let ty = match plan::is_quantizable(info.name(), info.n_dims()) {
+        let ty = match plan::is_quantizable(architecture, &pair.name, info.n_dims()) {
             true => plan::fallback(encoding, info.row_len()),
             false => GgmlType::F32,
         };
         tensors.push(TensorPlan::new(inputs, pair, ty)?);
     }
     let metadata = metadata(inputs, encoding);
-    let warnings = if chat::has_template(&metadata) { Vec::new() } else { vec![Warning::NoTemplate] };
+    if !chat::has_template(&metadata) {
+        warnings.push(Warning::NoTemplate);
+    }
     Ok(MergePlan::from_parts(metadata, tensors, warnings, Vec::new())?)
 }
 

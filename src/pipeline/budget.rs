@@ -22,8 +22,7 @@ impl Default for Budget {
     }
 }
 
-/// Bytes that a chunk reads and writes at most when memory allows: larger ones gain nothing (8 MiB reads were no faster
-/// than 2 MiB from the page cache or from disk), smaller ones cost system calls.
+/// Bytes that a chunk reads and writes at most when memory allows. Found by trying (docs/PERFORMANCE.md).
 const CHUNK_BYTES: u64 = 8 << 20;
 
 /// How a plan is cut: chunks for each tensor, and workers.
@@ -51,21 +50,21 @@ impl Budget {
     /// [`Error::Budget`] if even one worker does not fit.
     pub fn needed(&self, plan: &MergePlan, inputs: &Inputs) -> Result<(u64, usize), Error> {
         let layout = self.lay_out(plan, inputs)?;
-        let most = layout.segments.iter().map(|s| layout.segments_per_chunk(*s) * s).max().unwrap_or(0);
-        Ok(((most + layout.scratch) * layout.n_workers as u64, layout.n_workers))
+        let worker = layout.largest_chunk() as u64 + layout.scratch;
+        Ok((worker * layout.n_workers as u64, layout.n_workers))
     }
 
     pub(super) fn lay_out(&self, plan: &MergePlan, inputs: &Inputs) -> Result<Layout, Error> {
-        let needs: Vec<Need> = plan.tensors.iter().map(|t| Need::of(t, inputs)).collect();
+        let needs: Vec<Need> = plan.tensors().iter().map(|t| Need::of(t, inputs)).collect();
         let scratch = needs.iter().map(|n| n.scratch).max().unwrap_or(0);
-        let largest = needs.iter().zip(&plan.tensors).max_by_key(|(need, _)| need.segment);
+        let largest = needs.iter().zip(plan.tensors()).max_by_key(|(need, _)| need.segment);
         let (segment, name) = largest.map_or((0, ""), |(need, tensor)| (need.segment, tensor.name.as_str()));
         let worker = segment.saturating_add(scratch).max(1);
         if worker > self.memory {
             return Err(Error::Budget { tensor: name.to_owned(), needed: worker, budget: self.memory });
         }
         // No more than there are segments: a thread without work costs its start.
-        let n_segments = plan.tensors.iter().map(n_segments).sum::<u64>().max(1);
+        let n_segments = plan.tensors().iter().map(n_segments).sum::<u64>().max(1);
         let n_workers = (self.memory / worker).min(self.threads.max(1) as u64).min(n_segments) as usize;
         let block_bytes = self.memory / n_workers as u64 - scratch;
         Ok(Layout { n_workers, block_bytes, scratch, segments: needs.into_iter().map(|n| n.segment).collect() })
@@ -105,9 +104,14 @@ impl Layout {
         (self.block_bytes.min(CHUNK_BYTES) / segment.max(1)).max(1)
     }
 
+    /// Bytes of blocks of the largest chunk.
+    pub(super) fn largest_chunk(&self) -> usize {
+        self.segments.iter().map(|s| self.segments_per_chunk(*s) * s).max().unwrap_or(0) as usize
+    }
+
     /// All chunks, in the order of the output.
     pub(super) fn chunks<'a>(&'a self, plan: &'a MergePlan) -> impl Iterator<Item = Chunk> + Send + 'a {
-        plan.tensors.iter().zip(&self.segments).enumerate().flat_map(move |(index, (tensor, segment_bytes))| {
+        plan.tensors().iter().zip(&self.segments).enumerate().flat_map(move |(index, (tensor, segment_bytes))| {
             let (row_len, n_rows) = rows_of(tensor);
             let segment = segment_rows(row_len);
             let per_chunk = segment * self.segments_per_chunk(*segment_bytes);

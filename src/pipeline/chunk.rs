@@ -31,7 +31,7 @@ impl Chunk {
     }
 }
 
-/// A thread's buffers. They grow to the largest chunk and are used again for every one.
+/// A thread's buffers, used again for every chunk.
 pub(super) struct Worker<'a> {
     inputs: &'a Inputs,
     sink: &'a dyn TensorSink,
@@ -70,18 +70,14 @@ struct Strip {
 }
 
 impl<'a> Worker<'a> {
-    pub(super) fn new(inputs: &'a Inputs, sink: &'a dyn TensorSink) -> Self {
-        Worker { inputs, sink, blocks: Vec::new(), strip: Strip::default() }
+    /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
+    pub(super) fn new(inputs: &'a Inputs, sink: &'a dyn TensorSink, block_bytes: usize) -> Self {
+        Worker { inputs, sink, blocks: vec![0; block_bytes], strip: Strip::default() }
     }
 
     /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor that nothing is added to.
     pub(super) fn work(&mut self, plan: &TensorPlan, chunk: &Chunk) -> Result<Vec<Moments>, Error> {
-        let row_sizes = plan.sources().map(|at| self.inputs.source(at.source).tensor(at.tensor).row_size());
-        let out_len = chunk.n_bytes() as usize;
-        let n_bytes = row_sizes.map(|size| (chunk.n_rows * size) as usize).sum::<usize>() + out_len;
-        self.blocks.resize(n_bytes.max(self.blocks.len()), 0);
-
-        let (out, mut rest) = self.blocks.split_at_mut(out_len);
+        let (out, mut rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
         let mut sources = Vec::new();
         for at in plan.sources() {
             let source = self.inputs.source(at.source);
@@ -166,7 +162,8 @@ impl Strip {
             None => encode(plan.ty, &strip.wanted, out),
         }
         quants::dequantize_row(plan.ty, out, &mut strip.got).expect("the plan chose a type that can be read");
-        if let Some(i) = check_finite(&strip.got) {
+        if let Some(i) = check_finite(&strip.wanted).or_else(|| check_finite(&strip.got)) {
+            let i = largest_of_block(&strip.wanted, i, plan.ty.block_len());
             let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, strip.wanted[i]);
             return Err(Error::Range { tensor, index, value, ty: plan.ty });
         }
@@ -188,7 +185,13 @@ impl Strip {
 impl Strip {
     fn resize(&mut self, n: usize) {
         let Strip { model, base, plus, minus, delta, wanted, got } = self;
-        [model, base, plus, minus, delta, wanted, got].into_iter().for_each(|buffer| buffer.resize(n, 0.0));
+        for buffer in [model, base, plus, minus, delta, wanted, got] {
+            if buffer.capacity() < n {
+                // Exactly: a vector that grows by itself takes up to twice as much. What it held is of no use.
+                *buffer = Vec::with_capacity(n);
+            }
+            buffer.resize(n, 0.0);
+        }
     }
 }
 
@@ -201,6 +204,13 @@ fn add_delta(strip: &mut Strip, same_type: bool) {
     } else {
         weights.for_each(|(w, (m, d))| *w = m + d);
     }
+}
+
+/// The weight that spoils the block of the `i`-th: one that is no number, or the largest.
+fn largest_of_block(weights: &[f32], i: usize, block_len: usize) -> usize {
+    let start = i - i % block_len;
+    let block = weights[start..start + block_len].iter().enumerate();
+    start + block.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).map_or(0, |(i, _)| i)
 }
 
 fn encode(ty: GgmlType, weights: &[f32], out: &mut [u8]) {

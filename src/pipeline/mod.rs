@@ -80,8 +80,8 @@ pub enum Error {
     Source(#[from] survey::Error),
     /// A sum that the output cannot hold.
     #[error(
-        "tensor {tensor}: weight {index} would be {value:e}, which {ty} cannot hold; write a type with more range (BF16 \
-         or F32), or use a smaller ratio"
+        "tensor {tensor}: weight {index} would be {value:e}, which {ty} cannot hold; {}",
+        if value.is_finite() { "write a type with more range (BF16 or F32)" } else { "use a smaller ratio" }
     )]
     Range {
         /// The tensor.
@@ -106,7 +106,7 @@ pub enum Error {
         budget: u64,
     },
     /// The observer ended the run.
-    #[error("cancelled")]
+    #[error("interrupted; nothing is written")]
     Cancelled,
     /// The system gave no threads.
     #[error("cannot start {threads} threads: {reason}")]
@@ -140,6 +140,9 @@ pub struct Measured {
 ///
 /// # Errors
 /// The first error in the order of the plan among those met; other workers stop at their next chunk.
+///
+/// # Panics
+/// If `inputs` are not those the plan was made for.
 pub fn run(
     plan: &MergePlan,
     inputs: &Inputs,
@@ -149,7 +152,7 @@ pub fn run(
 ) -> Result<Measured, Error> {
     let layout = budget.lay_out(plan, inputs)?;
     let queue = Mutex::new(layout.chunks(plan));
-    let tallies: Vec<Mutex<Tally>> = plan.tensors.iter().map(|_| Mutex::default()).collect();
+    let tallies: Vec<Mutex<Tally>> = plan.tensors().iter().map(|_| Mutex::default()).collect();
     let stopped = AtomicBool::new(false);
     let first_error: Mutex<Option<((usize, u64), Error)>> = Mutex::new(None);
     let fail = |at: (usize, u64), error: Error| {
@@ -166,14 +169,14 @@ pub fn run(
         .build()
         .map_err(|e| Error::Threads { threads: layout.n_workers, reason: e.to_string() })?;
     pool.broadcast(|_| {
-        let mut worker = Worker::new(inputs, sink);
+        let mut worker = Worker::new(inputs, sink, layout.largest_chunk());
         while !stopped.load(Ordering::Relaxed) {
             let Some(chunk): Option<Chunk> = lock(&queue).next() else { return };
             let at = (chunk.tensor, chunk.first_row);
             if observer.is_cancelled() {
                 return fail(at, Error::Cancelled);
             }
-            let tensor = &plan.tensors[chunk.tensor];
+            let tensor = &plan.tensors()[chunk.tensor];
             match worker.work(tensor, &chunk) {
                 Ok(sums) => {
                     lock(&tallies[chunk.tensor]).add(chunk.first_segment, sums);
@@ -188,7 +191,7 @@ pub fn run(
     }
 
     let mut measured = Measured::default();
-    for (tensor, tally) in plan.tensors.iter().zip(tallies) {
+    for (tensor, tally) in plan.tensors().iter().zip(tallies) {
         if tensor.kept.is_none() {
             let moments = tally.into_inner().unwrap_or_else(|e| e.into_inner()).total();
             measured.total += moments;

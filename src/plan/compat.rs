@@ -1,7 +1,10 @@
 //! Whether the headers of the inputs describe siblings.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+use bstr::BStr;
 
 use super::Error;
 use crate::chat::TOKENS;
@@ -39,6 +42,11 @@ pub enum Warning {
     OutputDropped,
     /// The chat model has no chat template.
     NoTemplate,
+    /// Chat plumbing that llama.cpp would refuse.
+    Unusable {
+        /// The keys.
+        keys: Vec<String>,
+    },
     /// A finding of the survey that the user chose to go past.
     Forced {
         /// What it said.
@@ -70,7 +78,12 @@ impl fmt::Display for Warning {
                 "the model's embeddings are tied and the vector's are not: what it does to output.weight is left out"
             ),
             Warning::NoTemplate => {
-                write!(f, "the output has no chat template: llama.cpp will talk to it in its built-in ChatML")
+                let else_what =
+                    "llama.cpp will talk to it in its built-in ChatML, which may not be what the vector teaches";
+                write!(f, "chat has no chat template: the output keeps the model's if it has one, else {else_what}")
+            }
+            Warning::Unusable { keys } => {
+                write!(f, "chat has values that llama.cpp would refuse, which are left out: {}", keys.join(", "))
             }
             Warning::Forced { finding } => write!(f, "forced: {finding}"),
         }
@@ -119,8 +132,10 @@ const VOCABULARY_HINT: &str = "models with different vocabularies cannot be merg
 /// Compares the headers of all inputs with the model's (or the chat model's, when a vector is extracted).
 ///
 /// # Errors
-/// [`Error::NoArchitecture`], [`Error::Mismatch`] where siblings cannot differ.
+/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::Mismatch`] where siblings cannot differ, and
+/// [`Error::Container`] for a big-endian file.
 pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
+    inputs.require_little_endian()?;
     let mut warnings = Vec::new();
     let own = inputs.source(inputs.template());
     for (role, other) in inputs.sources() {
@@ -170,19 +185,26 @@ impl Compare<'_> {
         }
         let prefix = format!("{architecture}.");
         // The vocabulary is compared token by token.
-        let is_fixed = |suffix: &str| FIXED.iter().any(|f| f.suffix == suffix) || suffix == "vocab_size";
-        let may_change = |key: &str| key.strip_prefix(&prefix).is_some_and(|suffix| !is_fixed(suffix));
-        for (key, value) in other.iter().filter(|(key, _)| may_change(key)) {
-            let (model, other) = match own.get(key) {
-                Some(own) if own == value || numeric(own).is_some_and(|n| numeric(value) == Some(n)) => continue,
-                Some(own) => (shown(own), shown(value)),
-                None => ("absent".to_owned(), shown(value)),
-            };
+        let is_told = |key: &str| key.strip_prefix(&prefix).is_some_and(|suffix| suffix != "vocab_size");
+        let mut others: HashMap<&str, &Value> = other.iter().filter(|(key, _)| is_told(key)).collect();
+        let mut differs = |key: &str, model: Option<&Value>, other: Option<&Value>| {
+            let fixed = FIXED.iter().any(|f| key.strip_prefix(&prefix) == Some(f.suffix));
+            // What is fixed was compared above if both say something, and has a default in some of the other cases.
+            if fixed && (model.is_some() == other.is_some() || stands_in(key, &prefix)) {
+                return;
+            }
+            let shown = |value: Option<&Value>| value.map_or("absent".to_owned(), Value::summary);
+            let (model, other) = (shown(model), shown(other));
             warnings.push(Warning::Differs { key: key.to_owned(), model, other, role: self.role });
+        };
+        for (key, value) in own.iter().filter(|(key, _)| is_told(key)) {
+            match others.remove(key) {
+                Some(other) if same_values(value, other) => {}
+                other => differs(key, Some(value), other),
+            }
         }
-        for (key, value) in own.iter().filter(|(key, _)| may_change(key) && other.get(key).is_none()) {
-            let (model, other) = (shown(value), "absent".to_owned());
-            warnings.push(Warning::Differs { key: key.to_owned(), model, other, role: self.role });
+        for (key, value) in other.iter().filter(|(key, _)| others.contains_key(key)) {
+            differs(key, None, Some(value));
         }
         Ok(())
     }
@@ -200,23 +222,22 @@ impl Compare<'_> {
             let tokens = |n: usize| format!("{n} tokens");
             return Err(self.mismatch(TOKENS, tokens(expected.len()), tokens(found.len()), VOCABULARY_HINT));
         }
-        if let Some(i) = expected.iter().zip(found.iter()).position(|(a, b)| a != b) {
-            let (a, b) = (format!("{:?}", expected.get(i)), format!("{:?}", found.get(i)));
-            let clean = |s: String| s.trim_start_matches("Some(").trim_end_matches(')').to_owned();
-            return Err(self.mismatch(&format!("{TOKENS}[{i}]"), clean(a), clean(b), VOCABULARY_HINT));
+        if let Some((i, (a, b))) = expected.iter().zip(found.iter()).enumerate().find(|(_, (a, b))| a != b) {
+            let quoted = |token: &BStr| format!("{:?}", Value::String(token.to_owned()).summary());
+            return Err(self.mismatch(&format!("{TOKENS}[{i}]"), quoted(a), quoted(b), VOCABULARY_HINT));
         }
         let model_key = "tokenizer.ggml.model";
         if let (Some(a), Some(b)) = (own.get(model_key), other.get(model_key))
             && a != b
         {
-            return Err(self.mismatch(model_key, shown(a), shown(b), VOCABULARY_HINT));
+            return Err(self.mismatch(model_key, a.summary(), b.summary(), VOCABULARY_HINT));
         }
         for key in ["tokenizer.ggml.pre", "tokenizer.ggml.merges"] {
             match (own.get(key), other.get(key)) {
                 (Some(a), Some(b)) if a != b => warnings.push(Warning::Differs {
                     key: key.to_owned(),
-                    model: shown(a),
-                    other: if shown(a) == shown(b) { "others".to_owned() } else { shown(b) },
+                    model: a.summary(),
+                    other: if a.summary() == b.summary() { "others".to_owned() } else { b.summary() },
                     role: self.role,
                 }),
                 _ => {}
@@ -233,9 +254,26 @@ fn numbers(metadata: &Metadata, architecture: &str, suffix: &str) -> Option<Vec<
 
 fn numeric(value: &Value) -> Option<Vec<f64>> {
     match value {
-        Value::Array(array) => array.iter().map(|v| v.as_f64()).collect(),
+        // One for each layer; llama.cpp has at most 512 (`LLAMA_MAX_LAYERS`).
+        Value::Array(array) if array.len() <= 1024 => array.iter().map(|v| v.as_f64()).collect(),
+        Value::Array(_) => None,
         other => Some(vec![other.as_f64()?]),
     }
+}
+
+/// Whether two values say the same, integers of different widths included.
+fn same_values(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Array(a), Value::Array(b)) => {
+            a == b || (a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| same_values(&a, &b)))
+        }
+        _ => a == b || a.as_f64().is_some_and(|n| b.as_f64() == Some(n)),
+    }
+}
+
+/// Whether another key says what this fixed one would where it is absent.
+fn stands_in(key: &str, prefix: &str) -> bool {
+    FIXED.iter().any(|f| key.strip_prefix(prefix) == Some(f.suffix) && f.default.is_some())
 }
 
 impl Fixed {
@@ -268,18 +306,8 @@ fn listed(values: &[f64]) -> String {
     }
 }
 
-fn shown(value: &Value) -> String {
-    match value {
-        Value::String(s) => s.to_string(),
-        Value::Array(a) => format!("a list of {}", a.len()),
-        Value::Bool(b) => (*b != 0).to_string(),
-        Value::F32(v) => v.to_string(),
-        other => other.as_f64().map_or_else(String::new, |v| v.to_string()),
-    }
-}
-
 /// What the pairing left out or bent.
-pub(super) fn pairing_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> {
+pub fn pairing_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> {
     let mut warnings = Vec::new();
     let tensors: Vec<String> =
         pairs.iter().filter(|p| p.kept == Some(Kept::NoPartner)).map(|p| p.name.clone()).collect();
@@ -289,9 +317,8 @@ pub(super) fn pairing_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> 
     if pairs.iter().any(|p| p.tied) {
         warnings.push(Warning::TiedOutput);
     }
-    let has_output = |model: &Model| model.find("output.weight").is_some();
-    if !has_output(inputs.source(inputs.template()))
-        && inputs.vectors().iter().any(|v| has_output(inputs.source(v.plus)))
+    if inputs.sources().any(|(_, source)| source.find("output.weight").is_some())
+        && !pairs.iter().any(|pair| pair.name == "output.weight")
     {
         warnings.push(Warning::OutputDropped);
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use super::types::{fallback, is_quantizable};
 use crate::ggml::GgmlType::{self, *};
-use crate::gguf::{Metadata, Value};
+use crate::gguf::{Metadata, TensorInfo, Value};
 use crate::quants;
 
 /// A file type: what `general.file_type` holds.
@@ -137,18 +137,18 @@ impl OutputType {
         }
     }
 
-    /// The type of a tensor whose type in the model is `own`. `row_len` is in weights; `n_dims` leaves trailing ones out.
-    pub fn type_for(&self, name: &str, n_dims: usize, row_len: u64, own: GgmlType) -> GgmlType {
+    /// The type of a planned tensor, whose type in the model is `own`.
+    pub(super) fn type_for(&self, architecture: &str, info: &TensorInfo, own: GgmlType) -> GgmlType {
         match self {
-            OutputType::Pure(f) if is_quantizable(name, n_dims) && own.is_weight_type() => {
-                fallback(f.default_type, row_len)
+            OutputType::Pure(f) if is_quantizable(architecture, info.name(), info.n_dims()) && own.is_weight_type() => {
+                fallback(f.default_type, info.row_len())
             }
             _ => own,
         }
     }
 
     /// Writes `general.file_type` and `general.quantization_version`. `types` has the type and the number of dimensions
-    /// of every tensor.
+    /// (trailing ones left out) of every tensor.
     ///
     /// With [`OutputType::Keep`] the model's own claim stays if its type is among the tensors'; a claim that was wrong (a
     /// tool forgot to change it) gives way to the type that most tensors have, as llama.cpp guesses it.

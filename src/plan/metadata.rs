@@ -22,10 +22,25 @@ const ABOUT: [&str; 9] = ["name", "author", "version", "organization", "descript
 /// ggml/src/ggml-impl.h): such files load only by luck, when the header happens to end right.
 const LEAST_ALIGNMENT: u32 = 32;
 
-/// Drops what is true of the input file only: its place in a split set, its importance matrix, its ancestors.
+/// What names or describes the model that was added to and nothing else. It is kept in `general.base_model.0.*`.
+const IDENTITY: [&str; 7] = [
+    "general.description",
+    "general.url",
+    "general.doi",
+    "general.uuid",
+    "general.repo_url",
+    "general.quantized_by",
+    "general.version",
+];
+
+/// Drops what is true of the input file only: its place in a split set, its importance matrix, its ancestors, its identity.
 pub(super) fn clean(metadata: &mut Metadata) {
-    let stale = ["split.", "quantize.imatrix.", "general.base_model.", "chatvec."];
-    metadata.retain(|key| !stale.iter().any(|prefix| key.starts_with(prefix)));
+    let stale = ["split.", "quantize.imatrix.", "general.base_model.", "general.source.", "chatvec."];
+    metadata.retain(|key| !IDENTITY.contains(&key) && !stale.iter().any(|prefix| key.starts_with(prefix)));
+    if let Some(name) = metadata.get_str("general.name") {
+        let name = format!("{name} + chat vector");
+        metadata.set("general.name", name.as_str());
+    }
     if metadata.get_u64("general.alignment").is_some_and(|n| n < LEAST_ALIGNMENT.into()) {
         metadata.set("general.alignment", Value::U32(LEAST_ALIGNMENT));
     }

@@ -10,14 +10,14 @@ mod types;
 
 use std::path::PathBuf;
 
-pub use compat::{Warning, check};
+pub use compat::{Warning, check, pairing_warnings};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use metadata::{MEASURED_KEYS, base_models, fill_measured};
 pub use types::{fallback, is_quantizable};
 
 use crate::chat;
 use crate::ggml::{GgmlType, TypeError};
-use crate::gguf::{self, Header, Metadata, TensorSpec};
+use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::quants;
 use crate::survey::{Inputs, Kept, Pair, TensorRef, Term};
 
@@ -52,8 +52,9 @@ pub enum Error {
     },
     /// A file of another kind in place of a model.
     #[error(
-        "{}: key general.type: expected \"model\", found {found:?}; a chat-vector patch goes to chatvec apply",
-        path.display()
+        "{}: key general.type: expected \"model\", found {found:?}; {}",
+        path.display(),
+        if found == "chat-vector" { "a patch goes to chatvec apply" } else { "give the model's own file" }
     )]
     NotAModel {
         /// The file.
@@ -101,8 +102,14 @@ pub enum Error {
         /// Its type there.
         ty: GgmlType,
     },
-    /// A ratio that is no number.
-    #[error("a ratio must be a finite number, found {ratio}")]
+    /// A ratio that cannot be read.
+    #[error("a ratio must be a number, found {text:?}; write PATCH@0.5")]
+    RatioText {
+        /// The text.
+        text: String,
+    },
+    /// A ratio that is no number, or too small to be one in f32.
+    #[error("a ratio must be a finite number that f32 can hold, found {ratio:e}")]
     Ratio {
         /// The ratio.
         ratio: f64,
@@ -159,8 +166,7 @@ pub struct TensorPlan {
 /// Everything about an output that can be known before reading weights.
 #[derive(Clone, PartialEq, Debug)]
 pub struct MergePlan {
-    /// The tensors, in the order of the output.
-    pub tensors: Vec<TensorPlan>,
+    tensors: Vec<TensorPlan>,
     /// Odd but legal things, for the user.
     pub warnings: Vec<Warning>,
     /// What was taken over from the chat model's metadata.
@@ -187,7 +193,7 @@ impl MergePlan {
                 pair.kept = Some(Kept::Skipped);
             }
             let info = pair.info(inputs);
-            let ty = recipe.output.type_for(info.name(), info.n_dims(), info.row_len(), info.ty());
+            let ty = recipe.output.type_for(architecture_of(model), info, info.ty());
             tensors.push(TensorPlan::new(inputs, pair, ty)?);
         }
 
@@ -196,14 +202,17 @@ impl MergePlan {
         // The first vector with a template is the main one; a second vector adds to it.
         let talker = inputs.vectors().iter().map(|v| inputs.source(v.plus).metadata()).find(|m| chat::has_template(m));
         let talker = talker.unwrap_or_else(|| inputs.source(inputs.vectors()[0].plus).metadata());
-        let plumbing = chat::transplant(&mut metadata, talker);
+        let chat::Transplant { changes, unusable } = chat::transplant(&mut metadata, talker);
+        if !unusable.is_empty() {
+            warnings.push(Warning::Unusable { keys: unusable });
+        }
         if !chat::has_template(talker) {
             warnings.push(Warning::NoTemplate);
         }
-        let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.ne.len())).collect();
+        let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
         recipe.output.describe(&mut metadata, &types);
         metadata::provenance(&mut metadata, inputs, recipe);
-        Self::from_parts(metadata, tensors, warnings, plumbing)
+        Self::from_parts(metadata, tensors, warnings, changes)
     }
 
     /// A plan of which everything is decided.
@@ -221,6 +230,26 @@ impl MergePlan {
         Ok(MergePlan { tensors, warnings, plumbing, header })
     }
 
+    /// The tensors, in the order of the output.
+    pub fn tensors(&self) -> &[TensorPlan] {
+        &self.tensors
+    }
+
+    /// The types its tensors would have if they were asked for as `output`, in their order.
+    ///
+    /// # Panics
+    /// If `inputs` are not those the plan was made for.
+    pub fn types_as(&self, inputs: &Inputs, output: &OutputType) -> Vec<GgmlType> {
+        let model = inputs.source(inputs.template());
+        let type_as = |tensor: &TensorPlan| {
+            let Some(at) = tensor.sources().next() else { return tensor.ty };
+            // A vector that is extracted has no type to keep but the one it is planned in.
+            let info = inputs.source(at.source).tensor(at.tensor);
+            output.type_for(architecture_of(model), info, tensor.model.map_or(tensor.ty, |_| info.ty()))
+        };
+        self.tensors.iter().map(type_as).collect()
+    }
+
     /// The output's header; [`MEASURED_KEYS`] hold no values yet.
     pub fn header(&self) -> &Header {
         &self.header
@@ -232,9 +261,15 @@ impl MergePlan {
     }
 }
 
-/// Refuses ratios that would make every weight NaN.
-pub(crate) fn check_ratios(inputs: &Inputs) -> Result<(), Error> {
-    match inputs.vectors().iter().map(|v| v.ratio).find(|r| !(*r as f32).is_finite()) {
+/// `general.architecture`, which [`check`] has found in every input.
+fn architecture_of(model: &Model) -> &str {
+    model.metadata().architecture().unwrap_or_default()
+}
+
+/// Refuses ratios that would make every weight NaN, or nothing of a vector that was asked for.
+fn check_ratios(inputs: &Inputs) -> Result<(), Error> {
+    let is_bad = |ratio: f64| !(ratio as f32).is_finite() || (ratio != 0.0 && ratio as f32 == 0.0);
+    match inputs.vectors().iter().map(|v| v.ratio).find(|ratio| is_bad(*ratio)) {
         Some(ratio) => Err(Error::Ratio { ratio }),
         None => Ok(()),
     }
@@ -280,7 +315,15 @@ impl TensorPlan {
         if self.ne.first() == Some(&0) { 0 } else { self.ne.iter().product() }
     }
 
+    /// Dimensions without trailing ones, at least 1 (`ggml_n_dims`).
+    pub fn n_dims(&self) -> usize {
+        self.ne.iter().rposition(|&n| n > 1).map_or(1, |i| i + 1)
+    }
+
     /// Bytes in the output.
+    ///
+    /// # Panics
+    /// If the type or the shape was changed to a pair that does not fit.
     pub fn size(&self) -> u64 {
         self.ty.size_of(self.n_weights()).expect("the header was laid out with it")
     }

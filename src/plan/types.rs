@@ -23,12 +23,23 @@ const NEVER: [&str; 36] = [
 /// Whole names that llama-quantize never touches.
 const NEVER_WHOLE: [&str; 2] = ["position_embd.weight", "token_types.weight"];
 
-/// Whether llama-quantize would give this tensor the type asked for. `n_dims` leaves trailing ones out.
-pub fn is_quantizable(name: &str, n_dims: usize) -> bool {
+/// Parts of names that llama-quantize never touches in one architecture.
+#[rustfmt::skip]
+const NEVER_IN_GLM5_NEXT: [&str; 14] = [
+    "hc_", "indexer.attn_q_b", "indexer.attn_k", "indexer.proj", "indexer_compressor_gate", "indexer_compressor_ape",
+    "ssm_f_a.weight", "ssm_f_b.weight", "ssm_g_a.weight", "ssm_g_b.weight", "ssm_beta.weight",
+    "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
+];
+
+/// Whether llama-quantize would give this tensor the type asked for. `n_dims` leaves trailing ones out; `architecture` is
+/// the value of `general.architecture`.
+pub fn is_quantizable(architecture: &str, name: &str, n_dims: usize) -> bool {
+    let never = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
     n_dims >= 2
         && name.ends_with("weight")
         && !NEVER_WHOLE.contains(&name)
-        && !NEVER.iter().any(|part| name.contains(part))
+        && !never(&NEVER)
+        && !(architecture == "glm5-next" && never(&NEVER_IN_GLM5_NEXT))
 }
 
 /// Whether a tensor has a row for each token.
@@ -60,13 +71,15 @@ mod tests {
     #[test]
     fn norms_biases_and_routers_keep_their_type() {
         for name in ["blk.0.attn_q.weight", "token_embd.weight", "output.weight", "blk.1.ffn_down_exps.weight"] {
-            assert!(is_quantizable(name, 2), "{name}");
+            assert!(is_quantizable("llama", name, 2), "{name}");
         }
         for name in ["blk.0.attn_q_norm.weight", "blk.0.attn_q.bias", "blk.0.ffn_gate_inp.weight", "rope_freqs.weight"]
         {
-            assert!(!is_quantizable(name, 2), "{name}");
+            assert!(!is_quantizable("llama", name, 2), "{name}");
         }
-        assert!(!is_quantizable("output_norm.weight", 1));
+        assert!(!is_quantizable("llama", "output_norm.weight", 1));
+        assert!(is_quantizable("deepseek2", "blk.0.attn_k_b.weight", 3));
+        assert!(!is_quantizable("glm5-next", "blk.0.attn_k_b.weight", 3));
     }
 
     #[test]

@@ -10,10 +10,8 @@ use crate::chat;
 use crate::gguf::{Array, ByteOrder, Model, Value};
 use crate::quants;
 
-/// Elements of an array that are shown.
+/// Elements of a long array that JSON has.
 const SHOWN: usize = 8;
-/// Characters of a string that are shown as text.
-const SHOWN_CHARS: usize = 100;
 
 /// A model's header.
 pub struct Inspect<'a> {
@@ -76,7 +74,7 @@ impl Report for Inspect<'_> {
         text += "\n";
         let mut keys = Table::new(&["key", "type", "value"]);
         for (key, value) in self.model.metadata().iter() {
-            keys.row([printable(key), type_name(value), shown(value)]);
+            keys.row([printable(key), type_name(value), value.summary()]);
         }
         text += &keys.text();
         text += "\n";
@@ -140,31 +138,6 @@ fn type_name(value: &Value) -> String {
     match value {
         Value::Array(a) => format!("{}[{}]", a.element_type().name(), a.len()),
         other => other.value_type().name().to_owned(),
-    }
-}
-
-fn shown(value: &Value) -> String {
-    match value {
-        Value::String(s) => shorten(s),
-        Value::Array(a) => {
-            let head: Vec<String> = a.iter().take(SHOWN).map(|v| shown(&v)).collect();
-            format!("[{}{}]", head.join(", "), if a.len() > SHOWN { ", …" } else { "" })
-        }
-        Value::Bool(b) => (*b != 0).to_string(),
-        Value::F32(v) => v.to_string(),
-        Value::F64(v) => v.to_string(),
-        Value::I8(_) | Value::I16(_) | Value::I32(_) | Value::I64(_) => {
-            value.as_f64().map_or_else(String::new, |v| v.to_string())
-        }
-        other => other.as_u64().map_or_else(String::new, |v| v.to_string()),
-    }
-}
-
-fn shorten(s: &[u8]) -> String {
-    let text = s.to_str_lossy();
-    match text.char_indices().nth(SHOWN_CHARS) {
-        Some((end, _)) => format!("{}… ({} bytes)", printable(&text[..end]), s.len()),
-        None => printable(&text),
     }
 }
 

@@ -21,12 +21,12 @@ pub trait Report {
 
 /// A share as a percentage with two digits after the point, or a dash.
 fn percent(share: Option<f64>) -> String {
-    share.map_or("–".to_owned(), |s| format!("{:.2} %", s * 100.0))
+    share.filter(|s| s.is_finite()).map_or("–".to_owned(), |s| format!("{:.2} %", s * 100.0))
 }
 
 /// A number with three digits after the point, or a dash.
 fn number(value: Option<f64>) -> String {
-    value.map_or("–".to_owned(), |v| format!("{v:.3}"))
+    value.filter(|v| v.is_finite()).map_or("–".to_owned(), |v| format!("{v:.3}"))
 }
 
 /// Bytes with a binary unit.

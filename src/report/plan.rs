@@ -1,12 +1,12 @@
 //! What a run would do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value as Json, json};
 
 use super::{Report, Table, bytes, number, percent, printable, shape};
 use crate::ggml::GgmlType;
-use crate::plan::{MergePlan, TensorPlan};
+use crate::plan::{MergePlan, OutputType, TensorPlan};
 use crate::survey::{Inputs, Kept, Survey, TensorSurvey, TypeForecast};
 
 /// A plan with what the survey expects of it.
@@ -17,8 +17,8 @@ pub struct Plan<'a> {
     pub plan: &'a MergePlan,
     /// The survey it was made with.
     pub survey: &'a Survey,
-    /// Types to forecast, besides the plan's own.
-    pub types: &'a [GgmlType],
+    /// Types to forecast, besides the plan's own: the survey has tried those their tensors would have.
+    pub types: &'a [OutputType],
     /// Bytes of buffers the run would use.
     pub memory: u64,
     /// Threads it would use.
@@ -36,16 +36,22 @@ impl Plan<'_> {
         self.survey.tensors.iter().map(|t| (t.name.as_str(), t)).collect()
     }
 
-    /// What the survey expects of a plan, in one line.
+    /// What the survey expects of a plan.
+    pub fn expected(plan: &MergePlan, survey: &Survey) -> TypeForecast {
+        let types: Vec<GgmlType> = plan.tensors().iter().map(|t| t.ty).collect();
+        forecast(plan, survey, &types)
+    }
+
+    /// The same in one line.
     pub fn expectation(plan: &MergePlan, survey: &Survey) -> String {
-        let forecast = forecast(plan, survey);
+        let forecast = Self::expected(plan, survey);
         let cosine = survey.cosine.map_or_else(String::new, |cosine| {
             format!("; the vector read from these files is the true one with a cosine of at least {cosine:.3}")
         });
         format!(
             "{} of {} tensors change; expected ‖δ‖/‖W‖ {}, survival {}, noise {}{cosine}",
             plan.n_changed(),
-            plan.tensors.len(),
+            plan.tensors().len(),
             percent(survey.total().delta_ratio()),
             number(forecast.survival),
             number(forecast.noise),
@@ -53,10 +59,11 @@ impl Plan<'_> {
     }
 }
 
-/// The forecast for the plan's own types.
-fn forecast(plan: &MergePlan, survey: &Survey) -> TypeForecast {
-    let types: BTreeMap<&str, GgmlType> = plan.tensors.iter().map(|t| (t.name.as_str(), t.ty)).collect();
-    survey.forecast_for(|name| types.get(name).copied())
+/// The forecast for the plan's tensors in these types, in their order.
+fn forecast(plan: &MergePlan, survey: &Survey, types: &[GgmlType]) -> TypeForecast {
+    let by_name: HashMap<&str, GgmlType> =
+        plan.tensors().iter().map(|t| t.name.as_str()).zip(types.iter().copied()).collect();
+    survey.forecast(|name| by_name.get(name).copied())
 }
 
 /// Why a tensor is kept, in words.
@@ -74,7 +81,7 @@ impl Report for Plan<'_> {
     fn text(&self) -> String {
         let surveyed = self.surveyed();
         let mut tensors = Table::new(&["tensor", "shape", "sources", "output", ">size", ">‖δ‖/‖W‖", ">survival", ""]);
-        for t in &self.plan.tensors {
+        for t in self.plan.tensors() {
             let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
             let survey = surveyed.get(t.name.as_str());
             let output = survey.and_then(|s| s.by_type.get(&t.ty));
@@ -92,16 +99,14 @@ impl Report for Plan<'_> {
         let mut text = tensors.text();
         text += &format!("\n{}\n", Self::expectation(self.plan, self.survey));
         if !self.types.is_empty() {
-            text += "\nexpected by type, if every tensor were written in it:\n";
-            let mut types = Table::new(&["type", ">bits", ">survival", ">noise"]);
+            text += "\nexpected of other types:\n";
+            let mut types = Table::new(&["type", ">size", ">survival", ">noise"]);
             for &ty in self.types {
-                let f = self.survey.forecast(ty);
-                types.row([
-                    ty.to_string(),
-                    format!("{:.2}", ty.bits_per_weight()),
-                    number(f.survival),
-                    number(f.noise),
-                ]);
+                let tensors = self.plan.types_as(self.inputs, &ty);
+                let f = forecast(self.plan, self.survey, &tensors);
+                let bytes: u64 =
+                    self.plan.tensors().iter().zip(tensors).filter_map(|(t, ty)| ty.size_of(t.n_weights())).sum();
+                types.row([ty.name(), super::bytes(bytes), number(f.survival), number(f.noise)]);
             }
             text += &types.text();
         }
@@ -119,7 +124,7 @@ impl Report for Plan<'_> {
         let surveyed = self.surveyed();
         let tensors: Vec<Json> = self
             .plan
-            .tensors
+            .tensors()
             .iter()
             .map(|t| {
                 let survey = surveyed.get(t.name.as_str());
@@ -131,8 +136,8 @@ impl Report for Plan<'_> {
                     "type": t.ty,
                     "bytes": t.size(),
                     "kept": t.kept,
-                    "rows": survey.map(|s| s.n_rows),
-                    "rows_sampled": survey.map(|s| s.n_sampled),
+                    "pieces": survey.map(|s| s.n_pieces),
+                    "pieces_sampled": survey.map(|s| s.n_sampled),
                     "delta_ratio": survey.and_then(|s| s.moments.delta_ratio()),
                     "drift_ratio": survey.and_then(|s| s.moments.drift_ratio()),
                     "drift_cosine": survey.and_then(|s| s.moments.drift_cosine()),
@@ -141,8 +146,14 @@ impl Report for Plan<'_> {
                 })
             })
             .collect();
-        let by_type: serde_json::Map<String, Json> =
-            self.types.iter().map(|&ty| (ty.to_string(), json!(self.survey.forecast(ty)))).collect();
+        let by_type: serde_json::Map<String, Json> = self
+            .types
+            .iter()
+            .map(|ty| {
+                let types = self.plan.types_as(self.inputs, ty);
+                (ty.name(), json!(forecast(self.plan, self.survey, &types)))
+            })
+            .collect();
         let total = self.survey.total();
         json!({
             "tensors": tensors,
@@ -151,7 +162,7 @@ impl Report for Plan<'_> {
                 "drift_ratio": total.drift_ratio(),
                 "drift_cosine": total.drift_cosine(),
                 "cosine": self.survey.cosine,
-                "output": forecast(self.plan, self.survey),
+                "output": Self::expected(self.plan, self.survey),
                 "by_type": by_type,
             },
             "findings": self.survey.findings,

@@ -1,6 +1,6 @@
 //! What a run did.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
@@ -27,22 +27,35 @@ pub struct Run<'a> {
 
 impl Run<'_> {
     /// Sums, tensors and types by part of the model, in the order of the output.
-    fn parts(&self) -> Vec<(&str, Vec<GgmlType>, usize, Moments)> {
-        let mut parts: Vec<(&str, Vec<GgmlType>, usize, Moments)> = Vec::new();
-        let types: BTreeMap<&str, GgmlType> = self.plan.tensors.iter().map(|t| (t.name.as_str(), t.ty)).collect();
+    fn parts(&self) -> Vec<Part<'_>> {
+        let mut parts: Vec<Part<'_>> = Vec::new();
+        let mut positions = HashMap::new();
+        let types = self.types();
         for tensor in &self.written.measured.tensors {
-            let (name, ty) = (part_of(&tensor.name), types.get(tensor.name.as_str()).copied());
-            let position = parts.iter().position(|p| p.0 == name).unwrap_or_else(|| {
-                parts.push((name, Vec::new(), 0, Moments::default()));
-                parts.len() - 1
-            });
+            let name = part_of(&tensor.name);
+            let position = *positions.entry(name).or_insert(parts.len());
+            if position == parts.len() {
+                parts.push(Part { name, types: Vec::new(), n_tensors: 0, moments: Moments::default() });
+            }
             let part = &mut parts[position];
-            part.1.extend(ty.filter(|ty| !part.1.contains(ty)));
-            part.2 += 1;
-            part.3 += tensor.moments;
+            part.types.extend(types.get(tensor.name.as_str()).filter(|ty| !part.types.contains(ty)));
+            part.n_tensors += 1;
+            part.moments += tensor.moments;
         }
         parts
     }
+
+    fn types(&self) -> HashMap<&str, GgmlType> {
+        self.plan.tensors().iter().map(|t| (t.name.as_str(), t.ty)).collect()
+    }
+}
+
+/// A part of the model, over all layers.
+struct Part<'a> {
+    name: &'a str,
+    types: Vec<GgmlType>,
+    n_tensors: usize,
+    moments: Moments,
 }
 
 impl Report for Run<'_> {
@@ -61,8 +74,8 @@ impl Report for Run<'_> {
                 number(m.noise()),
             ]);
         };
-        for (name, types, n, moments) in self.parts() {
-            row(name, n, &types, &moments);
+        for part in self.parts() {
+            row(part.name, part.n_tensors, &part.types, &part.moments);
         }
         row("all", self.written.measured.tensors.len(), &[], &self.written.measured.total);
         let file = &self.written.file;
@@ -71,7 +84,7 @@ impl Report for Run<'_> {
             "{}\n{}: {} tensors, {} of them changed, {} in {seconds:.2} s ({}/s)\n",
             table.text(),
             file.path.display(),
-            self.plan.tensors.len(),
+            self.plan.tensors().len(),
             self.plan.n_changed(),
             bytes(file.len),
             bytes((file.len as f64 / seconds.max(1e-9)) as u64),
@@ -88,7 +101,7 @@ impl Report for Run<'_> {
                 "noise": m.noise(),
             })
         };
-        let types: BTreeMap<&str, GgmlType> = self.plan.tensors.iter().map(|t| (t.name.as_str(), t.ty)).collect();
+        let types = self.types();
         let tensors: Vec<Json> = self
             .written
             .measured
@@ -104,18 +117,18 @@ impl Report for Run<'_> {
         let parts: Vec<Json> = self
             .parts()
             .iter()
-            .map(|(name, types, n, moments)| {
-                let mut json = measured(moments);
-                json["part"] = json!(name);
-                json["types"] = json!(types);
-                json["tensors"] = json!(n);
+            .map(|part| {
+                let mut json = measured(&part.moments);
+                json["part"] = json!(part.name);
+                json["types"] = json!(part.types);
+                json["tensors"] = json!(part.n_tensors);
                 json
             })
             .collect();
         json!({
             "output": self.written.file.path.to_string_lossy(),
             "output_bytes": self.written.file.len,
-            "n_tensors": self.plan.tensors.len(),
+            "n_tensors": self.plan.tensors().len(),
             "n_changed": self.plan.n_changed(),
             "total": measured(&self.written.measured.total),
             "parts": parts,

@@ -19,8 +19,10 @@ const PERMUTED: f64 = 0.5;
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Finding {
-    /// Chat and base hold the same weights.
+    /// Chat and base hold the same weights, in every sampled row.
     VectorIsZero,
+    /// Model and base hold the same weights, in every sampled row.
+    ModelIsBase,
     /// The model is nearer to chat than to base.
     NearerToChat {
         /// ⟨τ, model − base⟩ / ‖τ‖²: 0 for an unrelated direction, above 0.5 when nearer to chat.
@@ -47,6 +49,8 @@ pub enum Finding {
     },
     /// Base has a chat template and chat has none.
     TemplateOnlyInBase,
+    /// The model has a chat template and chat has none.
+    TemplateOnlyInModel,
     /// Base has a chat template too.
     TemplateInBase,
 }
@@ -57,8 +61,8 @@ impl Finding {
         use Finding::*;
         match self {
             NearerToChat { .. } | UnrelatedPair { .. } | UnrelatedModel { .. } | PermutedQueryKey { .. } => true,
-            TemplateOnlyInBase => true,
-            VectorIsZero | TemplateInBase => false,
+            TemplateOnlyInBase | TemplateOnlyInModel => true,
+            VectorIsZero | ModelIsBase | TemplateInBase => false,
         }
     }
 }
@@ -67,7 +71,13 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Finding::VectorIsZero => {
-                write!(f, "chat and base hold the same weights: the vector is zero and changes nothing")
+                write!(f, "chat and base hold the same weights in every sampled row: the vector may be zero")
+            }
+            Finding::ModelIsBase => {
+                write!(
+                    f,
+                    "model and base hold the same weights in every sampled row: the result is chat itself, times ratio"
+                )
             }
             Finding::NearerToChat { overlap } => write!(
                 f,
@@ -93,6 +103,9 @@ impl fmt::Display for Finding {
             ),
             Finding::TemplateOnlyInBase => {
                 write!(f, "base has a chat template and chat has none: base and chat may be swapped")
+            }
+            Finding::TemplateOnlyInModel => {
+                write!(f, "the model has a chat template and chat has none: model and chat may be swapped")
             }
             Finding::TemplateInBase => {
                 write!(f, "base has a chat template too: it may be a chat model itself, and the vector only a part")
@@ -136,9 +149,6 @@ pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
     let mut all = *query_key;
     all.add(*others);
     let mut findings = Vec::new();
-    if all.tau2 == 0.0 {
-        return vec![Finding::VectorIsZero];
-    }
     let relative = |d2: f64, base2: f64| if base2 > 0.0 { (d2 / base2).sqrt() } else { 0.0 };
     let permuted = |d2: fn(&Distances) -> f64, between| {
         let (qk, rest) = (relative(d2(query_key), query_key.base2), relative(d2(others), others.base2));
@@ -153,6 +163,9 @@ pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
     if !permuted.is_empty() {
         return permuted;
     }
+    if all.tau2 == 0.0 {
+        findings.push(Finding::VectorIsZero);
+    }
     let pair = relative(all.tau2, all.base2);
     if pair > UNRELATED_PAIR {
         findings.push(Finding::UnrelatedPair { ratio: pair });
@@ -162,6 +175,9 @@ pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
         if drift > UNRELATED_MODEL {
             findings.push(Finding::UnrelatedModel { ratio: drift });
         }
+        if all.drift2 == 0.0 {
+            findings.push(Finding::ModelIsBase);
+        }
         let overlap = all.tau_drift / all.tau2;
         if overlap > 0.5 && findings.is_empty() {
             findings.push(Finding::NearerToChat { overlap });
@@ -170,12 +186,13 @@ pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
     findings
 }
 
-/// Judges the templates of base and chat.
-pub(super) fn judge_templates(base: bool, chat: bool) -> Option<Finding> {
+/// Judges who has a chat template.
+pub(super) fn judge_templates(model: bool, base: bool, chat: bool) -> Option<Finding> {
     match (base, chat) {
         (true, false) => Some(Finding::TemplateOnlyInBase),
         (true, true) => Some(Finding::TemplateInBase),
-        (false, _) => None,
+        (false, false) => model.then_some(Finding::TemplateOnlyInModel),
+        (false, true) => None,
     }
 }
 

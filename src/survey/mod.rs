@@ -13,5 +13,5 @@ mod source;
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{Inputs, Kept, Pair, Role, SourceId, TensorRef, Term, Vector, pair, part_of};
-pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
+pub use sample::{SURVEY_BYTES, SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{Error, TensorSource, add_term, check_finite, decode, minimum_rows};

@@ -125,7 +125,7 @@ impl Inputs {
         self.sources.iter().flat_map(|(_, model)| model.paths())
     }
 
-    /// Refuses inputs whose weights cannot be read on this machine.
+    /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight is read without.
     ///
     /// # Errors
     /// [`gguf::Error::BigEndian`].
@@ -184,15 +184,22 @@ pub struct Pair {
 }
 
 /// Finds for every tensor of the output what it is made of: by name, and `output.weight` from `token_embd.weight` in
-/// files whose embeddings are tied.
+/// files whose embeddings are tied. A vector that is extracted has an `output.weight` if either side has one.
 ///
 /// # Errors
-/// [`Error::Shape`], [`Error::OneSided`], [`Error::NoPlace`].
+/// [`Error::Shape`], [`Error::OneSided`], [`Error::NoPlace`], and [`Error::Container`] for a big-endian file.
 pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
+    inputs.require_little_endian()?;
     let template = inputs.template();
+    let mut own: Vec<TensorRef> =
+        (0..inputs.source(template).n_tensors()).map(|tensor| TensorRef { source: template, tensor }).collect();
+    if inputs.model().is_none() && inputs.source(template).find(OUTPUT).is_none() {
+        let untied = inputs.vectors()[0].minus;
+        own.extend(untied.and_then(|source| Some(TensorRef { source, tensor: inputs.source(source).find(OUTPUT)? })));
+    }
     let mut pairs = Vec::new();
-    for (id, info) in inputs.source(template).tensors().enumerate() {
-        let own = TensorRef { source: template, tensor: id };
+    for own in own {
+        let info = inputs.source(own.source).tensor(own.tensor);
         let mut pair = Pair {
             name: info.name().to_owned(),
             model: inputs.model().map(|_| own),
@@ -218,6 +225,9 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     }
     Ok(pairs)
 }
+
+/// The tensor that tied files do without.
+const OUTPUT: &str = "output.weight";
 
 fn kept_by_nature(info: &TensorInfo) -> Option<Kept> {
     let stem = info.name().strip_suffix(".weight").unwrap_or(info.name());
@@ -277,7 +287,7 @@ fn find(inputs: &Inputs, source: SourceId, name: &str) -> (Option<TensorRef>, bo
     let at = |tensor| TensorRef { source, tensor };
     match model.find(name) {
         Some(tensor) => (Some(at(tensor)), false),
-        None if name == "output.weight" => {
+        None if name == OUTPUT => {
             let tied = model.find("token_embd.weight").map(at);
             (tied, tied.is_some())
         }
@@ -293,7 +303,7 @@ fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
         .into_iter()
         .flatten()
         .flat_map(Model::tensors)
-        .filter(|t| kept_by_nature(t).is_none() && t.name() != "output.weight" && own.find(t.name()).is_none())
+        .filter(|t| kept_by_nature(t).is_none() && t.name() != OUTPUT && own.find(t.name()).is_none())
         .map(|t| t.name().to_owned())
         .collect();
     if tensors.is_empty() {

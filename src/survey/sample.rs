@@ -42,10 +42,10 @@ pub struct TypeForecast {
 pub struct TensorSurvey {
     /// The tensor.
     pub name: String,
-    /// Rows looked at.
+    /// Pieces looked at: rows, or parts of very long rows.
     pub n_sampled: u64,
-    /// Rows in all.
-    pub n_rows: u64,
+    /// Pieces in all.
+    pub n_pieces: u64,
     /// Norms and cosines, as if every weight were stored as it is wanted.
     pub moments: Moments,
     /// With `kept` and `error2`, for every type that was tried.
@@ -72,13 +72,9 @@ impl Survey {
         total
     }
 
-    /// What becomes of the vector if every tensor that the type fits is written in it; others keep their share.
-    pub fn forecast(&self, ty: GgmlType) -> TypeForecast {
-        self.forecast_for(|_| Some(ty))
-    }
-
-    /// What becomes of the vector if each tensor is written in the type that `ty_of` names.
-    pub fn forecast_for(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
+    /// What becomes of the vector if each tensor is written in the type that `ty_of` names; tensors without a type, or
+    /// with one that was not tried, are left out.
+    pub fn forecast(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
         let mut total = Moments::default();
         for t in &self.tensors {
             if let Some(moments) = ty_of(&t.name).and_then(|ty| t.by_type.get(&ty)) {
@@ -89,8 +85,14 @@ impl Survey {
     }
 }
 
+/// Weights in a piece: a row, or a part of a longer one. Any number of 256 is whole blocks of every type.
+const PIECE_WEIGHTS: u64 = 1 << 14;
+
+/// Bytes of buffers that each thread of a survey uses at most.
+pub const SURVEY_BYTES: u64 = 9 * 4 * PIECE_WEIGHTS;
+
 /// Samples rows of every tensor that something is added to, evenly spread over it, and measures. Runs on the current
-/// rayon pool; memory is a few rows for each of its threads.
+/// rayon pool; memory is [`SURVEY_BYTES`] for each of its threads.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`] in a sampled row.
@@ -117,8 +119,10 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
     if let Some(base) = vector.minus {
         survey.findings = judge(&query_key, &others);
         let has_template = |id| chat::has_template(inputs.source(id).metadata());
-        survey.findings.extend(judge_templates(has_template(base), has_template(vector.plus)));
-        survey.cosine = noise2.filter(|_| tau2 > 0.0).map(|noise2| (1.0 - noise2 / tau2).max(0.0).sqrt());
+        let model_has_template = inputs.model().is_some_and(has_template);
+        survey.findings.extend(judge_templates(model_has_template, has_template(base), has_template(vector.plus)));
+        let cosine2 = noise2.filter(|_| tau2 > 0.0).map(|noise2| 1.0 - noise2 / tau2);
+        survey.cosine = cosine2.filter(|c| c.is_finite()).map(|c| c.max(0.0).sqrt());
     }
     survey.tensors = samples.into_iter().map(|s| s.tensor).collect();
     Ok(survey)
@@ -133,9 +137,11 @@ struct Sample {
 
 fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Result<Sample, Error> {
     let info = pair.info(inputs);
-    let (row_len, n_rows) = (info.row_len() as usize, info.n_rows());
-    // Two rows at least, so that one odd row does not speak for a tensor.
-    let n_sampled = ((n_rows as f64 * share).ceil() as u64).clamp(n_rows.min(2), n_rows);
+    let row_len = info.row_len();
+    let pieces_per_row = row_len.div_ceil(PIECE_WEIGHTS);
+    let n_pieces = info.n_rows() * pieces_per_row;
+    // Two pieces at least, so that one odd row does not speak for a tensor.
+    let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(2), n_pieces);
     let mut candidates: Vec<GgmlType> = types.to_vec();
     candidates.extend(pair.model_type(inputs));
     let first = pair.terms[0];
@@ -144,75 +150,75 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     candidates.extend(&source_types);
     candidates.sort();
     candidates.dedup();
-    candidates.retain(|&ty| quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len()));
+    candidates.retain(|&ty| quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64));
 
     let mut raw = Vec::new();
-    let [mut model, mut base, mut plus, mut minus, mut delta, mut unit, mut wanted, mut got] =
-        std::array::from_fn(|_| vec![0.0f32; row_len]);
+    let mut buffers: [Vec<f32>; 8] = Default::default();
     let mut moments = Moments::default();
     let mut unit_moments = Moments::default();
     let (mut base2, mut wanted2) = (0.0, 0.0);
     let mut by_type: BTreeMap<GgmlType, Moments> = candidates.iter().map(|&ty| (ty, Moments::default())).collect();
+    let mut n_seen = 0u64;
     for i in 0..n_sampled {
         // The middle of the i-th of `n_sampled` equal parts.
-        let row = ((u128::from(i) * 2 + 1) * u128::from(n_rows) / (u128::from(n_sampled) * 2)) as u64;
+        let piece = ((u128::from(i) * 2 + 1) * u128::from(n_pieces) / (u128::from(n_sampled) * 2)) as u64;
+        let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
+        let len = PIECE_WEIGHTS.min(row_len - start);
+        n_seen += len;
+        buffers.iter_mut().for_each(|buffer| buffer.resize(len as usize, 0.0));
+        let [model, base, plus, minus, delta, unit, wanted, got] = &mut buffers;
         let mut read = |at: TensorRef, out: &mut [f32]| {
             let source = inputs.source(at.source);
-            let size = source.tensor(at.tensor).row_size();
-            raw.resize(size as usize, 0);
-            source.read(at.tensor, row * size, &mut raw)?;
-            decode(source, at.tensor, row * row_len as u64, &raw, out)
+            let info = source.tensor(at.tensor);
+            let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
+            raw.resize(size(len) as usize, 0);
+            source.read(at.tensor, row * info.row_size() + size(start), &mut raw)?;
+            decode(source, at.tensor, row * row_len + start, &raw, out)
         };
         let has_model = pair.model.is_some();
         if let Some(at) = pair.model {
-            read(at, &mut model)?;
+            read(at, model)?;
         }
         for (n, term) in pair.terms.iter().enumerate() {
-            read(term.plus, &mut plus)?;
+            read(term.plus, plus)?;
             if let Some(at) = term.minus {
-                read(at, &mut minus)?;
+                read(at, minus)?;
             }
             let minus = term.minus.map(|_| &minus[..]);
             if let (0, Some(minus)) = (n, minus) {
                 base.copy_from_slice(minus);
-                add_term(&mut unit, true, 1.0, &plus, Some(minus));
+                add_term(unit, true, 1.0, plus, Some(minus));
             }
-            add_term(&mut delta, n == 0, term.ratio, &plus, minus);
+            add_term(delta, n == 0, term.ratio, plus, minus);
         }
         let has_base = first.minus.is_some();
-        for (w, (m, d)) in wanted.iter_mut().zip(model.iter().zip(&delta)) {
+        for (w, (m, d)) in wanted.iter_mut().zip(model.iter().zip(&*delta)) {
             *w = if has_model { m + d } else { *d };
         }
-        let weights = Weights {
-            delta: &delta,
-            model: has_model.then_some(&model),
-            base: has_base.then_some(&base),
-            wanted: &wanted,
-            got: &wanted,
-        };
+        let weights =
+            Weights { delta, model: has_model.then_some(model), base: has_base.then_some(base), wanted, got: wanted };
         moments.add(&weights);
         if has_base {
-            unit_moments.add(&Weights { delta: &unit, ..weights });
-            base2 += square_norm(&base);
+            unit_moments.add(&Weights { delta: unit, ..weights });
+            base2 += square_norm(base);
         }
         for (&ty, tried) in &mut by_type {
-            let size = ty.size_of(row_len as u64).expect("candidates fit the row") as usize;
-            raw.resize(size, 0);
-            let coded =
-                quants::quantize_row(ty, &wanted, &mut raw).and_then(|()| quants::dequantize_row(ty, &raw, &mut got));
+            raw.resize(ty.size_of(len).expect("candidates fit the row") as usize, 0);
+            let coded = quants::quantize_row(ty, wanted, &mut raw).and_then(|()| quants::dequantize_row(ty, &raw, got));
             coded.expect("candidates are supported and fit the row");
-            tried.add(&Weights { got: &got, ..weights });
+            tried.add(&Weights { got, ..weights });
         }
-        wanted2 += square_norm(&wanted);
+        wanted2 += square_norm(wanted);
     }
 
-    let factor = n_rows as f64 / n_sampled.max(1) as f64;
+    let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };
     let base2 = base2 * factor;
     // A type's relative error, tried on rows that are not on its grid yet, tells what it once did to base and chat.
     let relative2 = |tried: &Moments| if wanted2 > 0.0 { tried.error2 / wanted2 } else { 0.0 };
     let noise2 = source_types.iter().map(|ty| by_type.get(ty).map(|tried| relative2(tried) * base2)).sum();
     let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
-    let tensor = TensorSurvey { name: pair.name.clone(), n_sampled, n_rows, moments: moments.scaled(factor), by_type };
+    let tensor =
+        TensorSurvey { name: pair.name.clone(), n_sampled, n_pieces, moments: moments.scaled(factor), by_type };
     let distances = Distances::new(base2, &unit_moments.scaled(factor), pair.model.is_some());
     Ok(Sample { tensor, distances, noise2 })
 }

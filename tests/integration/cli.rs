@@ -166,6 +166,45 @@ fn a_reader_that_goes_away_is_a_normal_ending() {
     }
 }
 
+#[test]
+fn a_reader_that_goes_away_hides_no_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    requantise(&mut trio.cp, Q4_K);
+    let paths = trio.write(folder.path());
+    let mut command = command(["merge", "--ratio", "0.1", "-o"]);
+    command.arg(folder.path().join("out.gguf"));
+    for (flag, path) in [("--base", &paths.base), ("--chat", &paths.chat), ("--model", &paths.cp)] {
+        command.arg(flag).arg(path);
+    }
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let ran = Ran::new(child.wait_with_output().unwrap());
+    ran.says(10, &["rounding is expected to leave only", "rounding took the rest"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_pipe_or_a_folder_is_no_input_and_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe.gguf");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    chatvec(["inspect", text(&pipe)]).says(7, &["pipe.gguf", "it is a device or pipe"]);
+    chatvec(["inspect", text(folder.path())]).says(7, &["it is a folder"]);
+}
+
+#[test]
+fn a_header_of_many_keys_is_compared_in_no_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    trio.each(|draft| (0..30_000).for_each(|i| draft.keys.push((format!("llama.x{i}").into_bytes(), Val::U32(i)))));
+    let paths = trio.write(folder.path());
+    let before = Instant::now();
+    paths.command(&folder.path().join("out.gguf"), &[]).is_quiet();
+    // It took half a minute when each key was looked for from the start.
+    assert!(before.elapsed() < Duration::from_secs(10), "{:?}", before.elapsed());
+}
+
 /// Panics unless the object has exactly these keys.
 #[track_caller]
 fn has_keys(object: &Json, keys: &[&str]) {
@@ -226,7 +265,7 @@ fn json_has_its_keys_on_every_command() {
     let forecast = ["delta_ratio", "drift_ratio", "drift_cosine", "cosine", "output", "by_type"];
     has_keys(&planned["forecast"], &forecast);
     has_keys(&planned["forecast"]["output"], &["survival", "noise"]);
-    let tensor = ["name", "ne", "sources", "type", "bytes", "kept", "rows", "rows_sampled"];
+    let tensor = ["name", "ne", "sources", "type", "bytes", "kept", "pieces", "pieces_sampled"];
     has_keys(&planned["tensors"][0], &[&tensor[..], &MEASURED[..]].concat());
     assert_eq!(planned["output_bytes"], merged["output_bytes"], "a plan knows the size to the byte");
 
@@ -285,7 +324,7 @@ fn an_interrupted_run_leaves_nothing_behind() {
             Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success()
         );
         let ran = Ran::new(child.wait_with_output().unwrap());
-        ran.says(130, &["error: cancelled"]);
+        ran.says(130, &["error: interrupted; nothing is written"]);
         assert!(sent.elapsed() < Duration::from_secs(10), "{:?}", sent.elapsed());
         assert_eq!(names(folder.path()), ["big.gguf"], "{signal}");
     }

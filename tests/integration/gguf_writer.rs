@@ -215,7 +215,7 @@ fn gives_the_output_the_permissions_of_any_new_file() {
 fn refuses_a_folder_and_names_only_a_folder_can_have() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let at = |name: &str| folder.path().join(name);
-    for path in [folder.path().to_owned(), at(".."), at("new/"), PathBuf::new()] {
+    for path in [folder.path().to_owned(), at(".."), at("new/"), at("new/."), PathBuf::new()] {
         let error = write_valid(&path, &overwrite()).expect_err("no file can be there");
         assert!(matches!(error, Error::OutputKind { .. }), "{error}");
     }

@@ -12,7 +12,7 @@ use chatvec::plan::MEASURED_KEYS;
 use chatvec::survey;
 use sha2::{Digest, Sha256};
 
-use crate::support::{Draft, Tensor, Val, split, write_split};
+use crate::support::{Draft, Tensor, Val, kind, split, write_split};
 use crate::trio::{
     BF16, F16, F32, Paths, Q4_K, Q8_0, Ran, Trio, assert_same_tensors, change, decode, drifted, encode, get, name,
     names, plus_zero, read, requantise, store, sum, weights,
@@ -155,7 +155,8 @@ fn own_keys(draft: &Draft) -> Vec<(String, Val)> {
     let text = |key: &[u8]| String::from_utf8(key.to_vec()).unwrap();
     let keys = draft.keys.iter().map(|(key, val)| (text(key), val.clone()));
     keys.filter(|(key, _)| {
-        !is_plumbing_key(key) && !key.starts_with("chatvec.") && !key.starts_with("general.base_model.")
+        let of_the_merge = ["chatvec.", "general.base_model.", "general.name"].iter().any(|own| key.starts_with(own));
+        !is_plumbing_key(key) && !of_the_merge
     })
     .collect()
 }
@@ -259,7 +260,7 @@ fn a_sum_beyond_f16_is_refused_with_the_types_that_can_hold_it() {
     let pipeline::Error::Range { tensor, index: 300, value, ty: GgmlType::F16 } = &error else { panic!("{error}") };
     assert!(tensor == "blk.0.attn_k.weight" && (65000.0..67000.0).contains(value), "{error}");
     let ran = paths.command(&out, &["--force"]);
-    ran.says(4, &["blk.0.attn_k.weight", "weight 300", "F16 cannot hold", "BF16"]);
+    ran.says(5, &["blk.0.attn_k.weight", "weight 300", "F16 cannot hold", "BF16"]);
     assert_eq!(names(folder.path()), ["base.gguf", "chat.gguf", "cp.gguf"]);
     paths.merge(&out, "BF16", 1.0);
 }
@@ -650,4 +651,68 @@ fn a_cancelled_run_ends_at_the_next_chunk_and_leaves_nothing() {
     assert!(matches!(error, pipeline::Error::Cancelled), "{error}");
     assert_eq!(observer.chunks.into_inner(), 1, "chunks of 30 tensors that were written");
     assert_eq!(names(folder.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_tensor_without_rows_costs_nothing_however_long_they_would_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    trio.each(|draft| {
+        for ne in [&[1 << 34, 0][..], &[0, 3], &[0]] {
+            let name = format!("empty.{}.weight", draft.tensors.len());
+            draft.tensors.push(Tensor { data: Some(Vec::new()), ..Tensor::new(&name, ne, F32) });
+        }
+    });
+    let paths = trio.write(folder.path());
+    paths.command(&folder.path().join("out.gguf"), &[]).is_quiet();
+    let plain = ["--type", "Q8_0", "--overwrite"];
+    paths.command(&folder.path().join("out.gguf"), &plain).is_quiet();
+}
+
+#[test]
+fn the_weight_that_spoils_a_block_is_the_one_that_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    trio.each(|draft| requantise(draft, F32));
+    change(trio.chat.tensor("blk.0.attn_k.weight"), |weights| weights[300] = 3e8);
+    let paths = trio.write(folder.path());
+    let out = folder.path().join("out.gguf");
+    for ty in ["F16", "Q8_0", "Q4_0"] {
+        let error = paths.try_merge(&out, ty, 1.0, &Budget::default()).unwrap_err();
+        assert!(matches!(error, pipeline::Error::Range { index: 300, .. }), "{ty}: {error}");
+    }
+    // Beyond f32 itself no type helps.
+    change(trio.chat.tensor("blk.0.attn_k.weight"), |weights| weights[300] = 3e38);
+    let error = trio.write(folder.path()).try_merge(&out, "F32", 10.0, &Budget::default()).unwrap_err();
+    assert!(error.to_string().contains("use a smaller ratio"), "{error}");
+}
+
+#[test]
+fn what_llama_cpp_would_refuse_is_not_taken_from_chat() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    let out = folder.path().join("out.gguf");
+    trio.chat.set("tokenizer.ggml.eos_token_id", Val::str("seven"));
+    trio.chat.set("tokenizer.ggml.eot_token_id", Val::U32(8));
+    trio.chat.keys.retain(|(key, _)| key != b"tokenizer.ggml.tokens");
+    trio.chat.set("tokenizer.ggml.token_type", Val::Array(kind::I32, vec![Val::I32(3); 2]));
+    let ran = trio.write(folder.path()).command(&out, &[]);
+    ran.says(0, &["left out: tokenizer.ggml.eos_token_id, tokenizer.ggml.eot_token_id, tokenizer.ggml.token_type"]);
+    let found = read(&out);
+    assert_eq!(get(&found, "tokenizer.ggml.eos_token_id"), Some(&Val::U32(5)));
+    assert_eq!(get(&found, "tokenizer.ggml.token_type"), get(&trio.cp, "tokenizer.ggml.token_type"));
+}
+
+#[test]
+fn the_identity_of_the_model_is_that_of_an_ancestor() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    trio.cp.set("general.uuid", Val::str("1234"));
+    trio.cp.set("general.description", Val::str("plain text only"));
+    let found = trio.write(folder.path()).merge(&folder.path().join("out.gguf"), "keep", 1.0);
+    assert_eq!(get(&found, "general.uuid"), None);
+    assert_eq!(get(&found, "general.description"), None);
+    assert_eq!(get(&found, "general.name"), Some(&Val::str("small cp + chat vector")));
+    assert_eq!(get(&found, "general.base_model.0.name"), Some(&Val::str("small cp")));
+    assert_eq!(get(&found, "general.base_model.0.uuid"), Some(&Val::str("1234")));
 }

@@ -367,6 +367,14 @@ impl Ran {
         self
     }
 
+    /// Panics unless it ended well and warned of nothing.
+    #[track_caller]
+    pub(crate) fn is_quiet(&self) -> &Ran {
+        assert_eq!(self.code, 0, "{self:#?}");
+        assert!(!self.err.contains("warning: "), "{self:#?}");
+        self
+    }
+
     /// What it printed, as JSON.
     #[track_caller]
     pub(crate) fn json(&self) -> serde_json::Value {
