@@ -12,8 +12,8 @@
 //! | padding | | to `general.alignment`, 32 unless the key says otherwise |
 //! | data | | tensor by tensor in the order of the infos, each padded to the alignment |
 //!
-//! The reader insists on what llama.cpp's loader insists on (ggml/src/gguf.cpp and src/llama-model-loader.cpp), so a
-//! file accepted here opens there; each refusal carries its [`Check`]. It never touches tensor data while it reads a
+//! The reader insists on what llama.cpp insists on to open a file and find its tensors (ggml/src/gguf.cpp and
+//! src/llama-model-loader.cpp); each refusal carries its [`Check`]. It never touches tensor data while it reads a
 //! header, and it never interprets weights: that is [`crate::quants`].
 //!
 //! - [`Header`], [`Metadata`], [`Value`], [`TensorInfo`]: the header, kept typed, ordered and byte-exact.
