@@ -98,9 +98,12 @@ fn of_container(error: &gguf::Error) -> Exit {
     match error {
         Malformed { .. } | Limit { .. } => Exit::Malformed,
         BigEndian { .. } => Exit::NotSupported,
-        OutputExists { .. } | OutputIsInput { .. } | OutputKind { .. } | NoSpace { .. } | NotRenamed { .. } => {
-            Exit::Output
-        }
+        OutputExists { .. }
+        | OutputIsInput { .. }
+        | OutputKind { .. }
+        | NoFolder { .. }
+        | NoSpace { .. }
+        | NotRenamed { .. } => Exit::Output,
         Io { .. } => Exit::Io,
         Layout { .. } => Exit::Failure,
     }

@@ -148,6 +148,14 @@ pub enum Error {
         /// What is there.
         found: &'static str,
     },
+    /// The folder of the output is not there.
+    #[error("{}: there is no folder {}; make it first", path.display(), folder.display())]
+    NoFolder {
+        /// The output.
+        path: PathBuf,
+        /// Its folder.
+        folder: PathBuf,
+    },
     /// The disk cannot hold the output.
     #[error("{}: the output needs {needed} bytes, the disk has {available} free", path.display())]
     NoSpace {

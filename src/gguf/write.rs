@@ -26,7 +26,8 @@ impl WriteOptions {
     /// replaced, and the disk has room. Returns the name with a symbolic link followed, so that a link survives.
     ///
     /// # Errors
-    /// [`Error::OutputExists`], [`Error::OutputIsInput`], [`Error::OutputKind`], [`Error::NoSpace`], [`Error::Io`].
+    /// [`Error::OutputExists`], [`Error::OutputIsInput`], [`Error::OutputKind`],
+    /// [`Error::NoFolder`], [`Error::NoSpace`], [`Error::Io`].
     pub fn check(&self, path: &Path, len: u64) -> Result<PathBuf, Error> {
         // Nothing may be there yet, but no file can ever be: the rename would fail after all the work.
         let name = path.as_os_str().as_encoded_bytes();
@@ -57,10 +58,13 @@ impl WriteOptions {
                     return Err(Error::OutputExists { path: path.to_owned() });
                 }
             }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
             Err(e) => return Err(Error::io(path, "look at")(e)),
         }
         let folder = folder_of(&target);
+        if !folder.is_dir() {
+            return Err(Error::NoFolder { path: path.to_owned(), folder: folder.to_owned() });
+        }
         let available = fs4::available_space(folder).map_err(Error::io(folder, "find the free space of"))?;
         if available < len {
             return Err(Error::NoSpace { path: path.to_owned(), needed: len, available });

@@ -149,8 +149,8 @@ fn an_output_that_cannot_be_is_refused_before_the_run() {
     fs::create_dir(at("folder")).unwrap();
     paths.command(&at("folder"), &["--overwrite"]).says(6, &["regular file", "a folder"]);
     paths.command(&at("name/"), &[]).says(6, &["regular file", "the name of a folder"]);
-    paths.command(&at("missing/out.gguf"), &[]).says(7, &["missing"]);
-    paths.command(&at("cp.gguf/out.gguf"), &[]).says(7, &["cp.gguf"]);
+    paths.command(&at("missing/out.gguf"), &[]).says(6, &["there is no folder", "missing"]);
+    paths.command(&at("cp.gguf/out.gguf"), &[]).says(6, &["there is no folder", "cp.gguf"]);
     assert_eq!(names(folder.path()), ["base.gguf", "chat.gguf", "cp.gguf", "folder"]);
 }
 

@@ -220,7 +220,7 @@ fn refuses_a_folder_and_names_only_a_folder_can_have() {
         assert!(matches!(error, Error::OutputKind { .. }), "{error}");
     }
     let error = write_valid(&at("absent/out.gguf"), &overwrite()).expect_err("no folder");
-    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert!(matches!(error, Error::NoFolder { .. }), "{error}");
     assert!(names(folder.path()).is_empty());
 }
 
