@@ -1,6 +1,6 @@
 //! Cutting the work so that it fits in memory.
 
-use super::chunk::{Chunk, SEGMENT_WEIGHTS};
+use super::chunk::{Chunk, SEGMENT_WEIGHTS, STRIP_BYTES_PER_WEIGHT, must_be_finite};
 use super::{Error, rows_of};
 use crate::plan::{MergePlan, TensorPlan};
 use crate::survey::{Inputs, minimum_rows};
@@ -80,10 +80,10 @@ impl Need {
         let bytes = |ty: crate::ggml::GgmlType| ty.size_of(weights).unwrap_or(u64::MAX);
         let sources = tensor.sources().map(|at| bytes(inputs.source(at.source).tensor(at.tensor).ty()));
         let segment = sources.fold(bytes(tensor.ty), u64::saturating_add);
-        // A copy needs no f32; seven strips are what a worker has otherwise.
-        let scratch = match tensor.is_copy(inputs) {
+        let strip = minimum_rows(row_len).min(n_rows).saturating_mul(row_len);
+        let scratch = match tensor.is_copy(inputs) && !must_be_finite(tensor) {
             true => 0,
-            false => minimum_rows(row_len).min(n_rows).saturating_mul(row_len).saturating_mul(4 * 7),
+            false => strip.saturating_mul(STRIP_BYTES_PER_WEIGHT),
         };
         Need { segment, scratch }
     }

@@ -4,7 +4,7 @@ use super::{Error, TensorSink};
 use crate::ggml::GgmlType;
 use crate::plan::TensorPlan;
 use crate::quants;
-use crate::survey::{Inputs, Moments, TensorRef, TensorSource, Weights, add_term, check_finite, decode, minimum_rows};
+use crate::survey::{Inputs, Kept, Moments, Sum, TensorRef, TensorSource, check_finite, decode, minimum_rows, resize};
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
 pub(super) const SEGMENT_WEIGHTS: u64 = 1 << 16;
@@ -60,14 +60,12 @@ impl Loaded<'_> {
 /// f32 buffers of one strip.
 #[derive(Default)]
 struct Strip {
-    model: Vec<f32>,
-    base: Vec<f32>,
-    plus: Vec<f32>,
-    minus: Vec<f32>,
-    delta: Vec<f32>,
-    wanted: Vec<f32>,
+    sum: Sum,
     got: Vec<f32>,
 }
+
+/// Bytes of [`Strip`] for each weight.
+pub(super) const STRIP_BYTES_PER_WEIGHT: u64 = Sum::BYTES_PER_WEIGHT + 4;
 
 impl<'a> Worker<'a> {
     /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
@@ -88,13 +86,16 @@ impl<'a> Worker<'a> {
             rest = after;
         }
         let offset = chunk.first_row * chunk.row_size;
+        let strip_rows = minimum_rows(chunk.row_len);
         if plan.is_copy(self.inputs) {
+            if must_be_finite(plan) {
+                self.strip.check(chunk, &sources[0], strip_rows)?;
+            }
             self.sink.write(chunk.tensor, offset, sources[0].blocks)?;
             return Ok(Vec::new());
         }
 
         let mut sums = Vec::new();
-        let strip_rows = minimum_rows(chunk.row_len);
         let mut row = 0;
         while row < chunk.n_rows {
             let end = (row + chunk.segment_rows).min(chunk.n_rows);
@@ -114,7 +115,23 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
+pub(super) fn must_be_finite(plan: &TensorPlan) -> bool {
+    matches!(plan.kept, Some(Kept::NoPartner | Kept::Skipped)) && quants::is_supported(plan.ty)
+}
+
 impl Strip {
+    /// Refuses NaN and infinity in blocks that are copied.
+    fn check(&mut self, chunk: &Chunk, source: &Loaded<'_>, strip_rows: u64) -> Result<(), Error> {
+        for row in (0..chunk.n_rows).step_by(strip_rows as usize) {
+            let n_rows = strip_rows.min(chunk.n_rows - row);
+            resize(&mut self.got, (n_rows * chunk.row_len) as usize);
+            let first_weight = (chunk.first_row + row) * chunk.row_len;
+            decode(source.source, source.at.tensor, first_weight, source.rows(row, n_rows), &mut self.got)?;
+        }
+        Ok(())
+    }
+
     /// Computes `n_rows` rows, from the `row`-th of the chunk, into `out`.
     fn compute(
         &mut self,
@@ -125,84 +142,34 @@ impl Strip {
         n_rows: u64,
         out: &mut [u8],
     ) -> Result<Moments, Error> {
-        let strip = self;
-        strip.resize((n_rows * chunk.row_len) as usize);
+        let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
-        let load =
-            |s: &Loaded<'_>, out: &mut [f32]| decode(s.source, s.at.tensor, first_weight, s.rows(row, n_rows), out);
+        let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
+        // `Sum` asks for the sources in the order of the plan.
+        let mut next = sources.iter();
+        let load = |_: TensorRef, out: &mut [f32]| {
+            let s = next.next().expect("sources are those of the plan");
+            decode(s.source, s.at.tensor, first_weight, s.rows(row, n_rows), out)
+        };
+        self.sum.compute(n, plan.model, &plan.terms, model.is_some(), load)?;
 
-        let mut sources = sources.iter();
-        let mut next = || sources.next().expect("sources are those of the plan");
-        let model = plan.model.map(|_| next());
-        if let Some(model) = model {
-            load(model, &mut strip.model)?;
+        match model {
+            Some(model) => encode_changed(plan.ty, &self.sum, model.rows(row, n_rows), out),
+            None => encode(plan.ty, self.sum.wanted(), out),
         }
-        let mut has_base = false;
-        for (i, term) in plan.terms.iter().enumerate() {
-            load(next(), &mut strip.plus)?;
-            if term.minus.is_some() {
-                load(next(), &mut strip.minus)?;
-            }
-            let minus = term.minus.map(|_| &strip.minus[..]);
-            add_term(&mut strip.delta, i == 0, term.ratio, &strip.plus, minus);
-            if i == 0 && term.minus.is_some() {
-                // The first vector's base says how far the model has come.
-                has_base = true;
-                std::mem::swap(&mut strip.base, &mut strip.minus);
-            }
-        }
-
-        match model.map(|m| m.ty == plan.ty) {
-            None => strip.wanted.copy_from_slice(&strip.delta),
-            Some(_) if plan.terms.is_empty() => strip.wanted.copy_from_slice(&strip.model),
-            Some(same_type) => add_delta(strip, same_type),
-        }
-        match model.filter(|m| m.ty == plan.ty) {
-            Some(model) => encode_changed(plan.ty, strip, model.rows(row, n_rows), out),
-            None => encode(plan.ty, &strip.wanted, out),
-        }
-        quants::dequantize_row(plan.ty, out, &mut strip.got).expect("the plan chose a type that can be read");
-        if let Some(i) = check_finite(&strip.wanted).or_else(|| check_finite(&strip.got)) {
-            let i = largest_of_block(&strip.wanted, i, plan.ty.block_len());
-            let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, strip.wanted[i]);
+        resize(&mut self.got, n);
+        quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
+        if let Some(i) = check_finite(self.sum.wanted()).or_else(|| check_finite(&self.got)) {
+            let i = largest_of_block(self.sum.wanted(), i, plan.ty.block_len());
+            let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, self.sum.wanted()[i]);
             return Err(Error::Range { tensor, index, value, ty: plan.ty });
         }
 
         let mut moments = Moments::default();
         if plan.kept.is_none() {
-            moments.add(&Weights {
-                delta: &strip.delta,
-                model: model.map(|_| &strip.model[..]),
-                base: has_base.then_some(&strip.base[..]),
-                wanted: &strip.wanted,
-                got: &strip.got,
-            });
+            moments.add(&self.sum.weights(&self.got));
         }
         Ok(moments)
-    }
-}
-
-impl Strip {
-    fn resize(&mut self, n: usize) {
-        let Strip { model, base, plus, minus, delta, wanted, got } = self;
-        for buffer in [model, base, plus, minus, delta, wanted, got] {
-            if buffer.capacity() < n {
-                // Exactly: a vector that grows by itself takes up to twice as much. What it held is of no use.
-                *buffer = Vec::with_capacity(n);
-            }
-            buffer.resize(n, 0.0);
-        }
-    }
-}
-
-/// `wanted = model + delta`. Where the type stays, a weight that nothing is added to keeps even the sign of its zero.
-fn add_delta(strip: &mut Strip, same_type: bool) {
-    let Strip { model, delta, wanted, .. } = strip;
-    let weights = wanted.iter_mut().zip(model.iter().zip(&*delta));
-    if same_type {
-        weights.for_each(|(w, (m, d))| *w = if *d == 0.0 { *m } else { m + d });
-    } else {
-        weights.for_each(|(w, (m, d))| *w = m + d);
     }
 }
 
@@ -219,14 +186,14 @@ fn encode(ty: GgmlType, weights: &[f32], out: &mut [u8]) {
 
 /// Encodes the blocks that change and copies those that do not: encoders are not idempotent, so a block that was decoded
 /// and encoded again would differ from itself.
-fn encode_changed(ty: GgmlType, strip: &Strip, blocks: &[u8], out: &mut [u8]) {
+fn encode_changed(ty: GgmlType, sum: &Sum, blocks: &[u8], out: &mut [u8]) {
     let (len, size) = (ty.block_len(), ty.block_size());
     if len == 1 {
-        // Floats decode and encode to the same bits; `add_delta` has kept what does not change.
-        return encode(ty, &strip.wanted, out);
+        // Floats decode and encode to the same bits, and the sum has kept what does not change.
+        return encode(ty, sum.wanted(), out);
     }
     let is_changed = |delta: &[f32]| delta.iter().any(|d| *d != 0.0);
-    let mut changed = strip.delta.chunks_exact(len).map(is_changed).enumerate().peekable();
+    let mut changed = sum.delta().chunks_exact(len).map(is_changed).enumerate().peekable();
     while let Some((start, is_change)) = changed.next() {
         let mut end = start + 1;
         while changed.next_if(|(_, c)| *c == is_change).is_some() {
@@ -234,7 +201,7 @@ fn encode_changed(ty: GgmlType, strip: &Strip, blocks: &[u8], out: &mut [u8]) {
         }
         let bytes = start * size..end * size;
         if is_change {
-            encode(ty, &strip.wanted[start * len..end * len], &mut out[bytes]);
+            encode(ty, &sum.wanted()[start * len..end * len], &mut out[bytes]);
         } else {
             out[bytes.clone()].copy_from_slice(&blocks[bytes]);
         }

@@ -9,9 +9,11 @@ mod moments;
 mod pairing;
 mod sample;
 mod source;
+mod sum;
 
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{Inputs, Kept, Pair, Role, SourceId, TensorRef, Term, Vector, pair, part_of};
 pub use sample::{SURVEY_BYTES, SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
-pub use source::{Error, TensorSource, add_term, check_finite, decode, minimum_rows};
+pub use source::{Error, TensorSource, check_finite, decode, minimum_rows};
+pub use sum::{Sum, resize};

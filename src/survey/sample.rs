@@ -7,7 +7,8 @@ use rayon::prelude::*;
 use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, part_of};
-use super::source::{Error, add_term, decode};
+use super::source::{Error, decode};
+use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
 use crate::quants;
@@ -153,7 +154,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     candidates.retain(|&ty| quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64));
 
     let mut raw = Vec::new();
-    let mut buffers: [Vec<f32>; 8] = Default::default();
+    let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
     let mut unit_moments = Moments::default();
     let (mut base2, mut wanted2) = (0.0, 0.0);
@@ -165,9 +166,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
         let len = PIECE_WEIGHTS.min(row_len - start);
         n_seen += len;
-        buffers.iter_mut().for_each(|buffer| buffer.resize(len as usize, 0.0));
-        let [model, base, plus, minus, delta, unit, wanted, got] = &mut buffers;
-        let mut read = |at: TensorRef, out: &mut [f32]| {
+        let load = |at: TensorRef, out: &mut [f32]| {
             let source = inputs.source(at.source);
             let info = source.tensor(at.tensor);
             let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
@@ -175,40 +174,23 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
             source.read(at.tensor, row * info.row_size() + size(start), &mut raw)?;
             decode(source, at.tensor, row * row_len + start, &raw, out)
         };
-        let has_model = pair.model.is_some();
-        if let Some(at) = pair.model {
-            read(at, model)?;
-        }
-        for (n, term) in pair.terms.iter().enumerate() {
-            read(term.plus, plus)?;
-            if let Some(at) = term.minus {
-                read(at, minus)?;
-            }
-            let minus = term.minus.map(|_| &minus[..]);
-            if let (0, Some(minus)) = (n, minus) {
-                base.copy_from_slice(minus);
-                add_term(unit, true, 1.0, plus, Some(minus));
-            }
-            add_term(delta, n == 0, term.ratio, plus, minus);
-        }
-        let has_base = first.minus.is_some();
-        for (w, (m, d)) in wanted.iter_mut().zip(model.iter().zip(&*delta)) {
-            *w = if has_model { m + d } else { *d };
-        }
-        let weights =
-            Weights { delta, model: has_model.then_some(model), base: has_base.then_some(base), wanted, got: wanted };
-        moments.add(&weights);
-        if has_base {
-            unit_moments.add(&Weights { delta: unit, ..weights });
+        sum.compute(len as usize, pair.model, &pair.terms, false, load)?;
+        moments.add(&sum.weights(sum.wanted()));
+        if let Some((base, chat)) = sum.first_pair() {
+            resize(&mut unit, len as usize);
+            unit.iter_mut().zip(chat.iter().zip(base)).for_each(|(u, (c, b))| *u = c - b);
+            unit_moments.add(&Weights { delta: &unit, ..sum.weights(sum.wanted()) });
             base2 += square_norm(base);
         }
+        resize(&mut got, len as usize);
         for (&ty, tried) in &mut by_type {
             raw.resize(ty.size_of(len).expect("candidates fit the row") as usize, 0);
-            let coded = quants::quantize_row(ty, wanted, &mut raw).and_then(|()| quants::dequantize_row(ty, &raw, got));
+            let coded = quants::quantize_row(ty, sum.wanted(), &mut raw)
+                .and_then(|()| quants::dequantize_row(ty, &raw, &mut got));
             coded.expect("candidates are supported and fit the row");
-            tried.add(&Weights { got, ..weights });
+            tried.add(&sum.weights(&got));
         }
-        wanted2 += square_norm(wanted);
+        wanted2 += square_norm(sum.wanted());
     }
 
     let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };

@@ -134,21 +134,6 @@ pub fn check_finite(weights: &[f32]) -> Option<usize> {
     if bad == 0 { None } else { weights.iter().position(|w| !w.is_finite()) }
 }
 
-/// One term of the vector, in f32: `delta = ratio·(plus − minus)` if `first`, else `delta += ratio·(plus − minus)`;
-/// without `minus`, `plus` already is a difference.
-pub fn add_term(delta: &mut [f32], first: bool, ratio: f32, plus: &[f32], minus: Option<&[f32]>) {
-    match (minus, first) {
-        (Some(minus), true) => {
-            delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d = ratio * (p - m));
-        }
-        (Some(minus), false) => {
-            delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d += ratio * (p - m));
-        }
-        (None, true) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d = ratio * p),
-        (None, false) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d += ratio * p),
-    }
-}
-
 /// Rows that are computed on together: one, or as many short ones as make 4096 weights. Depends on the row's length
 /// alone, so that sums over these groups are the same however a tensor is cut up.
 pub fn minimum_rows(row_len: u64) -> u64 {

@@ -716,3 +716,18 @@ fn the_identity_of_the_model_is_that_of_an_ancestor() {
     assert_eq!(get(&found, "general.base_model.0.name"), Some(&Val::str("small cp")));
     assert_eq!(get(&found, "general.base_model.0.uuid"), Some(&Val::str("1234")));
 }
+
+#[test]
+fn a_tensor_that_is_left_out_is_looked_at_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    change(trio.cp.tensor("token_embd.weight"), |weights| weights[700] = f32::NAN);
+    let out = folder.path().join("out.gguf");
+    let ran = trio.write(folder.path()).command(&out, &["--embeddings", "skip"]);
+    ran.says(3, &["cp.gguf", "token_embd.weight", "weight 700 is NaN"]);
+    assert!(!out.exists());
+    // What is no weight may hold what it likes.
+    let mut trio = Trio::small();
+    change(trio.cp.tensor("rope_freqs.weight"), |weights| weights[3] = f32::INFINITY);
+    trio.write(folder.path()).command(&out, &[]).is_quiet();
+}

@@ -1,0 +1,143 @@
+//! The arithmetic of a merge on some weights of one tensor.
+
+use super::moments::Weights;
+use super::pairing::{TensorRef, Term};
+
+/// f32 buffers for `wanted = model + Σ ratio · (plus − minus)`, used again for every piece of work.
+#[derive(Default, Debug)]
+pub struct Sum {
+    model: Vec<f32>,
+    base: Vec<f32>,
+    plus: Vec<f32>,
+    minus: Vec<f32>,
+    delta: Vec<f32>,
+    wanted: Vec<f32>,
+    has_model: bool,
+    has_base: bool,
+}
+
+impl Sum {
+    /// Buffers of a [`Sum`]: bytes for each weight.
+    pub const BYTES_PER_WEIGHT: u64 = 6 * 4;
+
+    /// Loads `n` weights of each source and adds them up, in f32: the first term, then + each in order, then the model +
+    /// that. With `keep_zeros` a weight that nothing is added to keeps the sign of its zero, as a copy would; else −0 + 0 is
+    /// +0.
+    ///
+    /// # Errors
+    /// Those of `load`, which fills a buffer with the weights of a tensor.
+    pub fn compute<E>(
+        &mut self,
+        n: usize,
+        model: Option<TensorRef>,
+        terms: &[Term],
+        keep_zeros: bool,
+        mut load: impl FnMut(TensorRef, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Sum { model: own, base, plus, minus, delta, wanted, .. } = self;
+        [&mut *own, base, plus, minus, delta, wanted].into_iter().for_each(|buffer| resize(buffer, n));
+        if let Some(at) = model {
+            load(at, own)?;
+        }
+        for (i, term) in terms.iter().enumerate() {
+            load(term.plus, plus)?;
+            if let Some(at) = term.minus {
+                load(at, minus)?;
+            }
+            add_term(delta, i == 0, term.ratio, plus, term.minus.map(|_| &minus[..]));
+            if i == 0 {
+                // The first vector's base says how far the model has come.
+                std::mem::swap(base, minus);
+            }
+        }
+        self.has_model = model.is_some();
+        self.has_base = terms.first().is_some_and(|term| term.minus.is_some());
+        let Sum { model: own, delta, wanted, .. } = self;
+        match (model.is_some(), terms.is_empty()) {
+            (true, true) => wanted.copy_from_slice(own),
+            (false, _) => wanted.copy_from_slice(delta),
+            (true, false) => {
+                let weights = wanted.iter_mut().zip(own.iter().zip(&*delta));
+                if keep_zeros {
+                    weights.for_each(|(w, (m, d))| *w = if *d == 0.0 { *m } else { m + d });
+                } else {
+                    weights.for_each(|(w, (m, d))| *w = m + d);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The sum.
+    pub fn wanted(&self) -> &[f32] {
+        &self.wanted
+    }
+
+    /// What is added to the model.
+    pub fn delta(&self) -> &[f32] {
+        &self.delta
+    }
+
+    /// The weights of the first vector's base, if it has one, and those of its chat model.
+    pub(super) fn first_pair(&self) -> Option<(&[f32], &[f32])> {
+        self.has_base.then_some((&self.base, &self.plus))
+    }
+
+    /// The weights to be measured, where `got` is what the blocks of the sum decode to.
+    pub fn weights<'a>(&'a self, got: &'a [f32]) -> Weights<'a> {
+        Weights {
+            delta: &self.delta,
+            model: self.has_model.then_some(&self.model),
+            base: self.has_base.then_some(&self.base),
+            wanted: &self.wanted,
+            got,
+        }
+    }
+}
+
+/// Gives a buffer this length, and no more memory than that: a vector that grows by itself takes up to twice as much. What
+/// it held is of no use.
+pub fn resize(buffer: &mut Vec<f32>, n: usize) {
+    if buffer.capacity() < n {
+        *buffer = Vec::with_capacity(n);
+    }
+    buffer.resize(n, 0.0);
+}
+
+/// `delta = ratio·(plus − minus)` if `first`, else `delta += ratio·(plus − minus)`; without `minus`, `plus` is a difference
+/// already.
+fn add_term(delta: &mut [f32], first: bool, ratio: f32, plus: &[f32], minus: Option<&[f32]>) {
+    match (minus, first) {
+        (Some(minus), true) => {
+            delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d = ratio * (p - m));
+        }
+        (Some(minus), false) => {
+            delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d += ratio * (p - m));
+        }
+        (None, true) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d = ratio * p),
+        (None, false) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d += ratio * p),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_are_added_in_f32_and_in_their_order() {
+        let at = |tensor| TensorRef { source: 0, tensor };
+        let weights = [1.0f32, 1e8, -1e8, 0.5];
+        let load = |at: TensorRef, out: &mut [f32]| -> Result<(), ()> {
+            out.fill(weights[at.tensor]);
+            Ok(())
+        };
+        let term = |plus, minus: Option<usize>| Term { ratio: 1.0, plus: at(plus), minus: minus.map(at) };
+        let mut sum = Sum::default();
+        sum.compute(1, Some(at(0)), &[term(1, None), term(3, None), term(2, None)], true, load).unwrap();
+        assert_eq!(sum.delta(), [0.0], "(1e8 + 0.5) − 1e8 in f32");
+        sum.compute(1, Some(at(0)), &[term(1, None), term(2, None), term(3, None)], true, load).unwrap();
+        assert_eq!((sum.delta(), sum.wanted()), (&[0.5][..], &[1.5][..]));
+        sum.compute(1, None, &[term(0, Some(3))], true, load).unwrap();
+        assert_eq!((sum.wanted(), sum.first_pair()), (&[0.5][..], Some((&[0.5][..], &[1.0][..]))));
+    }
+}
