@@ -10,10 +10,14 @@ use chatvec::gguf::{File, Limits, Value};
 use gguf_rs::{ByteOrder, GGUFContainer, GGUFModel};
 
 use crate::support::{Draft, TYPES, Tensor, Val, kind, valid};
+use crate::trio::{Paths, bundled};
 
 /// gguf-rs' view of a file; `Err` for a refusal, and `None` for a panic.
 fn theirs(draft: &Draft) -> Option<Result<GGUFModel, String>> {
-    let bytes = draft.bytes();
+    theirs_of(&draft.bytes())
+}
+
+fn theirs_of(bytes: &[u8]) -> Option<Result<GGUFModel, String>> {
     catch_unwind(AssertUnwindSafe(|| {
         // It expects the magic to be read already, as its own function for paths does.
         let mut container = GGUFContainer::new(ByteOrder::LE, Box::new(Cursor::new(bytes[4..].to_vec())), u64::MAX);
@@ -69,14 +73,17 @@ fn same_value(ours: &Value, theirs: &serde_json::Value) -> bool {
 }
 
 fn assert_same(draft: &Draft) {
-    let (file, model) = (ours(draft).expect("a valid file"), accepted(draft));
+    assert_same_views(&ours(draft).expect("a valid file"), &accepted(draft));
+}
+
+fn assert_same_views(file: &File, model: &GGUFModel) {
     let header = file.header();
     assert_eq!(model.get_version(), format!("v{}", header.version()));
     assert_eq!(model.alignment(), header.alignment());
     assert_eq!(model.data_offset(), header.data_offset());
     assert_eq!(model.num_kv(), header.metadata().len() as u64);
     for (key, value) in header.metadata().iter() {
-        assert!(same_value(value, &model.metadata()[key]), "{key}: {value:?}, {:?}", model.metadata()[key]);
+        assert!(same_value(value, &model.metadata()[key]), "{key}: {}", value.summary());
     }
     assert_eq!(model.tensors().len(), header.tensors().len());
     for (tensor, info) in model.tensors().iter().zip(header.tensors()) {
@@ -96,6 +103,18 @@ fn agrees_on_small_models() {
         assert_same(&draft);
     }
     assert_same(&Draft::default());
+}
+
+#[test]
+fn agrees_on_the_bundled_models_and_on_what_is_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let merged = folder.path().join("merged.gguf");
+    Paths::bundled().merge(&merged, "Q4_K", 1.0);
+    for path in [bundled("base"), bundled("chat"), bundled("cp-de"), merged] {
+        let file = File::open(&path, &Limits::default()).expect("a valid file");
+        let model = theirs_of(&std::fs::read(&path).expect("the same file"));
+        assert_same_views(&file, &model.expect("no panic").expect("a file gguf-rs reads"));
+    }
 }
 
 #[test]
