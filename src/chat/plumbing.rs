@@ -61,14 +61,17 @@ pub struct Transplant {
 /// Gives `model` the chat plumbing of `chat`; both have the same tokens in the same order.
 ///
 /// A key the chat model does not have is dropped from `model` too: llama.cpp then falls back to the same defaults as it
-/// does for the chat model. Templates are the exception: if the chat model has none, the model keeps its own. Token types
+/// does for the chat model. Not so if the chat model has no tokens at all, nor for templates: if the chat model has none,
+/// the model keeps its own. Token types
 /// are taken where the chat model says *control* or *user-defined*; a token that is special in `model` alone stays so.
 pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     let mut done = Transplant::default();
     let n_tokens = model.get_strings(TOKENS).map(|t| t.len());
     let chat_has_template = has_template(chat);
     let is_taken = |key: &str| is_plumbing_key(key) && (chat_has_template || !is_template_key(key));
-    let is_dropped = |key: &str| is_taken(key) && chat.get(key).is_none();
+    // A file that says nothing of tokens says nothing of their ends either.
+    let chat_has_tokens = chat.get(TOKENS).is_some();
+    let is_dropped = |key: &str| is_taken(key) && chat_has_tokens && chat.get(key).is_none();
     for (key, value) in model.iter().filter(|(key, _)| is_dropped(key)) {
         done.changes.push(Change { key: key.to_owned(), from: Some(value.summary()), to: None });
     }
@@ -150,6 +153,7 @@ mod tests {
             (TOKEN_TYPE, Value::Array(Array::from_i32s(&[1, 3, 1]))),
         ]);
         let chat = metadata(&[
+            (TOKENS, Value::Array(Array::Strings(["a", "b", "c"].into_iter().collect()))),
             (TEMPLATE, "{{ messages }}".into()),
             ("tokenizer.chat_template.tool_use", "{{ tools }}".into()),
             ("tokenizer.ggml.eos_token_id", Value::U32(2)),

@@ -32,12 +32,13 @@ pub(super) struct ApplyArgs {
 pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let recipe = args.recipe.recipe(&args.types)?;
     let model = Model::open(&args.model, &Limits::default()).context("--model")?;
-    let mut patches = Vec::new();
-    for arg in &args.patches {
+    let open = |arg: &PathBuf| -> Result<(Model, f64)> {
         let (path, ratio) = split_ratio(arg)?;
-        patches.push((patch::open(path, &Limits::default())?, ratio));
-    }
-    let inputs = Inputs::apply(model, patches);
+        Ok((patch::open(path, &Limits::default())?, ratio))
+    };
+    let (first, more) = args.patches.split_first().context("PATCH")?;
+    let more: Vec<(Model, f64)> = more.iter().map(open).collect::<Result<_>>()?;
+    let inputs = Inputs::apply(model, open(first)?, more);
     let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
     Job { inputs, output: &args.output, global, is_patch: false, plan: &plan }.run()
 }

@@ -114,6 +114,7 @@ fn of_survey(error: &survey::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Type { .. } => Exit::NotSupported,
+        Threads { .. } => Exit::Io,
         NotFinite { .. } => Exit::Malformed,
         Shape { .. } | OneSided { .. } | NoPlace { .. } => Exit::Refused,
     }

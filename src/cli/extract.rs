@@ -11,6 +11,7 @@ use crate::ggml::GgmlType;
 use crate::gguf::{Limits, Model};
 use crate::patch;
 use crate::plan;
+use crate::quants;
 use crate::survey::Inputs;
 
 #[derive(Args, Debug)]
@@ -29,7 +30,10 @@ pub(super) struct ExtractArgs {
 }
 
 pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
-    let encoding: GgmlType = args.encoding.parse().map_err(plan::Error::from).context("--encoding")?;
+    let encoding: GgmlType = args.encoding.parse().map_err(plan::Error::from).with_context(|| {
+        let known: Vec<&str> = quants::supported().map(GgmlType::name).collect();
+        format!("--encoding (one of {})", known.join(", "))
+    })?;
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let plan = |inputs: &Inputs, pairs| Ok(patch::plan_extract(inputs, pairs, encoding)?);

@@ -19,6 +19,9 @@ use crate::survey::{self, Inputs, Moments, Pair, SampleSettings, Survey};
 /// Below this share of the vector an output is not called a success.
 const LEAST_SURVIVAL: f64 = 0.9;
 
+/// Below this cosine with the true vector, half of what is added is rounding error of base and chat.
+const LEAST_COSINE: f64 = 0.7;
+
 /// Types that a dry run forecasts besides the plan's own.
 const FORECAST: [&str; 7] = ["F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"];
 
@@ -42,7 +45,7 @@ pub(super) struct OutputArgs {
 /// The types of a model that is written.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TypeArgs {
-    /// keep (the model's own type for every tensor), F32, F16, BF16, or a name of llama-quantize
+    /// keep (the model's own type for every tensor), F32, F16, BF16, Q8_0; with --pure also Q4_0 to Q6_K
     #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "keep")]
     name: String,
     /// One type for every tensor, as llama-quantize --pure
@@ -87,8 +90,9 @@ impl Job<'_> {
         let Job { inputs, output, global, is_patch, .. } = &self;
         let budget = global.budget();
         let started = Instant::now();
-        let others = FORECAST.iter().filter(|_| output.dry_run).map(|name| OutputType::parse(name, true));
-        let others: Vec<OutputType> = others.collect::<Result<_, _>>()?;
+        let others = FORECAST.iter().filter(|_| output.dry_run);
+        let others: Vec<(&str, OutputType)> =
+            others.map(|name| Ok((*name, OutputType::parse(name, true)?))).collect::<Result<_>>()?;
         let (mut plan, survey) = self.look(&others)?;
         let reasons: Vec<String> = survey.findings.iter().filter(|f| f.is_refusal()).map(ToString::to_string).collect();
         if output.force {
@@ -103,6 +107,14 @@ impl Job<'_> {
             let text = format!("rounding is expected to leave only {:.0} % of the vector", expected * 100.0);
             output::complain("warning", &text);
         }
+        if let Some(cosine) = survey.cosine.filter(|c| *c < LEAST_COSINE) {
+            let text = format!(
+                "the vector read from these files is about {:.0} % rounding error (cosine {cosine:.2}): take base and chat \
+                 as F16 or Q8_0 where you can",
+                (1.0 - cosine * cosine) * 100.0
+            );
+            output::complain("warning", &text);
+        }
         let is_refused = !reasons.is_empty() && !output.force;
 
         if output.dry_run {
@@ -114,7 +126,7 @@ impl Job<'_> {
         if output.dry_run {
             return Ok(Exit::Success);
         }
-        output::complain("note", &report::Plan::expectation(&plan, &survey));
+        output::complain("note", &report::Plan::expectation(&plan, &survey, *is_patch));
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let written = pipeline::write(&plan, inputs, &output.output, output.overwrite, &progress, &budget)?;
@@ -126,7 +138,7 @@ impl Job<'_> {
     }
 
     /// Everything that can be known without writing. The survey also tries the types that `others` would give.
-    fn look(&self, others: &[OutputType]) -> Result<(MergePlan, Survey)> {
+    fn look(&self, others: &[(&str, OutputType)]) -> Result<(MergePlan, Survey)> {
         let inputs = &self.inputs;
         let mut warnings = plan::check(inputs)?;
         let pairs = survey::pair(inputs)?;
@@ -143,16 +155,14 @@ impl Job<'_> {
         }
 
         let mut types: Vec<GgmlType> = plan.tensors().iter().map(|t| t.ty).collect();
-        types.extend(others.iter().flat_map(|output| plan.types_as(inputs, output)));
+        types.extend(others.iter().flat_map(|(_, output)| plan.types_as(inputs, output)));
         types.sort();
         types.dedup();
-        let settings = SampleSettings { types, ..SampleSettings::default() };
-        let threads = threads.min((budget.memory / survey::SURVEY_BYTES).max(1) as usize);
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .map_err(|e| pipeline::Error::Threads { threads, reason: e.to_string() })?;
-        let survey = pool.install(|| survey::survey(inputs, &pairs, &settings))?;
+        let settings = SampleSettings { types, threads, memory: budget.memory, ..SampleSettings::default() };
+        // What the recipe leaves out is not looked at: its types may be unreadable, and its size says nothing.
+        let taken = pairs.into_iter().zip(plan.tensors()).filter(|(_, tensor)| tensor.kept.is_none());
+        let pairs: Vec<Pair> = taken.map(|(pair, _)| pair).collect();
+        let survey = survey::survey(inputs, &pairs, &settings)?;
         Ok((plan, survey))
     }
 
@@ -163,12 +173,14 @@ impl Job<'_> {
     }
 
     /// Prints the plan.
-    fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[OutputType]) -> Result<()> {
+    fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[(&str, OutputType)]) -> Result<()> {
         let inputs = &self.inputs;
         let (memory, threads) = self.global.budget().needed(plan, inputs)?;
         let folder = self.output.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let disk_free = fs4::available_space(folder).ok();
-        output::print(&report::Plan { inputs, plan, survey, types, memory, threads, disk_free }, self.global)
+        let is_patch = self.is_patch;
+        let report = report::Plan { inputs, plan, survey, types, is_patch, memory, threads, disk_free };
+        output::print(&report, self.global)
     }
 }
 

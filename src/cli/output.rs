@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use anyhow::{Context, Result};
 
 use super::Global;
+use crate::gguf::printable;
 use crate::report::Report;
 
 /// Prints a result on standard output, as text or as JSON.
@@ -29,12 +30,6 @@ pub(super) fn print_text(text: &str) -> Result<()> {
 ///
 /// Keys, values and names of a file are in the text as they are; escaped here, none can write to the terminal.
 pub(super) fn complain(kind: &str, text: &str) {
-    let mut line = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() {
-            true => line.extend(c.escape_default()),
-            false => line.push(c),
-        }
-    }
+    let line = printable(text);
     let _ = writeln!(io::stderr(), "{kind}: {line}");
 }

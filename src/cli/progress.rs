@@ -13,13 +13,13 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether an output is being written, which has to be tidied up.
 static WRITING: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C, SIGTERM and SIGHUP end the process: while an output is being written at the next chunk, so that
-/// the temporary file is removed; at other times, and when asked a second time, at once.
+/// From now on Ctrl-C, SIGTERM and SIGHUP end the process: at once, or while an output is being written at the next chunk, so
+/// that the temporary file is removed.
 pub(super) fn stop_on_signals() {
     // Without a handler the process would still end, only less tidily.
     let _ = ctrlc::set_handler(|| {
-        let is_second = STOP.swap(true, Ordering::SeqCst);
-        if is_second || !WRITING.load(Ordering::SeqCst) {
+        STOP.store(true, Ordering::SeqCst);
+        if !WRITING.load(Ordering::SeqCst) {
             #[allow(clippy::exit, reason = "the main thread may be waiting for a disk or a pipe")]
             std::process::exit(Exit::Interrupted.code().into());
         }

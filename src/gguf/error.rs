@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::value::printable;
+
 /// A rule of the container that a file can break.
 ///
 /// The numbers are those of the table in `docs/GGUF_CHECKS.md`, which follows the order in which llama.cpp's loader
@@ -208,18 +210,10 @@ impl Error {
 /// `kind` and a name from a file, as the place of an error: plain names as they are, so that they can be searched for,
 /// but no control characters, and no more than 256 characters of what may be megabytes.
 pub(super) fn place_of(kind: &str, name: &str) -> String {
-    let mut place = format!("{kind} ");
-    let mut rest = name.chars();
-    for c in rest.by_ref().take(256) {
-        match c.is_control() {
-            true => place.extend(c.escape_default()),
-            false => place.push(c),
-        }
+    match name.char_indices().nth(256) {
+        Some((end, _)) => format!("{kind} {}…", printable(&name[..end])),
+        None => format!("{kind} {}", printable(name)),
     }
-    if rest.next().is_some() {
-        place.push('…');
-    }
-    place
 }
 
 /// Shows at most 64 bytes of a name from a file, with control characters escaped.

@@ -37,7 +37,7 @@ pub use header::{ByteOrder, Header, TensorInfo, TensorSpec};
 pub use metadata::Metadata;
 pub use model::{Model, TensorId};
 pub use read::Limits;
-pub use value::{Array, FixedArray, StringArray, Value, ValueType};
+pub use value::{Array, FixedArray, StringArray, Value, ValueType, printable};
 pub use write::{Finished, WriteOptions, Writer};
 
 /// The first four bytes of every GGUF file, in either byte order.

@@ -123,8 +123,7 @@ impl Value {
         }
     }
 
-    /// The value in one line for people: at most 100 characters of a string and 8 elements of an array, and control
-    /// characters escaped, since what a file says must not be able to write to a terminal.
+    /// The value in one line for people, [`printable`]: at most 100 characters of a string and 8 elements of an array.
     pub fn summary(&self) -> String {
         const CHARS: usize = 100;
         const ELEMENTS: usize = 8;
@@ -132,7 +131,7 @@ impl Value {
             Value::String(s) => {
                 // Four bytes hold any character, so that no more than needed is looked at of what may be megabytes.
                 let head = s[..s.len().min(4 * CHARS)].to_str_lossy();
-                let shown: String = head.chars().take(CHARS).flat_map(printable).collect();
+                let shown = printable(&head.chars().take(CHARS).collect::<String>());
                 if head.chars().count() > CHARS || s.len() > 4 * CHARS {
                     return format!("{shown}… ({} bytes)", s.len());
                 }
@@ -212,10 +211,14 @@ impl Value {
     }
 }
 
-/// A character as it can be shown.
-fn printable(c: char) -> impl Iterator<Item = char> {
-    let (plain, escaped) = if c.is_control() { (None, Some(c.escape_default())) } else { (Some(c), None) };
-    plain.into_iter().chain(escaped.into_iter().flatten())
+/// Text from a file in one line: control characters are escaped, since what a file says must not be able to write to a
+/// terminal.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 impl From<&str> for Value {

@@ -19,7 +19,9 @@ pub enum Warning {
     Differs {
         /// The key.
         key: String,
-        /// Its value in the model, or what stands for it.
+        /// The role of the file that others are compared with.
+        own: &'static str,
+        /// Its value there.
         model: String,
         /// Its value in the other file.
         other: String,
@@ -57,8 +59,11 @@ pub enum Warning {
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Warning::Differs { key, model, other, role } => {
+            Warning::Differs { key, own, model, other, role } if *own == Role::Model.name() => {
                 write!(f, "{key} is {model} in the model and {other} in {role}; the output has the model's")
+            }
+            Warning::Differs { key, own, model, other, role } => {
+                write!(f, "{key} is {model} in {own} and {other} in {role}; a patch has the base's")
             }
             Warning::NoVocabulary { role } => {
                 write!(f, "{role} has no token list: that its rows belong to the same tokens could not be checked")
@@ -77,11 +82,11 @@ impl fmt::Display for Warning {
                 f,
                 "the model's embeddings are tied and the vector's are not: what it does to output.weight is left out"
             ),
-            Warning::NoTemplate => {
-                let else_what =
-                    "llama.cpp will talk to it in its built-in ChatML, which may not be what the vector teaches";
-                write!(f, "chat has no chat template: the output keeps the model's if it has one, else {else_what}")
-            }
+            Warning::NoTemplate => write!(
+                f,
+                "chat has no chat template: llama.cpp will talk to the result in the model's own template if it has one, \
+                 else in its built-in ChatML, and neither may be what the vector teaches"
+            ),
             Warning::Unusable { keys } => {
                 write!(f, "chat has values that llama.cpp would refuse, which are left out: {}", keys.join(", "))
             }
@@ -137,14 +142,14 @@ const VOCABULARY_HINT: &str = "models with different vocabularies cannot be merg
 pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
     inputs.require_little_endian()?;
     let mut warnings = Vec::new();
-    let own = inputs.source(inputs.template());
+    let (own, own_role) = (inputs.source(inputs.template()), inputs.role(inputs.template()));
     for (role, other) in inputs.sources() {
         let architecture = |model: &Model| match model.metadata().architecture() {
             Some(name) => Ok(name.to_owned()),
             None => Err(Error::NoArchitecture { path: model.path().to_owned() }),
         };
         let (expected, found) = (architecture(own)?, architecture(other)?);
-        let compare = Compare { own, other, role: role.name() };
+        let compare = Compare { own, own_role: own_role.name(), other, role: role.name() };
         // Adapters, importance matrices and patches have a type of their own; models often have none.
         let kind = other.metadata().get_str("general.type").filter(|t| *t != "model");
         if let Some(kind) = kind.filter(|_| role != Role::Patch) {
@@ -161,6 +166,7 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
 
 struct Compare<'a> {
     own: &'a Model,
+    own_role: &'static str,
     other: &'a Model,
     role: &'static str,
 }
@@ -195,7 +201,7 @@ impl Compare<'_> {
             }
             let shown = |value: Option<&Value>| value.map_or("absent".to_owned(), Value::summary);
             let (model, other) = (shown(model), shown(other));
-            warnings.push(Warning::Differs { key: key.to_owned(), model, other, role: self.role });
+            warnings.push(Warning::Differs { key: key.to_owned(), own: self.own_role, model, other, role: self.role });
         };
         for (key, value) in own.iter().filter(|(key, _)| is_told(key)) {
             match others.remove(key) {
@@ -236,6 +242,7 @@ impl Compare<'_> {
             match (own.get(key), other.get(key)) {
                 (Some(a), Some(b)) if a != b => warnings.push(Warning::Differs {
                     key: key.to_owned(),
+                    own: self.own_role,
                     model: a.summary(),
                     other: if a.summary() == b.summary() { "others".to_owned() } else { b.summary() },
                     role: self.role,

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use bstr::ByteSlice;
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table, bytes, printable, shape};
+use super::{Report, Table, bytes, shape};
 use crate::chat;
-use crate::gguf::{Array, ByteOrder, Model, Value};
+use crate::gguf::{Array, ByteOrder, Model, Value, printable};
 use crate::quants;
 
 /// Elements of a long array that JSON has.

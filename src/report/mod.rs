@@ -39,12 +39,3 @@ fn shape(ne: &[u64]) -> String {
     let lengths: Vec<String> = ne.iter().map(u64::to_string).collect();
     lengths.join(" × ")
 }
-
-/// Text from a file on one line: control characters are escaped, since a file must not be able to write to the terminal.
-fn printable(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_debug()) } else { out.push(c) }
-    }
-    out
-}

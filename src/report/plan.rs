@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table, bytes, number, percent, printable, shape};
+use super::{Report, Table, bytes, number, percent, shape};
 use crate::ggml::GgmlType;
+use crate::gguf::printable;
 use crate::plan::{MergePlan, OutputType, TensorPlan};
 use crate::survey::{Inputs, Kept, Survey, TensorSurvey, TypeForecast};
 
@@ -15,10 +16,12 @@ pub struct Plan<'a> {
     pub inputs: &'a Inputs,
     /// The plan.
     pub plan: &'a MergePlan,
-    /// The survey it was made with.
+    /// What was seen of the weights.
     pub survey: &'a Survey,
-    /// Types to forecast, besides the plan's own: the survey has tried those their tensors would have.
-    pub types: &'a [OutputType],
+    /// Types to forecast, besides the plan's own, by name: the survey has tried those their tensors would have.
+    pub types: &'a [(&'a str, OutputType)],
+    /// Whether the output is a patch: then survival is its gain and noise its relative error.
+    pub is_patch: bool,
     /// Bytes of buffers the run would use.
     pub memory: u64,
     /// Threads it would use.
@@ -43,13 +46,14 @@ impl Plan<'_> {
     }
 
     /// The same in one line.
-    pub fn expectation(plan: &MergePlan, survey: &Survey) -> String {
+    pub fn expectation(plan: &MergePlan, survey: &Survey, is_patch: bool) -> String {
         let forecast = Self::expected(plan, survey);
+        let (survival, noise) = words(is_patch);
         let cosine = survey.cosine.map_or_else(String::new, |cosine| {
-            format!("; the vector read from these files is the true one with a cosine of at least {cosine:.3}")
+            format!("; the vector that is read has a cosine of about {cosine:.3} with the true one")
         });
         format!(
-            "{} of {} tensors change; expected ‖δ‖/‖W‖ {}, survival {}, noise {}{cosine}",
+            "{} of {} tensors take part; expected ‖δ‖/‖W‖ {}, {survival} {}, {noise} {}{cosine}",
             plan.n_changed(),
             plan.tensors().len(),
             percent(survey.total().delta_ratio()),
@@ -57,6 +61,11 @@ impl Plan<'_> {
             number(forecast.noise),
         )
     }
+}
+
+/// What survival and noise are called.
+pub(super) fn words(is_patch: bool) -> (&'static str, &'static str) {
+    if is_patch { ("gain", "error") } else { ("survival", "noise") }
 }
 
 /// The forecast for the plan's tensors in these types, in their order.
@@ -69,7 +78,7 @@ fn forecast(plan: &MergePlan, survey: &Survey, types: &[GgmlType]) -> TypeForeca
 /// Why a tensor is kept, in words.
 fn kept_name(kept: Option<Kept>) -> &'static str {
     match kept {
-        None => "changed",
+        None => "",
         Some(Kept::NotAWeight) => "kept: no weight",
         Some(Kept::NoArithmetic) => "kept: type without arithmetic",
         Some(Kept::NoPartner) => "kept: no partner",
@@ -80,7 +89,8 @@ fn kept_name(kept: Option<Kept>) -> &'static str {
 impl Report for Plan<'_> {
     fn text(&self) -> String {
         let surveyed = self.surveyed();
-        let mut tensors = Table::new(&["tensor", "shape", "sources", "output", ">size", ">‖δ‖/‖W‖", ">survival", ""]);
+        let survival = format!(">{}", words(self.is_patch).0);
+        let mut tensors = Table::new(&["tensor", "shape", "sources", "output", ">size", ">‖δ‖/‖W‖", &survival, ""]);
         for t in self.plan.tensors() {
             let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
             let survey = surveyed.get(t.name.as_str());
@@ -97,16 +107,21 @@ impl Report for Plan<'_> {
             ]);
         }
         let mut text = tensors.text();
-        text += &format!("\n{}\n", Self::expectation(self.plan, self.survey));
+        text += &format!("\n{}\n", Self::expectation(self.plan, self.survey, self.is_patch));
         if !self.types.is_empty() {
-            text += "\nexpected of other types:\n";
-            let mut types = Table::new(&["type", ">size", ">survival", ">noise"]);
-            for &ty in self.types {
-                let tensors = self.plan.types_as(self.inputs, &ty);
+            let (survival, noise) = words(self.is_patch);
+            text += if self.is_patch {
+                "\nexpected of other encodings:\n"
+            } else {
+                "\nexpected of other types (with --pure):\n"
+            };
+            let mut types = Table::new(&["type", ">size", &format!(">{survival}"), &format!(">{noise}")]);
+            for (name, ty) in self.types {
+                let tensors = self.plan.types_as(self.inputs, ty);
                 let f = forecast(self.plan, self.survey, &tensors);
                 let bytes: u64 =
                     self.plan.tensors().iter().zip(tensors).filter_map(|(t, ty)| ty.size_of(t.n_weights())).sum();
-                types.row([ty.name(), super::bytes(bytes), number(f.survival), number(f.noise)]);
+                types.row([(*name).to_owned(), super::bytes(bytes), number(f.survival), number(f.noise)]);
             }
             text += &types.text();
         }
@@ -149,9 +164,9 @@ impl Report for Plan<'_> {
         let by_type: serde_json::Map<String, Json> = self
             .types
             .iter()
-            .map(|ty| {
+            .map(|(name, ty)| {
                 let types = self.plan.types_as(self.inputs, ty);
-                (ty.name(), json!(forecast(self.plan, self.survey, &types)))
+                ((*name).to_owned(), json!(forecast(self.plan, self.survey, &types)))
             })
             .collect();
         let total = self.survey.total();

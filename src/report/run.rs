@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table, bytes, number, percent, printable};
+use super::plan::words;
+use super::{Report, Table, bytes, number, percent};
 use crate::ggml::GgmlType;
+use crate::gguf::printable;
 use crate::pipeline::Written;
 use crate::plan::MergePlan;
 use crate::survey::{Finding, Moments, part_of};
@@ -60,19 +62,20 @@ struct Part<'a> {
 
 impl Report for Run<'_> {
     fn text(&self) -> String {
-        let (survival, noise) = if self.is_patch { (">gain", ">error") } else { (">survival", ">noise") };
-        let mut table = Table::new(&["part", ">tensors", "type", ">‖δ‖/‖W‖", ">cos(δ, cp − base)", survival, noise]);
+        let (survival, noise) = words(self.is_patch);
+        let [survival, noise] = [survival, noise].map(|word| format!(">{word}"));
+        let mut heads = vec!["part", ">tensors", "type", ">‖δ‖/‖W‖", ">cos(δ, cp − base)", &survival, &noise];
+        // A patch has no model to have come from anywhere.
+        if self.is_patch {
+            heads.remove(4);
+        }
+        let mut table = Table::new(&heads);
         let mut row = |name: &str, n: usize, types: &[GgmlType], m: &Moments| {
             let types: Vec<String> = types.iter().map(ToString::to_string).collect();
-            table.row([
-                printable(name),
-                n.to_string(),
-                types.join(" "),
-                percent(m.delta_ratio()),
-                number(m.drift_cosine()),
-                number(m.survival()),
-                number(m.noise()),
-            ]);
+            let mut cells = vec![printable(name), n.to_string(), types.join(" "), percent(m.delta_ratio())];
+            cells.extend((!self.is_patch).then(|| number(m.drift_cosine())));
+            cells.extend([number(m.survival()), number(m.noise())]);
+            table.row(cells);
         };
         for part in self.parts() {
             row(part.name, part.n_tensors, &part.types, &part.moments);
@@ -81,7 +84,7 @@ impl Report for Run<'_> {
         let file = &self.written.file;
         let seconds = self.took.as_secs_f64();
         format!(
-            "{}\n{}: {} tensors, {} of them changed, {} in {seconds:.2} s ({}/s)\n",
+            "{}\n{}: {} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n",
             table.text(),
             file.path.display(),
             self.plan.tensors().len(),

@@ -7,6 +7,7 @@
 mod findings;
 mod moments;
 mod pairing;
+mod rounding;
 mod sample;
 mod source;
 mod sum;
@@ -14,6 +15,6 @@ mod sum;
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{Inputs, Kept, Pair, Role, SourceId, TensorRef, Term, Vector, pair, part_of};
-pub use sample::{SURVEY_BYTES, SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
+pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{Error, TensorSource, check_finite, decode, minimum_rows};
 pub use sum::{Sum, resize};

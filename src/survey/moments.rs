@@ -10,7 +10,7 @@ use std::ops::AddAssign;
 pub struct Moments {
     /// Σ δ²
     pub delta2: f64,
-    /// Σ m²
+    /// Σ m², or Σ b² where there is no model: what the vector is compared with.
     pub model2: f64,
     /// Σ (m − b)²
     pub drift2: f64,
@@ -28,7 +28,7 @@ impl Moments {
         (self.model2 > 0.0).then(|| (self.delta2 / self.model2).sqrt())
     }
 
-    /// ‖m − b‖ / ‖m‖: how far continual pre-training went. None without a base or without weights.
+    /// ‖m − b‖ / ‖m‖: how far continual pre-training went. None without a base, and where model and base are the same.
     pub fn drift_ratio(&self) -> Option<f64> {
         (self.model2 > 0.0 && self.drift2 > 0.0).then(|| (self.drift2 / self.model2).sqrt())
     }
@@ -69,7 +69,8 @@ impl Moments {
         *self += match (weights.model.is_some(), weights.base.is_some()) {
             (true, true) => weights.sums::<true, true>(),
             (true, false) => weights.sums::<true, false>(),
-            (false, _) => weights.sums::<false, false>(),
+            (false, true) => weights.sums::<false, true>(),
+            (false, false) => weights.sums::<false, false>(),
         };
     }
 }
@@ -148,9 +149,11 @@ impl Sums {
         let m = if MODEL { model.map(f64::from) } else { [0.0; LANES] };
         let b = if BASE { base.map(f64::from) } else { m };
         for k in 0..LANES {
-            let (drift, error) = (m[k] - b[k], q[k] - o[k]);
+            let drift = if MODEL && BASE { m[k] - b[k] } else { 0.0 };
+            let reference = if MODEL { m[k] } else { b[k] };
+            let error = q[k] - o[k];
             self.delta2[k] += d[k] * d[k];
-            self.model2[k] += m[k] * m[k];
+            self.model2[k] += reference * reference;
             self.drift2[k] += drift * drift;
             self.delta_drift[k] += d[k] * drift;
             self.kept[k] += (q[k] - m[k]) * d[k];
@@ -167,5 +170,50 @@ impl AddAssign for Moments {
         self.delta_drift += other.delta_drift;
         self.kept += other.kept;
         self.error2 += other.error2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_those_of_a_plain_loop_for_every_length() {
+        let weights = |seed: f32| -> Vec<f32> { (0..11).map(|i| (i as f32 * seed).sin()).collect() };
+        let [delta, model, base, wanted, got] = [0.3, 0.7, 1.1, 1.9, 2.3].map(weights);
+        for n in 0..=11 {
+            for (has_model, has_base) in [(true, true), (true, false), (false, true), (false, false)] {
+                let mut found = Moments::default();
+                found.add(&Weights {
+                    delta: &delta[..n],
+                    model: has_model.then_some(&model[..n]),
+                    base: has_base.then_some(&base[..n]),
+                    wanted: &wanted[..n],
+                    got: &got[..n],
+                });
+                let mut plain = Moments::default();
+                for i in 0..n {
+                    let [d, m, b, o, q] = [&delta, &model, &base, &wanted, &got].map(|w| f64::from(w[i]));
+                    let m = if has_model { m } else { 0.0 };
+                    let reference = if has_model || !has_base { m } else { b };
+                    let drift = if has_model && has_base { m - b } else { 0.0 };
+                    plain += Moments {
+                        delta2: d * d,
+                        model2: reference * reference,
+                        drift2: drift * drift,
+                        delta_drift: d * drift,
+                        kept: (q - m) * d,
+                        error2: (q - o) * (q - o),
+                    };
+                }
+                let near = |a: f64, b: f64| (a - b).abs() < 1e-12;
+                assert!(
+                    near(found.delta2, plain.delta2) && near(found.model2, plain.model2),
+                    "{n} {found:?} {plain:?}"
+                );
+                assert!(near(found.drift2, plain.drift2) && near(found.delta_drift, plain.delta_drift), "{n}");
+                assert!(near(found.kept, plain.kept) && near(found.error2, plain.error2), "{n}");
+            }
+        }
     }
 }

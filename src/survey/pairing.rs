@@ -46,7 +46,7 @@ pub struct Vector {
     pub minus: Option<SourceId>,
 }
 
-/// The models of a run: at most one that is added to, and the vectors in the order in which they are added.
+/// The models of a run: at most one that is added to, and at least one vector, in the order in which they are added.
 #[derive(Debug)]
 pub struct Inputs {
     sources: Vec<(Role, Model)>,
@@ -73,11 +73,11 @@ impl Inputs {
         }
     }
 
-    /// `model + Σ ratio · patch`.
-    pub fn apply(model: Model, patches: impl IntoIterator<Item = (Model, f64)>) -> Self {
+    /// `model + Σ ratio · patch`: the first patch and any further ones, each with its ratio.
+    pub fn apply(model: Model, first: (Model, f64), more: impl IntoIterator<Item = (Model, f64)>) -> Self {
         let mut sources = vec![(Role::Model, model)];
         let mut vectors = Vec::new();
-        for (patch, ratio) in patches {
+        for (patch, ratio) in std::iter::once(first).chain(more) {
             vectors.push(Vector { ratio, plus: sources.len(), minus: None });
             sources.push((Role::Patch, patch));
         }
@@ -298,18 +298,20 @@ fn find(inputs: &Inputs, source: SourceId, name: &str) -> (Option<TensorRef>, bo
 /// Refuses a vector with tensors that the output lacks, an untied `output.weight` aside, which the plan reports.
 fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
     let (plus, own) = (inputs.source(vector.plus), inputs.source(inputs.template()));
-    let others = vector.minus.map(|id| inputs.source(id));
-    let tensors: Vec<String> = [Some(plus), others]
-        .into_iter()
-        .flatten()
-        .flat_map(Model::tensors)
-        .filter(|t| kept_by_nature(t).is_none() && t.name() != OUTPUT && own.find(t.name()).is_none())
-        .map(|t| t.name().to_owned())
-        .collect();
-    if tensors.is_empty() {
-        return Ok(());
+    let has_no_place =
+        |t: &TensorInfo| kept_by_nature(t).is_none() && t.name() != OUTPUT && own.find(t.name()).is_none();
+    let names = |model: &Model| -> Vec<String> {
+        model.tensors().filter(|t| has_no_place(t)).map(|t| t.name().to_owned()).collect()
+    };
+    let tensors = names(plus);
+    if !tensors.is_empty() {
+        return Err(Error::NoPlace { tensors, vector: plus.path().to_owned(), model: own.path().to_owned() });
     }
-    Err(Error::NoPlace { tensors, vector: plus.path().to_owned(), model: own.path().to_owned() })
+    let Some(minus) = vector.minus.map(|id| inputs.source(id)) else { return Ok(()) };
+    match names(minus).into_iter().next() {
+        None => Ok(()),
+        Some(tensor) => Err(Error::OneSided { tensor, has: minus.path().to_owned(), lacks: plus.path().to_owned() }),
+    }
 }
 
 /// The part of a model that a tensor belongs to, for tables: the last word of its name, norms and biases together.

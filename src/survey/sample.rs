@@ -7,25 +7,31 @@ use rayon::prelude::*;
 use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, part_of};
+use super::rounding::true_square;
 use super::source::{Error, decode};
 use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
 use crate::quants;
 
-/// How much a survey looks at.
+/// How much a survey looks at, and with what.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SampleSettings {
     /// Weights to look at in all, about. Small models are read whole.
     pub n_weights: u64,
     /// Types to try on the merged rows, besides the model's own.
     pub types: Vec<GgmlType>,
+    /// Threads; fewer run if `memory` does not hold their buffers.
+    pub threads: usize,
+    /// Bytes of buffers of all threads together; one thread always runs, in 576 KiB.
+    pub memory: u64,
 }
 
 impl Default for SampleSettings {
-    /// Four million weights: under a second, and sums within a few percent (the rows are spread over every tensor).
+    /// Four million weights, a thread for each processor, 1 GiB.
     fn default() -> Self {
-        SampleSettings { n_weights: 4 << 20, types: Vec::new() }
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        SampleSettings { n_weights: 4 << 20, types: Vec::new(), threads, memory: 1 << 30 }
     }
 }
 
@@ -58,8 +64,8 @@ pub struct TensorSurvey {
 pub struct Survey {
     /// One entry for each tensor that something is added to, in the order of the pairs.
     pub tensors: Vec<TensorSurvey>,
-    /// cos(τ̂, τ) at least: how much of the vector read from quantised files is vector rather than rounding error, if the
-    /// errors of base and chat are independent. None for a patch, a zero vector, or types that were not tried.
+    /// cos(τ̂, τ), about: how much of the vector that is read from quantised files is vector rather than rounding error.
+    /// None for a patch, a zero vector, or types whose error is not known.
     pub cosine: Option<f64>,
     /// What looks wrong.
     pub findings: Vec<Finding>,
@@ -89,31 +95,36 @@ impl Survey {
 /// Weights in a piece: a row, or a part of a longer one. Any number of 256 is whole blocks of every type.
 const PIECE_WEIGHTS: u64 = 1 << 14;
 
-/// Bytes of buffers that each thread of a survey uses at most.
-pub const SURVEY_BYTES: u64 = 9 * 4 * PIECE_WEIGHTS;
+/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
+const THREAD_BYTES: u64 = (Sum::BYTES_PER_WEIGHT + 3 * 4) * PIECE_WEIGHTS;
 
-/// Samples rows of every tensor that something is added to, evenly spread over it, and measures. Runs on the current
-/// rayon pool; memory is [`SURVEY_BYTES`] for each of its threads.
+/// Samples rows of every tensor that something is added to, evenly spread over it, and measures, in a pool of its own.
 ///
 /// # Errors
-/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`] in a sampled row.
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`] in a sampled row, [`Error::Threads`].
 pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Result<Survey, Error> {
     let added: Vec<&Pair> = pairs.iter().filter(|p| p.kept.is_none()).collect();
     let n_weights: u64 = added.iter().map(|p| p.info(inputs).n_weights()).sum();
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
-    let samples: Vec<Sample> =
-        added.par_iter().map(|pair| sample(inputs, pair, share, &settings.types)).collect::<Result<_, _>>()?;
+    let threads = settings.threads.min((settings.memory / THREAD_BYTES) as usize).max(1);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
+    let samples: Vec<Sample> = pool.install(|| {
+        added.par_iter().map(|pair| sample(inputs, pair, share, &settings.types)).collect::<Result<_, _>>()
+    })?;
 
     let mut query_key = Distances::default();
     let mut others = Distances::default();
-    let (mut tau2, mut noise2) = (0.0, Some(0.0));
+    let (mut found2, mut true2) = (0.0, Some(0.0));
     for s in &samples {
         match part_of(&s.tensor.name) {
             "attn_q" | "attn_k" => query_key.add(s.distances),
             _ => others.add(s.distances),
         }
-        tau2 += s.distances.tau2;
-        noise2 = noise2.zip(s.noise2).map(|(a, b): (f64, f64)| a + b);
+        found2 += s.distances.tau2;
+        true2 = true2.zip(s.true2).map(|(a, b): (f64, f64)| a + b);
     }
     let mut survey = Survey::default();
     let vector = inputs.vectors()[0];
@@ -122,8 +133,9 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
         let has_template = |id| chat::has_template(inputs.source(id).metadata());
         let model_has_template = inputs.model().is_some_and(has_template);
         survey.findings.extend(judge_templates(model_has_template, has_template(base), has_template(vector.plus)));
-        let cosine2 = noise2.filter(|_| tau2 > 0.0).map(|noise2| 1.0 - noise2 / tau2);
-        survey.cosine = cosine2.filter(|c| c.is_finite()).map(|c| c.max(0.0).sqrt());
+        // τ̂ is right on average, so its product with τ is ‖τ‖².
+        let cosine = true2.filter(|_| found2 > 0.0).map(|true2| (true2 / found2).sqrt());
+        survey.cosine = cosine.filter(|c| c.is_finite());
     }
     survey.tensors = samples.into_iter().map(|s| s.tensor).collect();
     Ok(survey)
@@ -132,8 +144,8 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
 struct Sample {
     tensor: TensorSurvey,
     distances: Distances,
-    /// Squared rounding error expected in chat − base, none if a type's error could not be tried.
-    noise2: Option<f64>,
+    /// ‖τ‖² as it was before base and chat were rounded, none if a type's error is not known.
+    true2: Option<f64>,
 }
 
 fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Result<Sample, Error> {
@@ -147,8 +159,6 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     candidates.extend(pair.model_type(inputs));
     let first = pair.terms[0];
     let type_of = |r: TensorRef| inputs.source(r.source).tensor(r.tensor).ty();
-    let source_types: Vec<GgmlType> = [Some(first.plus), first.minus].into_iter().flatten().map(type_of).collect();
-    candidates.extend(&source_types);
     candidates.sort();
     candidates.dedup();
     candidates.retain(|&ty| quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64));
@@ -157,7 +167,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
     let mut unit_moments = Moments::default();
-    let (mut base2, mut wanted2) = (0.0, 0.0);
+    let mut base2 = 0.0;
     let mut by_type: BTreeMap<GgmlType, Moments> = candidates.iter().map(|&ty| (ty, Moments::default())).collect();
     let mut n_seen = 0u64;
     for i in 0..n_sampled {
@@ -190,19 +200,19 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
             coded.expect("candidates are supported and fit the row");
             tried.add(&sum.weights(&got));
         }
-        wanted2 += square_norm(sum.wanted());
     }
 
     let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };
-    let base2 = base2 * factor;
-    // A type's relative error, tried on rows that are not on its grid yet, tells what it once did to base and chat.
-    let relative2 = |tried: &Moments| if wanted2 > 0.0 { tried.error2 / wanted2 } else { 0.0 };
-    let noise2 = source_types.iter().map(|ty| by_type.get(ty).map(|tried| relative2(tried) * base2)).sum();
+    let true2 = first.minus.and_then(|minus| {
+        let n = n_seen.max(1) as f64;
+        let true2 = true_square(unit_moments.delta2 / n, base2 / n, type_of(minus), type_of(first.plus))?;
+        Some(true2 * info.n_weights() as f64)
+    });
     let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
     let tensor =
         TensorSurvey { name: pair.name.clone(), n_sampled, n_pieces, moments: moments.scaled(factor), by_type };
-    let distances = Distances::new(base2, &unit_moments.scaled(factor), pair.model.is_some());
-    Ok(Sample { tensor, distances, noise2 })
+    let distances = Distances::new(base2 * factor, &unit_moments.scaled(factor), pair.model.is_some());
+    Ok(Sample { tensor, distances, true2 })
 }
 
 fn square_norm(weights: &[f32]) -> f64 {

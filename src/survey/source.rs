@@ -63,6 +63,14 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
+    /// The system gave no threads.
+    #[error("cannot start {threads} threads: {reason}; give fewer --threads")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
     /// A tensor has another shape in another file.
     #[error(
         "tensor {tensor} is {found:?} in {} but {expected:?} in {}; the files are no siblings",

@@ -99,7 +99,9 @@ impl Sum {
 /// it held is of no use.
 pub fn resize(buffer: &mut Vec<f32>, n: usize) {
     if buffer.capacity() < n {
-        *buffer = Vec::with_capacity(n);
+        // The old memory goes before the new is taken.
+        *buffer = Vec::new();
+        buffer.reserve_exact(n);
     }
     buffer.resize(n, 0.0);
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with what it may use, in the order in which data walk through them.
-const ORDER: [(&str, &[&str]); 12] = [
+const ORDER: [(&str, &[&str]); 10] = [
     ("ggml", &[]),
     ("gguf", &["ggml"]),
     ("quants", &["ggml"]),
@@ -13,10 +13,8 @@ const ORDER: [(&str, &[&str]); 12] = [
     ("plan", &["ggml", "gguf", "quants", "chat", "survey"]),
     ("pipeline", &["ggml", "gguf", "quants", "chat", "survey", "plan"]),
     ("patch", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline"]),
-    ("infer", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch"]),
-    ("eval", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer"]),
-    ("report", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval"]),
-    ("cli", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval", "report"]),
+    ("report", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch"]),
+    ("cli", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "report"]),
 ];
 
 /// Crates that only the command may use.

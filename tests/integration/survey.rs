@@ -2,10 +2,14 @@
 
 use std::path::Path;
 
+use chatvec::pipeline::Budget;
 use chatvec::survey::{SampleSettings, pair, survey};
 
-use crate::support::{Draft, Val};
-use crate::trio::{Noise, Paths, Ran, TEMPLATE, Trio, bundled, change, drifted, names, read};
+use crate::support::{Draft, Tensor, Val};
+use crate::trio::{
+    F16, F32, Noise, Paths, Q4_K, Q8_0, Ran, TEMPLATE, Trio, bundled, change, drifted, get, names, read, requantise,
+    store, weights,
+};
 
 /// Merges the trio, which must be refused with these words; forced, it must go on.
 #[track_caller]
@@ -169,7 +173,8 @@ fn a_model_may_go_far_in_pre_training_and_ratios_may_be_any() {
 fn norms_of_a_sample_are_near_those_of_all_rows() {
     let inputs = Paths::bundled().inputs(1.0);
     let pairs = pair(&inputs).unwrap();
-    let looked = |n_weights| survey(&inputs, &pairs, &SampleSettings { n_weights, types: Vec::new() }).unwrap();
+    let looked =
+        |n_weights| survey(&inputs, &pairs, &SampleSettings { n_weights, ..SampleSettings::default() }).unwrap();
     let (sampled, whole) = (looked(270_000), looked(u64::MAX));
     assert!(sampled.tensors.iter().any(|t| t.n_sampled < t.n_pieces));
     let (sampled, whole) = (sampled.total(), whole.total());
@@ -182,4 +187,84 @@ fn norms_of_a_sample_are_near_those_of_all_rows() {
     }
     let (sampled, whole) = (sampled.drift_cosine().unwrap(), whole.drift_cosine().unwrap());
     assert!((sampled - whole).abs() <= 0.03, "cosine {sampled}, of all rows {whole}");
+}
+
+#[test]
+fn the_cosine_with_the_true_vector_is_forecast_whatever_the_model_is_stored_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let trio = Trio::bundled();
+    let all = |draft: &Draft| -> Vec<f32> { draft.tensors.iter().flat_map(weights).collect() };
+    let difference =
+        |a: &[f32], b: &[f32]| -> Vec<f64> { a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect() };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let tau = difference(&all(&trio.chat), &all(&trio.base));
+    for (ty, tolerance) in [(F16, 0.001), (Q8_0, 0.005), (14, 0.01), (13, 0.03), (Q4_K, 0.08), (11, 0.08)] {
+        let mut rounded = trio.clone();
+        rounded.each(|draft| requantise(draft, ty));
+        let found = difference(&all(&rounded.chat), &all(&rounded.base));
+        let truth = dot(&tau, &found) / (dot(&tau, &tau) * dot(&found, &found)).sqrt();
+        for cp in [trio.cp.clone(), rounded.cp.clone()] {
+            let paths = Trio { cp, ..rounded.clone() }.write(folder.path());
+            let inputs = paths.inputs(1.0);
+            let cosine = survey(&inputs, &pair(&inputs).unwrap(), &SampleSettings::default()).unwrap().cosine.unwrap();
+            assert!((cosine - truth).abs() < tolerance, "type {ty}: {cosine}, in truth {truth}");
+        }
+    }
+}
+
+#[test]
+fn a_vector_that_is_mostly_rounding_error_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::bundled();
+    trio.each(|draft| requantise(draft, Q4_K));
+    let ran = trio.write(folder.path()).command(&folder.path().join("out.gguf"), &["--type", "Q8_0"]);
+    ran.says(0, &["rounding error", "take base and chat as F16 or Q8_0"]);
+}
+
+#[test]
+fn pieces_of_long_rows_are_all_of_the_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    // Longer than two pieces, in halves of their own.
+    let n = 40_000;
+    let mut noise = Noise(9);
+    for (draft, scale) in [(&mut trio.base, 1.0), (&mut trio.chat, 1.04), (&mut trio.cp, 1.1)] {
+        let mut noise_of = |i: usize| noise.normal() * if i % n < n / 2 { 0.001 } else { 0.01 };
+        let values: Vec<f32> = (0..2 * n).map(|i| (0.05 + i as f32 * 1e-6) * scale + noise_of(i)).collect();
+        let mut tensor = Tensor::new("blk.0.long.weight", &[n as u64, 2], F32);
+        store(&mut tensor, F32, &values);
+        draft.tensors.push(tensor);
+    }
+    let paths = trio.write(folder.path());
+    let inputs = paths.inputs(1.0);
+    let all = SampleSettings { n_weights: u64::MAX, ..SampleSettings::default() };
+    let surveyed = survey(&inputs, &pair(&inputs).unwrap(), &all).unwrap();
+    let written = paths.try_merge(&folder.path().join("out.gguf"), "keep", 1.0, &Budget::default()).unwrap();
+    for (surveyed, measured) in surveyed.tensors.iter().zip(&written.measured.tensors) {
+        assert_eq!(surveyed.name, measured.name);
+        let (a, b) = (surveyed.moments, measured.moments);
+        for (a, b) in [(a.delta2, b.delta2), (a.model2, b.model2), (a.drift2, b.drift2), (a.delta_drift, b.delta_drift)]
+        {
+            assert!((a - b).abs() <= 1e-9 * b.abs(), "{}: {a} {b}", surveyed.name);
+        }
+    }
+}
+
+#[test]
+fn what_is_left_out_is_not_surveyed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    let mut trio = Trio::small();
+    // IQ4_NL cannot be read, and need not be.
+    trio.cp.tensor("token_embd.weight").ty = 20;
+    trio.cp.tensor("token_embd.weight").data = Some(vec![0; 256 * 8 / 32 * 18]);
+    change(trio.base.tensor("output.weight"), |weights| weights.fill(5.0));
+    let paths = trio.write(folder.path());
+    paths.command(&out, &["--embeddings", "skip"]).is_quiet();
+    let found = read(&out);
+    for name in ["token_embd.weight", "output.weight"] {
+        let data = |draft: &Draft| draft.clone().tensor(name).data();
+        assert_eq!(data(&found), data(&trio.cp), "{name}");
+    }
+    assert_eq!(get(&found, "chatvec.embeddings"), Some(&Val::str("skip")));
 }

@@ -156,7 +156,10 @@ fn a_sample_of_a_twentieth_forecasts_within_a_tenth() {
     let inputs = quantised_model(folder.path(), Q4_K).inputs(1.0);
     let pairs = pair(&inputs).unwrap();
     let types = vec![GgmlType::Q4_K, GgmlType::Q8_0];
-    let looked = |n_weights| survey(&inputs, &pairs, &SampleSettings { n_weights, types: types.clone() }).unwrap();
+    let looked = |n_weights| {
+        survey(&inputs, &pairs, &SampleSettings { n_weights, types: types.clone(), ..SampleSettings::default() })
+            .unwrap()
+    };
     let (sampled, whole) = (looked(137_000), looked(u64::MAX));
     assert!(whole.tensors.iter().all(|t| t.n_sampled == t.n_pieces));
     for ty in types.clone() {
