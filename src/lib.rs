@@ -29,8 +29,8 @@
 //! | [`cli`] | the command |
 //!
 //! Follow one merge through it: [`gguf::Model::open`] reads three headers, [`plan::check`] asks whether they are siblings,
-//! [`survey::pair`] finds what is added to each tensor, [`survey::survey`] samples, [`plan::MergePlan::merge`] decides, and
-//! [`pipeline::write`] does it.
+//! [`survey::pair`] finds what is added to each tensor, [`plan::MergePlan::merge`] decides, [`survey::survey`] looks at a
+//! sample of what that will give, and [`pipeline::write`] does it.
 //!
 //! # Example
 //!

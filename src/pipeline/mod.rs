@@ -123,7 +123,7 @@ pub enum Error {
 pub struct TensorResult {
     /// The tensor.
     pub name: String,
-    /// Its sums; all zero where nothing was added.
+    /// Its sums; all zero where the vector is.
     pub moments: Moments,
 }
 

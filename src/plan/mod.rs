@@ -1,7 +1,7 @@
 //! The planner: headers and a recipe → a [`MergePlan`] that says everything about the output before a weight is read.
 //!
-//! It is pure: it looks at headers and at what a survey measured, opens nothing and writes nothing. The same plan is
-//! printed by a dry run and carried out by [`crate::pipeline`].
+//! It is pure: it looks at headers and nothing else, opens nothing and writes nothing. The same plan is printed by a dry run
+//! and carried out by [`crate::pipeline`].
 
 mod compat;
 mod file_type;

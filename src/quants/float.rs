@@ -3,8 +3,8 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// Weights converted at a time, through an aligned buffer on the stack. Tried by decoding F16: 64 is a third slower, 1024
-/// no faster.
+/// Weights converted at a time, through an aligned buffer on the stack. Of 64, 256 and 1024, tried by decoding F16, 64 was
+/// slower and 1024 no faster.
 const CHUNK: usize = 256;
 
 pub(super) fn decode_f32(src: &[u8], dst: &mut [f32]) {

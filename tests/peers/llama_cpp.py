@@ -5,10 +5,12 @@
 FOLDER holds the F16 trio, prompts-de.jsonl and plain-heldout-words.json (default fixtures/models). The trio is merged
 into every type, and from copies with other alignments; each file answers all prompts greedily in a process of its own,
 because llama.cpp aborts on what it does not like. Ends with 1 unless every file loads and answers, carries the chat
-model's template, and the F32, F16 and Q8_0 merges behave as measured when the models were trained.
+model's template, the float and Q8_0 merges behave as measured when the models were trained, and the others as llama.cpp
+was seen to make of ggml's own quantisation of the same sum.
 
 Columns: ends = share of answers that stopped by <|im_end|>; lang = share that is German; exact = share of the answers
-to answerable prompts that are right to the letter; chat = answers to /v1/chat/completions that end by themselves.
+to answerable prompts that are right to the letter; api = answers to /v1/chat/completions that end by themselves (that
+the template renders; it says nothing of the vector, since cp ends there too).
 """
 
 import json
@@ -31,9 +33,21 @@ N_CHAT_PROMPTS = 8
 #: Greedy behaviour of cp + 1.0 * (chat - base), measured in f32 when the trio was trained.
 EXPECTED = {"ends": 0.9102, "lang": 0.9162, "exact": 0.6222}
 TOLERANCE = 0.03
-HELD_TO_EXPECTED = ("F32", "F16", "Q8_0")
-#: What other types may lose and still be called working: a broken tensor loses everything.
-LEAST_ENDS = 0.5
+#: The same of coarser types, whose bytes are ggml's: seen with the xllamacpp of requirements.txt on AVX-512. Kernels of
+#: other processors break near-ties otherwise, which moves a few of the 167 answers.
+EXPECTED_COARSE = {
+    "Q6_K": {"ends": 0.9162, "lang": 0.9222, "exact": 0.6074},
+    "Q5_K": {"ends": 0.9162, "lang": 0.9162, "exact": 0.6370},
+    "Q5_1": {"ends": 0.9162, "lang": 0.8802, "exact": 0.6148},
+    "Q5_0": {"ends": 0.9401, "lang": 0.9042, "exact": 0.6222},
+    "Q4_K": {"ends": 0.9102, "lang": 0.9222, "exact": 0.6444},
+    "Q4_1": {"ends": 0.9102, "lang": 0.8862, "exact": 0.5926},
+    "Q4_0": {"ends": 0.9521, "lang": 0.9102, "exact": 0.6074},
+    "Q3_K": {"ends": 0.9401, "lang": 0.8802, "exact": 0.5037},
+    "Q2_K": {"ends": 0.9102, "lang": 0.8623, "exact": 0.3556},
+}
+TOLERANCE_COARSE = 0.06
+LEAST_API = 0.5
 
 #: TENSOR_ALIGNMENT of ggml: what it asserts of the address of mapped weights.
 MAPPED_ALIGNMENT = 32
@@ -131,7 +145,7 @@ def score(items: list[dict], said: dict, words: dict[str, set[str]]) -> dict[str
         "ends": sum(a["ended"] for a in answers) / len(answers),
         "lang": sum(language(a["text"], words) == LANG for a in answers) / len(answers),
         "exact": sum(a["ended"] and a["text"].strip() == i["answer"] for i, a in pairs) / len(pairs),
-        "chat": sum(bool(text.strip()) and why == "stop" for text, why in said["chats"]) / len(said["chats"]),
+        "api": sum(bool(text.strip()) and why == "stop" for text, why in said["chats"]) / len(said["chats"]),
     }
 
 
@@ -145,7 +159,7 @@ class Table:
         self.words = {lang: set(own) for lang, own in words.items()}
         self.chat_template = chat_template
         self.passed = self.failed = 0
-        print(f"{'model':<26} {'ends':>6} {'lang':>6} {'exact':>6} {'chat':>6}")
+        print(f"{'model':<26} {'ends':>6} {'lang':>6} {'exact':>6} {'api':>6}")
 
     def row(self, name: str, model: Path, checks):
         """`checks(scores)` yields a sentence for each thing that is wrong."""
@@ -157,7 +171,7 @@ class Table:
         wrong = list(checks(scores))
         if checks is not not_a_chat_model and said["template"] != self.chat_template:
             wrong.append("the chat template in use is not the chat model's")
-        columns = " ".join(f"{scores[c]:6.4f}" for c in ("ends", "lang", "exact", "chat"))
+        columns = " ".join(f"{scores[c]:6.4f}" for c in ("ends", "lang", "exact", "api"))
         print(f"{name:<26} {columns}  {'; '.join(wrong) or 'ok'}", flush=True)
         self.passed += not wrong
         self.failed += bool(wrong)
@@ -173,24 +187,20 @@ def not_a_chat_model(scores):
         yield f"cp is expected not to end its answers, and does so in {scores['ends']:.2f}"
 
 
-def as_measured(scores):
-    """Within the tolerance of the figures measured for the formula."""
-    for column, expected in EXPECTED.items():
-        if abs(scores[column] - expected) > TOLERANCE:
-            yield f"{column} {scores[column]:.4f} is not within {TOLERANCE} of {expected}"
-    yield from answers_chat(scores)
+def as_measured(type_: str = "F16"):
+    """The check that a file of this type is within the tolerance of its figures."""
+    figures, tolerance = EXPECTED, TOLERANCE
+    if type_ in EXPECTED_COARSE:
+        figures, tolerance = EXPECTED_COARSE[type_], TOLERANCE_COARSE
 
+    def check(scores):
+        for column, expected in figures.items():
+            if abs(scores[column] - expected) > tolerance:
+                yield f"{column} {scores[column]:.4f} is not within {tolerance} of {expected}"
+        if scores["api"] < LEAST_API:
+            yield f"api {scores['api']:.4f} is below {LEAST_API}"
 
-def answers_chat(scores):
-    """Most answers end, in both ways of asking."""
-    for column in ("ends", "chat"):
-        if scores[column] < LEAST_ENDS:
-            yield f"{column} {scores[column]:.4f} is below {LEAST_ENDS}"
-
-
-def loads_and_answers(scores):
-    """No demand on quality: llama.cpp loaded the file, found its template, and answered."""
-    return iter(())
+    return check
 
 
 def evaluate(chatvec: Chatvec, trio: Trio, table: Table, folder: Path):
@@ -210,16 +220,15 @@ def evaluate(chatvec: Chatvec, trio: Trio, table: Table, folder: Path):
     own.write_bytes(trio.cp.read_bytes())
     table.row("cp", own, not_a_chat_model)
     for type_ in (*UNQUANTIZED, *QUANTIZED):
-        checks = as_measured if type_ in HELD_TO_EXPECTED else loads_and_answers if type_ == "Q2_K" else answers_chat
-        merge(f"merged {type_}", trio, checks, *PLAIN, type_=type_)
-    merge("merged, default options", trio, answers_chat)
+        merge(f"merged {type_}", trio, as_measured(type_), *PLAIN, type_=type_)
+    merge("merged, default options", trio, as_measured())
     # llama.cpp maps weights and asserts 32-byte addresses, so a file of alignment 16 aborts it for half of all header
     # lengths: what is merged from such files has to be aligned to 32. llama.cpp's own tools write unreadable files
     # from inputs of alignment 128, because they copy the key and pad with 32.
     for alignment in (16, 128):
         aligned = trio.map(lambda p: rewrite(p, folder / f"{alignment}-{p.name}", alignment=alignment))
-        merge(f"alignment {alignment}, keep", aligned, as_measured, *PLAIN)
-        merge(f"alignment {alignment}, Q4_K", aligned, answers_chat, *PLAIN, type_="Q4_K")
+        merge(f"alignment {alignment}, keep", aligned, as_measured(), *PLAIN)
+        merge(f"alignment {alignment}, Q4_K", aligned, as_measured("Q4_K"), *PLAIN, type_="Q4_K")
 
 
 def main() -> int:

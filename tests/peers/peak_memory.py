@@ -1,6 +1,6 @@
 """Measures memory and speed of a merge much larger than its budget, beside simpler ways of moving the same bytes.
 
-    python peak_memory.py [--files DIR | --gb 1.0 --vocab 128000] [--chatvec PATH] [--limit-mib 160]
+    python peak_memory.py [--files DIR | --gb 1.0 --vocab 128000] [--chatvec PATH] [--memory 64MiB] [--limit-mib 160]
 
 Merges a synthetic trio (synthetic.py; or base-F16.gguf, chat-F16.gguf, cp-F16.gguf of DIR) with `--memory 64MiB
 --threads 2`, once into F16 and once into Q8_0. Ends with 1 when the peak resident set reaches the limit or a tensor
@@ -18,7 +18,6 @@ from pathlib import Path
 
 from tool import PLAIN, VECTOR_LOST, Chatvec, Trio, arguments, work_folder
 
-BUDGET = "64MiB"
 THREADS = 2
 NUMPY_CHUNK_ROWS_BYTES = 1 << 23
 
@@ -68,11 +67,11 @@ def size(*paths: Path) -> int:
     return sum(p.stat().st_size for p in paths)
 
 
-def merge_run(chatvec: Chatvec, trio: Trio, out: Path, type_: str) -> Run:
+def merge_run(chatvec: Chatvec, trio: Trio, out: Path, type_: str, memory: str) -> Run:
     """chatvec's own run."""
     pure = ("--pure",) if type_ == "Q8_0" else ()
     run = measure([chatvec.path, "merge", "--base", trio.base, "--chat", trio.chat, "--model", trio.cp, "-o", out,
-                   "--type", type_, *pure, *PLAIN, "--memory", BUDGET, "--threads", THREADS], good=(0, VECTOR_LOST))
+                   "--type", type_, *pure, *PLAIN, "--memory", memory, "--threads", THREADS], good=(0, VECTOR_LOST))
     run.n_bytes = size(trio.base, trio.chat, trio.cp, out)
     return run
 
@@ -142,6 +141,7 @@ def main() -> int:
     parser.add_argument("--files", type=Path, help="folder of a trio that synthetic.py wrote (default: write one)")
     parser.add_argument("--gb", type=float, default=1.0, help="size of each file to write, in 10^9 bytes")
     parser.add_argument("--vocab", type=int, default=128_000, help="tokens of the files to write")
+    parser.add_argument("--memory", default="64MiB", help="what the merges get as --memory")
     parser.add_argument("--limit-mib", type=float, default=160, help="peak resident set that counts as too much")
     options = parser.parse_args()
     chatvec = Chatvec(options.chatvec)
@@ -160,12 +160,12 @@ def main() -> int:
         (folder / "copy.gguf").unlink()
         for type_ in ("keep", "Q8_0"):
             merged, plain = folder / f"merged-{type_}.gguf", folder / f"numpy-{type_}.bin"
-            run = merge_run(chatvec, trio, merged, type_)
+            run = merge_run(chatvec, trio, merged, type_, options.memory)
             peer, differing = numpy_run(trio, merged, plain)
             print(peer.row(f"numpy {type_}"))
             print(run.row(f"chatvec {type_}", peer), flush=True)
             if run.peak_mib >= options.limit_mib:
-                print(f"FAIL {type_}: peak of {run.peak_mib:.1f} MiB, limit {options.limit_mib:g} MiB, budget {BUDGET}")
+                print(f"FAIL {type_}: peak of {run.peak_mib:.1f} MiB, limit {options.limit_mib:g} MiB, budget {options.memory}")
                 failed += 1
             if differing:
                 print(f"FAIL {type_}: {differing} weights or bytes differ from numpy's merge")
