@@ -194,15 +194,16 @@ fn a_pipe_or_a_folder_is_no_input_and_is_not_waited_for() {
 }
 
 #[test]
-fn a_header_of_many_keys_is_compared_in_no_time() {
+fn headers_of_many_keys_are_compared_key_by_key() {
     let folder = tempfile::tempdir().unwrap();
     let mut trio = Trio::small();
     trio.each(|draft| (0..30_000).for_each(|i| draft.keys.push((format!("llama.x{i}").into_bytes(), Val::U32(i)))));
     let paths = trio.write(folder.path());
-    let before = Instant::now();
     paths.command(&folder.path().join("out.gguf"), &[]).is_quiet();
-    // It took half a minute when each key was looked for from the start.
-    assert!(before.elapsed() < Duration::from_secs(10), "{:?}", before.elapsed());
+    trio.chat.set("llama.x29999", Val::U32(0));
+    let paths = trio.write(folder.path());
+    let ran = paths.command(&folder.path().join("out.gguf"), &["--overwrite"]);
+    ran.says(0, &["llama.x29999 is 29999 in the model and 0 in chat"]);
 }
 
 /// Panics unless the object has exactly these keys.
@@ -320,9 +321,9 @@ fn an_interrupted_run_leaves_nothing_behind() {
             std::thread::sleep(Duration::from_millis(5));
         }
         let sent = Instant::now();
-        assert!(
-            Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success()
-        );
+        // The shell's own: a bare machine has no program of that name.
+        let kill = format!("kill -{signal} {}", child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         let ran = Ran::new(child.wait_with_output().unwrap());
         ran.says(130, &["error: interrupted; nothing is written"]);
         assert!(sent.elapsed() < Duration::from_secs(10), "{:?}", sent.elapsed());
