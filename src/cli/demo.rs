@@ -37,22 +37,23 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let models = trio_folder(args)?;
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot make the folder {}", args.output.display()))?;
+    let open = |name: &str| Model::open(&models.join(name), &Limits::default());
+    let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0);
+    plan::check(&inputs)?;
+    let pairs = survey::pair(&inputs)?;
+    let budget = global.budget();
+    let settings = SampleSettings { threads: budget.threads, memory: budget.memory, ..SampleSettings::default() };
+    if let Some(finding) = survey::survey(&inputs, &pairs, &settings)?.findings.first() {
+        bail!("the bundled models look wrong: {finding}");
+    }
     let mut results = Vec::new();
     for (name, pure) in TYPES {
         let started = Instant::now();
-        let open = |name: &str| Model::open(&models.join(name), &Limits::default());
-        let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0);
-        plan::check(&inputs)?;
-        let pairs = survey::pair(&inputs)?;
-        let findings = survey::survey(&inputs, &pairs, &SampleSettings::default())?.findings;
-        if let Some(finding) = findings.first() {
-            bail!("the bundled models look wrong: {finding}");
-        }
         let recipe = Recipe { output: OutputType::parse(name, pure)?, embeddings: Embeddings::All };
-        let plan = MergePlan::merge(&inputs, pairs, &recipe)?;
+        let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe)?;
         let path = args.output.join(format!("merged-{name}.gguf"));
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
-        let written = pipeline::write(&plan, &inputs, &path, true, &progress, &global.budget())?;
+        let written = pipeline::write(&plan, &inputs, &path, true, &progress, &budget)?;
         drop(progress);
         results.push(Merged { name, plan, written, took: started.elapsed() });
     }

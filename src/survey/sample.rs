@@ -92,7 +92,7 @@ impl Survey {
     }
 }
 
-/// Weights in a piece: a row, or a part of a longer one. Any number of 256 is whole blocks of every type.
+/// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every type.
 const PIECE_WEIGHTS: u64 = 1 << 14;
 
 /// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
