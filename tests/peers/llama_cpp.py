@@ -59,13 +59,16 @@ WORD = re.compile(r"[^\W\d_]+")
 class Llama:
     """One model in llama.cpp's own server, reached over its loopback endpoints."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, f32_cache: bool = False, n_ctx: int = 256):
         import xllamacpp
 
         p = xllamacpp.CommonParams()
         p.model.path = str(path)
-        p.n_ctx, p.n_parallel = 256, 1
+        p.n_ctx, p.n_parallel = n_ctx, 1
         p.cpuparams.n_threads = p.cpuparams_batch.n_threads = 2
+        if f32_cache:
+            p.cache_type_k = p.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            p.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         p.warmup = False
         p.verbosity = 0
         self.server = xllamacpp.Server(p)
