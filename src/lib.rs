@@ -25,6 +25,7 @@
 //! | [`plan`] | headers and a recipe → everything about the output, before a weight is read |
 //! | [`pipeline`] | carrying a plan out under a byte budget, and measuring |
 //! | [`patch`] | a vector on its own, in a file |
+//! | [`infer`] | smoke inference: what a file answers |
 //! | [`report`] | results as text and JSON |
 //! | [`cli`] | the command |
 //!
@@ -71,5 +72,6 @@ pub mod survey;
 pub mod plan;
 pub mod pipeline;
 pub mod patch;
+pub mod infer;
 pub mod report;
 pub mod cli;

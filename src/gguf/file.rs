@@ -47,6 +47,11 @@ impl File {
         &self.path
     }
 
+    /// The open file itself.
+    pub(super) fn as_fs_file(&self) -> &fs::File {
+        &self.file
+    }
+
     /// Its header.
     pub fn header(&self) -> &Header {
         &self.header

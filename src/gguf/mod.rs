@@ -24,6 +24,7 @@
 mod error;
 mod file;
 mod header;
+mod map;
 mod metadata;
 mod model;
 mod positional;
@@ -34,6 +35,7 @@ mod write;
 pub use error::{Check, Error};
 pub use file::File;
 pub use header::{ByteOrder, Header, TensorInfo, TensorSpec};
+pub use map::{Mapped, Mapping};
 pub use metadata::Metadata;
 pub use model::{Model, TensorId};
 pub use read::Limits;

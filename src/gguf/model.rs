@@ -114,6 +114,11 @@ impl Model {
         self.files[self.places[id].0 as usize].path()
     }
 
+    /// The position in [`Model::files`] of the file that holds a tensor.
+    pub(super) fn file_of(&self, id: TensorId) -> usize {
+        self.places[id].0 as usize
+    }
+
     /// Reads `buf.len()` bytes of a tensor's data, from `offset` bytes after its start. Takes no lock.
     ///
     /// # Errors

@@ -20,6 +20,7 @@
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
 
+mod dot;
 mod float;
 mod legacy;
 mod planes;
@@ -31,6 +32,9 @@ mod q6_k;
 mod rounding;
 mod scales;
 mod search;
+mod simd;
+
+pub use dot::{Block8, dot, has_dot, quantize_activations};
 
 use crate::ggml::GgmlType;
 

@@ -16,6 +16,7 @@ mod gguf_rs_differential;
 // The output: its bytes, the places it may not take, and what a failure leaves behind.
 mod gguf_writer;
 // What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it refuses.
+mod infer;
 mod merge;
 // The order of the crate's modules, read from its sources.
 mod module_order;

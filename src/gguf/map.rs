@@ -1,0 +1,71 @@
+//! Tensors as memory, for those who read every weight again and again.
+//!
+//! The pages belong to the system's cache, not to the process: a model larger than the memory can be mapped, and two
+//! processes share it. In return, a file that is cut short while it is mapped ends the process with SIGBUS, which is why
+//! nothing but inference maps files (see [`super::File`]).
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use super::error::Error;
+use super::model::{Model, TensorId};
+
+/// All files of a [`Model`], mapped.
+#[derive(Debug)]
+pub struct Mapping {
+    files: Vec<Arc<Mmap>>,
+}
+
+/// The bytes of one tensor, which keep its file mapped.
+#[derive(Clone, Debug)]
+pub struct Mapped {
+    file: Arc<Mmap>,
+    range: Range<usize>,
+}
+
+impl Model {
+    /// Maps the files of the model.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    #[allow(unsafe_code)]
+    pub fn map(&self) -> Result<Mapping, Error> {
+        let map = |file: &super::File| {
+            // SAFETY: the map is read only, and of plain bytes. That nobody writes to the file meanwhile cannot be
+            // promised by anyone: whoever does changes weights under a computation or, by cutting the file short, ends
+            // the process by a signal. Both are said in the documentation of this module.
+            let map = unsafe { Mmap::map(file.as_fs_file()) };
+            map.map(Arc::new).map_err(Error::io(file.path(), "map"))
+        };
+        Ok(Mapping { files: self.files().iter().map(map).collect::<Result<_, _>>()? })
+    }
+
+    /// The bytes of a tensor. `mapping` is that of this model.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file became shorter since it was opened.
+    ///
+    /// # Panics
+    /// If `id` is not below [`Model::n_tensors`].
+    pub fn mapped(&self, mapping: &Mapping, id: TensorId) -> Result<Mapped, Error> {
+        let (tensor, index) = (self.tensor(id), self.file_of(id));
+        let (file, map) = (&self.files()[index], &mapping.files[index]);
+        let start = file.header().data_offset() + tensor.offset();
+        let end = start + tensor.size();
+        if end > map.len() as u64 {
+            let why = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "it became shorter since it was opened");
+            return Err(Error::io(file.path(), "map")(why));
+        }
+        Ok(Mapped { file: Arc::clone(map), range: start as usize..end as usize })
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.file[self.range.clone()]
+    }
+}

@@ -1,0 +1,132 @@
+//! Why a model does not run.
+
+use std::path::{Path, PathBuf};
+
+use crate::ggml::GgmlType;
+use crate::gguf;
+
+/// Why a model does not run here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The container.
+    #[error(transparent)]
+    Container(#[from] gguf::Error),
+    /// An architecture without a forward pass in this crate.
+    #[error(
+        "{}: smoke inference knows the architectures {}, not {found}; try the file in llama.cpp itself",
+        path.display(), super::ARCHITECTURES.join(" and ")
+    )]
+    Architecture {
+        /// The file.
+        path: PathBuf,
+        /// `general.architecture`, or what stands for it.
+        found: String,
+    },
+    /// A key that is missing, or whose value makes no sense.
+    #[error("{}: key {key}: expected {expected}, found {found}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What it should have been.
+        expected: String,
+        /// What it was.
+        found: String,
+    },
+    /// A tensor that is missing, or has another shape than the metadata ask for.
+    #[error("{}: tensor {tensor}: expected {expected}, found {found}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape it should have, row length first.
+        expected: String,
+        /// The shape it has, or that there is none.
+        found: String,
+    },
+    /// Tensors with no place in the architecture.
+    #[error(
+        "{}: {} tensors have no place in a {architecture} model, among them {}; llama.cpp refuses such a file, too",
+        path.display(), tensors.len(), tensors[0]
+    )]
+    Extra {
+        /// The file.
+        path: PathBuf,
+        /// The architecture.
+        architecture: String,
+        /// Names of the tensors, at least one.
+        tensors: Vec<String>,
+    },
+    /// A tensor of a type that cannot be computed with.
+    #[error("{}: tensor {tensor} is {ty}, which smoke inference cannot multiply with", path.display())]
+    Type {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: GgmlType,
+    },
+    /// The memory that was allowed is too small.
+    #[error(
+        "{}: a context of {n_ctx} tokens takes {} of memory, but --memory allows {}; give more memory or a smaller context",
+        path.display(), bytesize::ByteSize::b(*needed).display().iec(), bytesize::ByteSize::b(*allowed).display().iec()
+    )]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// Tokens.
+        n_ctx: usize,
+        /// Bytes of keys, values and activations.
+        needed: u64,
+        /// Bytes that were allowed.
+        allowed: u64,
+    },
+    /// More tokens than the context holds.
+    #[error("{n_tokens} tokens do not fit in a context of {n_ctx}")]
+    Context {
+        /// Tokens in all.
+        n_tokens: usize,
+        /// Tokens that fit.
+        n_ctx: usize,
+    },
+    /// A token that is not in the vocabulary.
+    #[error("token {id} is not in a vocabulary of {n_vocab} tokens")]
+    Token {
+        /// The token.
+        id: u32,
+        /// Tokens of the vocabulary.
+        n_vocab: usize,
+    },
+    /// A setting that makes no sense.
+    #[error("{what} is {found}, expected {expected}")]
+    Setting {
+        /// Which.
+        what: &'static str,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// The system gave no threads.
+    #[error("cannot start {threads} threads: {reason}; give fewer --threads")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system said.
+        reason: String,
+    },
+    /// Someone asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+impl Error {
+    pub(super) fn key(path: &Path, key: &str, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        let (path, key) = (path.to_owned(), key.to_owned());
+        Error::Key { path, key, expected: expected.into(), found: found.into() }
+    }
+}

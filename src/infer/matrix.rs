@@ -1,0 +1,222 @@
+//! Matrices as they are stored, and multiplying activations with them.
+
+use std::ops::Range;
+
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8K, GgmlType as Stored,
+};
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::ggml::GgmlType;
+use crate::gguf::Mapped;
+use crate::quants::{self, Block8};
+
+/// Multiplications that are worth another thread: some ten microseconds of work.
+const TASK: usize = 1 << 17;
+
+/// A matrix in the blocks of its type: `n_rows` outputs of `row_len` inputs each.
+#[derive(Debug)]
+pub(super) struct Matrix {
+    ty: GgmlType,
+    row_len: usize,
+    n_rows: usize,
+    row_size: usize,
+    blocks: Mapped,
+    kernel: Kernel,
+}
+
+/// What multiplies a stored row with activations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kernel {
+    /// candle's dot product on blocks where they lie.
+    Candle,
+    /// The codec's own dot product.
+    Codec,
+    /// The row is decoded, then multiplied in f32.
+    Decoded,
+}
+
+/// Rows of activations as a kernel wants them: each row rounded as ggml rounds it for the type of the matrix
+/// (`vec_dot_type`, ggml-cpu/ggml-cpu.c).
+enum Activations<'a> {
+    F32(&'a [f32]),
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+    Q8_0(Vec<BlockQ8_0>),
+    Q8K(Vec<BlockQ8K>),
+    Block8(Vec<Block8>),
+}
+
+impl Matrix {
+    /// `blocks` are those of `n_rows` rows of `row_len` weights; none if this type cannot be multiplied with.
+    pub(super) fn new(ty: GgmlType, row_len: usize, n_rows: usize, blocks: Mapped) -> Option<Self> {
+        if !quants::is_supported(ty) || n_rows == 0 || !blocks.len().is_multiple_of(n_rows) {
+            return None;
+        }
+        let row_size = blocks.len() / n_rows;
+        if row_size as u64 != ty.size_of(row_len as u64)? {
+            return None;
+        }
+        // Blocks of halves and floats: the container may align tensors to fewer bytes.
+        let is_aligned = (blocks.as_ptr() as usize).is_multiple_of(4);
+        let kernel = match ty {
+            _ if quants::has_dot(ty) => Kernel::Codec,
+            _ if is_aligned && cfg!(target_endian = "little") => Kernel::Candle,
+            _ => Kernel::Decoded,
+        };
+        Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel })
+    }
+
+    pub(super) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Decodes one row.
+    pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
+        let bytes = &self.blocks[row * self.row_size..][..self.row_size];
+        // Type and lengths were checked when the matrix was made.
+        let decoded = quants::dequantize_row(self.ty, bytes, out);
+        debug_assert!(decoded.is_ok());
+    }
+
+    /// Whether both want the same activations.
+    fn is_alike(&self, other: &Matrix) -> bool {
+        (self.ty, self.kernel) == (other.ty, other.kernel)
+    }
+
+    fn prepare<'a>(&self, x: &'a [f32]) -> Activations<'a> {
+        match (self.kernel, self.ty) {
+            (Kernel::Codec, _) => {
+                let mut blocks = Vec::new();
+                x.chunks_exact(self.row_len).for_each(|row| quants::quantize_activations(row, &mut blocks));
+                Activations::Block8(blocks)
+            }
+            (Kernel::Decoded, _) | (_, GgmlType::F32) => Activations::F32(x),
+            (_, GgmlType::F16) => Activations::F16(round_rows(x, self.row_len)),
+            (_, GgmlType::BF16) => Activations::BF16(round_rows(x, self.row_len)),
+            (_, GgmlType::Q4_0 | GgmlType::Q8_0) => Activations::Q8_0(round_rows(x, self.row_len)),
+            _ => Activations::Q8K(round_rows(x, self.row_len)),
+        }
+    }
+
+    /// Multiplies rows of the matrix with all rows of activations: `out` is `rows.len() × n_tokens`, tokens first.
+    fn multiply_rows(&self, x: &Activations<'_>, n_tokens: usize, rows: Range<usize>, out: &mut [f32]) {
+        use Activations as A;
+        let bytes = &self.blocks[rows.start * self.row_size..rows.end * self.row_size];
+        let n = self.row_len;
+        match (self.ty, x) {
+            (GgmlType::F32, A::F32(x)) if self.kernel == Kernel::Candle => dots::<f32>(bytes, n, x, n_tokens, out),
+            (GgmlType::F16, A::F16(x)) => dots::<f16>(bytes, n, x, n_tokens, out),
+            (GgmlType::BF16, A::BF16(x)) => dots::<bf16>(bytes, n, x, n_tokens, out),
+            (GgmlType::Q4_0, A::Q8_0(x)) => dots::<BlockQ4_0>(bytes, n, x, n_tokens, out),
+            (GgmlType::Q8_0, A::Q8_0(x)) => dots::<BlockQ8_0>(bytes, n, x, n_tokens, out),
+            (GgmlType::Q2_K, A::Q8K(x)) => dots::<BlockQ2K>(bytes, n, x, n_tokens, out),
+            (GgmlType::Q3_K, A::Q8K(x)) => dots::<BlockQ3K>(bytes, n, x, n_tokens, out),
+            (GgmlType::Q4_K, A::Q8K(x)) => dots::<BlockQ4K>(bytes, n, x, n_tokens, out),
+            (GgmlType::Q5_K, A::Q8K(x)) => dots::<BlockQ5K>(bytes, n, x, n_tokens, out),
+            (GgmlType::Q6_K, A::Q8K(x)) => dots::<BlockQ6K>(bytes, n, x, n_tokens, out),
+            (ty, A::Block8(x)) => {
+                let per_row = x.len() / n_tokens;
+                for (row, out) in bytes.chunks_exact(self.row_size).zip(out.chunks_exact_mut(n_tokens)) {
+                    for (x, out) in x.chunks_exact(per_row).zip(out) {
+                        *out = quants::dot(ty, row, x);
+                    }
+                }
+            }
+            (_, A::F32(x)) => {
+                let mut decoded = vec![0.0; n];
+                for (row, out) in rows.zip(out.chunks_exact_mut(n_tokens)) {
+                    self.decode_row(row, &mut decoded);
+                    dots_of_row(&decoded, x, out);
+                }
+            }
+            // `prepare` makes what this function takes.
+            _ => debug_assert!(false, "activations of another type"),
+        }
+    }
+}
+
+/// Rounds each row of activations to the blocks that a dot product takes.
+fn round_rows<T: Stored>(x: &[f32], row_len: usize) -> Vec<T> {
+    let per_row = row_len / T::BLCK_SIZE;
+    let mut blocks = vec![T::zeros(); x.len() / row_len * per_row];
+    for (row, blocks) in x.chunks_exact(row_len).zip(blocks.chunks_exact_mut(per_row)) {
+        T::from_float(row, blocks);
+    }
+    blocks
+}
+
+/// Dot products of the rows in `bytes` with all rows of activations.
+fn dots<T: Stored>(bytes: &[u8], row_len: usize, x: &[T::VecDotType], n_tokens: usize, out: &mut [f32]) {
+    let (blocks, per_row) = (blocks_of::<T>(bytes), row_len / T::BLCK_SIZE);
+    for (row, out) in blocks.chunks_exact(per_row).zip(out.chunks_exact_mut(n_tokens)) {
+        for (x, out) in x.chunks_exact(per_row).zip(out) {
+            *out = T::vec_dot(row_len, row, x);
+        }
+    }
+}
+
+fn dots_of_row(row: &[f32], x: &[f32], out: &mut [f32]) {
+    for (x, out) in x.chunks_exact(row.len()).zip(out) {
+        *out = dot(row, x);
+    }
+}
+
+/// The dot product of two rows of f32.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let n = a.len().min(b.len());
+    f32::vec_dot(n, &a[..n], &b[..n])
+}
+
+/// Reads bytes of a file as candle's blocks.
+#[allow(unsafe_code)]
+fn blocks_of<T: Stored>(bytes: &[u8]) -> &[T] {
+    assert!((bytes.as_ptr() as usize).is_multiple_of(align_of::<T>()), "checked when the matrix was made");
+    // SAFETY: the pointer is aligned, and the length counts whole blocks within the slice. The types are candle's `f32`,
+    // `f16`, `bf16` and `#[repr(C)]` blocks of halves and bytes, for which every pattern of bits is a value and which
+    // candle itself reads from files in this way (`as_t_slice`, candle-core/src/quantized/mod.rs).
+    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
+}
+
+/// Multiplies rows of activations with several matrices of the same input: for each matrix `n_tokens × n_rows`,
+/// a token's outputs together. One task for the threads, however many matrices.
+///
+/// # Panics
+/// If the activations are no whole rows of the matrices.
+pub(super) fn multiply(matrices: &[&Matrix], x: &[f32], n_tokens: usize) -> Vec<Vec<f32>> {
+    assert!(matrices.iter().all(|m| m.row_len * n_tokens == x.len()), "activations of another width");
+    let mut prepared: Vec<(&Matrix, Activations<'_>)> = Vec::new();
+    for &matrix in matrices {
+        if !prepared.iter().any(|(m, _)| m.is_alike(matrix)) {
+            prepared.push((matrix, matrix.prepare(x)));
+        }
+    }
+    let mut outputs: Vec<Vec<f32>> = matrices.iter().map(|m| vec![0.0; m.n_rows * n_tokens]).collect();
+    let mut tasks = Vec::new();
+    for (&matrix, output) in matrices.iter().zip(&mut outputs) {
+        let Some((_, x)) = prepared.iter().find(|(m, _)| m.is_alike(matrix)) else { continue };
+        let rows = (TASK / (matrix.row_len * n_tokens)).max(1);
+        for (i, out) in output.chunks_mut(rows * n_tokens).enumerate() {
+            let start = i * rows;
+            tasks.push((matrix, x, start..start + out.len() / n_tokens, out));
+        }
+    }
+    match tasks.len() {
+        1 => tasks.into_iter().for_each(|(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out)),
+        _ => tasks.into_par_iter().for_each(|(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out)),
+    }
+    if n_tokens > 1 {
+        outputs.iter_mut().for_each(|out| *out = transposed(out, n_tokens));
+    }
+    outputs
+}
+
+/// Rows of `n` become columns.
+fn transposed(rows: &[f32], n: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.len());
+    for column in 0..n {
+        out.extend(rows[column..].iter().step_by(n));
+    }
+    out
+}

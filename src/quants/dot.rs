@@ -1,0 +1,195 @@
+//! Dot products of stored rows with activations in 8 bits, for the types that candle multiplies without vector
+//! instructions on x86: Q4_1, Q5_0 and Q5_1.
+//!
+//! The arithmetic is ggml's (ggml-cpu, `quantize_row_q8_1` and `ggml_vec_dot_q4_1_q8_1` and its like): activations are
+//! rounded to 8 bits in blocks of 32, products of codes are summed as integers, and scales are applied per block. The
+//! order in which blocks are summed differs between processors, as it does in ggml.
+
+use half::f16;
+
+use super::simd;
+use crate::ggml::GgmlType;
+
+/// Activations of a block.
+const LEN: usize = 32;
+
+/// 32 activations in 8 bits: `d · codes`.
+#[derive(Clone, Debug)]
+#[repr(C)]
+pub struct Block8 {
+    /// The scale, rounded to F16.
+    pub(super) d: f32,
+    /// `d · Σ codes` before `d` was rounded, itself rounded to F16: what a type's minimum is multiplied with.
+    pub(super) s: f32,
+    /// Σ codes.
+    pub(super) sum: i32,
+    /// −127 to 127.
+    pub(super) codes: [i8; LEN],
+}
+
+/// Whether [`dot`] takes rows of this type.
+pub fn has_dot(ty: GgmlType) -> bool {
+    matches!(ty, GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1)
+}
+
+/// Appends the activations of a row to `out`, block by block. What is left over of `row` after whole blocks is ignored.
+///
+/// An activation that is no number makes the scale of its block no number, so that the dot product says so too.
+pub fn quantize_activations(row: &[f32], out: &mut Vec<Block8>) {
+    for x in row.chunks_exact(LEN) {
+        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+        let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+        let mut codes = [0i8; LEN];
+        for (code, v) in codes.iter_mut().zip(x) {
+            *code = (v * inverse).round_ties_even() as i8;
+        }
+        let sum = codes.iter().map(|&c| i32::from(c)).sum::<i32>();
+        let d = if x.iter().any(|v| v.is_nan()) { f32::NAN } else { largest / 127.0 };
+        let rounded = |v: f32| f16::from_f32(v).to_f32();
+        out.push(Block8 { d: rounded(d), s: rounded(d * sum as f32), sum, codes });
+    }
+}
+
+/// The dot product of a stored row with activations; 0 for a type without [`has_dot`].
+///
+/// `row` holds the blocks of as many weights as `x` has activations; the shorter of both counts.
+pub fn dot(ty: GgmlType, row: &[u8], x: &[Block8]) -> f32 {
+    match ty {
+        GgmlType::Q4_1 => simd::dot::<Q4_1, 20>(row, x),
+        GgmlType::Q5_0 => simd::dot::<Q5_0, 22>(row, x),
+        GgmlType::Q5_1 => simd::dot::<Q5_1, 24>(row, x),
+        _ => 0.0,
+    }
+}
+
+/// A block of 32 weights: `scale · code + minimum`, or `scale · (code − offset)`; codes of 4 bits and perhaps a fifth.
+/// The scale is the first F16 of the block.
+pub(super) trait Block<const SIZE: usize> {
+    /// Where the F16 minimum is.
+    const MINIMUM: Option<usize>;
+    /// What is taken off each code.
+    const OFFSET: i32;
+    /// Where the four bytes with the fifth bits begin.
+    const FIFTH: Option<usize>;
+    /// Where the 16 bytes with the lower four bits of the codes begin.
+    const NIBBLES: usize;
+}
+
+pub(super) struct Q4_1;
+
+impl Block<20> for Q4_1 {
+    const MINIMUM: Option<usize> = Some(2);
+    const OFFSET: i32 = 0;
+    const FIFTH: Option<usize> = None;
+    const NIBBLES: usize = 4;
+}
+
+pub(super) struct Q5_0;
+
+impl Block<22> for Q5_0 {
+    const MINIMUM: Option<usize> = None;
+    const OFFSET: i32 = 16;
+    const FIFTH: Option<usize> = Some(2);
+    const NIBBLES: usize = 6;
+}
+
+pub(super) struct Q5_1;
+
+impl Block<24> for Q5_1 {
+    const MINIMUM: Option<usize> = Some(2);
+    const OFFSET: i32 = 0;
+    const FIFTH: Option<usize> = Some(4);
+    const NIBBLES: usize = 8;
+}
+
+/// What the sum of products is multiplied with, and what is added to that. `half` reads two bytes of F16.
+#[inline(always)]
+pub(super) fn scale_and_rest<B: Block<SIZE>, const SIZE: usize>(
+    block: &[u8; SIZE],
+    x: &Block8,
+    half: impl Fn([u8; 2]) -> f32,
+) -> (f32, f32) {
+    let scale = half([block[0], block[1]]) * x.d;
+    let minimum = B::MINIMUM.map_or(0.0, |at| half([block[at], block[at + 1]]) * x.s);
+    (scale, minimum - scale * (B::OFFSET * x.sum) as f32)
+}
+
+/// `Σ code · x.code` of a block.
+pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
+    let fifths = B::FIFTH.map_or(0, |at| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]));
+    let mut sum = 0;
+    for i in 0..LEN / 2 {
+        let byte = block[B::NIBBLES + i];
+        let fifth = |bit: usize| ((fifths >> bit & 1) << 4) as i32;
+        sum += (i32::from(byte & 15) | fifth(i)) * i32::from(x.codes[i]);
+        sum += (i32::from(byte >> 4) | fifth(i + LEN / 2)) * i32::from(x.codes[i + LEN / 2]);
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quants;
+
+    /// Rows of 512 weights with a spread of values, from a small linear congruence.
+    fn numbers(seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..512).map(|_| next() + next() * next()).collect()
+    }
+
+    #[test]
+    fn equals_the_product_of_the_decoded_row() {
+        for (seed, ty) in [GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1].into_iter().enumerate() {
+            let (weights, x) = (numbers(seed as u32 + 1), numbers(seed as u32 + 100));
+            let mut row = vec![0; ty.size_of(512).expect("two whole K blocks") as usize];
+            quants::quantize_row(ty, &weights, &mut row).expect("a whole row");
+            let mut decoded = vec![0.0; 512];
+            quants::dequantize_row(ty, &row, &mut decoded).expect("a whole row");
+            let mut blocks = Vec::new();
+            quantize_activations(&x, &mut blocks);
+            let rounded = blocks.iter().flat_map(|b| b.codes.map(|c| f64::from(b.d) * f64::from(c)));
+            let expected: f64 = rounded.zip(&decoded).map(|(x, w)| x * f64::from(*w)).sum();
+            let found = f64::from(dot(ty, &row, &blocks));
+            // The minimum is multiplied with a sum that is rounded to F16.
+            assert!((found - expected).abs() < 2e-3, "{ty}: {found} instead of {expected}");
+            let exact: f64 = x.iter().zip(&decoded).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            assert!((found - exact).abs() < 0.05, "{ty}: {found}, without rounding {exact}");
+        }
+    }
+
+    #[test]
+    fn vector_instructions_find_the_same_integers() {
+        for seed in 0..200 {
+            let bytes: Vec<u8> = numbers(seed).iter().map(|v| (v * 997.0) as i32 as u8).collect();
+            let mut x = Vec::new();
+            quantize_activations(&numbers(seed + 1000)[..32], &mut x);
+            x[0].codes[0] = -127;
+            let check = |scalar: i32, vector: Option<i32>| {
+                if let Some(vector) = vector {
+                    assert_eq!(scalar, vector);
+                }
+            };
+            let (a, b, c) = (bytes[..20].try_into(), bytes[..22].try_into(), bytes[..24].try_into());
+            let (a, b, c) = (a.expect("20"), b.expect("22"), c.expect("24"));
+            check(products::<Q4_1, 20>(a, &x[0]), simd::products::<Q4_1, 20>(a, &x[0]));
+            check(products::<Q5_0, 22>(b, &x[0]), simd::products::<Q5_0, 22>(b, &x[0]));
+            check(products::<Q5_1, 24>(c, &x[0]), simd::products::<Q5_1, 24>(c, &x[0]));
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        let mut x = numbers(3);
+        x[40] = f32::NAN;
+        let mut blocks = Vec::new();
+        quantize_activations(&x, &mut blocks);
+        let mut row = vec![0; 512 / 32 * 20];
+        quants::quantize_row(GgmlType::Q4_1, &numbers(4), &mut row).expect("a whole row");
+        assert!(dot(GgmlType::Q4_1, &row, &blocks).is_nan());
+    }
+}

@@ -1,0 +1,33 @@
+//! Vector instructions, chosen at run time by what the processor has. All `unsafe` of the codec is here.
+
+use half::f16;
+
+use super::dot::{self, Block, Block8};
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// The dot product of a row of blocks with activations.
+pub(super) fn dot<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if x86::is_available() {
+        return x86::dot::<B, SIZE>(row, x);
+    }
+    let (blocks, _) = row.as_chunks::<SIZE>();
+    let mut total = 0.0;
+    for (block, x) in blocks.iter().zip(x) {
+        let (scale, rest) = dot::scale_and_rest::<B, SIZE>(block, x, |bytes| f16::from_le_bytes(bytes).to_f32());
+        total += scale * dot::products::<B, SIZE>(block, x) as f32 + rest;
+    }
+    total
+}
+
+/// The sum of products of one block, for the comparison with that of scalar code; none without vector instructions.
+#[cfg(test)]
+pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> Option<i32> {
+    #[cfg(target_arch = "x86_64")]
+    if x86::is_available() {
+        return Some(x86::products::<B, SIZE>(block, x));
+    }
+    None
+}

@@ -1,0 +1,85 @@
+//! AVX2.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use crate::quants::dot::{Block, Block8, scale_and_rest};
+
+/// Whether the processor has what the functions of this module use.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
+}
+
+/// As [`super::dot`].
+pub(super) fn dot<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -> f32 {
+    debug_assert!(is_available());
+    // SAFETY: every caller asks `is_available` first.
+    unsafe { dot_avx2::<B, SIZE>(row, x) }
+}
+
+/// The sum of products of one block.
+#[cfg(test)]
+pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
+    // SAFETY: every caller asks `is_available` first.
+    unsafe { sum(products_avx2::<B, SIZE>(block, x)) }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_avx2<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -> f32 {
+    let (blocks, _) = row.as_chunks::<SIZE>();
+    let mut total = _mm256_setzero_ps();
+    let mut rests = 0.0;
+    for (block, x) in blocks.iter().zip(x) {
+        let (scale, rest) = scale_and_rest::<B, SIZE>(block, x, |bytes| half(bytes));
+        let products = _mm256_cvtepi32_ps(products_avx2::<B, SIZE>(block, x));
+        total = _mm256_add_ps(total, _mm256_mul_ps(products, _mm256_set1_ps(scale)));
+        rests += rest;
+    }
+    let mut lanes = [0f32; 8];
+    // SAFETY: eight lanes of four bytes; the store asks for no alignment.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), total) };
+    lanes.iter().sum::<f32>() + rests
+}
+
+#[target_feature(enable = "f16c")]
+fn half(bytes: [u8; 2]) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes)))))
+}
+
+/// Eight partial sums of `Σ code · x.code`. Codes have at most five bits, so that a pair of products, at most
+/// 2 · 31 · 127, fits in the 16 bits of `maddubs`.
+#[target_feature(enable = "avx2")]
+fn products_avx2<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> __m256i {
+    let nibbles: &[u8; 16] = block[B::NIBBLES..].first_chunk().unwrap_or(&[0; 16]);
+    // SAFETY: both pointers are of arrays of as many bytes as are loaded, 16 and 32; neither load asks for alignment.
+    let (bytes, codes) =
+        unsafe { (_mm_loadu_si128(nibbles.as_ptr().cast()), _mm256_loadu_si256(x.codes.as_ptr().cast())) };
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
+    let mut weights = _mm256_and_si256(both, _mm256_set1_epi8(15));
+    if let Some(at) = B::FIFTH {
+        let bits = i32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+        weights = _mm256_or_si256(weights, fifths(bits));
+    }
+    let pairs = _mm256_maddubs_epi16(weights, codes);
+    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+}
+
+/// 16 in each byte whose bit is set.
+#[target_feature(enable = "avx2")]
+fn fifths(bits: i32) -> __m256i {
+    const EIGHT: [i64; 4] = [0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303];
+    let spread = _mm256_set_epi64x(EIGHT[3], EIGHT[2], EIGHT[1], EIGHT[0]);
+    let own = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+    let byte = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread);
+    let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(byte, own), own);
+    _mm256_and_si256(is_set, _mm256_set1_epi8(16))
+}
+
+#[cfg(test)]
+#[target_feature(enable = "avx2")]
+fn sum(v: __m256i) -> i32 {
+    let mut lanes = [0i32; 8];
+    // SAFETY: eight lanes of four bytes; the store asks for no alignment.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), v) };
+    lanes.iter().sum()
+}
