@@ -4,9 +4,14 @@
 //! vector teaches the model to end its answers with the chat model's end token, inside the chat model's template.
 //! Everything about the text vocabulary stays the continual-pretrained model's.
 
+mod end;
+mod error;
 mod plumbing;
+mod tokenizer;
 
+pub use error::Error;
 pub use plumbing::{Change, Transplant, has_template, is_plumbing_key, transplant};
+pub use tokenizer::{TokenKind, Tokenizer};
 
 /// `tokenizer.ggml.tokens`: the vocabulary as text.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";

@@ -1,0 +1,264 @@
+//! Text to tokens and back, from the metadata alone, with llama.cpp's results.
+//!
+//! Built in are byte-pair encoding (`tokenizer.ggml.model` `gpt2`, and `gemma4` with text instead of bytes) with most
+//! of llama.cpp's pre-tokenizers, and SentencePiece by scores (`llama`). WordPiece, unigram and RWKV vocabularies belong
+//! to models without a chat and are refused by name.
+
+pub(super) mod vocab;
+
+mod bpe;
+mod merge;
+mod pre;
+mod special;
+mod spm;
+
+use std::borrow::Cow;
+use std::fmt;
+
+use bstr::{BStr, ByteSlice};
+
+use super::end::{Defaults, Named};
+use super::error::{Error, shown};
+use crate::gguf::Metadata;
+use bpe::Bpe;
+use pre::Pre;
+use special::{Part, Specials};
+use vocab::{Vocab, flag, text};
+
+pub use vocab::TokenKind;
+
+const MODEL: &str = "tokenizer.ggml.model";
+const PRE: &str = "tokenizer.ggml.pre";
+
+/// A model's tokenizer.
+///
+/// ```
+/// use chatvec::chat::Tokenizer;
+/// use chatvec::gguf::{Limits, Model};
+///
+/// let model = Model::open("fixtures/models/tinyworld-A-chat-F16.gguf".as_ref(), &Limits::default())?;
+/// let tokenizer = Tokenizer::from_metadata(model.metadata())?;
+/// let ids = tokenizer.encode("Guten Tag", false, false);
+/// assert_eq!(tokenizer.decode(&ids, false), b"Guten Tag");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Tokenizer {
+    vocab: Vocab,
+    algorithm: Algorithm,
+    specials: Specials,
+    named: Named,
+    ends: Vec<u32>,
+    adds_bos: bool,
+    adds_eos: bool,
+    adds_space: bool,
+    pre: Option<String>,
+}
+
+enum Algorithm {
+    Bpe(Box<Bpe>),
+    Spm,
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer of a file. What llama.cpp refuses is refused, and what it would abort on; a pre-tokenizer
+    /// that the file does not name is `default`, as there.
+    ///
+    /// Takes memory and time in proportion to the vocabulary's bytes.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
+        let model = text(metadata, MODEL)?.ok_or(Error::MissingKey { key: MODEL })?;
+        let pre = text(metadata, PRE)?.filter(|pre| !pre.is_empty());
+        let rules = match model.as_bytes() {
+            b"llama" => None,
+            b"gpt2" => Some(pre.unwrap_or("default".into())),
+            b"gemma4" => Some("gemma4".into()),
+            _ => return Err(Error::UnknownModel { found: shown(model), known: "gpt2, llama, gemma4" }),
+        };
+        let rules = match rules {
+            None => None,
+            Some(name) => match Pre::find(name) {
+                Some(rules) => Some(rules),
+                None => return Err(Error::UnknownPre { found: shown(name), known: Pre::known() }),
+            },
+        };
+        let defaults = match (rules, model.as_bytes()) {
+            (None, _) => Defaults { bos: Some(1), eos: Some(2), unknown: Some(0) },
+            (Some(_), b"gemma4") => Defaults::default(),
+            (Some(rules), _) => Defaults { bos: Some(11).filter(|_| !rules.no_bos), eos: Some(11), unknown: None },
+        };
+
+        let mut vocab = Vocab::load(metadata)?;
+        let named = Named::load(metadata, &mut vocab, defaults)?;
+        let specials = Specials::load(metadata, &vocab)?;
+        let algorithm = match rules {
+            Some(rules) => Algorithm::Bpe(Box::new(Bpe::load(metadata, &mut vocab, rules)?)),
+            None => Algorithm::Spm,
+        };
+        let adds_bos = flag(metadata, "tokenizer.ggml.add_bos_token")?;
+        Ok(Tokenizer {
+            ends: named.ends.iter().copied().collect(),
+            adds_bos: match rules {
+                None => adds_bos.unwrap_or(true),
+                // Whatever the file says (src/llama-vocab.cpp, "workaround for Gemma 4").
+                Some(rules) if rules.raw_newlines => true,
+                Some(rules) => adds_bos.unwrap_or(rules.add_bos),
+            },
+            adds_eos: flag(metadata, "tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+            adds_space: flag(metadata, "tokenizer.ggml.add_space_prefix")?.unwrap_or(rules.is_none()),
+            pre: rules.and(pre).map(|pre| pre.to_string()),
+            vocab,
+            algorithm,
+            specials,
+            named,
+        })
+    }
+
+    /// How many tokens there are; ids are below.
+    pub fn n_tokens(&self) -> usize {
+        self.vocab.len()
+    }
+
+    /// The name of the pre-tokenizer; none with SentencePiece, and none if the file of a byte-pair vocabulary names
+    /// none. llama.cpp then warns that answers will be worse.
+    pub fn pre(&self) -> Option<&str> {
+        self.pre.as_deref()
+    }
+
+    /// The tokens of a text (`llama_tokenize`).
+    ///
+    /// With `add_special`, BOS and EOS stand around it if the file wants them. With `parse_special`, the texts of
+    /// control tokens become those tokens: for templates, not for what a person typed.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+        let mut out = Vec::new();
+        if add_special && self.adds_bos {
+            out.extend(self.named.bos);
+        }
+        let mut after_special = true;
+        for part in self.specials.partition(&self.vocab, text, parse_special) {
+            match part {
+                Part::Token(id) => out.push(id),
+                // Ends of parts are ends of characters unless a vocabulary has tokens that are none; then llama.cpp
+                // reads the halves as U+FFFD, and so do we.
+                Part::Text(ref range) => {
+                    let text = text.as_bytes()[range.clone()].to_str_lossy();
+                    self.encode_part(&text, after_special, &mut out);
+                }
+            }
+            after_special = matches!(part, Part::Token(_));
+        }
+        if add_special && self.adds_eos {
+            out.extend(self.named.eos);
+        }
+        out
+    }
+
+    fn encode_part(&self, text: &str, after_special: bool, out: &mut Vec<u32>) {
+        match &self.algorithm {
+            Algorithm::Bpe(bpe) if bpe.is_raw() => bpe.encode(&self.vocab, &text.replace(' ', spm::SPACE), out),
+            Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, text, out),
+            Algorithm::Spm => {
+                let prefix = if self.adds_space && after_special { spm::SPACE } else { "" };
+                let escaped = format!("{prefix}{}", text.replace(' ', spm::SPACE));
+                spm::encode(&self.vocab, &escaped, self.named.unknown, out);
+            }
+        }
+    }
+
+    /// The bytes of one token (`llama_token_to_piece`), which need not be UTF-8 by themselves. Control and unknown
+    /// tokens have their text with `special`, else nothing; an id out of range has nothing.
+    pub fn piece(&self, id: u32, special: bool) -> Cow<'_, [u8]> {
+        let Some(text) = self.vocab.text(id) else { return Cow::default() };
+        match (self.vocab.kind(id), &self.algorithm) {
+            (TokenKind::Control | TokenKind::Unknown, _) if !special => Cow::default(),
+            (TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined, _) => Cow::Borrowed(text),
+            (TokenKind::Normal, Algorithm::Bpe(bpe)) => bpe.decode(text),
+            (TokenKind::Normal, Algorithm::Spm) => unescape(text),
+            (TokenKind::Byte, _) => Cow::Owned(vec![self.vocab.byte(id)]),
+            (TokenKind::Unused | TokenKind::Undefined, _) => Cow::default(),
+        }
+    }
+
+    /// The bytes of tokens, one after the other; one space at the beginning goes if encoding puts one there
+    /// (`llama_detokenize` without `remove_special`).
+    ///
+    /// What is left out is llama.cpp's "clean-up of spaces", by which `llama_detokenize` drops the space of ` .` and
+    /// ` 's` for some vocabularies: the programs that show answers as they are made do not do that either.
+    pub fn decode(&self, ids: &[u32], special: bool) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (i, &id) in ids.iter().enumerate() {
+            let piece = self.piece(id, special);
+            let first = i == 0 && self.adds_space;
+            out.extend_from_slice(piece.strip_prefix(b" ").filter(|_| first).unwrap_or(&piece));
+        }
+        out
+    }
+
+    /// The text in the vocabulary: with ▁ for spaces or in the alphabet of bytes.
+    pub fn text(&self, id: u32) -> Option<&BStr> {
+        self.vocab.text(id)
+    }
+
+    /// What the token is for; [`TokenKind::Undefined`] out of range.
+    pub fn kind(&self, id: u32) -> TokenKind {
+        self.vocab.kind(id)
+    }
+
+    /// The token with this text in the vocabulary.
+    pub fn find(&self, text: &[u8]) -> Option<u32> {
+        self.vocab.find(text)
+    }
+
+    /// The beginning of a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.named.bos
+    }
+
+    /// The end of a text.
+    pub fn eos(&self) -> Option<u32> {
+        self.named.eos
+    }
+
+    /// The end of a turn. Of several tokens that are known as one by their text, llama.cpp's choice depends on a hash
+    /// table; all of them end an answer.
+    pub fn eot(&self) -> Option<u32> {
+        self.named.eot
+    }
+
+    /// The end of a message that calls a tool.
+    pub fn eom(&self) -> Option<u32> {
+        self.named.eom
+    }
+
+    /// Whether texts begin with [`Tokenizer::bos`].
+    pub fn adds_bos(&self) -> bool {
+        self.adds_bos
+    }
+
+    /// Whether texts end with [`Tokenizer::eos`].
+    pub fn adds_eos(&self) -> bool {
+        self.adds_eos
+    }
+
+    /// Whether a generation ends with this token (`llama_vocab_is_eog`).
+    pub fn is_end(&self, id: u32) -> bool {
+        self.ends.binary_search(&id).is_ok()
+    }
+
+    /// All tokens that end a generation, in order of their ids.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("n_tokens", &self.n_tokens()).field("pre", &self.pre).finish_non_exhaustive()
+    }
+}
+
+/// Text with spaces for ▁.
+fn unescape(text: &BStr) -> Cow<'_, [u8]> {
+    match text.find(spm::SPACE) {
+        Some(_) => Cow::Owned(text.replace(spm::SPACE, " ")),
+        None => Cow::Borrowed(text),
+    }
+}
