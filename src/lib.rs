@@ -26,6 +26,7 @@
 //! | [`pipeline`] | carrying a plan out under a byte budget, and measuring |
 //! | [`patch`] | a vector on its own, in a file |
 //! | [`infer`] | smoke inference: what a file answers |
+//! | [`eval`] | judging models: answers, KL divergence, perplexity, differences of weights |
 //! | [`report`] | results as text and JSON |
 //! | [`cli`] | the command |
 //!
@@ -73,5 +74,6 @@ pub mod plan;
 pub mod pipeline;
 pub mod patch;
 pub mod infer;
+pub mod eval;
 pub mod report;
 pub mod cli;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with what it may use, in the order in which data walk through them.
-const ORDER: [(&str, &[&str]); 10] = [
+const ORDER: [(&str, &[&str]); 11] = [
     ("ggml", &[]),
     ("gguf", &["ggml"]),
     ("quants", &["ggml"]),
@@ -13,8 +13,9 @@ const ORDER: [(&str, &[&str]); 10] = [
     ("plan", &["ggml", "gguf", "quants", "chat", "survey"]),
     ("pipeline", &["ggml", "gguf", "quants", "chat", "survey", "plan"]),
     ("patch", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline"]),
-    ("report", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch"]),
-    ("cli", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "report"]),
+    ("eval", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch"]),
+    ("report", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "eval"]),
+    ("cli", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "eval", "report"]),
 ];
 
 /// Crates that only the command may use.

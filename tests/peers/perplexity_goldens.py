@@ -16,6 +16,7 @@ typing_extensions`). `--heldout FILE` cuts the German text anew from a longer on
 4. The same for the first tokens of the transcripts at n_ctx 64, with every logit it scored, by llama_decode.
 5. From these logits, KL divergence and its percentiles in f64 by numpy: once exact, and once with the reference's
    log-probabilities rounded to 16 bits as llama-perplexity saves them, which is its noise floor.
+6. Norms, cosine and so on of every tensor of base and cp with chat - base as the vector, in f64 by numpy.
 
 Key-value cache in F32, no flash attention, one sequence a batch, two threads.
 """
@@ -196,6 +197,23 @@ def exact_figures(reference: np.ndarray, other: np.ndarray, next_tokens: np.ndar
     } | summary(kl(p, q, cut=False))
 
 
+def tensor_figures(a: Path, b: Path, plus: Path, minus: Path) -> dict:
+    """What `compare_tensors` says of each tensor, and of all."""
+    def widened(path: Path) -> dict:
+        dtype = {0: np.float32, 1: np.float16}
+        return {name: t.data.view(dtype[int(t.type)]).astype(np.float64) for name, t in read_tensors(path).items()}
+    a, b, plus, minus = map(widened, (a, b, plus, minus))
+    def one(a, b, tau) -> dict:
+        d = b - a
+        norm = np.linalg.norm
+        return {"norm_a": norm(a), "norm_b": norm(b), "relative": norm(d) / norm(a), "cosine": a @ b / (norm(a) * norm(b)),
+                "max": np.abs(d).max(), "survival": d @ tau / (tau @ tau)}
+    # As the tool has it: the vector in f32.
+    tau = {name: (plus[name].astype(np.float32) - minus[name].astype(np.float32)).astype(np.float64) for name in a}
+    every = lambda tensors: np.concatenate([tensors[name] for name in a])
+    return {name: one(a[name], b[name], tau[name]) for name in a} | {"total": one(every(a), every(b), every(tau))}
+
+
 def chat_transcripts() -> str:
     prompts = [json.loads(line) for line in (MODELS / "prompts-de.jsonl").read_text().splitlines()]
     return "".join(p["chatml"] + p["answer"] + "<|im_end|>\n" for p in prompts[:90])
@@ -251,6 +269,7 @@ def main() -> None:
                 all_tokens = max(all_tokens, tokens, key=len)
             goldens.setdefault("tokens", {})[text.name] = all_tokens
 
+        goldens["tensors"] = tensor_figures(trio.base, trio.cp, trio.chat, trio.base)
         n_ctx, chunks = SHORT["n_ctx"], SHORT["n_chunks"]
         a, b = DUMPED
         there, tokens, n_vocab = pair(a, b, texts["chat"], n_ctx, chunks)

@@ -1,0 +1,336 @@
+//! Two files, tensor by tensor: how far apart their weights are.
+
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
+
+use rayon::prelude::*;
+
+use crate::ggml::GgmlType;
+use crate::gguf::{Model, TensorId};
+use crate::pipeline::Budget;
+use crate::quants;
+use crate::survey::{Error, TensorSource, decode, part_of, resize};
+
+/// A vector τ to look for in the difference: chat − base, or a patch.
+#[derive(Clone, Copy, Debug)]
+pub struct Tau<'a> {
+    /// The chat model, or the patch.
+    pub plus: &'a Model,
+    /// The base; none for a patch.
+    pub minus: Option<&'a Model>,
+}
+
+/// Sums in f64 over weights *a* of A, *b* of B and τ, from which norms and cosines follow.
+#[derive(Clone, Copy, PartialEq, Default, Debug, serde::Serialize)]
+pub struct Difference {
+    /// Σ a²
+    pub a2: f64,
+    /// Σ b²
+    pub b2: f64,
+    /// Σ (b − a)²
+    pub difference2: f64,
+    /// max |b − a|
+    pub max: f64,
+    /// Σ τ²
+    pub tau2: f64,
+    /// Σ (b − a)·τ
+    pub difference_tau: f64,
+}
+
+impl Difference {
+    /// ‖A‖
+    pub fn norm_a(&self) -> f64 {
+        self.a2.sqrt()
+    }
+
+    /// ‖B‖
+    pub fn norm_b(&self) -> f64 {
+        self.b2.sqrt()
+    }
+
+    /// ‖B − A‖ / ‖A‖. None where A is zero.
+    pub fn relative(&self) -> Option<f64> {
+        (self.a2 > 0.0).then(|| (self.difference2 / self.a2).sqrt())
+    }
+
+    /// cos(A, B). None where either is zero.
+    pub fn cosine(&self) -> Option<f64> {
+        let norms = self.norm_a() * self.norm_b();
+        // ⟨a, b⟩ by the norms: near 1, where it matters, the small difference has all its digits.
+        (norms > 0.0).then(|| ((self.a2 + self.b2 - self.difference2) / (2.0 * norms)).clamp(-1.0, 1.0))
+    }
+
+    /// ⟨B − A, τ⟩ / ⟨τ, τ⟩: how often B has the vector on top of A. 1 if B is A with the vector at ratio 1 and nothing was
+    /// lost. None where the vector is zero, or there is none.
+    pub fn survival(&self) -> Option<f64> {
+        (self.tau2 > 0.0).then(|| self.difference_tau / self.tau2)
+    }
+
+    fn add(&mut self, a: &[f32], b: &[f32], tau: Option<&[f32]>) {
+        match tau {
+            Some(tau) => self.add_weights::<true>(a, b, tau),
+            // Any slice of the length will do for what is not looked at.
+            None => self.add_weights::<false>(a, b, a),
+        }
+    }
+
+    fn add_weights<const TAU: bool>(&mut self, a: &[f32], b: &[f32], tau: &[f32]) {
+        // Running sums side by side, so that the compiler may use vectors. Their order follows from the length alone.
+        let mut lanes = [Difference::default(); 4];
+        for ((a, b), tau) in a.chunks(4).zip(b.chunks(4)).zip(tau.chunks(4)) {
+            for (lane, ((a, b), tau)) in lanes.iter_mut().zip(a.iter().zip(b).zip(tau)) {
+                let (a, b) = (f64::from(*a), f64::from(*b));
+                let difference = b - a;
+                lane.a2 += a * a;
+                lane.b2 += b * b;
+                lane.difference2 += difference * difference;
+                lane.max = if difference.abs() > lane.max { difference.abs() } else { lane.max };
+                if TAU {
+                    let tau = f64::from(*tau);
+                    lane.tau2 += tau * tau;
+                    lane.difference_tau += difference * tau;
+                }
+            }
+        }
+        lanes.into_iter().for_each(|lane| *self += lane);
+    }
+}
+
+impl AddAssign for Difference {
+    fn add_assign(&mut self, other: Self) {
+        self.a2 += other.a2;
+        self.b2 += other.b2;
+        self.difference2 += other.difference2;
+        self.max = self.max.max(other.max);
+        self.tau2 += other.tau2;
+        self.difference_tau += other.difference_tau;
+    }
+}
+
+/// A tensor that both files have.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct TensorDifference {
+    /// Its name.
+    pub name: String,
+    /// Its shape, row length first.
+    pub ne: Vec<u64>,
+    /// Its type in A.
+    #[serde(serialize_with = "type_name")]
+    pub type_a: GgmlType,
+    /// Its type in B.
+    #[serde(serialize_with = "type_name")]
+    pub type_b: GgmlType,
+    /// Whether τ has this tensor, so that there is something to survive.
+    pub has_tau: bool,
+    /// The sums.
+    pub difference: Difference,
+}
+
+fn type_name<S: serde::Serializer>(ty: &GgmlType, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(ty.name())
+}
+
+/// All tensors of one part of the model ([`part_of`]).
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct PartDifference {
+    /// The part.
+    pub part: String,
+    /// How many tensors.
+    pub n_tensors: usize,
+    /// Sums over them.
+    pub difference: Difference,
+}
+
+/// Why a tensor was left out.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// B lacks it.
+    OnlyInA,
+    /// A lacks it.
+    OnlyInB,
+    /// Its shapes differ, row length first.
+    Shape {
+        /// In A.
+        a: Vec<u64>,
+        /// In B.
+        b: Vec<u64>,
+    },
+    /// The codec does not know this type.
+    #[serde(serialize_with = "unreadable")]
+    Type(GgmlType),
+}
+
+fn unreadable<S: serde::Serializer>(ty: &GgmlType, serializer: S) -> Result<S::Ok, S::Error> {
+    type_name(ty, serializer)
+}
+
+/// A tensor that was left out.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct NotCompared {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Two files, tensor by tensor.
+#[derive(Clone, PartialEq, Debug, Default, serde::Serialize)]
+pub struct TensorTable {
+    /// What both files have, in the order of A.
+    pub tensors: Vec<TensorDifference>,
+    /// The same by part, in the order of their names.
+    pub parts: Vec<PartDifference>,
+    /// Sums over all of it.
+    pub total: Difference,
+    /// What was left out, in the order of A, then of B.
+    pub not_compared: Vec<NotCompared>,
+}
+
+/// Weights that a thread looks at together. A multiple of 256 is whole blocks of every type, and sums over these pieces are
+/// added in their order, so that results do not depend on threads or memory.
+const PIECE_WEIGHTS: u64 = 1 << 16;
+
+/// Bytes of buffers of a thread: A, B, and both sides of τ as f32, and the blocks of one of them.
+const THREAD_BYTES: u64 = 5 * 4 * PIECE_WEIGHTS;
+
+/// Compares the weights of two files, tensors by their names, and looks for a vector in the difference. Tensors that τ lacks,
+/// or has in another shape, have no survival. Reads every weight once, with at most 1.25 MiB of buffers a thread, and as
+/// many threads as the budget allows, but one at least.
+///
+/// # Errors
+/// [`Error::Container`] (also for a big-endian file), [`Error::NotFinite`], [`Error::Threads`].
+pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budget) -> Result<TensorTable, Error> {
+    let vectors = tau.into_iter().flat_map(|tau| [Some(tau.plus), tau.minus]).flatten();
+    [a, b].into_iter().chain(vectors).try_for_each(Model::require_little_endian)?;
+    let threads = budget.threads.min((budget.memory / THREAD_BYTES) as usize).max(1);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
+
+    let mut table = TensorTable::default();
+    let mut jobs = Vec::new();
+    for (id, info) in a.tensors().enumerate() {
+        let leave_out = |reason| NotCompared { name: info.name().to_owned(), reason };
+        let Some(id_b) = b.find(info.name()) else {
+            table.not_compared.push(leave_out(Reason::OnlyInA));
+            continue;
+        };
+        let other = b.tensor(id_b);
+        let unreadable = [info.ty(), other.ty()].into_iter().find(|ty| !quants::is_supported(*ty));
+        if !info.same_shape(other) {
+            let reason = Reason::Shape { a: info.ne().to_vec(), b: other.ne().to_vec() };
+            table.not_compared.push(leave_out(reason));
+        } else if let Some(ty) = unreadable {
+            table.not_compared.push(leave_out(Reason::Type(ty)));
+        } else {
+            jobs.push(Job { a: (a, id), b: (b, id_b), tau: tau.and_then(|tau| TauTensor::of(tau, a, id)) });
+        }
+    }
+    let only_in_b = b.tensors().filter(|info| a.find(info.name()).is_none());
+    table
+        .not_compared
+        .extend(only_in_b.map(|info| NotCompared { name: info.name().to_owned(), reason: Reason::OnlyInB }));
+
+    table.tensors = pool.install(|| jobs.par_iter().map(Job::run).collect::<Result<_, _>>())?;
+    let mut parts: BTreeMap<&str, (usize, Difference)> = BTreeMap::new();
+    for t in &table.tensors {
+        let (n_tensors, sum) = parts.entry(part_of(&t.name)).or_default();
+        *n_tensors += 1;
+        *sum += t.difference;
+        table.total += t.difference;
+    }
+    let part =
+        |(part, (n_tensors, difference)): (&str, _)| PartDifference { part: part.to_owned(), n_tensors, difference };
+    table.parts = parts.into_iter().map(part).collect();
+    Ok(table)
+}
+
+/// A tensor of a file.
+type At<'a> = (&'a Model, TensorId);
+
+/// The tensor of τ that has the name and shape of one to be compared.
+struct TauTensor<'a> {
+    plus: At<'a>,
+    minus: Option<At<'a>>,
+}
+
+impl<'a> TauTensor<'a> {
+    fn of(tau: Tau<'a>, a: &Model, id: TensorId) -> Option<Self> {
+        let info = a.tensor(id);
+        let find = |model: &'a Model| {
+            let id = model.find(info.name())?;
+            let found = model.tensor(id);
+            (found.same_shape(info) && quants::is_supported(found.ty())).then_some((model, id))
+        };
+        let minus = match tau.minus {
+            Some(model) => Some(find(model)?),
+            None => None,
+        };
+        Some(TauTensor { plus: find(tau.plus)?, minus })
+    }
+}
+
+struct Job<'a> {
+    a: At<'a>,
+    b: At<'a>,
+    tau: Option<TauTensor<'a>>,
+}
+
+/// A thread's buffers, used again for every piece of a tensor.
+#[derive(Default)]
+struct Buffers {
+    raw: Vec<u8>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+    plus: Vec<f32>,
+    minus: Vec<f32>,
+}
+
+impl Job<'_> {
+    fn run(&self) -> Result<TensorDifference, Error> {
+        let info = self.a.0.tensor(self.a.1);
+        let n_pieces = info.n_weights().div_ceil(PIECE_WEIGHTS);
+        let sums: Vec<Difference> = (0..n_pieces)
+            .into_par_iter()
+            .map_init(Buffers::default, |buffers, piece| self.piece(piece, buffers))
+            .collect::<Result<_, _>>()?;
+        let mut difference = Difference::default();
+        sums.into_iter().for_each(|sum| difference += sum);
+        Ok(TensorDifference {
+            name: info.name().to_owned(),
+            ne: info.ne().to_vec(),
+            type_a: info.ty(),
+            type_b: self.b.0.tensor(self.b.1).ty(),
+            has_tau: self.tau.is_some(),
+            difference,
+        })
+    }
+
+    fn piece(&self, piece: u64, buffers: &mut Buffers) -> Result<Difference, Error> {
+        let first = piece * PIECE_WEIGHTS;
+        let n = PIECE_WEIGHTS.min(self.a.0.tensor(self.a.1).n_weights() - first);
+        let Buffers { raw, a, b, plus, minus } = buffers;
+        let mut load = |at: At<'_>, out: &mut Vec<f32>| {
+            let (source, id) = at;
+            let size = |n: u64| source.tensor(id).ty().size_of(n).expect("pieces begin and end at blocks");
+            raw.resize(size(n) as usize, 0);
+            resize(out, n as usize);
+            TensorSource::read(source, id, size(first), raw)?;
+            decode(source, id, first, raw, out)
+        };
+        load(self.a, a)?;
+        load(self.b, b)?;
+        if let Some(tau) = &self.tau {
+            load(tau.plus, plus)?;
+            if let Some(at) = tau.minus {
+                load(at, minus)?;
+                plus.iter_mut().zip(&*minus).for_each(|(plus, minus)| *plus -= minus);
+            }
+        }
+        let mut sums = Difference::default();
+        sums.add(a, b, self.tau.as_ref().map(|_| &plus[..]));
+        Ok(sums)
+    }
+}
