@@ -14,6 +14,10 @@ from ggml_codec import decode
 from gguf_files import read_tensors
 
 
+#: Turns within the original context above which a pair keeps its frequency, and below which it is interpolated.
+YARN_BETA_FAST, YARN_BETA_SLOW = 32.0, 1.0
+
+
 class ExactModel:
     """One file, its weights widened to f64."""
 
@@ -26,7 +30,8 @@ class ExactModel:
         self.n_head = m["attention.head_count"]
         self.n_kv = m.get("attention.head_count_kv", self.n_head)
         self.head_dim = m.get("attention.key_length", m["embedding_length"] // self.n_head)
-        self.kq_scale = m.get("attention.scale", 0) or 1 / math.sqrt(self.head_dim)
+        # attention.scale and the betas of YaRN are keys of other architectures: llama.cpp does not read them here.
+        self.kq_scale = 1 / math.sqrt(self.head_dim)
 
     def linear(self, name: str, x: np.ndarray) -> np.ndarray:
         """Product with `name.weight`, and `name.bias` if there is one."""
@@ -54,8 +59,8 @@ class ExactModel:
             def pair_of(turns):
                 return self.head_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-            low = max(0, math.floor(pair_of(m.get("rope.scaling.yarn_beta_fast", 32.0))))
-            high = min(self.head_dim - 1, math.ceil(pair_of(m.get("rope.scaling.yarn_beta_slow", 1.0))))
+            low = max(0, math.floor(pair_of(YARN_BETA_FAST)))
+            high = min(self.head_dim - 1, math.ceil(pair_of(YARN_BETA_SLOW)))
             ramp = np.clip((np.arange(pairs) - low) / max(0.001, high - low), 0, 1)
             frequencies = frequencies / factor * ramp + frequencies * (1 - ramp)
             attention *= 0.1 * math.log(factor) + 1
