@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::job::Refused;
-use crate::{gguf, patch, pipeline, plan, survey};
+use crate::{chat, eval, gguf, infer, patch, pipeline, plan, survey};
 
 /// How a command ended. The numbers are a promise to scripts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,12 +26,14 @@ pub enum Exit {
     Io,
     /// The output is written, but rounding took most of the vector.
     Lost,
+    /// A model was asked, and a check of its answers failed.
+    NoChat,
     /// Ended by a signal; nothing is left behind.
     Interrupted,
 }
 
 /// Code, exit, meaning.
-const TABLE: [(u8, Exit, &str); 10] = [
+const TABLE: [(u8, Exit, &str); 11] = [
     (0, Exit::Success, "done"),
     (1, Exit::Failure, "a failure that no other code names"),
     (2, Exit::Usage, "the arguments make no sense"),
@@ -41,6 +43,7 @@ const TABLE: [(u8, Exit, &str); 10] = [
     (6, Exit::Output, "the output exists, is an input, is no regular file, or does not fit on the disk"),
     (7, Exit::Io, "the system refused to read or write"),
     (10, Exit::Lost, "the output is written, but less than 0.9 of the vector survived its types"),
+    (11, Exit::NoChat, "the model was asked, and a check of its answers failed"),
     (130, Exit::Interrupted, "interrupted; nothing is left behind"),
 ];
 
@@ -80,6 +83,21 @@ impl Exit {
                 of_pipeline(e)
             } else if let Some(e) = cause.downcast_ref::<patch::Error>() {
                 of_patch(e)
+            } else if let Some(e) = cause.downcast_ref::<infer::Error>() {
+                of_infer(e)
+            } else if let Some(e) = cause.downcast_ref::<eval::ChatterError>() {
+                match e {
+                    eval::ChatterError::Infer(e) => of_infer(e),
+                    _ => Exit::NotSupported,
+                }
+            } else if let Some(e) = cause.downcast_ref::<eval::Error>() {
+                of_compare(e)
+            } else if let Some(e) = cause.downcast_ref::<eval::PromptError>() {
+                of_prompts(e)
+            } else if cause.is::<eval::UnknownLanguage>() || cause.is::<eval::ThresholdError>() {
+                Exit::Usage
+            } else if cause.is::<chat::TemplateError>() {
+                Exit::Malformed
             } else if cause.is::<Refused>() {
                 Exit::Refused
             } else if cause.is::<std::io::Error>() {
@@ -148,6 +166,19 @@ fn of_patch(error: &patch::Error) -> Exit {
         Plan(e) => of_plan(e),
         NotAPatch { .. } => Exit::Refused,
         Version { .. } | Encoding { .. } => Exit::NotSupported,
+    }
+}
+
+fn of_infer(error: &infer::Error) -> Exit {
+    use infer::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Architecture { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
+        Key { .. } | Tensor { .. } | Extra { .. } => Exit::Malformed,
+        Setting { .. } => Exit::Usage,
+        Threads { .. } => Exit::Io,
+        Cancelled => Exit::Interrupted,
+        Context { .. } | Token { .. } => Exit::Failure,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command: arguments, progress, exit codes. One file a command; no model logic.
 
 mod apply;
+mod compare;
 mod demo;
 mod exit;
 mod extract;
@@ -9,6 +10,7 @@ mod job;
 mod merge;
 mod output;
 mod progress;
+mod smoke;
 
 use std::process::ExitCode;
 
@@ -51,6 +53,10 @@ enum Command {
     Extract(extract::ExtractArgs),
     /// Write model + Σ ratio × patch
     Apply(apply::ApplyArgs),
+    /// Ask a model the prompts of a set, and judge whether it chats
+    Smoke(smoke::SmokeArgs),
+    /// Hold one model against another: weights, and what they say on a text
+    Compare(compare::CompareArgs),
     /// Merge the bundled trio of real models and say what came of it
     Demo(demo::DemoArgs),
 }
@@ -72,6 +78,8 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => merge::run(args, global),
         Command::Extract(args) => extract::run(args, global),
         Command::Apply(args) => apply::run(args, global),
+        Command::Smoke(args) => smoke::run(args, global),
+        Command::Compare(args) => compare::run(args, global),
         Command::Demo(args) => demo::run(args, global),
     };
     match result {

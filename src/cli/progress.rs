@@ -57,3 +57,45 @@ impl Observer for Progress {
         STOP.load(Ordering::Relaxed)
     }
 }
+
+/// Shows prompts answered while a model is asked.
+pub(super) struct Asked {
+    bar: ProgressBar,
+}
+
+impl Asked {
+    pub(super) fn new(n_prompts: usize) -> Self {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(n_prompts as u64) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} prompts ETA {eta}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Asked { bar }
+    }
+
+    /// Told how many are answered, says whether to go on.
+    pub(super) fn go_on(&self, answered: usize) -> bool {
+        self.bar.set_position(answered as u64);
+        !STOP.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// While it lives, a signal does not end the process but asks it to stop: something is to be tidied up.
+pub(super) struct Tidy;
+
+impl Tidy {
+    pub(super) fn new() -> Self {
+        WRITING.store(true, Ordering::SeqCst);
+        Tidy
+    }
+}
+
+impl Drop for Tidy {
+    fn drop(&mut self) {
+        WRITING.store(false, Ordering::SeqCst);
+    }
+}

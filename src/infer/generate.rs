@@ -1,5 +1,7 @@
 //! Continuing a prompt.
 
+use std::time::{Duration, Instant};
+
 use super::{Error, Sampler, Session};
 
 /// Why a generation ended.
@@ -23,6 +25,10 @@ pub struct Generated {
     pub end: End,
     /// Whether all logits were numbers. If not, the generation ended where the first was not.
     pub is_finite: bool,
+    /// How long the prompt took.
+    pub prompt_time: Duration,
+    /// How long the tokens after the first took, which came with the prompt.
+    pub decode_time: Duration,
 }
 
 /// Feeds a prompt and continues it by at most `max_tokens` tokens, until one of which `is_end` says that it ends the
@@ -40,24 +46,28 @@ pub fn generate(
     is_end: &dyn Fn(u32) -> bool,
     go_on: &dyn Fn(&[u32]) -> bool,
 ) -> Result<Generated, Error> {
+    let started = Instant::now();
     let mut logits = session.feed_and_predict(prompt)?;
+    let prompt_time = started.elapsed();
     let mut tokens = Vec::new();
-    loop {
+    let mut is_finite = true;
+    let end = loop {
         if !go_on(&tokens) {
             return Err(Error::Cancelled);
         }
-        let is_finite = logits.iter().all(|l| l.is_finite());
+        is_finite &= logits.iter().all(|l| l.is_finite());
         if tokens.len() == max_tokens || !is_finite {
-            return Ok(Generated { tokens, end: End::Limit, is_finite });
+            break End::Limit;
         }
         let token = sampler.choose(&logits);
         if is_end(token) {
-            return Ok(Generated { tokens, end: End::Token(token), is_finite });
+            break End::Token(token);
         }
         tokens.push(token);
         if session.tokens().len() == session.n_ctx() {
-            return Ok(Generated { tokens, end: End::Context, is_finite });
+            break End::Context;
         }
         logits = session.feed_and_predict(&[token])?;
-    }
+    };
+    Ok(Generated { tokens, end, is_finite, prompt_time, decode_time: started.elapsed() - prompt_time })
 }

@@ -55,6 +55,12 @@ impl<'m> Session<'m> {
         Ok(Session { model, n_ctx, rope, tokens: Vec::new(), cache })
     }
 
+    /// The largest context, of at most `most` tokens, that a session has room for in `memory` bytes; 0 if there is none.
+    pub fn largest_context(model: &Transformer, most: usize, memory: u64) -> usize {
+        let n_ctx = memory.saturating_sub(bytes_needed(model, 0)) / (bytes_needed(model, 1) - bytes_needed(model, 0));
+        most.min(usize::try_from(n_ctx).unwrap_or(usize::MAX))
+    }
+
     /// The model.
     pub fn model(&self) -> &'m Transformer {
         self.model
@@ -89,7 +95,7 @@ impl<'m> Session<'m> {
         &mut self,
         tokens: &[u32],
         first: usize,
-        logits: &mut (dyn FnMut(usize, &[f32]) + Send),
+        logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
         let (n_tokens, n_ctx) = (self.tokens.len() + tokens.len(), self.n_ctx);
         if n_tokens > n_ctx {
@@ -99,19 +105,17 @@ impl<'m> Session<'m> {
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= n_vocab) {
             return Err(Error::Token { id, n_vocab });
         }
-        let model = self.model;
-        model.pool.install(|| {
-            for (i, batch) in tokens.chunks(BATCH).enumerate() {
-                let start = i * BATCH;
-                let states = self.step(batch);
-                let wanted = first.saturating_sub(start).min(batch.len())..batch.len();
-                for position in wanted.clone().step_by(LOGIT_ROWS) {
-                    let rows = position..wanted.end.min(position + LOGIT_ROWS);
-                    let all = self.logits(&states, rows.clone());
-                    rows.zip(all.chunks_exact(n_vocab)).for_each(|(row, values)| logits(start + row, values));
-                }
+        let pool = &self.model.pool;
+        for (i, batch) in tokens.chunks(BATCH).enumerate() {
+            let start = i * BATCH;
+            let states = pool.install(|| self.step(batch));
+            let wanted = first.saturating_sub(start).min(batch.len())..batch.len();
+            for position in wanted.clone().step_by(LOGIT_ROWS) {
+                let rows = position..wanted.end.min(position + LOGIT_ROWS);
+                let all = pool.install(|| self.logits(&states, rows.clone()));
+                rows.zip(all.chunks_exact(n_vocab)).for_each(|(row, values)| logits(start + row, values));
             }
-        });
+        }
         Ok(())
     }
 

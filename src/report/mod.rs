@@ -1,13 +1,17 @@
 //! Result values as text for people and as JSON for programs. Computes nothing.
 
+mod compare;
 mod inspect;
 mod plan;
 mod run;
+mod smoke;
 mod table;
 
+pub use compare::Compare;
 pub use inspect::Inspect;
 pub use plan::Plan;
 pub use run::Run;
+pub use smoke::Smoke;
 pub use table::Table;
 
 /// A result that can be shown.

@@ -1,0 +1,279 @@
+//! Asking a model the prompts of a set.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Answer, End, Loaded, Prompt, PromptSet, Reply, Scorer};
+use crate::chat::{self, Message, RenderOptions, Template, TemplateError, TokenKind, Tokenizer};
+use crate::gguf::Model;
+use crate::infer::{self, Generated, Sampler, Sampling, Session, Transformer, generate};
+
+/// Stands for an answer when a template is looked at.
+const MARKER: &str = "An answer of the assistant";
+
+/// A model with all that it takes to talk to it.
+#[derive(Debug)]
+pub struct Chatter {
+    transformer: Transformer,
+    tokenizer: Tokenizer,
+    template: Template,
+    loaded: Loaded,
+}
+
+/// Why a model cannot be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChatterError {
+    /// The model does not run.
+    #[error(transparent)]
+    Infer(#[from] infer::Error),
+    /// Its tokenizer is not known.
+    #[error("{}: {source}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        source: chat::Error,
+    },
+}
+
+/// How a model is asked.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Asking {
+    /// Tokens of an answer at most.
+    pub max_tokens: usize,
+    /// Tokens of a conversation at most.
+    pub n_ctx: usize,
+    /// Bytes that the conversation may take.
+    pub memory: u64,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+}
+
+/// How fast a model was.
+#[derive(Clone, Copy, PartialEq, Default, Debug, Serialize)]
+pub struct Speed {
+    /// Tokens of prompts that were computed; those that a conversation still had are not.
+    pub prompt_tokens: usize,
+    /// Seconds they took.
+    pub prompt_seconds: f64,
+    /// Tokens that were generated one by one.
+    pub decode_tokens: usize,
+    /// Seconds they took.
+    pub decode_seconds: f64,
+}
+
+impl Speed {
+    /// Tokens of prompts a second.
+    pub fn prompt_rate(&self) -> Option<f64> {
+        (self.prompt_seconds > 0.0).then(|| self.prompt_tokens as f64 / self.prompt_seconds)
+    }
+
+    /// Generated tokens a second.
+    pub fn decode_rate(&self) -> Option<f64> {
+        (self.decode_seconds > 0.0).then(|| self.decode_tokens as f64 / self.decode_seconds)
+    }
+
+    fn add(&mut self, prompt_tokens: usize, generated: &Generated) {
+        let seconds = |d: Duration| d.as_secs_f64();
+        self.prompt_tokens += prompt_tokens;
+        self.prompt_seconds += seconds(generated.prompt_time);
+        // The first token came with the prompt; the one that ended the answer is not among the tokens.
+        self.decode_tokens += match generated.end {
+            infer::End::Token(_) => generated.tokens.len(),
+            _ => generated.tokens.len().saturating_sub(1),
+        };
+        self.decode_seconds += seconds(generated.decode_time);
+    }
+}
+
+impl Chatter {
+    /// Loads a model with its own template, or the given one. A model without any is talked to in ChatML, as llama.cpp does;
+    /// so is one whose template cannot be parsed. What is odd about them is in [`Chatter::loaded`].
+    ///
+    /// # Errors
+    /// [`ChatterError`] if the model does not run or its tokenizer is not known.
+    pub fn load(model: &Model, template: Option<Template>, threads: usize) -> Result<Self, ChatterError> {
+        let transformer = Transformer::load(model, threads)?;
+        let tokenizer = Tokenizer::from_metadata(model.metadata())
+            .map_err(|source| ChatterError::Tokenizer { path: model.path().to_owned(), source })?;
+        let own = Template::from_metadata(model.metadata());
+        let mut loaded = Loaded {
+            has_template: template.is_some() || !matches!(own, Ok(None)),
+            end_tokens: tokenizer.ends().iter().map(|&id| text_of(&tokenizer, id)).collect(),
+            ..Loaded::default()
+        };
+        let template = match (template, own) {
+            (Some(given), _) => given,
+            (None, Ok(own)) => own.unwrap_or_else(Template::chatml),
+            (None, Err(e)) => {
+                loaded.template_error = Some(e.to_string());
+                Template::chatml()
+            }
+        };
+        let mut chatter = Chatter { transformer, tokenizer, template, loaded };
+        if chatter.loaded.template_error.is_none() {
+            match chatter.turn_end() {
+                Ok(token) => chatter.loaded.turn_end = token,
+                Err(e) => chatter.loaded.template_error = Some(e.to_string()),
+            }
+        }
+        Ok(chatter)
+    }
+
+    /// The model.
+    pub fn transformer(&self) -> &Transformer {
+        &self.transformer
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// What is known of the file before it answers.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    /// Asks all prompts, one after the other. `go_on` is told how many were answered, before each token.
+    ///
+    /// A prompt that does not fit in the context, or that the template refuses, has an answer that says so: empty, ended
+    /// by the context; or none at all.
+    ///
+    /// # Errors
+    /// [`infer::Error::Memory`], [`infer::Error::Setting`]; [`infer::Error::Cancelled`] if `go_on` says no.
+    pub fn ask(
+        &self,
+        set: &PromptSet,
+        asking: &Asking,
+        go_on: &dyn Fn(usize) -> bool,
+    ) -> Result<(Vec<Answer>, Speed), infer::Error> {
+        let mut session = Session::new(&self.transformer, asking.n_ctx, asking.memory)?;
+        let mut sampler = Sampler::new(asking.sampling.clone())?;
+        let mut speed = Speed::default();
+        let mut answers = Vec::with_capacity(set.prompts.len());
+        for (i, prompt) in set.prompts.iter().enumerate() {
+            let mut reply = |tokens: &[u32]| self.reply(&mut session, &mut sampler, asking, tokens, &mut speed, &|_| go_on(i));
+            answers.push(Answer { prompt: i, replies: self.converse(prompt, &mut reply)? });
+        }
+        Ok((answers, speed))
+    }
+
+    /// Answers each message of a prompt that wants one.
+    fn converse(
+        &self,
+        prompt: &Prompt,
+        reply: &mut dyn FnMut(&[u32]) -> Result<Reply, infer::Error>,
+    ) -> Result<Vec<Reply>, infer::Error> {
+        let mut replies = Vec::new();
+        let mut messages: Vec<Message> = Vec::new();
+        let answered: Vec<usize> = prompt.answered().collect();
+        for (i, turn) in prompt.messages.iter().enumerate() {
+            messages.push(Message { role: turn.role.clone(), content: turn.content.clone() });
+            if !answered.contains(&i) {
+                continue;
+            }
+            // A template that refuses this conversation leaves it without further answers.
+            let Ok(tokens) = self.prompt_tokens(prompt, &messages) else { break };
+            let given = reply(&tokens)?;
+            messages.push(Message { role: "assistant".to_owned(), content: given.text.trim().to_owned() });
+            replies.push(given);
+        }
+        Ok(replies)
+    }
+
+    /// The conversation so far, as tokens, with the beginning of an answer.
+    fn prompt_tokens(&self, prompt: &Prompt, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
+        let text = match &prompt.rendered {
+            Some(rendered) if !self.loaded.has_template => rendered.clone(),
+            _ => self.render(messages, true)?,
+        };
+        Ok(self.tokenizer.encode(self.without_added(&text), true, true))
+    }
+
+    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
+        let text = |id: Option<u32>| id.map_or(String::new(), |id| text_of(&self.tokenizer, id));
+        let (bos_token, eos_token) = (text(self.tokenizer.bos()), text(self.tokenizer.eos()));
+        let options = RenderOptions { add_generation_prompt, bos_token: &bos_token, eos_token: &eos_token };
+        self.template.render(messages, &options)
+    }
+
+    /// The text without the BOS and EOS that the tokenizer adds itself (common/chat.cpp, `common_chat_template_direct_apply`).
+    fn without_added<'a>(&self, text: &'a str) -> &'a str {
+        let added = |adds: bool, id: Option<u32>| id.filter(|_| adds).map(|id| text_of(&self.tokenizer, id));
+        let bos = added(self.tokenizer.adds_bos(), self.tokenizer.bos()).filter(|t| !t.is_empty());
+        let eos = added(self.tokenizer.adds_eos(), self.tokenizer.eos()).filter(|t| !t.is_empty());
+        let text = bos.and_then(|bos| text.strip_prefix(&bos)).unwrap_or(text);
+        eos.and_then(|eos| text.strip_suffix(&eos)).unwrap_or(text)
+    }
+
+    /// The first special token after an assistant's turn, as text.
+    fn turn_end(&self) -> Result<Option<String>, TemplateError> {
+        let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+        let text = self.render(&[message("user", "A question?"), message("assistant", MARKER)], false)?;
+        // Also what is said here without an answer has to render.
+        self.render(&[message("user", "A question?")], true)?;
+        let Some((_, after)) = text.rsplit_once(MARKER) else { return Ok(None) };
+        let tokens = self.tokenizer.encode(after, false, true);
+        let is_special = |id: &&u32| matches!(self.tokenizer.kind(**id), TokenKind::Control | TokenKind::UserDefined);
+        Ok(tokens.iter().find(is_special).map(|&id| text_of(&self.tokenizer, id)))
+    }
+
+    fn reply(
+        &self,
+        session: &mut Session<'_>,
+        sampler: &mut Sampler,
+        asking: &Asking,
+        tokens: &[u32],
+        speed: &mut Speed,
+        go_on: &dyn Fn(&[u32]) -> bool,
+    ) -> Result<Reply, infer::Error> {
+        if tokens.is_empty() || tokens.len() >= session.n_ctx() {
+            let (text, raw) = (String::new(), String::new());
+            return Ok(Reply { text, raw, end: End::Context, n_tokens: 0, finite: true });
+        }
+        // What the last conversation had in common with this one stays.
+        let common = session.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count().min(tokens.len() - 1);
+        session.truncate(common);
+        let is_end = |id| self.tokenizer.is_end(id);
+        let generated = generate(session, &tokens[common..], asking.max_tokens, sampler, &is_end, go_on)?;
+        speed.add(tokens.len() - common, &generated);
+        let decode = |ids: &[u32], special| String::from_utf8_lossy(&self.tokenizer.decode(ids, special)).into_owned();
+        let mut raw = decode(&generated.tokens, true);
+        let mut n_tokens = generated.tokens.len();
+        let end = match generated.end {
+            infer::End::Limit => End::Limit,
+            infer::End::Context => End::Context,
+            infer::End::Token(id) => {
+                let text = text_of(&self.tokenizer, id);
+                raw += &text;
+                n_tokens += 1;
+                End::Token(text)
+            }
+        };
+        Ok(Reply { text: decode(&generated.tokens, false), raw, end, n_tokens, finite: generated.is_finite })
+    }
+}
+
+/// The text of a token as the vocabulary has it; a token that is not UTF-8 loses what is not.
+fn text_of(tokenizer: &Tokenizer, id: u32) -> String {
+    tokenizer.text(id).map_or(String::new(), ToString::to_string)
+}
+
+impl Scorer for Session<'_> {
+    fn n_vocab(&self) -> usize {
+        self.model().hyperparameters().n_vocab
+    }
+
+    fn logits(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        row: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        self.truncate(0);
+        Ok(self.feed(tokens, first, row)?)
+    }
+}
