@@ -26,6 +26,8 @@ mod patch;
 mod survival;
 // What looks wrong in the weights and templates: refused, forced, or said.
 mod survey;
+// Text to tokens and back, and the end of an answer, against llama.cpp on cut vocabularies; hostile vocabularies.
+mod tokenizer;
 // No tests: the GGUF writer that checks nothing, for everyone else here.
 mod support;
 // No tests: trios of models, and the crate run on them as a library and as a process.

@@ -1,0 +1,423 @@
+"""Goldens for the tokenizer: small vocabularies cut out of llama.cpp's own, and what llama.cpp itself makes of them.
+
+    python3 tests/peers/tokenizer_goldens.py --llama-cpp DIR --libllama FILE           writes fixtures/tokenizers
+    python3 tests/peers/tokenizer_goldens.py --llama-cpp DIR --libllama FILE --full    whole vocabularies, then cargo
+
+DIR is a source tree of llama.cpp (its models/ggml-vocab-*.gguf with .inp and .out), FILE the libllama.so built from it
+(cmake -B build -DBUILD_SHARED_LIBS=ON && cmake --build build --target llama); struct llama_model_params below is that of
+llama.cpp as of llama-cpp-python 0.3.36. Needs the packages of tests/peers/requirements.txt, no network.
+
+A cut vocabulary keeps the tokens whose text is part of one of the test texts, single bytes, and tokens with a role; and
+the merges of which both halves and the result are kept. llama.cpp loads the cut file, and what it says is written down:
+so the goldens are llama.cpp's, whatever the cut has changed.
+
+With --full every vocabulary is used as it is, with llama.cpp's texts and the ones here, and with random texts; the
+expectations go to a folder under target/, and `cargo test` is run on it with CHATVEC_VOCABS.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = ROOT / "fixtures" / "tokenizers"
+
+#: Vocabularies of llama.cpp that are cut: those with an algorithm that is built in, without near-twins.
+CUT = ["llama-spm", "phi-3", "gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "falcon", "gemma-4"]
+#: The cut vocabulary with which every pre-tokenizer is tried.
+TRIED = "qwen2"
+
+#: Names that give one pre-tokenizer, as far as ids can tell; what they share is checked here, not assumed.
+PRES = [
+    ["default", ""],
+    ["gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "modern-bert",
+     "jina-v1-en", "jina-v2-code", "roberta-bpe", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4"],
+    ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"],
+    ["dbrx", "smaug-bpe", "chatglm-bpe"],
+    ["glm4", "glm5"],
+    ["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"],
+    ["qwen35"],
+    ["ufakzeka"],
+    ["laguna"],
+    ["minicpm5"],
+    ["seed-coder"],
+    ["bailingmoe", "bailingmoe2", "llada-moe"],
+    ["exaone-moe"],
+    ["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"],
+    ["falcon"],
+    ["tekken"],
+    ["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"],
+    ["deepseek-llm"],
+    ["deepseek-coder"],
+    ["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
+    ["spark2_5"],
+    ["poro-chat", "bloom", "gpt3-finnish"],
+    ["viking"],
+    ["gemma4", "granite-embed-multi-311m"],
+    ["sarvam-moe"],
+]
+
+#: Beyond llama.cpp's texts. Characters of Unicode 16 (U+1C89, U+10D40, U+A7CB) are no letters to llama.cpp.
+HARD = [
+    "Hello, world!", " leading", "  two", "trailing  ", "a  b   c    d", "tabs\t\t1\t \tx", "\r\nCRLF\r\n\r\nline\n \n",
+    "I'm he'll they've you'd we're it's IT'S WE'LL 'tis ''s 'S'T'RE", "don't'd've", "x'\u017f",
+    "1 12 123 1234 12345 1234567 3.14159 1,000,000 \u0661\u0662\u0663 \u00bd\u2167",
+    "camelCase HTTPServer fooBAR BAZqux \u00c4rger \u00d6L \u01c5 \u02b0x \u00aa",
+    "Gr\u00fc\u00dfe aus K\u00f6ln, \u00bfqu\u00e9 tal? \u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432\u0443\u0439\u0442\u0435 \u03ba\u03b1\u03bb\u03b7\u03bc\u03ad\u03c1\u03b1",
+    "\u4f60\u597d\uff0c\u4e16\u754c\u3002\u3053\u3093\u306b\u3061\u306f\u30ab\u30bf\u30ab\u30ca\uc548\ub155\ud558\uc138\uc694", "\u3000\u3000\u5168\u89d2\u3000\u7a7a\u767d\u3002\u3000\uff01",
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35 \u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd e\u0301 a\u0300b \u0301",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f44d\U0001f3fd\ufe0f \U0001f1e9\U0001f1ea", "\u2028para\u2029 \u00a0nbsp\u00a0\u00a0x \u1680 \u2003em \u0085",
+    "\u1c89 \U00010d40\U00010d41 \ua7cb\U0001ccd6 \u0897 \u1b4e", "\ufeffbom \u200b\u00ad \ufffd \x00\x01\x1c\x1f\x7f", "$x+=y^2; a|b~c`d`<e> #!/\\_\u20ac\u00a3\u2200",
+    "def f(x):\n    return x ** 2  # note\n\n\n\tpass", "...!!!???---___***///\n/\n", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "                                                  x", "\n\n\n\n\n\n\n\nx", "\u2581\u2581escaped \u2581", "{\"k\": [1, null, \"v\\n\"]}",
+]
+#: Texts with special tokens, for parse_special on and off.
+SPECIAL = [
+    "<s>[INST] Hi [/INST] there </s>", "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n",
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>", "<|user|>\n  Hi <|end|>  \n<|assistant|>\n x <|endoftext|>  y",
+    "a<s>b</s> c <s>  d<unk>e", "<|im_end|><|im_end|>x<|im_end", "<bos><start_of_turn>user\nHi<end_of_turn>\n<|turn>model\n<turn|>",
+    "<<|im_end|>> <0x41> [EMPTY_1]", ">>QUESTION<< >>ANSWER<< <\uff5cend\u2581of\u2581sentence\uff5c>", "  </s>  </s>",
+]
+
+
+class ModelParams(ctypes.Structure):
+    """`struct llama_model_params` of llama.h."""
+
+    _fields_ = [
+        ("devices", ctypes.c_void_p),
+        ("tensor_buft_overrides", ctypes.c_void_p),
+        ("n_gpu_layers", ctypes.c_int32),
+        ("split_mode", ctypes.c_int),
+        ("load_mode", ctypes.c_int),
+        ("lazy_mode", ctypes.c_int),
+        ("main_gpu", ctypes.c_int32),
+        ("tensor_split", ctypes.c_void_p),
+        ("progress_callback", ctypes.c_void_p),
+        ("progress_callback_user_data", ctypes.c_void_p),
+        ("kv_overrides", ctypes.c_void_p),
+        ("vocab_only", ctypes.c_bool),
+        ("check_tensors", ctypes.c_bool),
+        ("use_extra_bufts", ctypes.c_bool),
+        ("no_host", ctypes.c_bool),
+        ("no_alloc", ctypes.c_bool),
+        ("load_mtp", ctypes.c_bool),
+    ]
+
+
+class Llama:
+    """libllama."""
+
+    def __init__(self, path: Path):
+        lib = self.lib = ctypes.CDLL(str(path))
+        p, i, b = ctypes.c_void_p, ctypes.c_int32, ctypes.c_bool
+        signatures = {
+            "llama_model_default_params": (ModelParams, []),
+            "llama_model_load_from_file": (p, [ctypes.c_char_p, ModelParams]),
+            "llama_model_free": (None, [p]),
+            "llama_model_get_vocab": (p, [p]),
+            "llama_vocab_n_tokens": (i, [p]),
+            "llama_vocab_get_attr": (ctypes.c_int, [p, i]),
+            "llama_vocab_is_eog": (b, [p, i]),
+            "llama_vocab_is_control": (b, [p, i]),
+            "llama_tokenize": (i, [p, ctypes.c_char_p, i, ctypes.POINTER(i), i, b, b]),
+            "llama_token_to_piece": (i, [p, i, ctypes.c_char_p, i, i, b]),
+            "llama_detokenize": (i, [p, ctypes.POINTER(i), i, ctypes.c_char_p, i, b, b]),
+        }
+        for role in ["bos", "eos", "eot"]:
+            signatures[f"llama_vocab_{role}"] = (i, [p])
+        for flag in ["llama_vocab_get_add_bos", "llama_vocab_get_add_eos"]:
+            signatures[flag] = (b, [p])
+        for name, (result, arguments) in signatures.items():
+            getattr(lib, name).restype = result
+            getattr(lib, name).argtypes = arguments
+        self.log = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, p)(lambda *_: None)
+        lib.llama_log_set(self.log, None)
+        lib.llama_backend_init()
+
+    def load(self, path: Path) -> "Vocab":
+        params = self.lib.llama_model_default_params()
+        params.vocab_only = True
+        model = self.lib.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            raise RuntimeError(f"llama.cpp does not load {path}")
+        return Vocab(self.lib, model)
+
+
+class Vocab:
+    """A vocabulary that llama.cpp has loaded."""
+
+    def __init__(self, lib, model):
+        self.lib, self.model = lib, model
+        self.vocab = lib.llama_model_get_vocab(model)
+        self.n_tokens = lib.llama_vocab_n_tokens(self.vocab)
+
+    def free(self):
+        self.lib.llama_model_free(self.model)
+
+    def encode(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode()
+        room = 4 * len(data) + 16
+        ids = (ctypes.c_int32 * room)()
+        n = self.lib.llama_tokenize(self.vocab, data, len(data), ids, room, add_special, parse_special)
+        assert n >= 0
+        return ids[:n]
+
+    def piece(self, token: int, lstrip: int, special: bool) -> bytes:
+        out = ctypes.create_string_buffer(1 << 16)
+        n = self.lib.llama_token_to_piece(self.vocab, token, out, len(out), lstrip, special)
+        assert n >= 0
+        return out.raw[:n]
+
+    def detokenize(self, ids: list[int], special: bool) -> bytes:
+        out = ctypes.create_string_buffer(1 << 16)
+        array = (ctypes.c_int32 * len(ids))(*ids)
+        n = self.lib.llama_detokenize(self.vocab, array, len(ids), out, len(out), False, special)
+        assert n >= 0
+        return out.raw[:n]
+
+    def decode(self, ids: list[int], special: bool) -> bytes:
+        """What llama_detokenize gives but for its clean-up of spaces: pieces, the first without its space if it is."""
+        one = self.detokenize(ids[:1], special) if ids else b""
+        strips = bool(ids) and one != self.piece(ids[0], 0, special)
+        return b"".join(self.piece(t, int(strips and i == 0), special) for i, t in enumerate(ids))
+
+    def kinds(self) -> str:
+        """A letter a token, by the bits of llama_token_attr; control beats all, as it does in what the bits are for."""
+        letters = [(8, "C"), (1, "?"), (2, "U"), (4, "N"), (16, "D"), (32, "B")]
+        attrs = (self.lib.llama_vocab_get_attr(self.vocab, t) for t in range(self.n_tokens))
+        return "".join(next((c for bit, c in letters if a & bit), "_") for a in attrs)
+
+    def facts(self) -> dict:
+        """All about the vocabulary that is not about a text."""
+        role = lambda name: (lambda t: None if t < 0 else t)(getattr(self.lib, f"llama_vocab_{name}")(self.vocab))
+        pieces = hashlib.sha256()
+        for special in [False, True]:
+            for token in range(self.n_tokens):
+                piece = self.piece(token, 0, special)
+                pieces.update(len(piece).to_bytes(4, "little") + piece)
+        kinds = self.kinds()
+        return {
+            "n_tokens": self.n_tokens,
+            "bos": role("bos"), "eos": role("eos"), "eot": role("eot"),
+            "adds_bos": self.lib.llama_vocab_get_add_bos(self.vocab),
+            "adds_eos": self.lib.llama_vocab_get_add_eos(self.vocab),
+            "ends": [t for t in range(self.n_tokens) if self.lib.llama_vocab_is_eog(self.vocab, t)],
+            "kinds": hashlib.sha256(kinds.encode()).hexdigest(),
+            "pieces": pieces.hexdigest(),
+        }
+
+    def cases(self, texts: list[str], modes=((False, False),)) -> list:
+        """[text, add_special, parse_special, ids]; modes that change nothing after the first are left out."""
+        found = []
+        for text in texts:
+            seen = []
+            for add, parse in modes:
+                ids = self.encode(text, add, parse)
+                if ids not in seen:
+                    found.append([text, add, parse, ids])
+                    seen.append(ids)
+        return found
+
+    def decodings(self, cases: list) -> list:
+        """[ids, special, bytes in hex]"""
+        some = [ids for _, _, _, ids in cases if ids]
+        wanted = [(ids[k:], special) for ids in some for k in (0, 1) for special in (False, True)]
+        found, seen = [], set()
+        for ids, special in wanted:
+            text = self.decode(ids, special)
+            if text not in seen:
+                seen.add(text)
+                found.append([ids, special, text.hex()])
+        return found
+
+
+MODES = ((False, True), (False, False), (True, True))
+
+
+def inputs(path: Path) -> list[str]:
+    """llama.cpp's texts for a vocabulary, without the expectations."""
+    text = path.with_name(path.name + ".inp").read_bytes().decode()
+    return text.split("\n__ggml_vocab_test__\n")
+
+
+def alphabet() -> dict[int, str]:
+    """GPT-2's characters for bytes."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in plain]
+    return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(rest)}
+
+
+def cut(source: Path, target: Path, texts: list[str]):
+    """Writes the part of a vocabulary that the texts can need."""
+    fields = gguf.GGUFReader(source).fields
+    values = {name: field.contents() for name, field in fields.items() if not name.startswith("GGUF.")}
+    raw = [bytes(fields["tokenizer.ggml.tokens"].parts[i]) for i in fields["tokenizer.ggml.tokens"].data]
+    types = values["tokenizer.ggml.token_type"]
+    byte_level = values["tokenizer.ggml.model"] == "gpt2"
+    letters = alphabet()
+    if byte_level:
+        hay = b"\n\n".join("".join(letters[b] for b in t.encode()).encode() for t in texts)
+    else:
+        hay = b"\x00\x00".join(("\u2581" + t.replace(" ", "\u2581")).encode() for t in texts)
+    specials = [t for t in SPECIAL]
+    roles = {v for k, v in values.items() if k.endswith("_token_id")}
+    single = {letters[b].encode() for b in range(256)} | {b"<0x%02X>" % b for b in range(256)}
+    joined = "\n".join(specials).encode()
+    keep = [
+        i
+        for i, t in enumerate(raw)
+        if i in roles or t in single or (t in hay) or (types[i] in (2, 3, 4) and t in joined)
+        or any(t == e for e in (b"</s>", b"<unk>", b"<s>", b"<|endoftext|>", b"<|fim_pad|>", b"<|repo_name|>", b"<|file_sep|>"))
+    ]
+    new = {old: i for i, old in enumerate(keep)}
+    kept = {raw[i] for i in keep}
+    writer = gguf.GGUFWriter(target, values["general.architecture"])
+    for name, value in values.items():
+        if name in ("general.architecture", "general.file_type") or name.startswith("tokenizer.chat"):
+            continue
+        if name == "tokenizer.ggml.tokens":
+            writer.add_token_list([raw[i] for i in keep])
+        elif name == "tokenizer.ggml.token_type":
+            writer.add_token_types([types[i] for i in keep])
+        elif name == "tokenizer.ggml.scores":
+            writer.add_token_scores([value[i] for i in keep])
+        elif name == "tokenizer.ggml.merges":
+            halves = [(m, m.encode()[:1] + m.encode()[1:].replace(b" ", b"\xff", 1)) for m in value]
+            ok = lambda m: all(h in kept for h in m.split(b"\xff")) and m.replace(b"\xff", b"") in kept
+            writer.add_token_merges([m for m, split in halves if ok(split)])
+        elif name.endswith("_token_id"):
+            writer.add_uint32(name, new[value])
+        elif isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, str):
+            writer.add_string(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def with_pre(source: Path, target: Path, pre: str):
+    """A copy of a vocabulary with another pre-tokenizer, of the same bytes else; none if the name is empty."""
+    key, data = b"tokenizer.ggml.pre", source.read_bytes()
+    at = data.index(key)
+    old = int.from_bytes(data[at + len(key) + 4 : at + len(key) + 12], "little")
+    end = at + len(key) + 12 + old
+    # Without the name, the key is another one of the same length.
+    head = data[:at] + (key if pre else b"tokenizer.ggml.prx") + data[at + len(key) : at + len(key) + 4]
+    target.write_bytes(head + len(pre).to_bytes(8, "little") + pre.encode() + data[end:])
+
+
+def dump(path: Path, value):
+    """JSON of a line a case."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, list) and item and isinstance(item[0], (list, dict)):
+            rows = ",\n".join("  " + json.dumps(row, separators=(",", ":")) for row in item)
+            lines.append(f' "{key}": [\n{rows}\n ]')
+        else:
+            lines.append(f' "{key}": {json.dumps(item)}')
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def expectations(llama: Llama, path: Path, name: str, texts: list[str]) -> dict:
+    vocab = llama.load(path)
+    cases = vocab.cases(texts, MODES)
+    value = {"file": name, **vocab.facts(), "encode": cases, "decode": vocab.decodings(cases[:: 3])}
+    vocab.free()
+    return value
+
+
+def write_fixtures(llama: Llama, models: Path):
+    TARGET.mkdir(exist_ok=True)
+    scratch = ROOT / "target" / "with-pre.gguf"
+    scratch.parent.mkdir(exist_ok=True)
+    for name in CUT:
+        source = models / f"ggml-vocab-{name}.gguf"
+        texts = inputs(source) + HARD + SPECIAL
+        path = TARGET / f"{name}.gguf"
+        cut(source, path, texts)
+        dump(TARGET / f"{name}.json", expectations(llama, path, path.name, texts))
+        print(name, path.stat().st_size)
+    groups = []
+    for names in PRES:
+        answers = []
+        for pre in names:
+            with_pre(TARGET / f"{TRIED}.gguf", scratch, pre)
+            vocab = llama.load(scratch)
+            answers.append([ids for _, _, _, ids in vocab.cases(HARD)])
+            vocab.free()
+        assert all(a == answers[0] for a in answers), names
+        groups.append({"names": names, "ids": answers[0]})
+    dump(TARGET / "pre.json", {"file": f"{TRIED}.gguf", "texts": [[t] for t in HARD], "pre": groups})
+    scratch.unlink()
+
+
+def random_texts(rng: random.Random, n: int) -> list[str]:
+    """Texts of characters that pre-tokenizers care about."""
+    pools = [
+        "abcXYZ", "'sStTrReEvVmMlLdD", "0123456789", " \t\n\r\u00a0\u3000\u2003\x0b", "!?.,;:-_/\\|<>=+*&^%$#@~`\"()[]{}",
+        "\u00e4\u00d6\u00df\u0416\u03c9\u05d0\u0645\u0928\u4f60\u3053\u30ab\ud55c\U00020000", "\u0301\u0300\u094d\u0e31\ufe0f\u200d", "\u0661\u00bd\u2167\uff11",
+        "\U0001f468\U0001f44d\u20ac\u2200\u3002\uff01\u2026\u2019", "\x00\x1c\x7f\u0085\ufeff\u1c89\U00010d40\ud7ff\u1680\u2028",
+    ]
+    texts = []
+    for _ in range(n):
+        some = rng.sample(pools, rng.randint(1, 4))
+        texts.append("".join(rng.choice(rng.choice(some)) * rng.choice([1, 1, 1, 2, 3]) for _ in range(rng.randint(1, 60))))
+    return texts
+
+
+def run_full(llama: Llama, models: Path, extra: list[Path], n_random: int):
+    out = ROOT / "target" / "tokenizers-full"
+    out.mkdir(parents=True, exist_ok=True)
+    for old in out.glob("*"):
+        old.unlink()
+    rng = random.Random(1)
+    for source in sorted(models.glob("ggml-vocab-*.gguf")) + extra:
+        reader = gguf.GGUFReader(source)
+        model = reader.fields["tokenizer.ggml.model"].contents()
+        if model not in ("gpt2", "llama", "gemma4"):
+            print(f"{source.name}: {model}, not built in")
+            continue
+        own = inputs(source) if source.with_name(source.name + ".inp").exists() else []
+        if own:
+            expected = [[int(t) for t in line.split()] for line in source.with_name(source.name + ".out").read_text().splitlines()]
+            vocab = llama.load(source)
+            same = sum(vocab.encode(t, False, False) == e for t, e in zip(own, expected, strict=True))
+            vocab.free()
+            print(f"{source.name}: llama.cpp itself gives {same} of {len(expected)} in its .out")
+        texts = own + HARD + SPECIAL + random_texts(rng, n_random)
+        dump(out / f"{source.stem}.json", expectations(llama, source, str(source.resolve()), texts))
+    source = models / f"ggml-vocab-{TRIED}.gguf"
+    for names in PRES:
+        path = out / f"pre-{names[0]}.gguf"
+        with_pre(source, path, names[0])
+        dump(out / f"pre-{names[0]}.json", expectations(llama, path, str(path), HARD + SPECIAL + random_texts(rng, n_random)))
+    command = ["cargo", "test", "--test", "integration", "--", "--ignored", "--nocapture", "whole_vocabularies"]
+    sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | {"CHATVEC_VOCABS": str(out)}).returncode)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--llama-cpp", type=Path, required=True, help="source tree of llama.cpp")
+    parser.add_argument("--libllama", type=Path, required=True, help="libllama.so built from it")
+    parser.add_argument("--full", action="store_true", help="compare on whole vocabularies instead of writing fixtures")
+    parser.add_argument("--model", type=Path, action="append", default=[], help="with --full: another model to compare on")
+    parser.add_argument("--random", type=int, default=300, help="with --full: random texts for each vocabulary")
+    args = parser.parse_args()
+    llama, models = Llama(args.libllama), args.llama_cpp / "models"
+    if args.full:
+        run_full(llama, models, args.model, args.random)
+    else:
+        write_fixtures(llama, models)
+
+
+if __name__ == "__main__":
+    main()
