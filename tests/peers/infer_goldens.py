@@ -8,7 +8,7 @@ held to ggml's elsewhere) and the models of synthetic_models.py. `peers` writes 
 files of fetch_models.py in FOLDER (default target/peer-models). `spread` prints how far llama.cpp is from itself and
 from exact arithmetic, for every type: the table of fixtures/infer/README.md, which describes all fields.
 
-Always: F32 cache, flash attention off, two threads, log-softmax in f64. Needs requirements.txt; the peers' prompts
+Always: F32 cache, flash attention off, log-softmax in f64. Needs requirements.txt; the peers' prompts
 are rendered by llama.cpp's own server. Before anything is written, log-probabilities of the C interface are held to
 those that the server gives.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+import fetch_models
 import llama_cpp
 from exact_forward import ExactModel
 from libllama import Llama, log_softmax
@@ -31,7 +32,8 @@ from tool import QUANTIZED, ROOT, UNQUANTIZED, Chatvec, arguments, find_trio, wo
 OUT = ROOT / "fixtures/infer"
 MODELS = ROOT / "fixtures/models"
 PROMPTS = MODELS / f"prompts-{llama_cpp.LANG}.jsonl"
-THREADS, N_CTX = 2, 256
+#: More threads change no bit, and llama.cpp's wait for each other in a busy loop, which a busy machine makes slow.
+THREADS, N_CTX = 1, 256
 N_TOP = 8
 #: Positions of the last prompt whose whole vocabulary is kept: the first, one inside, and before the answer's end.
 FULL_POSITIONS = (0, 12, -2)
@@ -46,7 +48,7 @@ GREEDY_MODELS = {"cp": None, "chat": None, "merged-F32": "F32", "merged-Q4_K": "
 def made_with() -> dict:
     """What the figures depend on besides the files."""
     return {"llama.cpp": "xllamacpp " + importlib.metadata.version("xllamacpp"), "cache": "F32",
-            "flash_attention": False, "threads": THREADS}
+            "flash_attention": False}
 
 
 def significant(x: float) -> float:
@@ -113,7 +115,7 @@ class Bench:
         return [p for kind in kinds for p in [p for p in longest if p["kind"] == kind][:PROMPTS_PER_KIND]]
 
 
-def next_logprobs(logprobs: np.ndarray, tokens: list[int]) -> np.ndarray:
+def next_logprobs(logprobs: np.ndarray, tokens: list[int], _reference: np.ndarray | None = None) -> np.ndarray:
     """Of each token but the first, given those before it."""
     return logprobs[np.arange(len(tokens) - 1), tokens[1:]]
 
@@ -193,36 +195,49 @@ def greedy_answer(llama: Llama, tokens: list[int], n: int) -> dict:
     return {"tokens": ids, "ended": llama.ends(ids[-1]), "near_ties": ties}
 
 
-def spread(bench: Bench, other: Path | None):
-    """How far llama.cpp is from itself and from exact arithmetic, in log-probabilities."""
-    prompts = bench.prompts()
-    print("| model | values | all at once: one by one | : other build | : exact | one by one: exact |\n|" + "---|" * 6)
+def spread(bench: Bench, other: Path | None, peers: Path):
+    """Prints how far llama.cpp is from itself and from exact arithmetic: largest and mean difference."""
+    print("| model | values | at once : one by one | at once : other build | at once : exact | one by one : exact |")
+    print("|" + "---|" * 6)
+    sequences = [p["tokens"] for p in bench.prompts()]
     for type_ in (None, *UNQUANTIZED, *QUANTIZED):
         name, key = ("cp F16", "cp") if type_ is None else (f"merged {type_}", f"merged-{type_}")
-        exact = ExactModel(bench.path(key, type_))
-        runs = {"once": [], "single": [], "other": [], "exact": []}
-        with bench.open(key, type_) as llama:
-            for p in prompts:
-                runs["once"].append(log_softmax(llama.logits(p["tokens"])))
-                runs["single"].append(log_softmax(llama.logits(p["tokens"], at_once=False)))
-                runs["exact"].append(log_softmax(exact.logits(p["tokens"])))
-        if other:
-            with bench.open(key, type_, library=other) as llama:
-                runs["other"] = [log_softmax(llama.logits(p["tokens"])) for p in prompts]
-        for label, pick in (("next token", next_logprobs), ("eight likeliest", likeliest), ("whole vocabulary", None)):
-            def differences(a, b):
-                d = [np.abs((x - y) if pick is None else pick(x - y, p["tokens"] if pick is next_logprobs else x))
-                     for x, y, p in zip(runs[a], runs[b], prompts)]
-                d = np.concatenate([x.reshape(-1) for x in d]) if d else np.zeros(0)
-                return f"{d.max():.1e} / {d.mean():.1e}" if d.size else "–"
-            print(f"| {name} | {label} | " + " | ".join(
-                differences(*pair) for pair in (("once", "single"), ("once", "other"), ("once", "exact"),
-                                                ("single", "exact"))) + " |", flush=True)
+        path = bench.path(key, type_)
+        spread_of(name, path, sequences, other, ExactModel(path))
+    for name, model in fetch_models.MODELS.items():
+        if (path := peers / model.file).is_file():
+            prompts = json.loads((OUT / f"{name}.json").read_text(encoding="utf-8"))["prompts"][:N_ONE_BY_ONE]
+            spread_of(name, path, [p["tokens"] + p["answer"]["tokens"] for p in prompts], other, None)
 
 
-def likeliest(differences: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The differences at the most likely tokens of each row."""
-    return np.take_along_axis(differences, np.argsort(-reference, axis=-1, kind="stable")[:, :N_TOP], -1)
+def spread_of(name: str, path: Path, sequences: list[list[int]], other: Path | None, exact: ExactModel | None):
+    """The rows of one model."""
+    def run(library: Path | None, at_once: bool):
+        with Llama(path, N_CTX, THREADS, library) as llama:
+            return [log_softmax(llama.logits(s, at_once)) for s in sequences]
+
+    once, single = run(None, True), run(None, False)
+    pairs = [(once, single), (once, run(other, True) if other else None)]
+    true = [log_softmax(exact.logits(s)) for s in sequences] if exact else None
+    pairs += [(once, true), (single, true)]
+    for label, pick in (("next token", next_logprobs), ("eight likeliest", likeliest), ("whole vocabulary", everything)):
+        cells = [largest_and_mean([np.abs(pick(x, s, x) - pick(y, s, x)) for x, y, s in zip(a, b, sequences)])
+                 if b else "–" for a, b in pairs]
+        print(f"| {name} | {label} | {' | '.join(cells)} |", flush=True)
+
+
+def largest_and_mean(differences: list[np.ndarray]) -> str:
+    all_ = np.concatenate([d.reshape(-1) for d in differences])
+    return f"{all_.max():.1e} / {all_.mean():.1e}"
+
+
+def likeliest(values: np.ndarray, _tokens: list[int], reference: np.ndarray) -> np.ndarray:
+    """The values of the tokens that are most likely in each row of the reference."""
+    return np.take_along_axis(values, np.argsort(-reference, axis=-1, kind="stable")[:, :N_TOP], -1)
+
+
+def everything(values: np.ndarray, _tokens: list[int], _reference: np.ndarray) -> np.ndarray:
+    return values
 
 
 def main() -> int:
@@ -249,7 +264,7 @@ def main() -> int:
             if "greedy" in options.what:
                 greedy(bench)
             if "spread" in options.what:
-                spread(bench, options.other_library)
+                spread(bench, options.other_library, options.models)
     return 0
 
 

@@ -37,7 +37,7 @@ def of_file(path: Path) -> dict:
     server = llama_cpp.Llama(path, n_ctx=CONTEXT)
     texts = [server.request("/apply-template", {"messages": messages})["prompt"] for messages in PROMPTS]
     del server
-    with Llama(path, CONTEXT) as llama:
+    with Llama(path, CONTEXT, threads=1) as llama:
         return {"max_new_tokens": MAX_NEW_TOKENS,
                 "prompts": [of_prompt(llama, messages, text) for messages, text in zip(PROMPTS, texts)]}
 

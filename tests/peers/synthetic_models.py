@@ -243,7 +243,7 @@ def goldens() -> dict:
         for variant in variants():
             path = write_gguf(variant, Path(folder) / f"{variant.name}.gguf")
             fed = tokens[:variant.n_tokens]
-            with Llama(path, CONTEXT) as llama:
+            with Llama(path, CONTEXT, threads=1) as llama:
                 lp = log_softmax(llama.logits(fed))
                 single = log_softmax(llama.logits(fed, at_once=False))
             exact = np.abs(lp - log_softmax(ExactModel(path).logits(fed))).max()
