@@ -8,10 +8,12 @@ mod end;
 mod error;
 mod plumbing;
 mod tokenizer;
+mod template;
 
 pub use error::Error;
 pub use plumbing::{Change, Transplant, has_template, is_plumbing_key, transplant};
 pub use tokenizer::{TokenKind, Tokenizer};
+pub use template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError};
 
 /// `tokenizer.ggml.tokens`: the vocabulary as text.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";

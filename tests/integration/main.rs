@@ -24,6 +24,8 @@ mod module_order;
 mod patch;
 // How much of the vector an output holds: the fixed-point trap, the sums behind it, and the forecast.
 mod survival;
+// Chat templates as Python renders them, and hostile ones.
+mod template;
 // What looks wrong in the weights and templates: refused, forced, or said.
 mod survey;
 // Text to tokens and back, and the end of an answer, against llama.cpp on cut vocabularies; hostile vocabularies.

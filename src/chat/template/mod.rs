@@ -1,0 +1,314 @@
+//! Chat templates: a conversation becomes the text of a prompt.
+//!
+//! `tokenizer.chat_template` is Jinja as Hugging Face transformers renders it (`render_jinja_template` in
+//! utils/chat_template_utils.py): blocks trimmed, no escaping, Python's methods, and a few names that only chat templates
+//! know. What of this the engine does not do itself is in `python`; what it cannot parse is rewritten in `source`.
+//!
+//! A template comes with a file and is not trusted. It reads no files and no other templates. What it may cost is
+//! counted in the engine's fuel, which pays for instructions and for every byte that they make ([`Template::render`]), and
+//! it runs on a stack of its own that is deep enough for whatever [`MAX_SOURCE_BYTES`] can nest. What the count does not
+//! see: a list that holds one long string many times, or lists that share lists, are as large as their *text* only when
+//! something asks for it. Printing, `string`, `join` and `tojson` pay for it beforehand. `~`, comparisons, `in` and the
+//! remaining filters do not, so that a template written for the purpose can still take time and memory without bound
+//! there. It gains nothing by it, and the process can be stopped.
+
+mod python;
+mod source;
+
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, context};
+use serde::{Deserialize, Serialize};
+
+use crate::gguf::Metadata;
+
+/// The key of the template.
+const TEMPLATE: &str = "tokenizer.chat_template";
+
+/// The longest source taken. The longest of llama.cpp's 70 (models/templates) has 17 KB.
+pub const MAX_SOURCE_BYTES: usize = 64 << 10;
+
+/// Stack of the thread that parses or renders. The deepest thing a source of [`MAX_SOURCE_BYTES`] can say is one level in
+/// two bytes, and a level took up to 1.3 KB of stack (unoptimised: 3 KB). Only what is used becomes memory.
+const STACK_BYTES: usize = 512 << 20;
+
+/// Frames of loops, `with` blocks and macros. Templates nest about ten.
+const MAX_RECURSION: usize = 200;
+
+/// Fuel for what does not depend on the conversation, and for each message and each byte of text in it.
+///
+/// Of 70 templates the thirstiest takes FUEL_FIXED and FUEL_MESSAGE.
+const FUEL: u64 = 200_000;
+const FUEL_PER_MESSAGE: u64 = 4_000;
+const FUEL_PER_BYTE: u64 = 1;
+
+/// Longest prompt, beyond ten times the text of the conversation. The fuel would allow more.
+const MAX_OUTPUT_BYTES: usize = 1 << 20;
+
+/// The name under which the engine knows the template; it shows in no message.
+const NAME: &str = "chat_template";
+
+/// llama.cpp's template for models that bring none (`CHATML_TEMPLATE_SRC` in common/chat.cpp does the same).
+const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{{ '\\n' }}{% endfor %}\
+                      {% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}";
+
+/// One turn of a conversation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, or whatever else the template knows.
+    pub role: String,
+    /// Its text.
+    pub content: String,
+}
+
+/// What a template is told besides the messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RenderOptions<'a> {
+    /// Whether the prompt ends with the beginning of an answer.
+    pub add_generation_prompt: bool,
+    /// Text of the token that begins a text; empty if there is none.
+    pub bos_token: &'a str,
+    /// Text of the token that ends one; empty if there is none.
+    pub eos_token: &'a str,
+}
+
+/// A chat template, parsed.
+#[derive(Clone, Debug)]
+pub struct Template {
+    environment: Environment<'static>,
+}
+
+/// Why a template cannot be parsed or rendered.
+#[derive(thiserror::Error, Debug)]
+#[non_exhaustive]
+pub enum TemplateError {
+    /// The metadata hold something else than text.
+    #[error("`{key}` is not UTF-8 from byte {offset} on")]
+    NotUtf8 {
+        /// The key.
+        key: &'static str,
+        /// The first byte that is wrong.
+        offset: usize,
+    },
+    /// The source is longer than [`MAX_SOURCE_BYTES`].
+    #[error("the chat template has {len} bytes; at most {MAX_SOURCE_BYTES} are read")]
+    TooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// The source is not Jinja.
+    #[error("line {line} of the chat template: {message}")]
+    Syntax {
+        /// The line, from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// The template refuses the conversation, by `raise_exception`.
+    #[error("the chat template refuses the conversation: {message}")]
+    Raised {
+        /// The template's own words.
+        message: String,
+    },
+    /// The template takes more steps, or makes more text, than a conversation of this size can need.
+    #[error("line {line} of the chat template: more work than this conversation can need")]
+    OutOfFuel {
+        /// Where it was, from 1; 0 if that is not known.
+        line: usize,
+    },
+    /// The prompt is far longer than the conversation.
+    #[error("the chat template makes a prompt of more than {limit} bytes")]
+    OutputTooLong {
+        /// Bytes that this conversation may have become.
+        limit: usize,
+    },
+    /// Macros or loops call themselves without end.
+    #[error("line {line} of the chat template: more than {MAX_RECURSION} levels of loops and macros")]
+    Recursion {
+        /// Where it was, from 1; 0 if that is not known.
+        line: usize,
+    },
+    /// Anything else that goes wrong in a template: an undefined value, an unknown filter, a wrong type.
+    #[error("line {line} of the chat template: {message}")]
+    Render {
+        /// Where it was, from 1; 0 if that is not known.
+        line: usize,
+        /// What the engine says.
+        message: String,
+    },
+    /// No thread could be started to run the template on.
+    #[error("no stack for the chat template: {0}")]
+    Stack(#[source] io::Error),
+}
+
+impl Template {
+    /// Parses a template.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::TooLong`], [`TemplateError::Syntax`] and [`TemplateError::Stack`].
+    pub fn parse(source: &str) -> Result<Self, TemplateError> {
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(TemplateError::TooLong { len: source.len() });
+        }
+        on_deep_stack(|| Self::parse_here(source))
+    }
+
+    /// Parses on the stack at hand.
+    fn parse_here(source: &str) -> Result<Self, TemplateError> {
+        let mut environment = environment();
+        let added = environment.add_template_owned(NAME, source::rewrite(source));
+        added.map_err(|e| TemplateError::Syntax { line: e.line().unwrap_or(0), message: message(&e) })?;
+        Ok(Self { environment })
+    }
+
+    /// Parses `tokenizer.chat_template`: none if the metadata have none, or an empty one.
+    ///
+    /// # Errors
+    ///
+    /// [`TemplateError::NotUtf8`], and those of [`Template::parse`].
+    pub fn from_metadata(metadata: &Metadata) -> Result<Option<Self>, TemplateError> {
+        let Some(source) = metadata.get_str(TEMPLATE).filter(|s| !s.trim_ascii().is_empty()) else { return Ok(None) };
+        let source = std::str::from_utf8(source)
+            .map_err(|e| TemplateError::NotUtf8 { key: TEMPLATE, offset: e.valid_up_to() })?;
+        Self::parse(source).map(Some)
+    }
+
+    /// The template that llama.cpp falls back to: ChatML (common/chat.cpp, `common_chat_templates_init`).
+    pub fn chatml() -> Self {
+        Self::parse_here(CHATML).expect("it is written above, and a test renders it")
+    }
+
+    /// The prompt of a conversation, without tools or documents; the date, if the template asks for it, is that of now
+    /// in UTC.
+    ///
+    /// The prompt is to be tokenised with special tokens parsed. Many templates write the beginning-of-text token
+    /// themselves: a caller whose tokenizer adds one too must leave that out if the prompt begins with it, as llama.cpp
+    /// does (`common_chat_templates_apply_jinja` in common/chat.cpp).
+    ///
+    /// Memory is bounded by the fuel: 64 bytes each of 200,000, of 4,000 more a message, and of 1 more a byte of text.
+    ///
+    /// # Errors
+    ///
+    /// Every [`TemplateError`] but those of parsing.
+    pub fn render(&self, messages: &[Message], options: &RenderOptions<'_>) -> Result<String, TemplateError> {
+        self.render_at(messages, options, SystemTime::now())
+    }
+
+    /// [`Template::render`] with the time that `strftime_now` tells, which is the only thing a prompt depends on besides
+    /// the arguments.
+    ///
+    /// # Errors
+    ///
+    /// As [`Template::render`].
+    pub fn render_at(
+        &self,
+        messages: &[Message],
+        options: &RenderOptions<'_>,
+        now: SystemTime,
+    ) -> Result<String, TemplateError> {
+        let len = messages.iter().map(|m| m.role.len() + m.content.len()).sum::<usize>();
+        let fuel = FUEL + FUEL_PER_MESSAGE * messages.len() as u64 + FUEL_PER_BYTE * len as u64;
+        let mut prompt = Prompt { text: Vec::new(), limit: MAX_OUTPUT_BYTES.saturating_add(len.saturating_mul(10)) };
+
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(fuel));
+        environment.add_function("strftime_now", move |format: &str| python::strftime(now, format));
+        let rendered = on_deep_stack(|| {
+            let context = context! {
+                messages => Serde(messages),
+                tools => (),
+                documents => (),
+                add_generation_prompt => options.add_generation_prompt,
+                bos_token => options.bos_token,
+                eos_token => options.eos_token,
+            };
+            let template = environment.get_template(NAME).map_err(|e| failure(&e))?;
+            template.render_captured_to(context, &mut prompt).map(drop).map_err(|e| failure(&e))
+        });
+        match rendered {
+            Err(TemplateError::OutputTooLong { .. }) => Err(TemplateError::OutputTooLong { limit: prompt.limit }),
+            Err(error) => Err(error),
+            Ok(()) => Ok(String::from_utf8(prompt.text).expect("the engine writes whole strings")),
+        }
+    }
+}
+
+/// The engine set up as transformers does (`_cached_compile_jinja_template`), with everything that is no business of a
+/// template taken out.
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.expect("the delimiters are Jinja's own"));
+    environment.set_auto_escape_callback(|_| AutoEscape::None);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_recursion_limit(MAX_RECURSION);
+    // Debug information would hold the text of every variable.
+    environment.set_debug(false);
+    environment.remove_global("debug");
+    python::install(&mut environment);
+    environment
+}
+
+/// Runs something that recurses as deep as its input says.
+fn on_deep_stack<T: Send>(f: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK_BYTES);
+        let thread = thread.spawn_scoped(scope, f).map_err(TemplateError::Stack)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The prompt as it grows, no further than to its limit.
+struct Prompt {
+    text: Vec<u8>,
+    limit: usize,
+}
+
+impl Write for Prompt {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.limit - self.text.len() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sorts an error of the engine, which may be the end of a chain.
+fn failure(error: &minijinja::Error) -> TemplateError {
+    let mut line = 0;
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut innermost = error;
+    while let Some(cause) = next {
+        if let Some(python::Raised(message)) = cause.downcast_ref() {
+            return TemplateError::Raised { message: message.clone() };
+        }
+        if let Some(cause) = cause.downcast_ref::<minijinja::Error>() {
+            innermost = cause;
+            line = cause.line().unwrap_or(line);
+        }
+        next = cause.source();
+    }
+    match innermost.kind() {
+        ErrorKind::OutOfFuel => TemplateError::OutOfFuel { line },
+        ErrorKind::WriteFailure => TemplateError::OutputTooLong { limit: 0 },
+        _ if innermost.detail() == Some("recursion limit exceeded") => TemplateError::Recursion { line },
+        _ => TemplateError::Render { line, message: message(innermost) },
+    }
+}
+
+/// What the engine says, without the name and line that it adds.
+fn message(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}

@@ -1,0 +1,147 @@
+//! The language of an answer, by lingua's n-gram models.
+//!
+//! The languages are those that Cargo.toml chooses. Short texts are lingua's strength, but two words of a name belong to
+//! no language: what is too short or too close is undecided, and counts neither as right nor as wrong.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+/// Letters that a text needs before its language is asked for, where a letter is about a sound. Measured on the bundled
+/// models' German answers: shorter ones ("Tom.", "Anna?") are names, which lingua gives to any language.
+const MIN_LETTERS: usize = 8;
+/// The same where a character is a syllable or a word (Chinese, Japanese, Korean).
+const MIN_SYLLABLES: usize = 3;
+/// How far the best language's confidence must be above the second's, as a multiple. A bound on the confidence itself would
+/// leave more undecided the more candidates there are.
+const MIN_LEAD: f64 = 2.0;
+/// Characters that are looked at: enough for certainty, and a bound on the work.
+const LOOKED_AT: usize = 2000;
+
+/// Languages written in Latin letters, which only n-grams tell apart. The others cost nothing until their script appears.
+const LATIN: [lingua::Language; 11] = {
+    use lingua::Language::*;
+    [Dutch, English, French, German, Indonesian, Italian, Polish, Portuguese, Spanish, Turkish, Vietnamese]
+};
+
+/// A language that can be recognised.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Language(lingua::Language);
+
+/// A code that names no language that can be recognised.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{code}` is no language that can be recognised; these are: {}", known())]
+pub struct UnknownLanguage {
+    /// The code as given.
+    pub code: String,
+}
+
+fn known() -> String {
+    Language::all().iter().map(|l| format!("{l} ({})", l.name())).collect::<Vec<_>>().join(", ")
+}
+
+impl Language {
+    /// English, the language that chat vectors fall back to.
+    pub const ENGLISH: Self = Self(lingua::Language::English);
+
+    /// All of them, in the order of their codes.
+    pub fn all() -> Vec<Self> {
+        let mut all: Vec<Self> = lingua::Language::all().into_iter().map(Self).collect();
+        all.sort_by_key(|l| l.code());
+        all
+    }
+
+    /// One by its ISO 639-1 code (`de`), in either case.
+    pub fn parse(code: &str) -> Result<Self, UnknownLanguage> {
+        let wanted = code.trim().to_lowercase();
+        let found = Self::all().into_iter().find(|l| l.code() == wanted);
+        found.ok_or_else(|| UnknownLanguage { code: code.trim().to_owned() })
+    }
+
+    /// Several, by codes between commas. Each is named once in the result, in the order given.
+    pub fn parse_list(codes: &str) -> Result<Vec<Self>, UnknownLanguage> {
+        let mut list = Vec::new();
+        for code in codes.split(',') {
+            let language = Self::parse(code)?;
+            if !list.contains(&language) {
+                list.push(language);
+            }
+        }
+        Ok(list)
+    }
+
+    /// Its ISO 639-1 code.
+    pub fn code(self) -> String {
+        self.0.iso_code_639_1().to_string()
+    }
+
+    /// Its English name.
+    pub fn name(self) -> String {
+        self.0.to_string()
+    }
+
+    /// Whether it is written in Latin letters.
+    fn is_latin(self) -> bool {
+        LATIN.contains(&self.0)
+    }
+}
+
+impl fmt::Display for Language {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.code())
+    }
+}
+
+impl Serialize for Language {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.code())
+    }
+}
+
+/// Tells the candidates apart.
+///
+/// Models of n-grams are loaded when a text first needs them and stay loaded: some 7 MB a language.
+pub struct Detector {
+    lingua: lingua::LanguageDetector,
+    candidates: Vec<Language>,
+}
+
+impl Detector {
+    /// Candidates are these, English, and all languages of other scripts than the Latin one: whoever expects German must
+    /// hear of Chinese. Other languages of the Latin script are not, since each more makes short texts less certain: an
+    /// answer in one of them counts as whichever candidate is nearest.
+    pub fn new(languages: &[Language]) -> Self {
+        let others = Language::all().into_iter().filter(|l| !l.is_latin());
+        let candidates: BTreeSet<Language> =
+            languages.iter().copied().chain([Language::ENGLISH]).chain(others).collect();
+        let candidates: Vec<Language> = candidates.into_iter().collect();
+        let chosen: Vec<lingua::Language> = candidates.iter().map(|l| l.0).collect();
+        Self { lingua: lingua::LanguageDetectorBuilder::from_languages(&chosen).build(), candidates }
+    }
+
+    /// What it chooses from.
+    pub fn candidates(&self) -> &[Language] {
+        &self.candidates
+    }
+
+    /// The language of a text, or none if there is too little text or too little certainty.
+    pub fn detect(&self, text: &str) -> Option<Language> {
+        let text: String = text.chars().take(LOOKED_AT).collect();
+        let syllables = text.chars().filter(|c| is_syllable(*c)).count();
+        let letters = text.chars().filter(|c| c.is_alphabetic()).count();
+        if syllables < MIN_SYLLABLES && letters < MIN_LETTERS {
+            return None;
+        }
+        let values = self.lingua.compute_language_confidence_values(text);
+        let (best, rest) = values.split_first()?;
+        let second = rest.first().map_or(0.0, |second| second.1);
+        (best.1 > 0.0 && best.1 >= MIN_LEAD * second).then_some(Language(best.0))
+    }
+}
+
+/// Whether a character stands for a syllable or a word: kana, Hangul and Han.
+pub(super) fn is_syllable(c: char) -> bool {
+    matches!(c, '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}' | '\u{f900}'..='\u{faff}'
+        | '\u{20000}'..='\u{3ffff}')
+}
