@@ -110,7 +110,9 @@ fn what_would_take_memory_or_time_ends_in_an_error() {
         "{% set s = 'a' * 1000000 %}{{ ([s] * 100000)|tojson }}",
         "{% set s = 'a' * 1000000 %}{{ ('{0}' * 10000).format(s) }}",
         "{% set s = 'a' * 1000000 %}{% set x %}{{ [s] * 100000 }}{% endset %}",
-        "{% set s = 'a' * 3000000 %}{{ s.strip(s) }}",
+        "{% set s = 'a' * 2000000 %}{{ s.strip(s) }}",
+        "{% set s = 'a ' * 1000000 %}{{ s.split()|length }}",
+        "{% set s = 'a' * 1000000 %}{% for i in range(9999) %}{% if s.count('b') %}{% endif %}{% endfor %}",
         "{{ 'x\ny'|indent(10 ** 9) }}",
         "{{ [1]|tojson(indent=10 ** 9) }}",
         "{{ '%1000000000d'|format(1) }}",
@@ -161,53 +163,99 @@ fn a_namespace_cannot_come_to_hold_itself() {
 /// Also on the 2 MiB that threads have, tests among them.
 #[test]
 fn no_depth_overflows_the_stack() {
-    let fill = |open: &str, middle: &str, close: &str| {
-        let n = (MAX_SOURCE_BYTES - 400) / (open.len() + close.len());
-        [&open.repeat(n), middle, &close.repeat(n)].concat()
-    };
-    // Whatever comes of them, it comes back.
-    for source in [
-        fill("{{ ", "1", " }}"),
-        ["{{ ", &fill("(", "1", ")"), " }}"].concat(),
-        ["{{ ", &fill("[", "1", "]"), " }}"].concat(),
-        ["{{ ", &fill("-", "1", ""), " }}"].concat(),
-        ["{{ ", &fill("not ", "1", ""), " }}"].concat(),
-        ["{{ ", &fill("1+", "1", ""), " }}"].concat(),
-        ["{{ ", &fill("1~", "1", ""), " }}"].concat(),
-        ["{{ ", &fill("2**", "1", ""), " }}"].concat(),
-        ["{{ ", &fill("1<", "1", ""), " }}"].concat(),
-        ["{{ ", &fill("1 or ", "1", ""), " }}"].concat(),
-        ["{{ ", &fill("1 if 1 else ", "1", ""), " }}"].concat(),
-        ["{{ x", &fill(".a", "", ""), " }}"].concat(),
-        ["{{ x", &fill("[0]", "", ""), " }}"].concat(),
-        ["{{ x", &fill("()", "", ""), " }}"].concat(),
-        ["{{ x", &fill("|e", "", ""), " }}"].concat(),
-        ["{{ 1", &fill(" is string", "", ""), " }}"].concat(),
-        fill("{% if 1 %}", "", "{% endif %}"),
-        fill("{% if 1 %}{% elif 1 %}", "", ""),
-        ["{% if 1 %}", &fill("{% elif 1 %}", "", ""), "{% endif %}"].concat(),
-        fill("{% for a in [1] %}", "", "{% endfor %}"),
-        fill("{% with %}", "", "{% endwith %}"),
-        fill("{% set a %}", "", "{% endset %}"),
-        fill("{% macro m() %}", "", "{% endmacro %}"),
-        fill("{% filter e %}", "", "{% endfilter %}"),
-        fill("{%set x=[x]%}", "{{ x }}{{ x ~ x }}{{ x == [x] }}{{ x|tojson }}", ""),
-        fill("{%set x=[[[[[[[[[[x]]]]]]]]]]%}", "{{ x }}", ""),
-        fill("{%set x=[[[[[[[[[[x]]]]]]]]]]%}", "{{ x ~ 'a' }}{{ x == x }}{{ x == [x] }}{{ x < [x] }}{{ x in [[x]] }}", ""),
-        fill("{%set x={1:{1:{1:{1:{1:x}}}}}%}", "{{ x }}{{ x ~ x }}", ""),
-        fill("{%set x=((((((((((x,),),),),),),),),),)%}", "{{ x ~ x }}{{ {x: 1} }}", ""),
-        fill("{%set x=x+[1]%}", "{{ x }}", ""),
-        fill("{%set x=x[0:]%}", "{{ x|list }}", "").replacen("x[0:]", "messages", 1),
-        fill("{%set x=x*1%}", "{{ x|list }}", "").replacen("x*1", "messages", 1),
-        "{% macro f(x) %}{{ f([[[[x]]]]) }}{% endmacro %}{{ f(1) }}".to_owned(),
-        "{% for x in [1] recursive %}{{ loop([[x]]) }}{% endfor %}".to_owned(),
-        "{% macro f() %}{% call f() %}{% endcall %}{% endmacro %}{{ f() }}".to_owned(),
-        "{% include 'chat_template' %}".to_owned(),
-        "{% extends 'chat_template' %}".to_owned(),
-        "{% block a %}{{ self.a() }}{% endblock %}".to_owned(),
-        "{% import 'chat_template' as t %}{{ t }}".to_owned(),
+    let fill = |open: &str, middle: &str| open.repeat((MAX_SOURCE_BYTES - 400) / open.len()) + middle;
+    for (open, close) in [("{{ ", ""), ("{{ {", ""), ("{% if 1 %}", ""), ("{% for a in [1] %}", ""), ("{% with %}", "")]
+    {
+        let error = hostile(&fill(open, close));
+        assert!(matches!(error, TemplateError::Syntax { line: 1, .. }), "{open}: {error:?}");
+    }
+    for open in ["(", "[", "{1:", "not ", "-", "1 if ", "x(", "1+", "1~", "2**", "1<", "1 or ", "1 if 1 else ", "x|"] {
+        let error = hostile(&format!("{{{{ {} }}}}", fill(open, "1")));
+        assert!(matches!(error, TemplateError::Syntax { line: 1, .. }), "{open}: {error:?}");
+    }
+    let deep = format!("{{%set x={}x{}%}}", "[".repeat(70), "]".repeat(70));
+    for last in ["{{ x }}", "{{ x ~ 1 }}", "{{ x == [x] }}", "{{ x < [x] }}", "{{ x in [[x]] }}", "{{ {x: 1} }}"] {
+        assert!(!render(&fill(&deep, last), "turns").unwrap().is_empty(), "{last}");
+    }
+    for last in ["{{ x|tojson }}", "{% set ns = namespace() %}{% set ns.a = x %}"] {
+        let error = hostile(&fill(&deep, last));
+        assert!(matches!(&error, TemplateError::Render { message, .. } if message.contains("64 levels")), "{error:?}");
+    }
+    assert_eq!(render(&(fill("{% if 0 %}{% else %}{% endif %}", "") + "a"), "plain").unwrap(), "a");
+    let branches = fill("{% elif 1 %}", "{% endif %}");
+    assert_eq!(render(&format!("{{% if 0 %}}{branches}a"), "plain").unwrap(), "a");
+    for endless in [
+        "{% macro f(x) %}{{ f([x]) }}{% endmacro %}{{ f(1) }}",
+        "{% for x in [1] recursive %}{{ loop([[x]]) }}{% endfor %}",
+        "{% include 'chat_template' %}",
+        "{% import 'chat_template' as t %}",
+        "{% block a %}{{ self.a() }}{% endblock %}",
     ] {
-        let start = source.get(..60).unwrap_or(&source);
-        std::eprintln!("{start}: {:.300}", format!("{:?}", render(&source, "plain").map(|t| t.len())));
+        assert!(matches!(hostile(endless), TemplateError::Recursion { line: 1 }), "{endless}");
+    }
+}
+
+#[test]
+fn no_file_is_read() {
+    for source in ["{% include '/etc/hostname' %}", "{% import 'Cargo.toml' as c %}", "{% extends 'Cargo.toml' %}"] {
+        let error = hostile(source);
+        assert!(matches!(&error, TemplateError::Render { message, .. } if message.contains("not")), "{error:?}");
+    }
+}
+
+#[test]
+fn errors_say_where_and_what() {
+    let syntax = Template::parse("a\n\n{% if %}").unwrap_err();
+    assert!(matches!(syntax, TemplateError::Syntax { line: 3, .. }), "{syntax}");
+    let raised = hostile("{% if messages|length > 1 %}\n{{ raise_exception('Only ' ~ 1) }}{% endif %}");
+    assert!(matches!(&raised, TemplateError::Raised { message } if message == "Only 1"), "{raised}");
+    let inside =
+        hostile("{% macro f() %}{{ raise_exception('no') }}{% endmacro %}{% filter upper %}{{ f() }}{% endfilter %}");
+    assert!(matches!(&inside, TemplateError::Raised { message } if message == "no"), "{inside}");
+    let undefined = hostile("a\n{{ x.y.z }}");
+    assert!(matches!(undefined, TemplateError::Render { line: 2, .. }), "{undefined}");
+    let unknown = hostile("\n\n{{ 'a'|nothing }}");
+    assert_eq!(unknown.to_string(), "line 3 of the chat template: unknown filter: filter nothing is unknown");
+    let long = Template::parse(&" ".repeat(MAX_SOURCE_BYTES + 1)).unwrap_err();
+    assert!(matches!(long, TemplateError::TooLong { len } if len == MAX_SOURCE_BYTES + 1), "{long}");
+}
+
+#[test]
+fn chatml_is_what_models_without_a_template_get() {
+    let turn = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let messages = [turn("system", "S"), turn("user", "  a\n")];
+    let prompt = Template::chatml().render(&messages, &options(true)).unwrap();
+    assert_eq!(prompt, "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n  a\n<|im_end|>\n<|im_start|>assistant\n");
+    assert_eq!(
+        Template::chatml().render(&messages[..1], &options(false)).unwrap(),
+        "<|im_start|>system\nS<|im_end|>\n"
+    );
+}
+
+#[test]
+fn metadata_without_a_template_have_none() {
+    let mut metadata = Metadata::default();
+    assert!(Template::from_metadata(&metadata).unwrap().is_none());
+    let mut set = |value: &[u8]| {
+        metadata.set("tokenizer.chat_template", Value::String(value.into()));
+        Template::from_metadata(&metadata)
+    };
+    assert!(set(b" \n").unwrap().is_none());
+    assert_eq!(set(b"{{ bos_token }}a").unwrap().unwrap().render(&[], &options(false)).unwrap(), "<s>a");
+    assert!(matches!(set(b"{{ '\xff' }}"), Err(TemplateError::NotUtf8 { offset: 4, .. })));
+    assert!(matches!(set(b"{{"), Err(TemplateError::Syntax { line: 1, .. })));
+}
+
+#[test]
+fn long_conversations_have_fuel_for_known_templates() {
+    let mut messages = Vec::new();
+    for i in 0..301 {
+        let role = ["user", "assistant"][i % 2].to_owned();
+        messages.push(Message { role, content: format!("{i} ").repeat(200) });
+    }
+    for name in json("rendered.json")["rendered"].as_object().unwrap().keys() {
+        let source = fs::read_to_string(Path::new(FIXTURES).join(name).with_added_extension("jinja")).unwrap();
+        let prompt = Template::parse(&source).unwrap().render_at(&messages, &options(true), now()).unwrap();
+        assert!(prompt.contains(messages[300].content.trim()), "{name}");
     }
 }

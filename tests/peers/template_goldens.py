@@ -74,7 +74,7 @@ SNIPPETS = {
     "{{ messages[0] is mapping }}{{ x is defined }}{{ x is undefined }}{{ none is none }}{{ tools is none }}"
     "{{ 1 is number }}{{ true is boolean }}{{ false is false }}{{ 3 is odd }}{{ 4 is divisibleby 2 }}"
     "{{ 'a' is eq 'a' }}{{ 1 is integer }}{{ 1.0 is float }}{{ 'a' is in 'abc' }}{{ tools is not none }}",
-    "undefined": "[{{ x }}][{{ x.y is defined if (x is defined) else 'no' }}][{{ x|default('d') }}][{{ messages[0].name }}]"
+    "undefined": "[{{ x }}][{{ (x.y is defined) if x is defined else 'no' }}][{{ x|default('d') }}][{{ messages[0].name }}]"
     "[{{ messages[0]['name'] is defined }}][{{ '' | default('e', true) }}][{{ x or 'f' }}][{% for a in x %}{% endfor %}]",
     "dicts": "{% set d = {'a': 1, 'b': [1, 'x', none, true, 1.5], \"c\": {'e': \"it's\"}} %}{{ d }}|{{ d.a }}|{{ d['c'].e }}|"
     "{% for k, v in d.items() %}{{ k }}={{ v }};{% endfor %}{{ d.keys()|list }}{{ d.values()|list }}{{ d.get('z') }}"

@@ -361,7 +361,7 @@ impl Json<'_, '_, '_> {
 
     /// `json.encoder.ESCAPE` and `ESCAPE_ASCII`.
     fn string(&mut self, string: &str) -> Result<(), Error> {
-        let mut quoted = String::with_capacity(0);
+        let mut quoted = String::new();
         self.out.push("\"")?;
         for c in string.chars() {
             quoted.clear();
@@ -408,7 +408,17 @@ fn number(value: &Value) -> String {
 /// Python's `datetime.strftime` of a time in UTC; a directive that is not known stays as it is, as in glibc.
 pub(super) fn strftime(time: SystemTime, format: &str) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
@@ -453,7 +463,7 @@ pub(super) fn strftime(time: SystemTime, format: &str) -> String {
             Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
             Some('F') => format!("{year}-{month:02}-{day:02}"),
             Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
-            Some('Z') | Some('z') => String::new(),
+            Some('Z' | 'z') => String::new(),
             Some('%') => "%".to_owned(),
             other => ["%", if unpadded { "-" } else { "" }].concat() + &other.map(String::from).unwrap_or_default(),
         });

@@ -10,8 +10,16 @@
 /// The function that a value passes on its way into a namespace.
 pub(super) const HELD: &str = "__held";
 
+/// The most code a tag may have, in bytes without the insides of strings: the engine's parser folds constants in time that
+/// grows with the square of it. In 70 templates the longest has 293.
+pub(super) const MAX_TAG_BYTES: usize = 2048;
+
 /// The source with its tags rewritten, and with line breaks as jinja2's lexer makes them.
-pub(super) fn rewrite(source: &str) -> String {
+///
+/// # Errors
+///
+/// The line of a tag with more than [`MAX_TAG_BYTES`] of code.
+pub(super) fn rewrite(source: &str) -> Result<String, usize> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
     let mut out = String::with_capacity(source.len() + source.len() / 8);
     let mut rest = source.as_str();
@@ -19,12 +27,18 @@ pub(super) fn rewrite(source: &str) -> String {
     while let Some(open) = rest.find('{') {
         let (text, from) = rest.split_at(open);
         out.push_str(text);
-        let len = match from.as_bytes().get(1) {
-            Some(b'#') if !raw => from.find("#}").map_or(from.len(), |end| end + 2),
-            Some(b'{') if !raw => 2 + code_len(&from[2..], "}}"),
-            Some(b'%') => 2 + code_len(&from[2..], "%}"),
-            _ => 1,
+        let code = match from.as_bytes().get(1) {
+            Some(b'#') if !raw => {
+                Code { len: from.find("#}").map_or(from.len(), |end| end + 2), in_strings: usize::MAX }
+            }
+            Some(b'{') if !raw => Code::until("}}", from),
+            Some(b'%') => Code::until("%}", from),
+            _ => Code { len: 1, in_strings: 0 },
         };
+        let Code { len, in_strings } = code;
+        if !raw && len.saturating_sub(in_strings) > MAX_TAG_BYTES {
+            return Err(1 + source[..source.len() - from.len()].matches('\n').count());
+        }
         let (code, after) = from.split_at(len);
         rest = after;
         match code.strip_prefix("{%").and_then(|c| c.strip_suffix("%}")).map(Tag::of) {
@@ -45,27 +59,39 @@ pub(super) fn rewrite(source: &str) -> String {
         out.push_str(code);
     }
     out.push_str(rest);
-    out
+    Ok(out)
 }
 
-/// Bytes up to and with the end of a tag, which is looked for outside strings and braces.
-fn code_len(code: &str, end: &str) -> usize {
-    let bytes = code.as_bytes();
-    let mut braces = 0usize;
-    let mut at = 0;
-    while at < bytes.len() {
-        if braces == 0 && bytes[at..].starts_with(end.as_bytes()) {
-            return at + end.len();
+/// How long a piece of source is, in bytes.
+struct Code {
+    len: usize,
+    /// How much of it is inside strings.
+    in_strings: usize,
+}
+
+impl Code {
+    /// From the opening of a tag to its end, which is looked for outside strings and braces.
+    fn until(end: &str, tag: &str) -> Self {
+        let bytes = tag.as_bytes();
+        let (mut at, mut braces, mut in_strings) = (2, 0usize, 0);
+        while at < bytes.len() {
+            if braces == 0 && bytes[at..].starts_with(end.as_bytes()) {
+                return Self { len: at + end.len(), in_strings };
+            }
+            match bytes[at] {
+                quote @ (b'"' | b'\'') => {
+                    let len = string_len(&bytes[at + 1..], quote);
+                    at += len;
+                    in_strings += len.saturating_sub(1);
+                }
+                b'{' => braces += 1,
+                b'}' => braces = braces.saturating_sub(1),
+                _ => {}
+            }
+            at += 1;
         }
-        match bytes[at] {
-            quote @ (b'"' | b'\'') => at += string_len(&bytes[at + 1..], quote),
-            b'{' => braces += 1,
-            b'}' => braces = braces.saturating_sub(1),
-            _ => {}
-        }
-        at += 1;
+        Self { len: bytes.len(), in_strings }
     }
-    bytes.len()
 }
 
 /// Bytes of a string with its closing quote, from after the opening one.
@@ -131,7 +157,20 @@ fn is_attribute(target: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::rewrite;
+    use super::{MAX_TAG_BYTES, rewrite};
+
+    #[test]
+    fn counts_the_code_of_a_tag_without_its_strings() {
+        let long = "a".repeat(MAX_TAG_BYTES);
+        for fine in [
+            format!("{{{{ '{long}{long}' }}}}"),
+            format!("{{# {long} #}}"),
+            format!("{{% raw %}}{{{{ {long}{{% endraw %}}"),
+        ] {
+            assert_eq!(rewrite(&fine).unwrap(), fine);
+        }
+        assert_eq!(rewrite(&format!("a\n{{{{ b }}}}\n{{{{ '' ~ {long} }}}}")), Err(3));
+    }
 
     #[test]
     fn rewrites_tags_and_nothing_else() {
@@ -142,7 +181,7 @@ mod tests {
             ("{% set ns.a = '%}' ~ {'a': {}}%}b", "{% set ns.a =__held(( '%}' ~ {'a': {}}))%}b"),
             ("{%set\nns.a\n=\n1\n%}", "{%set\nns.a\n=__held((\n1))\n%}"),
         ] {
-            assert_eq!(rewrite(from), to);
+            assert_eq!(rewrite(from).unwrap(), to);
         }
         for same in [
             "{{ '{% generation %}' }}",
@@ -159,9 +198,10 @@ mod tests {
             "{",
             "ä{% set ä = 'ß' %}ß",
         ] {
-            assert_eq!(rewrite(same), same);
+            assert_eq!(rewrite(same).unwrap(), same);
         }
-        assert_eq!(rewrite("{% raw %}{% endraw %}{% generation %}"), "{% raw %}{% endraw %}{% with %}");
-        assert_eq!(rewrite("{{ \"'\" }}{% generation %}'"), "{{ \"'\" }}{% with %}'");
+        assert_eq!(rewrite("{% raw %}{% endraw %}{% generation %}").unwrap(), "{% raw %}{% endraw %}{% with %}");
+        assert_eq!(rewrite("{{ \"'\" }}{% generation %}'").unwrap(), "{{ \"'\" }}{% with %}'");
+        assert_eq!(rewrite("a\r\nb\rc").unwrap(), "a\nb\nc");
     }
 }
