@@ -24,7 +24,8 @@ class ExactModel:
     def __init__(self, path: Path):
         fields = gguf.GGUFReader(path).fields
         self.arch = fields["general.architecture"].contents()
-        self.meta = {k.removeprefix(self.arch + "."): f.contents() for k, f in fields.items() if k.startswith(self.arch + ".")}
+        prefix = self.arch + "."
+        self.meta = {k.removeprefix(prefix): f.contents() for k, f in fields.items() if k.startswith(prefix)}
         self.weights = {n: decode(t).astype(np.float64) for n, t in read_tensors(path).items()}
         m = self.meta
         self.n_head = m["attention.head_count"]
@@ -48,7 +49,8 @@ class ExactModel:
         frequencies = base ** (-np.arange(pairs) / pairs)
         if self.arch == "llama":
             frequencies = frequencies / self.weights.get("rope_freqs.weight", np.ones(pairs))
-        kind, factor = m.get("rope.scaling.type", "linear"), m.get("rope.scaling.factor", 0) or m.get("rope.scale_linear", 0)
+        kind = m.get("rope.scaling.type", "linear")
+        factor = m.get("rope.scaling.factor", 0) or m.get("rope.scale_linear", 0)
         attention = m.get("rope.scaling.attn_factor", 1.0)
         if kind == "linear" and factor:
             frequencies = frequencies / factor
