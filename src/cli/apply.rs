@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::job::{Job, OutputArgs, TypeArgs};
+use super::job::{Job, OutputArgs, SmokeTest, TypeArgs};
 use super::merge::RecipeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
@@ -27,6 +27,8 @@ pub(super) struct ApplyArgs {
     recipe: RecipeArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    smoke: SmokeTest,
 }
 
 pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
@@ -40,7 +42,7 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let more: Vec<(Model, f64)> = more.iter().map(open).collect::<Result<_>>()?;
     let inputs = Inputs::apply(model, open(first)?, more);
     let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
-    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan }.run()
+    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
 }
 
 /// A path and the ratio behind its last `@`. A file that has such a name as a whole is that file.

@@ -58,22 +58,24 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
     };
     // What cannot be compared is said before minutes are spent on what can.
     let text = match &args.text {
-        Some(path) => Some(text(args, path, &a, &b)?),
+        Some(path) => {
+            same_vocabulary(&a, &b)?;
+            Some([text(args, path, &a)?, text(args, path, &b)?])
+        }
         None => None,
     };
     let tau = vector.as_ref().map(|(chat, base)| Tau { plus: chat, minus: Some(base) });
     let tensors = compare_tensors(&a, &b, tau, &global.budget())?;
-    let logits = text.map(|text| logits(args, &text, &a, &b, global)).transpose()?;
+    let logits = text.map(|texts| logits(args, &texts, [&a, &b], global)).transpose()?;
     let name = |path: &Path| path.display().to_string();
     let report = report::Compare { a: name(&args.a), b: name(&args.b), tensors: &tensors, logits: logits.as_ref() };
     output::print(&report, global)?;
     Ok(Exit::Success)
 }
 
-/// The text as the models' tokens, in chunks.
-fn text(args: &CompareArgs, path: &Path, a: &Model, b: &Model) -> Result<Text> {
-    same_vocabulary(a, b)?;
-    let tokenizer = Tokenizer::from_metadata(a.metadata()).with_context(|| args.a.display().to_string())?;
+/// The text as a model's tokens, in chunks.
+fn text(args: &CompareArgs, path: &Path, model: &Model) -> Result<Text> {
+    let tokenizer = Tokenizer::from_metadata(model.metadata()).with_context(|| model.path().display().to_string())?;
     let len = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
     if len > LONGEST_TEXT {
         bail!("{}: a text of {len} bytes, at most {LONGEST_TEXT} are read; take a part of it", path.display());
@@ -90,19 +92,19 @@ fn text(args: &CompareArgs, path: &Path, a: &Model, b: &Model) -> Result<Text> {
 }
 
 /// One model after the other, so that only one has to be in memory.
-fn logits(args: &CompareArgs, text: &Text, a: &Model, b: &Model, global: &Global) -> Result<Comparison> {
+fn logits(args: &CompareArgs, texts: &[Text; 2], models: [&Model; 2], global: &Global) -> Result<Comparison> {
     let budget = global.budget();
+    let (n_ctx, n_chunks) = (texts[0].n_ctx(), texts[0].n_chunks());
     let keep = Keep { n_top: args.top as usize, ..Keep::default() };
-    let asked = Asked::new(2 * text.n_chunks());
+    let asked = Asked::new(2 * n_chunks);
     let reference = {
-        let model = Transformer::load(a, budget.threads)?;
-        let mut session = Watched { session: Session::new(&model, text.n_ctx(), budget.memory)?, asked: &asked, done: 0 };
-        Reference::new(&mut session, text.clone(), keep)?
+        let model = Transformer::load(models[0], budget.threads)?;
+        let session = Session::new(&model, n_ctx, budget.memory)?;
+        Reference::new(&mut Watched { session, asked: &asked, done: 0 }, texts[0].clone(), keep)?
     };
-    let model = Transformer::load(b, budget.threads)?;
-    let session = Session::new(&model, text.n_ctx(), budget.memory)?;
-    let mut session = Watched { session, asked: &asked, done: text.n_chunks() };
-    Ok(reference.compare(&mut session, text)?)
+    let model = Transformer::load(models[1], budget.threads)?;
+    let session = Session::new(&model, n_ctx, budget.memory)?;
+    Ok(reference.compare(&mut Watched { session, asked: &asked, done: n_chunks }, &texts[1])?)
 }
 
 /// A session that shows how far it is and stops when it is asked to.

@@ -82,7 +82,7 @@ struct Merged {
 
 impl Merged {
     fn run(&self) -> report::Run<'_> {
-        report::Run { plan: &self.plan, written: &self.written, findings: &[], is_patch: false, took: self.took }
+        report::Run { plan: &self.plan, written: &self.written, findings: &[], is_patch: false, took: self.took, smoke: None }
     }
 }
 

@@ -182,6 +182,25 @@ fn of_infer(error: &infer::Error) -> Exit {
     }
 }
 
+fn of_compare(error: &eval::Error) -> Exit {
+    use eval::Error::*;
+    match error {
+        NoSuchToken { .. } | NoVocabulary { .. } | NotFinite { .. } => Exit::Malformed,
+        Context { .. } | TooShort { .. } => Exit::Usage,
+        VocabularySize { .. } | Token { .. } | Text { .. } | Chunks { .. } => Exit::Refused,
+        Scorer { source, .. } => source.downcast_ref().map_or(Exit::Failure, of_infer),
+        Rows { .. } => Exit::Failure,
+    }
+}
+
+fn of_prompts(error: &eval::PromptError) -> Exit {
+    use eval::PromptError::*;
+    match error {
+        Io { .. } => Exit::Io,
+        _ => Exit::Malformed,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,10 +8,13 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::progress::Progress;
+use super::smoke::{AskingArgs, Questions, Talk};
 use super::{Exit, Global, output};
+use crate::chat::Tokenizer;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, WriteOptions};
-use crate::pipeline;
+use crate::infer::Hyperparameters;
+use crate::pipeline::{self, Written};
 use crate::plan::{self, MergePlan, OutputType, Warning};
 use crate::report;
 use crate::survey::{self, Inputs, Moments, Pair, SampleSettings, Survey};
@@ -82,6 +85,21 @@ pub(super) struct Job<'a> {
     pub(super) is_patch: bool,
     /// Makes the plan once the inputs are known to be siblings.
     pub(super) plan: &'a dyn Fn(&Inputs, Vec<Pair>) -> Result<MergePlan>,
+    /// What the output is asked before it takes its name.
+    pub(super) smoke: Option<&'a SmokeTest>,
+}
+
+/// Asking an output before it takes its name.
+#[derive(Args, Clone, Debug)]
+pub(super) struct SmokeTest {
+    /// Ask the output some prompts before it takes its name; if a check of the answers fails, it is kept as OUTPUT.rejected
+    #[arg(long)]
+    smoke: bool,
+    /// With --smoke: give the output its name although a check failed
+    #[arg(long, requires = "smoke")]
+    keep: bool,
+    #[command(flatten)]
+    asking: AskingArgs,
 }
 
 impl Job<'_> {
@@ -115,6 +133,7 @@ impl Job<'_> {
             );
             output::complain("warning", &text);
         }
+        let questions = self.questions(&plan)?;
         let is_refused = !reasons.is_empty() && !output.force;
 
         if output.dry_run {
@@ -129,12 +148,48 @@ impl Job<'_> {
         output::complain("note", &report::Plan::expectation(&plan, &survey, *is_patch));
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
-        let written = pipeline::write(&plan, inputs, &output.output, output.overwrite, &progress, &budget)?;
+        let (file, measured) =
+            pipeline::write_unnamed(&plan, inputs, &output.output, output.overwrite, &progress, &budget)?;
+        let took = started.elapsed();
+        progress.hide();
+        let (talk, is_kept) = match questions {
+            None => (None, true),
+            Some((questions, keep)) => {
+                let talk = self.ask(questions, &file)?;
+                let is_kept = keep || talk.exit() == Exit::Success;
+                (Some(talk), is_kept)
+            }
+        };
+        let file = if is_kept { file.publish() } else { file.publish_with_suffix(".rejected") }?;
         drop(progress);
-        let exit = judge(&written.measured.total, *is_patch);
-        let (findings, took) = (&survey.findings[..], started.elapsed());
-        output::print(&report::Run { plan: &plan, written: &written, findings, is_patch: *is_patch, took }, global)?;
-        Ok(exit)
+        let written = Written { file, measured };
+        let lost = judge(&written.measured.total, *is_patch);
+        let findings = &survey.findings[..];
+        let smoke = talk.as_ref().map(|talk| talk.report(false));
+        let run = report::Run { plan: &plan, written: &written, findings, is_patch: *is_patch, took, smoke };
+        output::print(&run, global)?;
+        if !is_kept {
+            let text = format!("the output does not chat; it is kept as {}", written.file.path.display());
+            output::complain("warning", &text);
+        }
+        Ok(talk.map(|talk| talk.exit()).filter(|exit| *exit != Exit::Success).unwrap_or(lost))
+    }
+
+    /// What is asked, and whether the output is kept whatever it answers. That it can be asked at all is found out before
+    /// anything is written.
+    fn questions(&self, plan: &MergePlan) -> Result<Option<(Questions, bool)>> {
+        let Some(smoke) = self.smoke.filter(|smoke| smoke.smoke) else { return Ok(None) };
+        let metadata = plan.header().metadata();
+        Hyperparameters::read(self.inputs.source(self.inputs.template())).context("--smoke")?;
+        Tokenizer::from_metadata(metadata).context("--smoke")?;
+        Ok(Some((smoke.asking.read(metadata)?, smoke.keep)))
+    }
+
+    fn ask(&self, questions: Questions, file: &gguf::Complete) -> Result<Talk> {
+        let model = gguf::Model::open(file.path(), &gguf::Limits::default())?;
+        let mut talk = questions.ask(&model, self.global).context("--smoke")?;
+        talk.name(&self.output.output);
+        Ok(talk)
     }
 
     /// Everything that can be known without writing. The survey also tries the types that `others` would give.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-use super::job::{Job, OutputArgs, TypeArgs};
+use super::job::{Job, OutputArgs, SmokeTest, TypeArgs};
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
 use crate::plan::{self, MergePlan, Recipe};
@@ -31,6 +31,8 @@ pub(super) struct MergeArgs {
     recipe: RecipeArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    smoke: SmokeTest,
 }
 
 /// Which parts of a model take part.
@@ -75,5 +77,5 @@ pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
     let (base, chat) = (open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let inputs = Inputs::merge(open(&args.model, "--model")?, base, chat, args.ratio);
     let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
-    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan }.run()
+    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
 }

@@ -41,6 +41,13 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// Shows no more, though what was written is not done with.
+    pub(super) fn hide(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         WRITING.store(false, Ordering::SeqCst);
@@ -81,21 +88,5 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
-    }
-}
-
-/// While it lives, a signal does not end the process but asks it to stop: something is to be tidied up.
-pub(super) struct Tidy;
-
-impl Tidy {
-    pub(super) fn new() -> Self {
-        WRITING.store(true, Ordering::SeqCst);
-        Tidy
-    }
-}
-
-impl Drop for Tidy {
-    fn drop(&mut self) {
-        WRITING.store(false, Ordering::SeqCst);
     }
 }

@@ -192,6 +192,11 @@ impl Talk {
         }
     }
 
+    /// Calls the file by another name than the one it was opened under.
+    pub(super) fn name(&mut self, path: &Path) {
+        self.file = path.display().to_string();
+    }
+
     pub(super) fn answers(&self) -> &[Answer] {
         &self.answers
     }

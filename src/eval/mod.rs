@@ -1,13 +1,47 @@
-//! Judging models.
+//! Judging models: whether one chats, and how far two are from each other.
+//!
+//! [`Chatter`] asks a model the prompts of a [`PromptSet`]; [`judge`] looks at each answer ([`Marks`]) and holds their
+//! shares to [`Thresholds`]:
+//!
+//! | what is wrong with a file | checks that fail |
+//! |---|---|
+//! | no template, one that does not render, end tokens that are not the template's | `loads`, `ends` |
+//! | NaN or infinity in the weights | `finite` |
+//! | the vector is missing or too weak: it goes on with the text | `ends`, `exact`, `keywords` |
+//! | the vector outweighs the language: it answers in English | `language` |
+//! | too high a ratio, too few bits, noise | `repetition`, `ends`, `varied`, `exact`, `keywords` |
+//! | tokens that mean others than the weights do | `garbled`, `varied`, `ends`, `language` |
+//!
+//! [`compare()`] and [`Reference`] hold what two models say of a text against each other, [`compare_tensors`] their weights.
 
+mod chatter;
 mod compare;
+mod expected;
+mod garbled;
+mod judge;
 mod kl;
+mod language;
+mod leak;
+mod prompts;
+mod refusal;
+mod repetition;
 mod statistics;
 mod tensors;
+mod thresholds;
 
+pub use chatter::{Asking, Chatter, ChatterError, Speed};
 pub use compare::{Comparison, Divergence, Error, Reference, Scorer, Side, Text, compare, perplexity, same_vocabulary};
+pub use judge::{
+    Answer, CheckResult, Counts, End, Example, Group, JudgeError, Judgement, Loaded, Marks, Reply, Spoken, SpokenCount,
+    Verdict, judge,
+};
 pub use kl::Keep;
+pub use language::{Detector, Language, UnknownLanguage};
+pub use prompts::{
+    Kind, LineProblem, MAX_FILE, MAX_LINE, MAX_PROMPTS, MAX_TURNS, Prompt, PromptError, PromptSet, Turn,
+};
 pub use statistics::Estimate;
 pub use tensors::{
     Difference, NotCompared, PartDifference, Reason, Tau, TensorDifference, TensorTable, compare_tensors,
 };
+pub use thresholds::{CHECKS, Check, Good, ThresholdError, Thresholds};

@@ -40,7 +40,7 @@ pub use metadata::Metadata;
 pub use model::{Model, TensorId};
 pub use read::Limits;
 pub use value::{Array, FixedArray, StringArray, Value, ValueType, printable};
-pub use write::{Finished, WriteOptions, Writer};
+pub use write::{Complete, Finished, WriteOptions, Writer};
 
 /// The first four bytes of every GGUF file, in either byte order.
 pub const MAGIC: [u8; 4] = *b"GGUF";

@@ -94,6 +94,15 @@ pub struct Writer {
     written: AtomicU64,
 }
 
+/// A file with all its bytes, which is to be given its name. Dropped without, it disappears.
+#[derive(Debug)]
+pub struct Complete {
+    file: NamedTempFile,
+    target: PathBuf,
+    overwrite: bool,
+    len: u64,
+}
+
 /// A file that took its final name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finished {
@@ -160,13 +169,20 @@ impl Writer {
 
     /// Writes the header, makes the file durable and gives it its name.
     ///
+    /// # Errors
+    /// Those of [`Writer::complete`] and [`Complete::publish`].
+    pub fn finish(self, metadata: Option<Metadata>) -> Result<Finished, Error> {
+        self.complete(metadata)?.publish()
+    }
+
+    /// Writes the header and makes the file durable; it has no name yet.
+    ///
     /// `metadata` replaces the planned metadata and must take the same number of bytes: the same keys with values of the
     /// same size, and the same alignment.
     ///
     /// # Errors
-    /// [`Error::Layout`] if bytes of data are missing, or the header changed its size or its alignment, [`Error::Io`],
-    /// [`Error::NotRenamed`].
-    pub fn finish(mut self, metadata: Option<Metadata>) -> Result<Finished, Error> {
+    /// [`Error::Layout`] if bytes of data are missing, or the header changed its size or its alignment, [`Error::Io`].
+    pub fn complete(mut self, metadata: Option<Metadata>) -> Result<Complete, Error> {
         let expected: u64 = self.header.tensors().iter().map(|t| t.size()).sum();
         let written = self.written.load(Ordering::Relaxed);
         let layout = |place: &str, expected: u64, found: u64| Error::Layout {
@@ -199,10 +215,36 @@ impl Writer {
         let Writer { header, file, target, overwrite, .. } = self;
         positional::write_all_at(file.as_file(), &bytes, 0).map_err(Error::io(&target, "write"))?;
         file.as_file().sync_all().map_err(Error::io(&target, "write"))?;
+        Ok(Complete { len: header.file_len(), file, target, overwrite })
+    }
+}
+
+impl Complete {
+    /// Where it is meanwhile, beside its target.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// [`Error::NotRenamed`]; the file is then kept under the name that the error gives.
+    pub fn publish(self) -> Result<Finished, Error> {
+        let Complete { file, target, overwrite, len } = self;
         rename(file, &target, overwrite)?;
         // The rename itself has happened: a folder that cannot be synced is no reason to call the run a failure.
         let _ = positional::sync_folder(folder_of(&target));
-        Ok(Finished { path: target, len: header.file_len() })
+        Ok(Finished { path: target, len })
+    }
+
+    /// Gives the file its name with `suffix` behind it instead, in place of whatever has that name.
+    ///
+    /// # Errors
+    /// As [`Complete::publish`].
+    pub fn publish_with_suffix(mut self, suffix: &str) -> Result<Finished, Error> {
+        self.target.as_mut_os_string().push(suffix);
+        self.overwrite = true;
+        self.publish()
     }
 }
 

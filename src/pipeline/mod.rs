@@ -223,6 +223,22 @@ pub fn write(
     observer: &dyn Observer,
     budget: &Budget,
 ) -> Result<Written, Error> {
+    let (file, measured) = write_unnamed(plan, inputs, path, overwrite, observer, budget)?;
+    Ok(Written { file: file.publish()?, measured })
+}
+
+/// As [`write`], but leaves it to the caller to give the file its name, once it was looked at.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_unnamed(
+    plan: &MergePlan,
+    inputs: &Inputs,
+    path: &Path,
+    overwrite: bool,
+    observer: &dyn Observer,
+    budget: &Budget,
+) -> Result<(gguf::Complete, Measured), Error> {
     let options = gguf::WriteOptions { overwrite, inputs: inputs.paths().map(Path::to_owned).collect() };
     let writer = gguf::Writer::create(plan.header().clone(), path, &options)?;
     let measured = run(plan, inputs, &writer, observer, budget)?;
@@ -230,7 +246,7 @@ pub fn write(
         return Err(Error::Cancelled);
     }
     let metadata = plan::fill_measured(plan.header().metadata(), &measured.total);
-    Ok(Written { file: writer.finish(Some(metadata))?, measured })
+    Ok((writer.complete(Some(metadata))?, measured))
 }
 
 /// A panic in another worker ends the run by itself; what it left under the lock is whole.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::plan::words;
-use super::{Report, Table, bytes, number, percent};
+use super::{Report, Smoke, Table, bytes, number, percent};
 use crate::ggml::GgmlType;
 use crate::gguf::printable;
 use crate::pipeline::Written;
@@ -25,6 +25,8 @@ pub struct Run<'a> {
     pub is_patch: bool,
     /// How long it took.
     pub took: Duration,
+    /// What the output answered, if it was asked.
+    pub smoke: Option<Smoke<'a>>,
 }
 
 impl Run<'_> {
@@ -83,8 +85,9 @@ impl Report for Run<'_> {
         row("all", self.written.measured.tensors.len(), &[], &self.written.measured.total);
         let file = &self.written.file;
         let seconds = self.took.as_secs_f64();
+        let smoke = self.smoke.as_ref().map_or(String::new(), |smoke| format!("\n{}", smoke.text()));
         format!(
-            "{}\n{}: {} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n",
+            "{}\n{}: {} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n{smoke}",
             table.text(),
             file.path.display(),
             self.plan.tensors().len(),
@@ -140,6 +143,7 @@ impl Report for Run<'_> {
             "warnings": self.plan.warnings,
             "findings": self.findings,
             "seconds": self.took.as_secs_f64(),
+            "smoke": self.smoke.as_ref().map(Report::json),
         })
     }
 }
