@@ -157,12 +157,8 @@ pub enum Reason {
         b: Vec<u64>,
     },
     /// The codec does not know this type.
-    #[serde(serialize_with = "unreadable")]
+    #[serde(serialize_with = "type_name")]
     Type(GgmlType),
-}
-
-fn unreadable<S: serde::Serializer>(ty: &GgmlType, serializer: S) -> Result<S::Ok, S::Error> {
-    type_name(ty, serializer)
 }
 
 /// A tensor that was left out.

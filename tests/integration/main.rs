@@ -3,6 +3,8 @@
 
 // The command: exit codes, messages, JSON, places of the output, signals, and what is left behind.
 mod cli;
+// Two models against each other: KL divergence, perplexity, and their tensors.
+mod compare;
 // Which files belong together: what headers may differ in, what is refused, what is only said.
 mod compat;
 // The codec against the real ggml's golden vectors, and what it says to wrong lengths and hostile values.

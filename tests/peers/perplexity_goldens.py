@@ -233,7 +233,10 @@ def main() -> None:
         texts["plain"].write_text("".join(lines[:60]))
     texts["chat"].write_text(chat_transcripts())
 
-    goldens = {"llama_cpp": "", "runs": [], "short": {}}
+    env = dict(os.environ, LD_LIBRARY_PATH=str(binary))
+    version = subprocess.run([binary / "llama-perplexity", "--version"], capture_output=True, text=True, env=env)
+    version = (version.stdout + version.stderr).splitlines()[0]
+    goldens = {"llama_cpp": version, "runs": [], "short": {}}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         tool, trio = Chatvec(options.chatvec), Trio(*(MODELS / f"tinyworld-A-{n}-F16.gguf" for n in ("base", "chat", "cp-de")))
@@ -251,7 +254,6 @@ def main() -> None:
             plain = run(binary, models[reference], *common, "--save-all-logits", logits)
             said = run(binary, models[other], *common, "--kl-divergence", "--kl-divergence-base", logits)
             _, n_vocab, n_chunks, tokens = saved(logits)
-            goldens["llama_cpp"] = re.search(r"build(?:_info)?: *(.*)", said + "build: unknown").group(1).strip()
             found = {"reference": reference, "other": other, "n_ctx": n_ctx, "n_chunks": n_chunks, "figures": figures(said)}
             # From the logits themselves: "Mean PPL(base)" is of saved ones, which are cut at 16 below the maximum.
             estimate = re.search(rf"Final estimate: PPL = {NUMBER} \+/- {NUMBER}", plain)
