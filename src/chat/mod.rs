@@ -12,8 +12,8 @@ mod template;
 
 pub use error::Error;
 pub use plumbing::{Change, Transplant, has_template, is_plumbing_key, transplant};
-pub use tokenizer::{TokenKind, Tokenizer};
 pub use template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError};
+pub use tokenizer::{TokenKind, Tokenizer};
 
 /// `tokenizer.ggml.tokens`: the vocabulary as text.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";

@@ -82,7 +82,14 @@ struct Merged {
 
 impl Merged {
     fn run(&self) -> report::Run<'_> {
-        report::Run { plan: &self.plan, written: &self.written, findings: &[], is_patch: false, took: self.took, smoke: None }
+        report::Run {
+            plan: &self.plan,
+            written: &self.written,
+            findings: &[],
+            is_patch: false,
+            took: self.took,
+            smoke: None,
+        }
     }
 }
 

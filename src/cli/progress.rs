@@ -72,7 +72,8 @@ pub(super) struct Asked {
 
 impl Asked {
     pub(super) fn new(n_prompts: usize) -> Self {
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(n_prompts as u64) } else { ProgressBar::hidden() };
+        let bar =
+            if std::io::stderr().is_terminal() { ProgressBar::new(n_prompts as u64) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} prompts ETA {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Asked { bar }

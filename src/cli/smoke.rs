@@ -9,9 +9,7 @@ use clap::Args;
 use super::progress::Asked;
 use super::{Exit, Global, output};
 use crate::chat::Template;
-use crate::eval::{
-    Answer, Asking, Chatter, Judgement, Language, PromptSet, Speed, Thresholds, Verdict, judge,
-};
+use crate::eval::{Answer, Asking, Chatter, Judgement, Language, PromptSet, Speed, Thresholds, Verdict, judge};
 use crate::gguf::{Limits, Metadata, Model};
 use crate::infer::{Sampling, Session};
 use crate::report;

@@ -155,7 +155,8 @@ impl Chatter {
         let mut speed = Speed::default();
         let mut answers = Vec::with_capacity(set.prompts.len());
         for (i, prompt) in set.prompts.iter().enumerate() {
-            let mut reply = |tokens: &[u32]| self.reply(&mut session, &mut sampler, asking, tokens, &mut speed, &|_| go_on(i));
+            let mut reply =
+                |tokens: &[u32]| self.reply(&mut session, &mut sampler, asking, tokens, &mut speed, &|_| go_on(i));
             answers.push(Answer { prompt: i, replies: self.converse(prompt, &mut reply)? });
         }
         Ok((answers, speed))

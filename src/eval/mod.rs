@@ -15,6 +15,7 @@
 //! [`compare()`] and [`Reference`] hold what two models say of a text against each other, [`compare_tensors`] their weights.
 
 mod chatter;
+mod checks;
 mod compare;
 mod expected;
 mod garbled;
@@ -37,9 +38,7 @@ pub use judge::{
 };
 pub use kl::Keep;
 pub use language::{Detector, Language, UnknownLanguage};
-pub use prompts::{
-    Kind, LineProblem, MAX_FILE, MAX_LINE, MAX_PROMPTS, MAX_TURNS, Prompt, PromptError, PromptSet, Turn,
-};
+pub use prompts::{Kind, LineProblem, MAX_FILE, MAX_LINE, MAX_PROMPTS, MAX_TURNS, Prompt, PromptError, PromptSet};
 pub use statistics::Estimate;
 pub use tensors::{
     Difference, NotCompared, PartDifference, Reason, Tau, TensorDifference, TensorTable, compare_tensors,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Language, UnknownLanguage};
+use crate::chat::Message;
 
 /// The largest prompt file, in bytes.
 pub const MAX_FILE: u64 = 64 << 20;
@@ -71,16 +72,6 @@ impl Serialize for Kind {
     }
 }
 
-/// One message of a conversation.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Turn {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    /// Its text.
-    pub content: String,
-}
-
 /// One prompt and what is expected of the answer.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Prompt {
@@ -91,7 +82,7 @@ pub struct Prompt {
     /// What it asks for.
     pub kind: Kind,
     /// The conversation. The model answers each user message that no assistant message follows; the last is one.
-    pub messages: Vec<Turn>,
+    pub messages: Vec<Message>,
     /// The conversation as tokens are to be made of it, for models without a chat template. Only with a single answer.
     pub rendered: Option<String>,
     /// Whole answers that are right, any one of them.
@@ -232,7 +223,7 @@ struct Line {
     #[serde(alias = "lang")]
     language: Option<String>,
     kind: String,
-    messages: Option<Vec<Turn>>,
+    messages: Option<Vec<Message>>,
     prompt: Option<String>,
     #[serde(alias = "chatml")]
     rendered: Option<String>,
@@ -324,7 +315,7 @@ fn parse_line(line: &[u8]) -> Result<Prompt, LineProblem> {
     }
     let messages = match (line.messages, line.prompt) {
         (Some(messages), None) => messages,
-        (None, Some(content)) => vec![Turn { role: "user".to_owned(), content }],
+        (None, Some(content)) => vec![Message { role: "user".to_owned(), content }],
         _ => return Err(field("messages", "expected either `messages` or `prompt`")),
     };
     let mut prompt = Prompt {

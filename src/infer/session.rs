@@ -91,12 +91,7 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// [`Error::Context`], [`Error::Token`]; nothing is fed then.
-    pub fn feed(
-        &mut self,
-        tokens: &[u32],
-        first: usize,
-        logits: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), Error> {
+    pub fn feed(&mut self, tokens: &[u32], first: usize, logits: &mut dyn FnMut(usize, &[f32])) -> Result<(), Error> {
         let (n_tokens, n_ctx) = (self.tokens.len() + tokens.len(), self.n_ctx);
         if n_tokens > n_ctx {
             return Err(Error::Context { n_tokens, n_ctx });

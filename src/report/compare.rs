@@ -73,7 +73,8 @@ impl Compare<'_> {
         }
         let mut table = Table::new(&heads);
         let mut row = |name: &str, n: usize, d: &Difference| {
-            let mut cells = vec![printable(name), n.to_string(), format!("{:.3}", d.norm_a()), format!("{:.3}", d.norm_b())];
+            let mut cells =
+                vec![printable(name), n.to_string(), format!("{:.3}", d.norm_a()), format!("{:.3}", d.norm_b())];
             cells.extend([percent(d.relative()), number(d.cosine()), format!("{:.2e}", d.max)]);
             cells.extend(has_tau.then(|| number(d.survival())));
             table.row(cells);

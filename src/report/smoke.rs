@@ -111,7 +111,10 @@ impl Smoke<'_> {
             format!("{} → {found} {}", s.spoken.expected.code(), s.n)
         });
         let list: Vec<String> = spoken.collect();
-        format!("languages (prompt → answer): {}", if list.is_empty() { "none known".to_owned() } else { list.join(", ") })
+        format!(
+            "languages (prompt → answer): {}",
+            if list.is_empty() { "none known".to_owned() } else { list.join(", ") }
+        )
     }
 
     fn rates(&self) -> String {

@@ -7,6 +7,8 @@ mod cli;
 mod compare;
 // Which files belong together: what headers may differ in, what is refused, what is only said.
 mod compat;
+// Judging answers: each check, prompt files, and figures of real models.
+mod eval;
 // The codec against the real ggml's golden vectors, and what it says to wrong lengths and hostile values.
 mod quants;
 // Refusals: a named list of files that each break one rule, limits, and damage at every byte.
@@ -17,8 +19,9 @@ mod gguf_roundtrip;
 mod gguf_rs_differential;
 // The output: its bytes, the places it may not take, and what a failure leaves behind.
 mod gguf_writer;
-// What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it refuses.
+// Log-probabilities and greedy answers, against llama.cpp.
 mod infer;
+// What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it refuses.
 mod merge;
 // The order of the crate's modules, read from its sources.
 mod module_order;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with what it may use, in the order in which data walk through them.
-const ORDER: [(&str, &[&str]); 11] = [
+const ORDER: [(&str, &[&str]); 12] = [
     ("ggml", &[]),
     ("gguf", &["ggml"]),
     ("quants", &["ggml"]),
@@ -13,9 +13,10 @@ const ORDER: [(&str, &[&str]); 11] = [
     ("plan", &["ggml", "gguf", "quants", "chat", "survey"]),
     ("pipeline", &["ggml", "gguf", "quants", "chat", "survey", "plan"]),
     ("patch", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline"]),
-    ("eval", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch"]),
-    ("report", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "eval"]),
-    ("cli", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "eval", "report"]),
+    ("infer", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch"]),
+    ("eval", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer"]),
+    ("report", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval"]),
+    ("cli", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval", "report"]),
 ];
 
 /// Crates that only the command may use.
