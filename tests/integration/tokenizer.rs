@@ -1,9 +1,12 @@
 //! Text to tokens and back, against what llama.cpp said of the same vocabularies (tests/peers/tokenizer_goldens.py).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
-use chatvec::chat::{TokenKind, Tokenizer};
-use chatvec::gguf::{Limits, Metadata, Model};
+use chatvec::chat::{Error, TokenKind, Tokenizer};
+use chatvec::gguf::{Array, Limits, Metadata, Model, StringArray, Value};
+use proptest::prelude::*;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -39,7 +42,32 @@ struct Pres {
 #[derive(Deserialize)]
 struct PreGroup {
     names: Vec<String>,
+    /// The id, -1 if there is none, and whether texts begin with it.
+    bos: (i64, bool),
     ids: Vec<Vec<u32>>,
+}
+
+/// What llama.cpp said of vocabularies of a few tokens.
+#[derive(Deserialize)]
+struct Roles {
+    vocabularies: Vec<RoleCase>,
+}
+
+#[derive(Deserialize)]
+struct RoleCase {
+    name: String,
+    model: String,
+    /// Texts and types.
+    tokens: Vec<(String, i32)>,
+    keys: Vec<(String, u32)>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    eot: Option<u32>,
+    ends: Vec<u32>,
+    /// A letter a token.
+    kinds: String,
+    /// In hex, with special tokens' text.
+    pieces: Vec<String>,
 }
 
 fn fixtures() -> PathBuf {
@@ -145,11 +173,233 @@ fn every_pre_tokenizer_splits_as_llama_cpp_does() {
         for name in &group.names {
             metadata.set("tokenizer.ggml.pre", name.as_str());
             let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+            assert_eq!((tokenizer.bos().map_or(-1, i64::from), tokenizer.adds_bos()), group.bos, "{name}");
             for ((text,), ids) in golden.texts.iter().zip(&group.ids) {
                 assert_eq!(&tokenizer.encode(text, false, false), ids, "{name}: {text:?}");
             }
         }
     }
+}
+
+#[test]
+fn models_of_this_repository_give_what_llama_cpp_gives() {
+    for name in ["base", "chat", "cp-de"] {
+        holds(&format!("tinyworld-A-{name}-F16"));
+    }
+}
+
+#[test]
+fn roles_and_kinds_of_tokens_are_llama_cpps() {
+    let golden: Roles = json(&fixtures().join("roles.json"));
+    for case in golden.vocabularies {
+        let name = &case.name;
+        let tokens: Vec<_> = case.tokens.iter().map(|(text, kind)| (text.as_bytes(), *kind)).collect();
+        let mut metadata = vocabulary(&case.model, &tokens);
+        for (key, id) in &case.keys {
+            metadata.set(key, Value::U32(*id));
+        }
+        let t = Tokenizer::from_metadata(&metadata).unwrap();
+        let ids = 0..tokens.len() as u32;
+        assert_eq!((t.bos(), t.eos()), (case.bos, case.eos), "{name}");
+        assert_eq!(t.ends(), case.ends, "{name}");
+        assert_eq!(ids.clone().map(|id| letter(t.kind(id))).collect::<String>(), case.kinds, "{name}");
+        assert_eq!(ids.map(|id| hex(t.piece(id, true))).collect::<Vec<_>>(), case.pieces, "{name}");
+        match case.eot {
+            // Of several, its hash table chooses: any end will do.
+            Some(_) if name == "every text that ends" => assert!(t.is_end(t.eot().unwrap())),
+            eot => assert_eq!(t.eot(), eot, "{name}"),
+        }
+    }
+}
+
+/// Metadata of a vocabulary of texts and types, with one merge.
+fn vocabulary(model: &str, tokens: &[(&[u8], i32)]) -> Metadata {
+    let mut metadata = Metadata::default();
+    let strings = |s: StringArray| Value::Array(Array::Strings(s));
+    metadata.set("tokenizer.ggml.model", model);
+    metadata.set("tokenizer.ggml.tokens", strings(tokens.iter().map(|t| t.0).collect()));
+    metadata.set("tokenizer.ggml.merges", strings(["a b"].into_iter().collect()));
+    let types: Vec<i32> = tokens.iter().map(|t| t.1).collect();
+    metadata.set("tokenizer.ggml.token_type", Value::Array(Array::from_i32s(&types)));
+    metadata
+}
+
+/// What is said to a vocabulary with one thing changed.
+fn refusal(model: &str, key: &str, value: impl Into<Value>) -> Error {
+    let mut metadata = vocabulary(model, &[(b"a", 1), (b"b", 1), (b"<0x0A>", 6)]);
+    metadata.set(key, value);
+    Tokenizer::from_metadata(&metadata).expect_err(key)
+}
+
+#[test]
+fn refuses_what_llama_cpp_refuses_and_says_what_and_where() {
+    let strings = |list: &[&str]| Value::Array(Array::Strings(list.iter().collect()));
+    let short = || Value::Array(Array::from_f32s(&[1.0]));
+    for (model, key, value, said) in [
+        ("gpt2", "tokenizer.ggml.model", Value::from("bert"), "\"bert\", which is not built in; known are gpt2, llama"),
+        ("gpt2", "tokenizer.ggml.model", Value::U32(1), "tokenizer.ggml.model is of type uint32, expected string"),
+        (
+            "gpt2",
+            "tokenizer.ggml.pre",
+            "kimi-k2".into(),
+            "\"kimi-k2\", which is not built in; known are default, gpt-2",
+        ),
+        ("gpt2", "tokenizer.ggml.pre", Value::Bool(1), "tokenizer.ggml.pre is of type bool, expected string"),
+        (
+            "gpt2",
+            "tokenizer.ggml.tokens",
+            Value::U8(0),
+            "tokenizer.ggml.tokens is of type uint8, expected array of string",
+        ),
+        ("gpt2", "tokenizer.ggml.tokens", short(), "array of float32, expected array of string"),
+        ("llama", "tokenizer.ggml.tokens", strings(&["a", "x", "a"]), "tokens 0 and 2 both have the text \"a\""),
+        ("llama", "tokenizer.ggml.tokens", strings(&["a", "[EMPTY_2]", ""]), "tokens 1 and 2 both"),
+        (
+            "llama",
+            "tokenizer.ggml.tokens",
+            strings(&["a", "b", "<0"]),
+            "token 2 is a byte token, but its text is \"<0\"",
+        ),
+        ("gpt2", "tokenizer.ggml.merges", short(), "tokenizer.ggml.merges is of type array of float32"),
+        ("llama", "tokenizer.ggml.token_type", Value::Array(Array::from_i32s(&[1])), "has 1 entries for 3 tokens"),
+        ("llama", "tokenizer.ggml.token_type", short(), "is of type array of float32, expected int32"),
+        ("llama", "tokenizer.ggml.scores", short(), "has 1 entries for 3 tokens"),
+        ("llama", "tokenizer.ggml.scores", strings(&["1"]), "is of type array of string, expected float32"),
+        ("gpt2", "tokenizer.ggml.eos_token_id", Value::I32(1), "is of type int32, expected uint32"),
+        ("gpt2", "tokenizer.ggml.add_bos_token", Value::U32(1), "is of type uint32, expected bool"),
+        ("llama", "general.name", "Phi-3 mini".into(), "is called \"Phi-3 mini\""),
+    ] {
+        let error = refusal(model, key, value).to_string();
+        assert!(error.contains(said), "{key}: {error}");
+    }
+    for key in ["tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.merges"] {
+        let mut metadata = vocabulary("gpt2", &[(b"a", 1)]);
+        metadata.retain(|k| k != key);
+        assert_eq!(Tokenizer::from_metadata(&metadata).unwrap_err(), Error::MissingKey { key });
+    }
+    let long = "x".repeat(1 << 20);
+    assert!(refusal("gpt2", "tokenizer.ggml.pre", long.as_str()).to_string().len() < 2000);
+}
+
+#[test]
+fn a_missing_pre_tokenizer_is_default() {
+    let tokenizer = Tokenizer::from_metadata(&vocabulary("gpt2", &[(b"a", 1)])).unwrap();
+    assert_eq!(tokenizer.pre(), None);
+    // What `default` splits is in pre.json, under its name and under none.
+    let golden: Pres = json(&fixtures().join("pre.json"));
+    assert!(golden.pre.iter().any(|group| group.names == ["default", ""]));
+}
+
+#[test]
+fn long_texts_without_spaces_come_back() {
+    for name in ["llama-spm", "llama-bpe", "qwen2", "gemma-4"] {
+        let tokenizer = Tokenizer::from_metadata(&metadata(&fixtures().join(format!("{name}.gguf")))).unwrap();
+        for unit in ["a", " ", "\n", " \n", "1", "'", "<", "<|im_end|>", "</s>", "ab1", "\u{4f60}"] {
+            let text = unit.repeat((1 << 20) / unit.len());
+            for parse in [false, true] {
+                let ids = tokenizer.encode(&text, false, parse);
+                assert!(tokenizer.decode(&ids, true) == text.as_bytes(), "{name}: {unit:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn ids_out_of_range_are_nothing() {
+    let tokenizer = Tokenizer::from_metadata(&vocabulary("llama", &[(b"a", 1)])).unwrap();
+    for id in [1, u32::MAX] {
+        assert_eq!(tokenizer.piece(id, true).len(), 0);
+        assert_eq!(tokenizer.text(id), None);
+        assert_eq!(tokenizer.kind(id), TokenKind::Undefined);
+        assert!(!tokenizer.is_end(id));
+    }
+    assert_eq!(tokenizer.find(b"a"), Some(0));
+    assert_eq!(tokenizer.find(b"b"), None);
+}
+
+#[test]
+fn strings_that_only_merges_know_are_no_tokens() {
+    let mut metadata = vocabulary("gpt2", &[(b"a", 1), (b"b", 1), (b"c", 1), (b"abc", 1)]);
+    let merges: StringArray = ["a b", "ab c", "a", "", " ", "  ", "a b c", "c d"].into_iter().collect();
+    metadata.set("tokenizer.ggml.merges", Value::Array(Array::Strings(merges)));
+    let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
+    assert_eq!(tokenizer.encode("abc", false, false), [3]);
+    // What ends as no token falls apart; characters without a token are lost. So it is in llama.cpp.
+    assert_eq!(tokenizer.encode("ab", false, false), [0, 1]);
+    assert_eq!(tokenizer.encode("cd", false, false), [2]);
+    assert_eq!(tokenizer.find(b"ab"), None);
+    assert_eq!(tokenizer.n_tokens(), 4);
+}
+
+/// Vocabularies without sense: short texts of few characters, bytes that are no characters, any types and scores.
+fn any_vocabulary() -> impl Strategy<Value = Metadata> {
+    let text = prop_oneof![
+        "[ab \u{2581}\u{0120}]{0,4}".prop_map(String::into_bytes),
+        proptest::collection::vec(any::<u8>(), 0..4),
+        "<0x[0-9A-F]{2}>".prop_map(String::into_bytes),
+        proptest::sample::select(vec!["<|im_end|>", "<s>", "</s>", "<unk>", "<|endoftext|>"])
+            .prop_map(|s| s.as_bytes().to_vec()),
+    ];
+    let tokens = proptest::collection::btree_set(text, 0..40);
+    let merges = proptest::collection::vec("[ab \u{2581}\u{0120}]{0,5}", 0..40);
+    let score = prop_oneof![any::<f32>(), Just(f32::NAN), Just(-0.0), Just(0.0)];
+    let numbers = proptest::collection::vec((-1i32..8, score), 40);
+    let names = (
+        proptest::sample::select(vec!["gpt2", "llama", "gemma4"]),
+        proptest::sample::select(vec!["default", "llama-bpe", "tekken", "deepseek-llm", "sarvam-moe"]),
+        proptest::sample::select(vec!["", "phi-3", "modern-bert"]),
+    );
+    (tokens, merges, numbers, names, any::<[u8; 4]>()).prop_map(|(tokens, merges, numbers, (model, pre, name), b)| {
+        let tokens: Vec<_> = tokens.iter().zip(&numbers).map(|(t, n)| (t.as_slice(), n.0)).collect();
+        let mut metadata = vocabulary(model, &tokens);
+        let scores: Vec<f32> = numbers.iter().map(|n| n.1).collect();
+        metadata.set("tokenizer.ggml.scores", Value::Array(Array::from_f32s(&scores)));
+        metadata.set("tokenizer.ggml.merges", Value::Array(Array::Strings(merges.iter().collect())));
+        metadata.set("tokenizer.ggml.pre", pre);
+        metadata.set("general.name", name);
+        for (key, byte) in ["bos", "eos", "eot", "unknown"].into_iter().zip(b) {
+            metadata.set(&format!("tokenizer.ggml.{key}_token_id"), Value::U32(byte.into()));
+        }
+        metadata.set("tokenizer.ggml.add_bos_token", Value::Bool(b[0] & 1));
+        metadata.set("tokenizer.ggml.add_eos_token", Value::Bool(b[1] & 1));
+        metadata
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_vocabulary_and_no_text_makes_it_panic(
+        metadata in any_vocabulary(),
+        text in "([ab \n]|<s>|</s>|<\\|im_end\\|>|\\PC){0,30}",
+        ids in proptest::collection::vec(0u32..50, 0..20),
+    ) {
+        if let Ok(tokenizer) = Tokenizer::from_metadata(&metadata) {
+            for (add, parse) in [(false, false), (true, true)] {
+                let encoded = tokenizer.encode(&text, add, parse);
+                prop_assert!(encoded.iter().all(|&id| (id as usize) < tokenizer.n_tokens()));
+                tokenizer.decode(&encoded, parse);
+            }
+            tokenizer.decode(&ids, true);
+            prop_assert!(tokenizer.ends().iter().all(|&id| (id as usize) < tokenizer.n_tokens()));
+        }
+    }
+
+    #[test]
+    fn any_text_comes_back(text in "([ -~]|\\s|\\PC|\\pL|\\pN){0,60}") {
+        for name in ["llama-spm.gguf", "llama-bpe.gguf", "qwen2.gguf", "gemma-4.gguf"] {
+            let tokenizer = &*shared(name);
+            let back = tokenizer.decode(&tokenizer.encode(&text, false, false), true);
+            prop_assert_eq!(String::from_utf8_lossy(&back), text.as_str(), "{}", name);
+        }
+    }
+}
+
+/// A tokenizer of the fixtures, built once.
+fn shared(name: &'static str) -> Arc<Tokenizer> {
+    static BUILT: Mutex<BTreeMap<&str, Arc<Tokenizer>>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().unwrap();
+    let load = || Arc::new(Tokenizer::from_metadata(&metadata(&fixtures().join(name))).unwrap());
+    built.entry(name).or_insert_with(load).clone()
 }
 
 #[test]

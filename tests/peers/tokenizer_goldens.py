@@ -11,6 +11,8 @@ A cut vocabulary keeps the tokens whose text is part of one of the test texts, s
 the merges of which both halves and the result are kept. llama.cpp loads the cut file, and what it says is written down:
 so the goldens are llama.cpp's, whatever the cut has changed.
 
+Pre-tokenizers are told apart by a vocabulary made for it (`probe`).
+
 With --full every vocabulary is used as it is, with llama.cpp's texts and the ones here, and with random texts; the
 expectations go to a folder under target/, and `cargo test` is run on it with CHATVEC_VOCABS.
 """
@@ -32,24 +34,22 @@ TARGET = ROOT / "fixtures" / "tokenizers"
 
 #: Vocabularies of llama.cpp that are cut: those with an algorithm that is built in, without near-twins.
 CUT = ["llama-spm", "phi-3", "gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "falcon", "gemma-4"]
-#: The cut vocabulary with which every pre-tokenizer is tried.
-TRIED = "qwen2"
-
 #: Names that give one pre-tokenizer, as far as ids can tell; what they share is checked here, not assumed.
 PRES = [
     ["default", ""],
     ["gpt-2", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "modern-bert",
      "jina-v1-en", "jina-v2-code", "roberta-bpe", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4"],
     ["llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"],
-    ["dbrx", "smaug-bpe", "chatglm-bpe"],
+    ["dbrx", "smaug-bpe"],
+    ["chatglm-bpe"],
     ["glm4", "glm5"],
-    ["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2"],
+    ["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2",
+     "bailingmoe", "bailingmoe2", "llada-moe"],
     ["qwen35"],
     ["ufakzeka"],
     ["laguna"],
     ["minicpm5"],
     ["seed-coder"],
-    ["bailingmoe", "bailingmoe2", "llada-moe"],
     ["exaone-moe"],
     ["starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"],
     ["falcon"],
@@ -68,7 +68,7 @@ PRES = [
 #: Beyond llama.cpp's texts. Characters of Unicode 16 (U+1C89, U+10D40, U+A7CB) are no letters to llama.cpp.
 HARD = [
     "Hello, world!", " leading", "  two", "trailing  ", "a  b   c    d", "tabs\t\t1\t \tx", "\r\nCRLF\r\n\r\nline\n \n",
-    "I'm he'll they've you'd we're it's IT'S WE'LL 'tis ''s 'S'T'RE", "don't'd've", "x'\u017f",
+    "I'm he'll they've you'd we're it's IT'S WE'LL 'tis ''s 'S'T'RE", "don't'd've x'tisn't it'Snow we'REx", "x'\u017f",
     "1 12 123 1234 12345 1234567 3.14159 1,000,000 \u0661\u0662\u0663 \u00bd\u2167",
     "camelCase HTTPServer fooBAR BAZqux \u00c4rger \u00d6L \u01c5 \u02b0x \u00aa",
     "Gr\u00fc\u00dfe aus K\u00f6ln, \u00bfqu\u00e9 tal? \u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432\u0443\u0439\u0442\u0435 \u03ba\u03b1\u03bb\u03b7\u03bc\u03ad\u03c1\u03b1",
@@ -85,6 +85,38 @@ SPECIAL = [
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>", "<|user|>\n  Hi <|end|>  \n<|assistant|>\n x <|endoftext|>  y",
     "a<s>b</s> c <s>  d<unk>e", "<|im_end|><|im_end|>x<|im_end", "<bos><start_of_turn>user\nHi<end_of_turn>\n<|turn>model\n<turn|>",
     "<<|im_end|>> <0x41> [EMPTY_1]", ">>QUESTION<< >>ANSWER<< <\uff5cend\u2581of\u2581sentence\uff5c>", "  </s>  </s>",
+]
+
+
+#: Vocabularies of a few tokens, for the roles and kinds of tokens: name, model, (text, type)s, keys with ids.
+N, C, D = 1, 3, 4
+LETTERS = [(c, N) for c in "abcdefghijklmnop"]
+ROLES = [
+    ("defaults of gpt2", "gpt2", LETTERS, {}),
+    ("defaults out of range", "gpt2", LETTERS[:5], {}),
+    ("defaults of llama", "llama", LETTERS, {}),
+    ("ids of keys", "gpt2", LETTERS, {"bos": 1, "eos": 2, "eot": 3, "eom": 4, "fim_pad": 5, "fim_rep": 6, "fim_sep": 7, "fim_pre": 8}),
+    ("ids out of range", "gpt2", LETTERS, {"bos": 99, "eos": 16, "eot": 2**32 - 1, "eom": 15}),
+    ("a key before a text", "gpt2", [*LETTERS, ("<|im_end|>", N), ("<|fim_prefix|>", N), ("<|file_sep|>", N)], {"eot": 0, "fim_pre": 1, "fim_sep": 2}),
+    ("deprecated keys", "gpt2", [*LETTERS, ("<PRE>", N), ("<SUF>", N), ("<MID>", N)], {"prefix": 0, "suffix": 99}),
+    ("every text that ends", "gpt2", [(t, N) for t in (
+        "<|eot_id|> <|im_end|> <|return|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] "
+        "<|end_of_text|> <end_of_utterance> <eos> <turn|> <\uff5cend\u2581of\u2581sentence\uff5c> [e~[").split()] + LETTERS, {"eos": 25}),
+    *[(f"the text {t}", "gpt2", [*LETTERS, (t, N)], {}) for t in (
+        "<|end|> <end_of_utterance> <|eom_id|> [EOT] <|fim_prefix|> <fim-prefix> <fim_prefix> <\uff5cfim\u2581begin\uff5c> <PRE> \u2581<PRE> "
+        "<|code_prefix|> <|prefix|> <|fim_suffix|> <fim-suffix> <fim_suffix> <\uff5cfim\u2581hole\uff5c> <SUF> \u2581<SUF> <|code_suffix|> "
+        "<|suffix|> <|fim_middle|> <fim-middle> <fim_middle> <\uff5cfim\u2581end\uff5c> <MID> \u2581<MID> <|code_middle|> <|middle|> <|fim_pad|> "
+        "<fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|> <|end|>x").split()],
+    ("harmony", "gpt2", [*LETTERS, *[(t, C) for t in "<|start|> <|end|> <|message|> <|channel|> <|constrain|> <|return|> <|call|>".split()]], {"eos": 21}),
+    ("solar-open", "gpt2", [*LETTERS, *[(t, C) for t in "<|end|> <|flush|> <|calls|>".split()]], {"eos": 17}),
+    ("no harmony", "gpt2", [*LETTERS, *[(t, C) for t in "<|end|> <|return|>".split()]], {}),
+    ("neither of both", "gpt2", [*LETTERS, *[(t, C) for t in "<|end|> <|return|> <|flush|>".split()]], {}),
+    ("gemma 4", "llama", [*LETTERS, *[(t, C) for t in "</s> <eos> <turn|> <|tool_response>".split()]], {"eos": 17}),
+    ("plamo", "llama", [*LETTERS, ("<|plamo:eos|>", C), ("</s>", C)], {"eos": 16}),
+    ("plamo's token as text", "llama", [*LETTERS, ("<|plamo:eos|>", C), ("</s>", C)], {}),
+    ("kinds", "gpt2", [*LETTERS, ("u", 2), ("<|unused_1|>", C), ("x y", D), ("w", 5), ("<0x41>", 6), ("<0xZ>", 6), ("v", 7), ("t", 0), ("s", -5), ("<|im_end|>", D)], {}),
+    ("texts", "llama", [*LETTERS, ("", N), ("z\0z", N), ("\u2581x\u2581", N), ("\u2581y", D), ("<0x0a>", 6), ("<0xFF>", 6)], {}),
+    ("texts that are no bytes", "gpt2", [*LETTERS, ("", N), (" x ", N), ("\u0120\u4f60", N), ("\u0143\u0144", N), ("y z", C)], {}),
 ]
 
 
@@ -245,7 +277,7 @@ MODES = ((False, True), (False, False), (True, True))
 def inputs(path: Path) -> list[str]:
     """llama.cpp's texts for a vocabulary, without the expectations."""
     text = path.with_name(path.name + ".inp").read_bytes().decode()
-    return text.split("\n__ggml_vocab_test__\n")
+    return text.removesuffix("\n").removesuffix("\n__ggml_vocab_test__").split("\n__ggml_vocab_test__\n")
 
 
 def alphabet() -> dict[int, str]:
@@ -304,6 +336,61 @@ def cut(source: Path, target: Path, texts: list[str]):
     writer.close()
 
 
+def probe(target: Path, texts: list[str], longest: int):
+    """Writes a vocabulary that shows where words end: the n-grams of the texts, as bytes and as text with \u2581.
+
+    Each is merged from the one shorter and a character, in an order drawn by chance; so most boundaries that one
+    pre-tokenizer sees and another does not change the tokens. A few words have no merges, for those that ignore them.
+    """
+    letters = alphabet()
+    grams, words = set(), set()
+    for text in texts:
+        for line in ("".join(letters[b] for b in text.encode()), text.replace(" ", "\u2581")):
+            grams |= {line[i : i + n] for n in range(2, longest + 1) for i in range(len(line) - n + 1)}
+        words |= {"".join(letters[b] for b in w.encode()) for w in text.split() if 4 <= len(w.encode()) <= 8}
+    # llama.cpp reads texts of tokens up to a NUL.
+    order = sorted(g for g in grams if "\0" not in g)
+    random.Random(2).shuffle(order)
+    words = sorted(words - grams)[::7] + ["\n\n\n", "\n\n\n\n\n\n\n", "\u010a\u010a"]
+    bytes_of_text = [f"<0x{b:02X}>" for b in range(256)]
+    tokens = list(dict.fromkeys(["<s>", "</s>", *bytes_of_text, *letters.values(), *sorted({c for g in order for c in g}), *order, *words]))
+    writer = gguf.GGUFWriter(target, "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3] + [6] * 256 + [1] * (len(tokens) - 258))
+    writer.add_token_merges([f"{g[:-1]} {g[-1]}" for g in order])
+    writer.add_eos_token_id(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def write_roles(llama: Llama, scratch: Path):
+    """Writes what llama.cpp says of the vocabularies of ROLES."""
+    rows = []
+    for name, model, tokens, keys in ROLES:
+        writer = gguf.GGUFWriter(scratch, "llama")
+        writer.add_tokenizer_model(model)
+        writer.add_token_list([t.encode() for t, _ in tokens])
+        writer.add_token_types([k for _, k in tokens])
+        writer.add_token_merges(["a b"])
+        for key, token in keys.items():
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", token)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        vocab = llama.load(scratch)
+        facts = vocab.facts()
+        rows.append({
+            "name": name, "model": model, "tokens": tokens, "keys": [[f"tokenizer.ggml.{k}_token_id", v] for k, v in keys.items()],
+            **{k: facts[k] for k in ("bos", "eos", "eot", "ends")}, "kinds": vocab.kinds(),
+            "pieces": [vocab.piece(t, 0, True).hex() for t in range(vocab.n_tokens)],
+        })
+        vocab.free()
+    dump(TARGET / "roles.json", {"vocabularies": rows})
+
+
 def with_pre(source: Path, target: Path, pre: str):
     """A copy of a vocabulary with another pre-tokenizer, of the same bytes else; none if the name is empty."""
     key, data = b"tokenizer.ggml.pre", source.read_bytes()
@@ -346,17 +433,23 @@ def write_fixtures(llama: Llama, models: Path):
         cut(source, path, texts)
         dump(TARGET / f"{name}.json", expectations(llama, path, path.name, texts))
         print(name, path.stat().st_size)
+    for path in sorted((ROOT / "fixtures" / "models").glob("*.gguf")):
+        dump(TARGET / f"{path.stem}.json", expectations(llama, path, f"../models/{path.name}", HARD[:12] + SPECIAL))
+    write_roles(llama, scratch)
+    probe(TARGET / "probe.gguf", HARD, 3)
     groups = []
     for names in PRES:
         answers = []
         for pre in names:
-            with_pre(TARGET / f"{TRIED}.gguf", scratch, pre)
+            with_pre(TARGET / "probe.gguf", scratch, pre)
             vocab = llama.load(scratch)
-            answers.append([ids for _, _, _, ids in vocab.cases(HARD)])
+            bos = [vocab.lib.llama_vocab_bos(vocab.vocab), vocab.lib.llama_vocab_get_add_bos(vocab.vocab)]
+            answers.append({"bos": bos, "ids": [vocab.encode(t, False, False) for t in HARD]})
             vocab.free()
         assert all(a == answers[0] for a in answers), names
-        groups.append({"names": names, "ids": answers[0]})
-    dump(TARGET / "pre.json", {"file": f"{TRIED}.gguf", "texts": [[t] for t in HARD], "pre": groups})
+        assert all(a != answers[0] for _, a in groups), f"{names[0]} cannot be told from another"
+        groups.append((names, answers[0]))
+    dump(TARGET / "pre.json", {"file": "probe.gguf", "texts": [[t] for t in HARD], "pre": [{"names": n, **a} for n, a in groups]})
     scratch.unlink()
 
 
@@ -395,11 +488,12 @@ def run_full(llama: Llama, models: Path, extra: list[Path], n_random: int):
             print(f"{source.name}: llama.cpp itself gives {same} of {len(expected)} in its .out")
         texts = own + HARD + SPECIAL + random_texts(rng, n_random)
         dump(out / f"{source.stem}.json", expectations(llama, source, str(source.resolve()), texts))
-    source = models / f"ggml-vocab-{TRIED}.gguf"
+    texts = HARD + SPECIAL + random_texts(rng, 3 * n_random)
+    probe(out / "probe.gguf", texts, 4)
     for names in PRES:
         path = out / f"pre-{names[0]}.gguf"
-        with_pre(source, path, names[0])
-        dump(out / f"pre-{names[0]}.json", expectations(llama, path, str(path), HARD + SPECIAL + random_texts(rng, n_random)))
+        with_pre(out / "probe.gguf", path, names[0])
+        dump(out / f"pre-{names[0]}.json", expectations(llama, path, str(path), texts))
     command = ["cargo", "test", "--test", "integration", "--", "--ignored", "--nocapture", "whole_vocabularies"]
     sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | {"CHATVEC_VOCABS": str(out)}).returncode)
 

@@ -8,7 +8,7 @@ use bstr::{BStr, ByteSlice};
 use super::super::error::Error;
 use super::merge::Chain;
 use super::pre::{Pre, Splitter};
-use super::vocab::{Vocab, strings};
+use super::vocab::{Vocab, strings, until_nul};
 use crate::gguf::Metadata;
 
 const MERGES: &str = "tokenizer.ggml.merges";
@@ -31,7 +31,7 @@ impl Bpe {
         }
         let mut merges = HashMap::with_capacity(list.len());
         let mut joined = Vec::new();
-        for (rank, merge) in (0..).zip(list.iter()) {
+        for (rank, merge) in (0..).zip(list.iter().map(until_nul)) {
             // The first character may be a space; llama.cpp looks for the one between the halves behind it.
             let Some(at) = merge.get(1..).and_then(|rest| rest.find_byte(b' ')) else { continue };
             let (left, right) = (&merge[..at + 1], &merge[at + 2..]);

@@ -87,6 +87,8 @@ pub(super) static PRES: &[Pre] = &[
     Pre {
         names: &[
             "qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open", "grok-2",
+            // With one newline after `\s*` for any number, which is the same.
+            "bailingmoe", "bailingmoe2", "llada-moe",
         ],
         stages: &[QWEN2],
         ..NO
@@ -117,14 +119,6 @@ pub(super) static PRES: &[Pre] = &[
         names: &["seed-coder"],
         stages: &[contractions!(
             r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-        )],
-        ..NO
-    },
-    Pre {
-        names: &["bailingmoe", "bailingmoe2", "llada-moe"],
-        stages: &[concat!(
-            r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])",
-            r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
         )],
         ..NO
     },

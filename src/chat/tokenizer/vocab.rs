@@ -74,7 +74,7 @@ impl Vocab {
         };
         let mut vocab =
             Vocab { texts: StringArray::default(), kinds, priorities, ids: HashMap::with_capacity(n), longest: 0 };
-        for (id, text) in (0..).zip(tokens.iter()) {
+        for (id, text) in (0..).zip(tokens.iter().map(until_nul)) {
             match text.is_empty() {
                 true => vocab.add(id, BStr::new(&format!("[EMPTY_{id}]")))?,
                 false => vocab.add(id, text)?,
@@ -161,6 +161,11 @@ pub(super) fn strings<'a>(metadata: &'a Metadata, key: &'static str) -> Result<O
         Some(Value::Array(Array::Strings(a))) => Ok(Some(a)),
         Some(other) => Err(Error::wrong_type(key, "array of string", other)),
     }
+}
+
+/// A text as C reads it, and llama.cpp tokens and merges: up to a NUL.
+pub(super) fn until_nul(text: &BStr) -> &BStr {
+    &text[..text.find_byte(0).unwrap_or(text.len())]
 }
 
 /// An array of at least `n` numbers of one of these types, if the key is there.
