@@ -226,7 +226,7 @@ fn vocabulary(model: &str, tokens: &[(&[u8], i32)]) -> Metadata {
 
 /// What is said to a vocabulary with one thing changed.
 fn refusal(model: &str, key: &str, value: impl Into<Value>) -> Error {
-    let mut metadata = vocabulary(model, &[(b"a", 1), (b"b", 1), (b"<0x0A>", 6)]);
+    let mut metadata = vocabulary(model, &[(b"a", 1), (b"b", 1), (b"<0", 1)]);
     metadata.set(key, value);
     Tokenizer::from_metadata(&metadata).expect_err(key)
 }
@@ -256,8 +256,8 @@ fn refuses_what_llama_cpp_refuses_and_says_what_and_where() {
         ("llama", "tokenizer.ggml.tokens", strings(&["a", "[EMPTY_2]", ""]), "tokens 1 and 2 both"),
         (
             "llama",
-            "tokenizer.ggml.tokens",
-            strings(&["a", "b", "<0"]),
+            "tokenizer.ggml.token_type",
+            Value::Array(Array::from_i32s(&[1, 1, 6])),
             "token 2 is a byte token, but its text is \"<0\"",
         ),
         ("gpt2", "tokenizer.ggml.merges", short(), "tokenizer.ggml.merges is of type array of float32"),
@@ -295,11 +295,9 @@ fn long_texts_without_spaces_come_back() {
     for name in ["llama-spm", "llama-bpe", "qwen2", "gemma-4"] {
         let tokenizer = Tokenizer::from_metadata(&metadata(&fixtures().join(format!("{name}.gguf")))).unwrap();
         for unit in ["a", " ", "\n", " \n", "1", "'", "<", "<|im_end|>", "</s>", "ab1", "\u{4f60}"] {
-            let text = unit.repeat((1 << 20) / unit.len());
-            for parse in [false, true] {
-                let ids = tokenizer.encode(&text, false, parse);
-                assert!(tokenizer.decode(&ids, true) == text.as_bytes(), "{name}: {unit:?}");
-            }
+            let text = unit.repeat((1 << 18) / unit.len());
+            let ids = tokenizer.encode(&text, false, true);
+            assert!(tokenizer.decode(&ids, true) == text.as_bytes(), "{name}: {unit:?}");
         }
     }
 }
