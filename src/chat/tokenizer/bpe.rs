@@ -5,10 +5,10 @@ use std::collections::HashMap;
 
 use bstr::{BStr, ByteSlice};
 
-use super::super::error::Error;
 use super::merge::Chain;
 use super::pre::{Pre, Splitter};
 use super::vocab::{Vocab, strings, until_nul};
+use crate::chat::error::Error;
 use crate::gguf::Metadata;
 
 const MERGES: &str = "tokenizer.ggml.merges";

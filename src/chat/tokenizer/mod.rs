@@ -17,8 +17,8 @@ use std::fmt;
 
 use bstr::{BStr, ByteSlice};
 
-use super::end::{Defaults, Named};
-use super::error::{Error, shown};
+use crate::chat::end::{Defaults, Named};
+use crate::chat::error::{Error, shown};
 use crate::gguf::Metadata;
 use bpe::Bpe;
 use pre::Pre;

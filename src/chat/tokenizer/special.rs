@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use bstr::{BStr, ByteSlice};
 
-use super::super::error::{Error, shown};
 use super::vocab::{TokenKind, Vocab, text};
+use crate::chat::error::{Error, shown};
 use crate::gguf::Metadata;
 
 /// A part of a text.

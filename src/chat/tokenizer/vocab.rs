@@ -5,9 +5,9 @@ use std::collections::hash_map::Entry;
 
 use bstr::{BStr, ByteSlice};
 
-use super::super::error::{Error, shown, typed};
-use super::super::{TOKEN_TYPE, TOKENS};
 use super::merge::NONE;
+use crate::chat::error::{Error, shown, typed};
+use crate::chat::{TOKEN_TYPE, TOKENS};
 use crate::gguf::{Array, Metadata, StringArray, Value, ValueType};
 
 const SCORES: &str = "tokenizer.ggml.scores";
