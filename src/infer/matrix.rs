@@ -68,10 +68,6 @@ impl Matrix {
         Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel })
     }
 
-    pub(super) fn n_rows(&self) -> usize {
-        self.n_rows
-    }
-
     /// Decodes one row.
     pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
         let bytes = &self.blocks[row * self.row_size..][..self.row_size];

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use chatvec::gguf::{Limits, Model};
-use chatvec::infer::{End, Sampler, Sampling, Session, Transformer, generate};
+use chatvec::infer::{Session, Transformer};
 use chatvec::pipeline::{self, Budget};
 use chatvec::plan::{Embeddings, MergePlan, OutputType, Recipe};
 use chatvec::survey::{self, Inputs};
@@ -118,7 +118,6 @@ fn compare(spread: &mut Spread, rows: &[Vec<f64>], tokens: &[u32], entry: &Json)
 
 fn check_bounds(what: &str, ty: &str, spread: &Spread) {
     let (_, largest, mean) = BOUNDS.into_iter().find(|b| b.0 == ty).expect("a bound for each type");
-    eprintln!("{what}: largest {:.2e}, mean {:.2e} of {}", spread.largest, spread.mean(), spread.n);
     assert!(spread.n > 1000, "{what}");
     assert!(spread.largest < largest && spread.mean() < mean, "{what}: {spread:?}, mean {}", spread.mean());
 }
