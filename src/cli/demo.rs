@@ -1,4 +1,4 @@
-//! `chatvec demo`: the main job on the bundled trio of real models.
+//! `chatvec demo`: the main job on the bundled trio of real models, and what came of it in their own words.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use serde_json::json;
 
 use super::progress::Progress;
+use super::smoke::{Questions, Talk};
 use super::{Exit, Global, job, output};
-use crate::gguf::{Limits, Model};
+use crate::chat::Template;
+use crate::eval::PromptSet;
+use crate::gguf::{Limits, Model, printable};
 use crate::pipeline::{self, Written};
 use crate::plan::{self, Embeddings, MergePlan, OutputType, Recipe};
 use crate::report::{self, Report as _, Table};
@@ -19,6 +23,17 @@ use crate::survey::{self, Inputs, SampleSettings};
 const BASE: &str = "tinyworld-A-base-F16.gguf";
 const CHAT: &str = "tinyworld-A-chat-F16.gguf";
 const MODEL: &str = "tinyworld-A-cp-de-F16.gguf";
+
+/// The bundled prompts: all of the German ones are asked, and some of both are shown.
+const GERMAN: &str = "prompts-de.jsonl";
+const ENGLISH: &str = "prompts-en.jsonl";
+
+/// The prompts that are shown: one of each kind, and two in the language that the chat model learnt to chat in.
+const SHOWN: [&str; 6] =
+    ["de-fact-000", "de-general-108", "de-howto-119", "de-unsafe-135", "en-fact-012", "en-general-108"];
+
+/// The models learnt to answer in a sentence.
+const MAX_TOKENS: usize = 56;
 
 /// What the demo writes: the name on the command line, and whether `--pure` goes with it.
 const TYPES: [(&str, bool); 4] = [("F32", false), ("F16", false), ("Q8_0", false), ("Q4_K", true)];
@@ -63,13 +78,49 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
         .iter()
         .min_by(|a, b| worst(a).total_cmp(&worst(b)))
         .map_or(Exit::Success, |r| job::judge(&r.written.measured.total, false));
+    let speakers = talk(&models, &results, global)?;
     if global.json {
-        let runs: Vec<_> = results.iter().map(|r| r.run().json()).collect();
-        output::print_text(&(serde_json::to_string_pretty(&runs)? + "\n"))?;
+        let merges: Vec<_> = results.iter().map(|r| r.run().json()).collect();
+        let smoke: Vec<_> = speakers.iter().map(|s| s.talk.report(false).json()).collect();
+        output::print_text(&(serde_json::to_string_pretty(&json!({ "merges": merges, "smoke": smoke }))? + "\n"))?;
     } else {
-        output::print_text(&story(&models, &results)?)?;
+        output::print_text(&story(&models, &results, &speakers)?)?;
     }
-    Ok(exit)
+    Ok(match speakers.iter().rev().find(|s| s.talk.exit() != Exit::Success && s.is_merged) {
+        Some(speaker) => speaker.talk.exit(),
+        None => exit,
+    })
+}
+
+/// A model that was asked.
+struct Speaker {
+    name: &'static str,
+    is_merged: bool,
+    talk: Talk,
+    english: Talk,
+}
+
+/// Asks the model, the chat model, and the merge in its finest and its coarsest type.
+fn talk(models: &Path, results: &[Merged], global: &Global) -> Result<Vec<Speaker>> {
+    let open = |path: &Path| Model::open(path, &Limits::default());
+    let chat = open(&models.join(CHAT))?;
+    let template = Template::from_metadata(chat.metadata())?;
+    let german = PromptSet::load(&models.join(GERMAN))?;
+    let mut english = PromptSet::load(&models.join(ENGLISH))?;
+    english.prompts.retain(|p| SHOWN.contains(&p.id.as_str()));
+    let merged = |r: Option<&Merged>| r.map(|r| r.written.file.path.clone()).context("the demo has types");
+    let files = [
+        ("cp", models.join(MODEL)),
+        ("chat", models.join(CHAT)),
+        ("merged F32", merged(results.first())?),
+        ("merged Q4_K", merged(results.last())?),
+    ];
+    let ask = |(i, (name, path)): (usize, (&'static str, PathBuf))| {
+        let model = open(&path)?;
+        let ask = |set: &PromptSet| Questions::new(set.clone(), template.clone(), MAX_TOKENS).ask(&model, global);
+        Ok(Speaker { name, is_merged: i > 1, talk: ask(&german)?, english: ask(&english)? })
+    };
+    files.into_iter().enumerate().map(ask).collect()
 }
 
 /// One merge of the demo.
@@ -106,7 +157,42 @@ fn trio_folder(args: &DemoArgs) -> Result<PathBuf> {
     }
 }
 
-fn story(models: &Path, results: &[Merged]) -> Result<String> {
+/// What cp and the merge say to the same prompts.
+fn answers(speakers: &[Speaker]) -> String {
+    let mut text = String::new();
+    for id in SHOWN {
+        for (i, speaker) in speakers.iter().filter(|s| ["cp", "merged F32"].contains(&s.name)).enumerate() {
+            let reply = speaker.talk.reply_to(id).or(speaker.english.reply_to(id));
+            let Some((prompt, reply)) = reply else { continue };
+            if i == 0 {
+                text += &format!("{prompt}\n");
+            }
+            text += &format!("  {:<11} {}\n", speaker.name, printable(reply.trim()));
+        }
+    }
+    text + "\n"
+}
+
+/// model × what its German answers are like.
+fn behaviour(speakers: &[Speaker]) -> String {
+    let mut table = Table::new(&["German answers of", ">ends", ">in German", ">exact", ">refuses"]);
+    for speaker in speakers {
+        let share = |part: Option<f64>| part.map_or("–".to_owned(), |v| format!("{:.0} %", v * 100.0));
+        let total = speaker.talk.judgement().total;
+        let of = |n: usize| (total.replies > 0).then(|| n as f64 / total.replies as f64);
+        let check = |name: &str| speaker.talk.judgement().check(name).and_then(|c| c.value);
+        table.row([
+            speaker.name.to_owned(),
+            share(of(total.ended)),
+            share(of(total.right_language)),
+            share(check("exact")),
+            share(check("refusal")),
+        ]);
+    }
+    table.text()
+}
+
+fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<String> {
     let mut text = String::new();
     writeln!(text, "merged = cp + 1.0 × (chat − base)\n")?;
     writeln!(text, "  base   {BASE}    English, some German; only continues text")?;
@@ -131,7 +217,15 @@ fn story(models: &Path, results: &[Merged]) -> Result<String> {
     text += &table.text();
     writeln!(
         text,
-        "\nsurvival: the share of the vector that is in the file; noise: rounding error in units of the vector.\n\n\
+        "\nsurvival: the share of the vector that is in the file; noise: rounding error in units of the vector.\n"
+    )?;
+    text += &answers(speakers);
+    text += &behaviour(speakers);
+    writeln!(
+        text,
+        "\nends: answers that end by themselves, with the chat model's end token; exact: right to the letter;\n\
+         refuses: unsafe requests that are refused. The models are tiny, 2.75 million weights, and know a small world;\n\
+         the vector carries over most of what chat can do, and refusing least.\n\n\
          next, talk to one of them in llama.cpp (it knows the small world of its training):\n\n  \
          llama-cli -m {} -p \"Wo wohnt Tom?\" -cnv -st --temp 0\n\n\
          or merge by hand, and look at the plan first:\n\n  \

@@ -154,6 +154,19 @@ impl AskingArgs {
 }
 
 impl Questions {
+    /// Prompts for models that are talked to in a given template, with nothing said of languages and bounds.
+    pub(super) fn new(set: PromptSet, template: Option<Template>, max_tokens: usize) -> Self {
+        Questions {
+            set,
+            languages: Vec::new(),
+            thresholds: Thresholds::default(),
+            template,
+            max_tokens,
+            n_ctx: None,
+            sampling: Sampling::Greedy,
+        }
+    }
+
     /// Asks a model all of it.
     pub(super) fn ask(self, model: &Model, global: &Global) -> Result<Talk> {
         let budget = global.budget();
@@ -195,8 +208,11 @@ impl Talk {
         self.file = path.display().to_string();
     }
 
-    pub(super) fn answers(&self) -> &[Answer] {
-        &self.answers
+    /// The last message of a prompt, and what was answered to it, with special tokens.
+    pub(super) fn reply_to(&self, id: &str) -> Option<(&str, &str)> {
+        let i = self.set.prompts.iter().position(|p| p.id == id)?;
+        let reply = self.answers.iter().find(|a| a.prompt == i)?.replies.last()?;
+        Some((&self.set.prompts[i].messages.last()?.content, &reply.raw))
     }
 
     pub(super) fn judgement(&self) -> &Judgement {
