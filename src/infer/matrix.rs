@@ -5,7 +5,6 @@ use std::ops::Range;
 use candle_core::quantized::k_quants::{
     BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8K, GgmlType as Stored,
 };
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::ggml::GgmlType;
@@ -41,8 +40,8 @@ enum Kernel {
 /// (`vec_dot_type`, ggml-cpu/ggml-cpu.c).
 enum Activations<'a> {
     F32(&'a [f32]),
-    F16(Vec<f16>),
-    BF16(Vec<bf16>),
+    /// Rounded to the halves of the matrix.
+    Halves(Vec<f32>),
     Q8_0(Vec<BlockQ8_0>),
     Q8K(Vec<BlockQ8K>),
     Block8(Vec<Block8>),
@@ -61,7 +60,7 @@ impl Matrix {
         // Blocks of halves and floats: the container may align tensors to fewer bytes.
         let is_aligned = (blocks.as_ptr() as usize).is_multiple_of(4);
         let kernel = match ty {
-            _ if quants::has_dot(ty) => Kernel::Codec,
+            _ if quants::has_dot(ty) || quants::has_dot_halves(ty) => Kernel::Codec,
             _ if is_aligned && cfg!(target_endian = "little") => Kernel::Candle,
             _ => Kernel::Decoded,
         };
@@ -83,14 +82,17 @@ impl Matrix {
 
     fn prepare<'a>(&self, x: &'a [f32]) -> Activations<'a> {
         match (self.kernel, self.ty) {
+            (Kernel::Codec, ty) if quants::has_dot_halves(ty) => {
+                let mut rounded = x.to_vec();
+                quants::round_activations(ty, &mut rounded);
+                Activations::Halves(rounded)
+            }
             (Kernel::Codec, _) => {
                 let mut blocks = Vec::new();
                 x.chunks_exact(self.row_len).for_each(|row| quants::quantize_activations(row, &mut blocks));
                 Activations::Block8(blocks)
             }
             (Kernel::Decoded, _) | (_, GgmlType::F32) => Activations::F32(x),
-            (_, GgmlType::F16) => Activations::F16(round_rows(x, self.row_len)),
-            (_, GgmlType::BF16) => Activations::BF16(round_rows(x, self.row_len)),
             (_, GgmlType::Q4_0 | GgmlType::Q8_0) => Activations::Q8_0(round_rows(x, self.row_len)),
             _ => Activations::Q8K(round_rows(x, self.row_len)),
         }
@@ -103,8 +105,6 @@ impl Matrix {
         let n = self.row_len;
         match (self.ty, x) {
             (GgmlType::F32, A::F32(x)) if self.kernel == Kernel::Candle => dots::<f32>(bytes, n, x, n_tokens, out),
-            (GgmlType::F16, A::F16(x)) => dots::<f16>(bytes, n, x, n_tokens, out),
-            (GgmlType::BF16, A::BF16(x)) => dots::<bf16>(bytes, n, x, n_tokens, out),
             (GgmlType::Q4_0, A::Q8_0(x)) => dots::<BlockQ4_0>(bytes, n, x, n_tokens, out),
             (GgmlType::Q8_0, A::Q8_0(x)) => dots::<BlockQ8_0>(bytes, n, x, n_tokens, out),
             (GgmlType::Q2_K, A::Q8K(x)) => dots::<BlockQ2K>(bytes, n, x, n_tokens, out),
@@ -112,13 +112,12 @@ impl Matrix {
             (GgmlType::Q4_K, A::Q8K(x)) => dots::<BlockQ4K>(bytes, n, x, n_tokens, out),
             (GgmlType::Q5_K, A::Q8K(x)) => dots::<BlockQ5K>(bytes, n, x, n_tokens, out),
             (GgmlType::Q6_K, A::Q8K(x)) => dots::<BlockQ6K>(bytes, n, x, n_tokens, out),
+            (ty, A::Halves(x)) => {
+                let dot = |row: &[u8], x: &[f32]| quants::dot_halves(ty, row, x);
+                each(bytes, self.row_size, x, n_tokens, out, dot);
+            }
             (ty, A::Block8(x)) => {
-                let per_row = x.len() / n_tokens;
-                for (row, out) in bytes.chunks_exact(self.row_size).zip(out.chunks_exact_mut(n_tokens)) {
-                    for (x, out) in x.chunks_exact(per_row).zip(out) {
-                        *out = quants::dot(ty, row, x);
-                    }
-                }
+                each(bytes, self.row_size, x, n_tokens, out, |row: &[u8], x: &[Block8]| quants::dot(ty, row, x));
             }
             (_, A::F32(x)) => {
                 let mut decoded = vec![0.0; n];
@@ -145,10 +144,23 @@ fn round_rows<T: Stored>(x: &[f32], row_len: usize) -> Vec<T> {
 
 /// Dot products of the rows in `bytes` with all rows of activations.
 fn dots<T: Stored>(bytes: &[u8], row_len: usize, x: &[T::VecDotType], n_tokens: usize, out: &mut [f32]) {
-    let (blocks, per_row) = (blocks_of::<T>(bytes), row_len / T::BLCK_SIZE);
-    for (row, out) in blocks.chunks_exact(per_row).zip(out.chunks_exact_mut(n_tokens)) {
-        for (x, out) in x.chunks_exact(per_row).zip(out) {
-            *out = T::vec_dot(row_len, row, x);
+    let dot = |row: &[T], x: &[T::VecDotType]| T::vec_dot(row_len, row, x);
+    each(blocks_of::<T>(bytes), row_len / T::BLCK_SIZE, x, n_tokens, out, dot);
+}
+
+/// Multiplies each row of `stored`, `per_row` long, with each of the `n_tokens` rows of activations.
+fn each<S, X>(
+    stored: &[S],
+    per_row: usize,
+    x: &[X],
+    n_tokens: usize,
+    out: &mut [f32],
+    dot: impl Fn(&[S], &[X]) -> f32,
+) {
+    let per_token = x.len() / n_tokens;
+    for (row, out) in stored.chunks_exact(per_row).zip(out.chunks_exact_mut(n_tokens)) {
+        for (x, out) in x.chunks_exact(per_token).zip(out) {
+            *out = dot(row, x);
         }
     }
 }

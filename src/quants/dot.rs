@@ -1,11 +1,11 @@
-//! Dot products of stored rows with activations in 8 bits, for the types that candle multiplies without vector
-//! instructions on x86: Q4_1, Q5_0 and Q5_1.
+//! Dot products of stored rows with activations, for the types that candle multiplies without vector instructions on x86
+//! unless it is compiled for one processor: F16, BF16, Q4_1, Q5_0 and Q5_1.
 //!
-//! The arithmetic is ggml's (ggml-cpu, `quantize_row_q8_1` and `ggml_vec_dot_q4_1_q8_1` and its like): activations are
-//! rounded to 8 bits in blocks of 32, products of codes are summed as integers, and scales are applied per block. The
-//! order in which blocks are summed differs between processors, as it does in ggml.
+//! The arithmetic is ggml's (ggml-cpu, `ggml_vec_dot_f16`, `quantize_row_q8_1`, `ggml_vec_dot_q4_1_q8_1` and their like):
+//! activations are rounded to the halves of the row, or to 8 bits in blocks of 32. Products of 8-bit codes are summed as
+//! integers, and scales are applied per block. The order of sums differs between processors, as it does in ggml.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::simd;
 use crate::ggml::GgmlType;
@@ -30,6 +30,58 @@ pub struct Block8 {
 /// Whether [`dot`] takes rows of this type.
 pub fn has_dot(ty: GgmlType) -> bool {
     matches!(ty, GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1)
+}
+
+/// Whether [`dot_halves`] takes rows of this type.
+pub fn has_dot_halves(ty: GgmlType) -> bool {
+    matches!(ty, GgmlType::F16 | GgmlType::BF16)
+}
+
+/// Rounds activations to F16 or BF16, for [`dot_halves`]; other types leave them as they are.
+pub fn round_activations(ty: GgmlType, x: &mut [f32]) {
+    match ty {
+        GgmlType::F16 => x.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
+        GgmlType::BF16 => x.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
+        _ => {}
+    }
+}
+
+/// The dot product of a row of F16 or BF16 with activations; 0 for another type. The shorter of both counts.
+pub fn dot_halves(ty: GgmlType, row: &[u8], x: &[f32]) -> f32 {
+    match ty {
+        GgmlType::F16 => simd::dot_halves::<F16>(row, x),
+        GgmlType::BF16 => simd::dot_halves::<BF16>(row, x),
+        _ => 0.0,
+    }
+}
+
+/// A number of 16 bits.
+pub(super) trait Half {
+    /// Whether it is the upper half of an f32.
+    const IS_BRAIN: bool;
+
+    /// Its value.
+    fn to_f32(bytes: [u8; 2]) -> f32;
+}
+
+pub(super) struct F16;
+
+impl Half for F16 {
+    const IS_BRAIN: bool = false;
+
+    fn to_f32(bytes: [u8; 2]) -> f32 {
+        f16::from_le_bytes(bytes).to_f32()
+    }
+}
+
+pub(super) struct BF16;
+
+impl Half for BF16 {
+    const IS_BRAIN: bool = true;
+
+    fn to_f32(bytes: [u8; 2]) -> f32 {
+        bf16::from_le_bytes(bytes).to_f32()
+    }
 }
 
 /// Appends the activations of a row to `out`, block by block. What is left over of `row` after whole blocks is ignored.
@@ -159,6 +211,22 @@ mod tests {
             assert!((found - expected).abs() < 2e-3, "{ty}: {found} instead of {expected}");
             let exact: f64 = x.iter().zip(&decoded).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
             assert!((found - exact).abs() < 0.05, "{ty}: {found}, without rounding {exact}");
+        }
+    }
+
+    #[test]
+    fn halves_are_multiplied_as_they_are() {
+        for (seed, ty) in [GgmlType::F16, GgmlType::BF16].into_iter().enumerate() {
+            // A length with whole vectors and a rest.
+            let (weights, mut x) = (&numbers(seed as u32 + 1)[..493], numbers(seed as u32 + 100)[..493].to_vec());
+            let mut row = vec![0; 986];
+            quants::quantize_row(ty, weights, &mut row).expect("a whole row");
+            let mut decoded = vec![0.0; 493];
+            quants::dequantize_row(ty, &row, &mut decoded).expect("a whole row");
+            round_activations(ty, &mut x);
+            let expected: f64 = x.iter().zip(&decoded).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            let found = f64::from(dot_halves(ty, &row, &x));
+            assert!((found - expected).abs() < 1e-5, "{ty}: {found} instead of {expected}");
         }
     }
 

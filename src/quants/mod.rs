@@ -34,7 +34,7 @@ mod scales;
 mod search;
 mod simd;
 
-pub use dot::{Block8, dot, has_dot, quantize_activations};
+pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
 use crate::ggml::GgmlType;
 

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::dot::{self, Block, Block8};
+use super::dot::{self, Block, Block8, Half};
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -20,6 +20,15 @@ pub(super) fn dot<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -
         total += scale * dot::products::<B, SIZE>(block, x) as f32 + rest;
     }
     total
+}
+
+/// The dot product of a row of halves with activations.
+pub(super) fn dot_halves<H: Half>(row: &[u8], x: &[f32]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if x86::is_available() {
+        return x86::dot_halves::<H>(row, x);
+    }
+    row.as_chunks().0.iter().zip(x).map(|(&half, x)| H::to_f32(half) * x).sum()
 }
 
 /// The sum of products of one block, for the comparison with that of scalar code; none without vector instructions.

@@ -3,11 +3,11 @@
 
 use std::arch::x86_64::*;
 
-use crate::quants::dot::{Block, Block8, scale_and_rest};
+use crate::quants::dot::{Block, Block8, Half, scale_and_rest};
 
 /// Whether the processor has what the functions of this module use.
 pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
 /// As [`super::dot`].
@@ -15,6 +15,53 @@ pub(super) fn dot<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.
     unsafe { dot_avx2::<B, SIZE>(row, x) }
+}
+
+/// As [`super::dot_halves`].
+pub(super) fn dot_halves<H: Half>(row: &[u8], x: &[f32]) -> f32 {
+    debug_assert!(is_available());
+    // SAFETY: every caller asks `is_available` first.
+    unsafe { dot_halves_avx2::<H>(row, x) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_halves_avx2<H: Half>(row: &[u8], x: &[f32]) -> f32 {
+    const STEP: usize = 32;
+    let (halves, _) = row.as_chunks::<2>();
+    let n = halves.len().min(x.len());
+    let (halves, x) = (&halves[..n], &x[..n]);
+    let ((long, rest), (long_x, rest_x)) = (halves.as_chunks::<STEP>(), x.as_chunks::<STEP>());
+    let mut sums = [_mm256_setzero_ps(); 4];
+    for (halves, x) in long.iter().zip(long_x) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: `i` is below 4: eight halves and eight floats from `8 i` on are within the 32 of the chunk. Neither
+            // load asks for alignment.
+            let (w, x) = unsafe {
+                let bytes = _mm_loadu_si128(halves.as_ptr().add(8 * i).cast());
+                (eight::<H>(bytes), _mm256_loadu_ps(x.as_ptr().add(8 * i)))
+            };
+            *sum = _mm256_fmadd_ps(w, x, *sum);
+        }
+    }
+    let total = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
+    lanes(total).iter().sum::<f32>() + rest.iter().zip(rest_x).map(|(&half, x)| H::to_f32(half) * x).sum::<f32>()
+}
+
+/// Eight halves as f32.
+#[target_feature(enable = "avx2,f16c")]
+fn eight<H: Half>(bytes: __m128i) -> __m256 {
+    match H::IS_BRAIN {
+        true => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bytes))),
+        false => _mm256_cvtph_ps(bytes),
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn lanes(v: __m256) -> [f32; 8] {
+    let mut lanes = [0f32; 8];
+    // SAFETY: eight lanes of four bytes; the store asks for no alignment.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), v) };
+    lanes
 }
 
 /// The sum of products of one block.
@@ -35,10 +82,7 @@ fn dot_avx2<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -> f32 
         total = _mm256_add_ps(total, _mm256_mul_ps(products, _mm256_set1_ps(scale)));
         rests += rest;
     }
-    let mut lanes = [0f32; 8];
-    // SAFETY: eight lanes of four bytes; the store asks for no alignment.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), total) };
-    lanes.iter().sum::<f32>() + rests
+    lanes(total).iter().sum::<f32>() + rests
 }
 
 #[target_feature(enable = "f16c")]
