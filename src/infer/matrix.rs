@@ -117,7 +117,9 @@ impl Matrix {
                 each(bytes, self.row_size, x, n_tokens, out, dot);
             }
             (ty, A::Block8(x)) => {
-                each(bytes, self.row_size, x, n_tokens, out, |row: &[u8], x: &[Block8]| quants::dot(ty, row, x));
+                for (row, out) in bytes.chunks_exact(self.row_size).zip(out.chunks_exact_mut(n_tokens)) {
+                    quants::dot(ty, row, x, out);
+                }
             }
             (_, A::F32(x)) => {
                 let mut decoded = vec![0.0; n];

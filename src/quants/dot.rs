@@ -21,8 +21,8 @@ pub struct Block8 {
     pub(super) d: f32,
     /// `d · Σ codes` before `d` was rounded, itself rounded to F16: what a type's minimum is multiplied with.
     pub(super) s: f32,
-    /// Σ codes.
-    pub(super) sum: i32,
+    /// `d · Σ codes`: what a type's offset is multiplied with.
+    pub(super) exact: f32,
     /// −127 to 127.
     pub(super) codes: [i8; LEN],
 }
@@ -98,19 +98,35 @@ pub fn quantize_activations(row: &[f32], out: &mut Vec<Block8>) {
         let sum = codes.iter().map(|&c| i32::from(c)).sum::<i32>();
         let d = if x.iter().any(|v| v.is_nan()) { f32::NAN } else { largest / 127.0 };
         let rounded = |v: f32| f16::from_f32(v).to_f32();
-        out.push(Block8 { d: rounded(d), s: rounded(d * sum as f32), sum, codes });
+        out.push(Block8 { d: rounded(d), s: rounded(d * sum as f32), exact: rounded(d) * sum as f32, codes });
     }
 }
 
-/// The dot product of a stored row with activations; 0 for a type without [`has_dot`].
+/// The dot products of a stored row with several rows of activations, which are all as long as the row; 0 for a type
+/// without [`has_dot`].
 ///
-/// `row` holds the blocks of as many weights as `x` has activations; the shorter of both counts.
-pub fn dot(ty: GgmlType, row: &[u8], x: &[Block8]) -> f32 {
+/// `x` holds the activations of `out.len()` tokens, one after the other.
+pub fn dot(ty: GgmlType, row: &[u8], x: &[Block8], out: &mut [f32]) {
     match ty {
-        GgmlType::Q4_1 => simd::dot::<Q4_1, 20>(row, x),
-        GgmlType::Q5_0 => simd::dot::<Q5_0, 22>(row, x),
-        GgmlType::Q5_1 => simd::dot::<Q5_1, 24>(row, x),
-        _ => 0.0,
+        GgmlType::Q4_1 => dot_blocks::<Q4_1, 20>(row, x, out),
+        GgmlType::Q5_0 => dot_blocks::<Q5_0, 22>(row, x, out),
+        GgmlType::Q5_1 => dot_blocks::<Q5_1, 24>(row, x, out),
+        _ => out.fill(0.0),
+    }
+}
+
+/// Takes four tokens at a time, so that a block is unpacked once for all of them.
+fn dot_blocks<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8], out: &mut [f32]) {
+    let (blocks, _) = row.as_chunks::<SIZE>();
+    let n = blocks.len();
+    let tokens = |from: usize| &x[from * n..];
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    for (i, out) in fours.iter_mut().enumerate() {
+        *out = simd::dot::<B, SIZE, 4>(blocks, std::array::from_fn(|k| &tokens(4 * i + k)[..n]));
+    }
+    let done = 4 * fours.len();
+    for (i, out) in rest.iter_mut().enumerate() {
+        [*out] = simd::dot::<B, SIZE, 1>(blocks, [&tokens(done + i)[..n]]);
     }
 }
 
@@ -119,8 +135,8 @@ pub fn dot(ty: GgmlType, row: &[u8], x: &[Block8]) -> f32 {
 pub(super) trait Block<const SIZE: usize> {
     /// Where the F16 minimum is.
     const MINIMUM: Option<usize>;
-    /// What is taken off each code.
-    const OFFSET: i32;
+    /// What is taken off each code if there is no minimum.
+    const OFFSET: f32;
     /// Where the four bytes with the fifth bits begin.
     const FIFTH: Option<usize>;
     /// Where the 16 bytes with the lower four bits of the codes begin.
@@ -131,7 +147,7 @@ pub(super) struct Q4_1;
 
 impl Block<20> for Q4_1 {
     const MINIMUM: Option<usize> = Some(2);
-    const OFFSET: i32 = 0;
+    const OFFSET: f32 = 0.0;
     const FIFTH: Option<usize> = None;
     const NIBBLES: usize = 4;
 }
@@ -140,7 +156,7 @@ pub(super) struct Q5_0;
 
 impl Block<22> for Q5_0 {
     const MINIMUM: Option<usize> = None;
-    const OFFSET: i32 = 16;
+    const OFFSET: f32 = 16.0;
     const FIFTH: Option<usize> = Some(2);
     const NIBBLES: usize = 6;
 }
@@ -149,21 +165,26 @@ pub(super) struct Q5_1;
 
 impl Block<24> for Q5_1 {
     const MINIMUM: Option<usize> = Some(2);
-    const OFFSET: i32 = 0;
+    const OFFSET: f32 = 0.0;
     const FIFTH: Option<usize> = Some(4);
     const NIBBLES: usize = 8;
 }
 
-/// What the sum of products is multiplied with, and what is added to that. `half` reads two bytes of F16.
+/// The scale of a block, and what is multiplied with [`rest`] of the activations.
 #[inline(always)]
-pub(super) fn scale_and_rest<B: Block<SIZE>, const SIZE: usize>(
+pub(super) fn scale_and_shift<B: Block<SIZE>, const SIZE: usize>(
     block: &[u8; SIZE],
-    x: &Block8,
     half: impl Fn([u8; 2]) -> f32,
 ) -> (f32, f32) {
-    let scale = half([block[0], block[1]]) * x.d;
-    let minimum = B::MINIMUM.map_or(0.0, |at| half([block[at], block[at + 1]]) * x.s);
-    (scale, minimum - scale * (B::OFFSET * x.sum) as f32)
+    let scale = half([block[0], block[1]]);
+    let shift = B::MINIMUM.map_or(scale * -B::OFFSET, |at| half([block[at], block[at + 1]]));
+    (scale, shift)
+}
+
+/// What the minimum or offset of a block is multiplied with.
+#[inline(always)]
+pub(super) fn rest<B: Block<SIZE>, const SIZE: usize>(x: &Block8) -> f32 {
+    if B::MINIMUM.is_some() { x.s } else { x.exact }
 }
 
 /// `Σ code · x.code` of a block.
@@ -206,7 +227,12 @@ mod tests {
             quantize_activations(&x, &mut blocks);
             let rounded = blocks.iter().flat_map(|b| b.codes.map(|c| f64::from(b.d) * f64::from(c)));
             let expected: f64 = rounded.zip(&decoded).map(|(x, w)| x * f64::from(*w)).sum();
-            let found = f64::from(dot(ty, &row, &blocks));
+            // Five tokens: four together, and one more.
+            let five: Vec<Block8> = (0..5).flat_map(|_| blocks.clone()).collect();
+            let mut out = [0.0; 5];
+            dot(ty, &row, &five, &mut out);
+            assert!(out.iter().all(|v| *v == out[0]), "{out:?}");
+            let found = f64::from(out[0]);
             // The minimum is multiplied with a sum that is rounded to F16.
             assert!((found - expected).abs() < 2e-3, "{ty}: {found} instead of {expected}");
             let exact: f64 = x.iter().zip(&decoded).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
@@ -258,6 +284,8 @@ mod tests {
         quantize_activations(&x, &mut blocks);
         let mut row = vec![0; 512 / 32 * 20];
         quants::quantize_row(GgmlType::Q4_1, &numbers(4), &mut row).expect("a whole row");
-        assert!(dot(GgmlType::Q4_1, &row, &blocks).is_nan());
+        let mut out = [0.0];
+        dot(GgmlType::Q4_1, &row, &blocks, &mut out);
+        assert!(out[0].is_nan());
     }
 }

@@ -7,19 +7,23 @@ use super::dot::{self, Block, Block8, Half};
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-/// The dot product of a row of blocks with activations.
-pub(super) fn dot<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -> f32 {
+/// The dot products of a row of blocks with the activations of some tokens, all of the row's length.
+pub(super) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
+    blocks: &[[u8; SIZE]],
+    x: [&[Block8]; N],
+) -> [f32; N] {
     #[cfg(target_arch = "x86_64")]
     if x86::is_available() {
-        return x86::dot::<B, SIZE>(row, x);
+        return x86::dot::<B, SIZE, N>(blocks, x);
     }
-    let (blocks, _) = row.as_chunks::<SIZE>();
-    let mut total = 0.0;
-    for (block, x) in blocks.iter().zip(x) {
-        let (scale, rest) = dot::scale_and_rest::<B, SIZE>(block, x, |bytes| f16::from_le_bytes(bytes).to_f32());
-        total += scale * dot::products::<B, SIZE>(block, x) as f32 + rest;
-    }
-    total
+    x.map(|x| {
+        let mut total = 0.0;
+        for (block, x) in blocks.iter().zip(x) {
+            let (scale, shift) = dot::scale_and_shift::<B, SIZE>(block, |bytes| f16::from_le_bytes(bytes).to_f32());
+            total += scale * x.d * dot::products::<B, SIZE>(block, x) as f32 + shift * dot::rest::<B, SIZE>(x);
+        }
+        total
+    })
 }
 
 /// The dot product of a row of halves with activations.

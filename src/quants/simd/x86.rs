@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::quants::dot::{Block, Block8, Half, scale_and_rest};
+use crate::quants::dot::{Block, Block8, Half, rest, scale_and_shift};
 
 /// Whether the processor has what the functions of this module use.
 pub(super) fn is_available() -> bool {
@@ -11,10 +11,13 @@ pub(super) fn is_available() -> bool {
 }
 
 /// As [`super::dot`].
-pub(super) fn dot<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -> f32 {
+pub(super) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
+    blocks: &[[u8; SIZE]],
+    x: [&[Block8]; N],
+) -> [f32; N] {
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.
-    unsafe { dot_avx2::<B, SIZE>(row, x) }
+    unsafe { dot_avx2::<B, SIZE, N>(blocks, x) }
 }
 
 /// As [`super::dot_halves`].
@@ -68,21 +71,26 @@ fn lanes(v: __m256) -> [f32; 8] {
 #[cfg(test)]
 pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
     // SAFETY: every caller asks `is_available` first.
-    unsafe { sum(products_avx2::<B, SIZE>(block, x)) }
+    unsafe { sum(multiply(codes::<B, SIZE>(block), x)) }
 }
 
-#[target_feature(enable = "avx2,f16c")]
-fn dot_avx2<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8]) -> f32 {
-    let (blocks, _) = row.as_chunks::<SIZE>();
-    let mut total = _mm256_setzero_ps();
-    let mut rests = 0.0;
-    for (block, x) in blocks.iter().zip(x) {
-        let (scale, rest) = scale_and_rest::<B, SIZE>(block, x, |bytes| half(bytes));
-        let products = _mm256_cvtepi32_ps(products_avx2::<B, SIZE>(block, x));
-        total = _mm256_add_ps(total, _mm256_mul_ps(products, _mm256_set1_ps(scale)));
-        rests += rest;
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dot_avx2<B: Block<SIZE>, const SIZE: usize, const N: usize>(blocks: &[[u8; SIZE]], x: [&[Block8]; N]) -> [f32; N] {
+    let n = x.iter().fold(blocks.len(), |n, x| n.min(x.len()));
+    let x = x.map(|x| &x[..n]);
+    let mut totals = [_mm256_setzero_ps(); N];
+    let mut rests = [0f32; N];
+    for (i, block) in blocks[..n].iter().enumerate() {
+        let (scale, shift) = scale_and_shift::<B, SIZE>(block, |bytes| half(bytes));
+        let weights = codes::<B, SIZE>(block);
+        for k in 0..N {
+            let x = &x[k][i];
+            let products = _mm256_cvtepi32_ps(multiply(weights, x));
+            totals[k] = _mm256_fmadd_ps(products, _mm256_set1_ps(scale * x.d), totals[k]);
+            rests[k] += shift * rest::<B, SIZE>(x);
+        }
     }
-    lanes(total).iter().sum::<f32>() + rests
+    std::array::from_fn(|k| lanes(totals[k]).iter().sum::<f32>() + rests[k])
 }
 
 #[target_feature(enable = "f16c")]
@@ -90,22 +98,26 @@ fn half(bytes: [u8; 2]) -> f32 {
     _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes)))))
 }
 
+/// The 32 codes of a block, a byte each.
+#[target_feature(enable = "avx2")]
+fn codes<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE]) -> __m256i {
+    let nibbles: &[u8; 16] = block[B::NIBBLES..].first_chunk().unwrap_or(&[0; 16]);
+    // SAFETY: the pointer is of an array of the 16 bytes that are loaded; the load asks for no alignment.
+    let bytes = unsafe { _mm_loadu_si128(nibbles.as_ptr().cast()) };
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
+    let lower = _mm256_and_si256(both, _mm256_set1_epi8(15));
+    let Some(at) = B::FIFTH else { return lower };
+    let bits = i32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+    _mm256_or_si256(lower, fifths(bits))
+}
+
 /// Eight partial sums of `Σ code · x.code`. Codes have at most five bits, so that a pair of products, at most
 /// 2 · 31 · 127, fits in the 16 bits of `maddubs`.
 #[target_feature(enable = "avx2")]
-fn products_avx2<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> __m256i {
-    let nibbles: &[u8; 16] = block[B::NIBBLES..].first_chunk().unwrap_or(&[0; 16]);
-    // SAFETY: both pointers are of arrays of as many bytes as are loaded, 16 and 32; neither load asks for alignment.
-    let (bytes, codes) =
-        unsafe { (_mm_loadu_si128(nibbles.as_ptr().cast()), _mm256_loadu_si256(x.codes.as_ptr().cast())) };
-    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
-    let mut weights = _mm256_and_si256(both, _mm256_set1_epi8(15));
-    if let Some(at) = B::FIFTH {
-        let bits = i32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-        weights = _mm256_or_si256(weights, fifths(bits));
-    }
-    let pairs = _mm256_maddubs_epi16(weights, codes);
-    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+fn multiply(weights: __m256i, x: &Block8) -> __m256i {
+    // SAFETY: the pointer is of an array of the 32 bytes that are loaded; the load asks for no alignment.
+    let codes = unsafe { _mm256_loadu_si256(x.codes.as_ptr().cast()) };
+    _mm256_madd_epi16(_mm256_maddubs_epi16(weights, codes), _mm256_set1_epi16(1))
 }
 
 /// 16 in each byte whose bit is set.
