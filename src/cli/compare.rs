@@ -1,16 +1,20 @@
 //! `chatvec compare A B`
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::progress::Asked;
+use super::smoke::{require_model, require_runnable};
 use super::{Exit, Global, output};
 use crate::chat::Tokenizer;
 use crate::eval::{self, Comparison, Keep, Reference, Tau, Text, compare_tensors, same_vocabulary};
 use crate::gguf::{Limits, Model};
 use crate::infer::{Session, Transformer};
+use crate::patch;
 use crate::report;
 
 /// Texts are read into memory.
@@ -24,10 +28,10 @@ pub(super) struct CompareArgs {
     /// The model that is held against it
     #[arg(value_name = "B")]
     b: PathBuf,
-    /// A text, to compare what both say of it: KL divergence, most probable tokens, perplexities
+    /// A text (UTF-8), to compare what both say of it: KL divergence, most probable tokens, perplexities
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Tokens of a chunk of the text, of which the second half is scored
+    /// Tokens of a chunk of the text, of which the second half is scored, as llama-perplexity does
     #[arg(short = 'c', long, value_name = "N", default_value_t = 512, requires = "text",
         value_parser = clap::value_parser!(u32).range(4..=1_048_576))]
     ctx_size: u32,
@@ -37,7 +41,7 @@ pub(super) struct CompareArgs {
     /// Take text such as <|im_end|> for the special tokens they name
     #[arg(long, requires = "text")]
     parse_special: bool,
-    /// Probabilities of A that are kept at each token, the largest
+    /// Probabilities of A that are kept at each token, the largest; fewer take less memory and leave wider bounds
     #[arg(long, value_name = "K", default_value_t = 256, requires = "text",
         value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
@@ -56,35 +60,57 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
         (Some(chat), Some(base)) => Some((open(chat).context("--chat")?, open(base).context("--base")?)),
         _ => None,
     };
-    // What cannot be compared is said before minutes are spent on what can.
-    let text = match &args.text {
+    // What cannot be compared is said before minutes are spent on what can. Two patches have weights alone.
+    if args.text.is_some() || patch::is_patch(a.metadata()) != patch::is_patch(b.metadata()) {
+        [&a, &b].into_iter().try_for_each(require_model)?;
+    }
+    let texts = match &args.text {
         Some(path) => {
             same_vocabulary(&a, &b)?;
-            Some([text(args, path, &a)?, text(args, path, &b)?])
+            let text = read_text(path).with_context(|| path.display().to_string())?;
+            let texts = [tokenize(args, &text, &a)?, tokenize(args, &text, &b)?];
+            for model in [&a, &b] {
+                require_runnable(model, Some(texts[0].n_ctx()), global.budget().memory)?;
+            }
+            Some(texts)
         }
         None => None,
     };
     let tau = vector.as_ref().map(|(chat, base)| Tau { plus: chat, minus: Some(base) });
     let tensors = compare_tensors(&a, &b, tau, &global.budget())?;
-    let logits = text.map(|texts| logits(args, &texts, [&a, &b], global)).transpose()?;
+    let logits = texts.map(|texts| logits(args, &texts, [&a, &b], global)).transpose()?;
     let name = |path: &Path| path.display().to_string();
     let report = report::Compare { a: name(&args.a), b: name(&args.b), tensors: &tensors, logits: logits.as_ref() };
     output::print(&report, global)?;
     Ok(Exit::Success)
 }
 
-/// The text as a model's tokens, in chunks.
-fn text(args: &CompareArgs, path: &Path, model: &Model) -> Result<Text> {
-    let tokenizer = Tokenizer::from_metadata(model.metadata()).with_context(|| model.path().display().to_string())?;
-    let len = std::fs::metadata(path).with_context(|| path.display().to_string())?.len();
-    if len > LONGEST_TEXT {
-        bail!("{}: a text of {len} bytes, at most {LONGEST_TEXT} are read; take a part of it", path.display());
+/// A text of UTF-8. One that was cut within its last character is taken without it.
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(LONGEST_TEXT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LONGEST_TEXT {
+        let text = format!("a text of more than {LONGEST_TEXT} bytes; take a part of it");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
     }
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let text = String::from_utf8_lossy(&bytes);
-    let tokens = tokenizer.encode(&text, true, args.parse_special);
+    let (n_valid, is_text) = match std::str::from_utf8(&bytes) {
+        Ok(text) => (text.len(), true),
+        Err(e) => (e.valid_up_to(), e.error_len().is_none()),
+    };
+    if !is_text {
+        let text = format!("byte {n_valid} is not UTF-8; convert the text first");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    bytes.truncate(n_valid);
+    String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// The text as a model's tokens, in chunks.
+fn tokenize(args: &CompareArgs, text: &str, model: &Model) -> Result<Text> {
+    let tokenizer = Tokenizer::from_metadata(model.metadata()).with_context(|| model.path().display().to_string())?;
+    let tokens = tokenizer.encode(text, true, args.parse_special);
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
-    let text = Text::new(tokens, args.ctx_size as usize, bos).with_context(|| path.display().to_string())?;
+    let text = Text::new(tokens, args.ctx_size as usize, bos).context("--text")?;
     Ok(match args.chunks {
         Some(n) => text.first_chunks(n as usize),
         None => text,
@@ -96,7 +122,7 @@ fn logits(args: &CompareArgs, texts: &[Text; 2], models: [&Model; 2], global: &G
     let budget = global.budget();
     let (n_ctx, n_chunks) = (texts[0].n_ctx(), texts[0].n_chunks());
     let keep = Keep { n_top: args.top as usize, ..Keep::default() };
-    let asked = Asked::new(2 * n_chunks);
+    let asked = Asked::new("chunks", 2 * n_chunks);
     let reference = {
         let model = Transformer::load(models[0], budget.threads)?;
         let session = Session::new(&model, n_ctx, budget.memory)?;

@@ -88,7 +88,7 @@ impl Exit {
             } else if let Some(e) = cause.downcast_ref::<eval::ChatterError>() {
                 match e {
                     eval::ChatterError::Infer(e) => of_infer(e),
-                    _ => Exit::NotSupported,
+                    eval::ChatterError::Tokenizer { source, .. } => of_vocabulary(source),
                 }
             } else if let Some(e) = cause.downcast_ref::<eval::Error>() {
                 of_compare(e)
@@ -96,12 +96,14 @@ impl Exit {
                 of_prompts(e)
             } else if cause.is::<eval::UnknownLanguage>() || cause.is::<eval::ThresholdError>() {
                 Exit::Usage
+            } else if let Some(e) = cause.downcast_ref::<chat::Error>() {
+                of_vocabulary(e)
             } else if cause.is::<chat::TemplateError>() {
                 Exit::Malformed
             } else if cause.is::<Refused>() {
                 Exit::Refused
-            } else if cause.is::<std::io::Error>() {
-                Exit::Io
+            } else if let Some(e) = cause.downcast_ref::<std::io::Error>() {
+                of_io(e)
             } else {
                 continue;
             };
@@ -166,6 +168,23 @@ fn of_patch(error: &patch::Error) -> Exit {
         Plan(e) => of_plan(e),
         NotAPatch { .. } => Exit::Refused,
         Version { .. } | Encoding { .. } => Exit::NotSupported,
+    }
+}
+
+fn of_vocabulary(error: &chat::Error) -> Exit {
+    use chat::Error::*;
+    match error {
+        UnknownModel { .. } | UnknownPre { .. } => Exit::NotSupported,
+        _ => Exit::Malformed,
+    }
+}
+
+/// Texts are read by the system's own words: what is too long, or no text, is not the system's fault.
+fn of_io(error: &std::io::Error) -> Exit {
+    use std::io::ErrorKind::*;
+    match error.kind() {
+        InvalidData | FileTooLarge => Exit::Malformed,
+        _ => Exit::Io,
     }
 }
 

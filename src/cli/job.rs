@@ -13,7 +13,6 @@ use super::{Exit, Global, output};
 use crate::chat::Tokenizer;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, WriteOptions};
-use crate::infer::Hyperparameters;
 use crate::pipeline::{self, Written};
 use crate::plan::{self, MergePlan, OutputType, Warning};
 use crate::report;
@@ -91,6 +90,7 @@ pub(super) struct Job<'a> {
 
 /// Asking an output before it takes its name.
 #[derive(Args, Clone, Debug)]
+#[command(mut_group("AskingArgs", |asking| asking.requires("smoke")))]
 pub(super) struct SmokeTest {
     /// Ask the output some prompts before it takes its name; if a check of the answers fails, it is kept as OUTPUT.rejected
     #[arg(long)]
@@ -133,7 +133,7 @@ impl Job<'_> {
             );
             output::complain("warning", &text);
         }
-        let questions = self.questions(&plan)?;
+        let questions = self.questions(&plan).context("--smoke")?;
         let is_refused = !reasons.is_empty() && !output.force;
 
         if output.dry_run {
@@ -143,6 +143,10 @@ impl Job<'_> {
             return Err(Refused { reasons }.into());
         }
         if output.dry_run {
+            if let Some((questions, _)) = &questions {
+                let n = questions.n_prompts();
+                output::complain("note", &format!("a dry run asks nothing; the output would be asked {n} prompts"));
+            }
             return Ok(Exit::Success);
         }
         output::complain("note", &report::Plan::expectation(&plan, &survey, *is_patch));
@@ -154,18 +158,26 @@ impl Job<'_> {
         progress.hide();
         let (talk, is_kept) = match questions {
             None => (None, true),
-            Some((questions, keep)) => {
-                let talk = self.ask(questions, &file)?;
-                let is_kept = keep || talk.exit() == Exit::Success;
-                (Some(talk), is_kept)
-            }
+            Some((questions, keep)) => match self.ask(questions, &file) {
+                Ok(talk) => {
+                    let is_kept = keep || talk.exit() == Exit::Success;
+                    (Some(talk), is_kept)
+                }
+                Err(e) if Exit::of(&e) == Exit::Interrupted => return Err(pipeline::Error::Cancelled.into()),
+                // Hours of work may be in it, and nothing is known against it.
+                Err(e) => {
+                    let kept = file.publish_with_suffix(".rejected")?;
+                    let path = kept.path.display();
+                    return Err(e.context(format!("the output could not be asked; it is kept as {path}")));
+                }
+            },
         };
         let file = if is_kept { file.publish() } else { file.publish_with_suffix(".rejected") }?;
         drop(progress);
         let written = Written { file, measured };
         let lost = judge(&written.measured.total, *is_patch);
         let findings = &survey.findings[..];
-        let smoke = talk.as_ref().map(|talk| talk.report(false));
+        let smoke = talk.as_ref().map(|talk| talk.report(&written.file.path, false));
         let run = report::Run { plan: &plan, written: &written, findings, is_patch: *is_patch, took, smoke };
         output::print(&run, global)?;
         if !is_kept {
@@ -180,16 +192,16 @@ impl Job<'_> {
     fn questions(&self, plan: &MergePlan) -> Result<Option<(Questions, bool)>> {
         let Some(smoke) = self.smoke.filter(|smoke| smoke.smoke) else { return Ok(None) };
         let metadata = plan.header().metadata();
-        Hyperparameters::read(self.inputs.source(self.inputs.template())).context("--smoke")?;
-        Tokenizer::from_metadata(metadata).context("--smoke")?;
-        Ok(Some((smoke.asking.read(metadata)?, smoke.keep)))
+        let questions = smoke.asking.read(metadata)?;
+        Tokenizer::from_metadata(metadata)?;
+        // The output has the tensors of the model that is added to, in types that can be computed with.
+        questions.check(self.inputs.source(self.inputs.template()), self.global)?;
+        Ok(Some((questions, smoke.keep)))
     }
 
     fn ask(&self, questions: Questions, file: &gguf::Complete) -> Result<Talk> {
         let model = gguf::Model::open(file.path(), &gguf::Limits::default())?;
-        let mut talk = questions.ask(&model, self.global).context("--smoke")?;
-        talk.name(&self.output.output);
-        Ok(talk)
+        questions.ask(&model, self.global).context("--smoke")
     }
 
     /// Everything that can be known without writing. The survey also tries the types that `others` would give.

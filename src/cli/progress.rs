@@ -65,23 +65,23 @@ impl Observer for Progress {
     }
 }
 
-/// Shows prompts answered while a model is asked.
+/// Shows prompts answered, or chunks scored, while a model is asked.
 pub(super) struct Asked {
     bar: ProgressBar,
 }
 
 impl Asked {
-    pub(super) fn new(n_prompts: usize) -> Self {
-        let bar =
-            if std::io::stderr().is_terminal() { ProgressBar::new(n_prompts as u64) } else { ProgressBar::hidden() };
-        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} prompts ETA {eta}");
+    /// `what` there are `n` of.
+    pub(super) fn new(what: &str, n: usize) -> Self {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(n as u64) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template(&format!("{{wide_bar}} {{pos}}/{{len}} {what} ETA {{eta}}"));
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         Asked { bar }
     }
 
-    /// Told how many are answered, says whether to go on.
-    pub(super) fn go_on(&self, answered: usize) -> bool {
-        self.bar.set_position(answered as u64);
+    /// Told how many are done, says whether to go on.
+    pub(super) fn go_on(&self, done: usize) -> bool {
+        self.bar.set_position(done as u64);
         !STOP.load(Ordering::Relaxed)
     }
 }

@@ -1,6 +1,7 @@
 //! `chatvec smoke FILE`, and what `merge --smoke` has in common with it.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -9,13 +10,17 @@ use clap::Args;
 use super::progress::Asked;
 use super::{Exit, Global, output};
 use crate::chat::Template;
-use crate::eval::{Answer, Asking, Chatter, Judgement, Language, PromptSet, Speed, Thresholds, Verdict, judge};
-use crate::gguf::{Limits, Metadata, Model};
-use crate::infer::{Sampling, Session};
+use crate::eval::{Asking, Chatter, Conversations, Judgement, Language, PromptSet, Thresholds, Verdict, judge};
+use crate::gguf::{self, Limits, Metadata, Model};
+use crate::infer::{self, Hyperparameters, Sampler, Sampling, Session, Transformer};
+use crate::plan;
 use crate::report;
 
 /// Tokens of a conversation, if memory and model allow and nothing else is said: two pages.
 const CONTEXT: usize = 2048;
+
+/// Bytes of a template that are read. Real ones have some ten thousand.
+const LONGEST_TEMPLATE: u64 = 16 << 20;
 
 #[derive(Args, Debug)]
 pub(super) struct SmokeArgs {
@@ -55,7 +60,7 @@ pub(super) struct AskingArgs {
     /// A bound of a check, such as ends=0.9, language=0.8:0.95 (fail:warn) or refusal=off
     #[arg(long = "threshold", value_name = "NAME=VALUE")]
     thresholds: Vec<String>,
-    /// Choose tokens by chance at this temperature instead of always the most probable
+    /// Choose tokens by chance at this temperature; 0, as without it, is always the most probable one
     #[arg(long, value_name = "T")]
     temp: Option<f32>,
     /// With --temp: choose among the N most probable tokens
@@ -75,6 +80,8 @@ pub(super) struct AskingArgs {
 /// [`AskingArgs`], read and checked.
 pub(super) struct Questions {
     set: PromptSet,
+    /// The file they are from; none for the built-in ones.
+    prompts: Option<PathBuf>,
     languages: Vec<Language>,
     thresholds: Thresholds,
     template: Option<Template>,
@@ -83,21 +90,23 @@ pub(super) struct Questions {
     sampling: Sampling,
 }
 
-/// A model that was asked, and what it said.
+/// A model that was asked, and what it said. Holds nothing of its file, which may get another name.
 pub(super) struct Talk {
-    file: String,
-    chatter: Chatter,
+    hyperparameters: Hyperparameters,
     set: PromptSet,
-    answers: Vec<Answer>,
+    prompts: Option<PathBuf>,
+    said: Conversations,
     judgement: Judgement,
-    speed: Speed,
+    max_tokens: usize,
+    n_ctx: usize,
 }
 
 pub(super) fn run(args: &SmokeArgs, global: &Global) -> Result<Exit> {
     let model = Model::open(&args.file, &Limits::default())?;
+    require_model(&model)?;
     let questions = args.asking.read(model.metadata())?;
     let talk = questions.ask(&model, global)?;
-    output::print(&talk.report(args.answers), global)?;
+    output::print(&talk.report(model.path(), args.answers), global)?;
     Ok(talk.exit())
 }
 
@@ -128,11 +137,8 @@ impl AskingArgs {
         if let Some(limit) = self.limit {
             thin_out(&mut set, limit as usize);
         }
-        if set.prompts.is_empty() {
-            bail!("--prompts: the file has no prompts");
-        }
         let sampling = match self.temp {
-            None => Sampling::Greedy,
+            None | Some(0.0) => Sampling::Greedy,
             Some(temperature) => Sampling::Random {
                 temperature,
                 top_k: self.top_k as usize,
@@ -141,8 +147,11 @@ impl AskingArgs {
                 seed: self.seed,
             },
         };
+        // What makes no sense is said before a model is loaded, or written.
+        Sampler::new(sampling.clone())?;
         Ok(Questions {
             set,
+            prompts: self.prompts.clone(),
             languages,
             thresholds,
             template: self.chat_template.as_deref().map(read_template).transpose().context("--chat-template")?,
@@ -167,31 +176,48 @@ impl Questions {
         }
     }
 
+    /// Whether a model of this shape can be asked at all.
+    pub(super) fn check(&self, model: &Model, global: &Global) -> Result<(), infer::Error> {
+        require_runnable(model, self.n_ctx, global.budget().memory)
+    }
+
+    pub(super) fn n_prompts(&self) -> usize {
+        self.set.prompts.len()
+    }
+
     /// Asks a model all of it.
     pub(super) fn ask(self, model: &Model, global: &Global) -> Result<Talk> {
         let budget = global.budget();
         let chatter = Chatter::load(model, self.template, budget.threads)?;
-        let n_ctx = context_size(&chatter, self.n_ctx, budget.memory);
+        let n_ctx = context_size(chatter.transformer(), self.n_ctx, budget.memory);
         let asking = Asking { max_tokens: self.max_tokens, n_ctx, memory: budget.memory, sampling: self.sampling };
-        let asked = Asked::new(self.set.prompts.len());
-        let (answers, speed) = chatter.ask(&self.set, &asking, &|n| asked.go_on(n))?;
+        let asked = Asked::new("prompts", self.set.prompts.len());
+        let said = chatter.ask(&self.set, &asking, &|n| asked.go_on(n))?;
         drop(asked);
-        let judgement = judge(&self.set, &answers, &self.languages, &self.thresholds, chatter.loaded())?;
-        let file = model.path().display().to_string();
-        Ok(Talk { file, chatter, set: self.set, answers, judgement, speed })
+        Ok(Talk {
+            judgement: judge(&self.set, &said.answers, &self.languages, &self.thresholds, &said.loaded)?,
+            hyperparameters: chatter.transformer().hyperparameters().clone(),
+            set: self.set,
+            prompts: self.prompts,
+            said,
+            max_tokens: self.max_tokens,
+            n_ctx,
+        })
     }
 }
 
 impl Talk {
-    pub(super) fn report(&self, shows_answers: bool) -> report::Smoke<'_> {
+    /// `path` is where the model is by now.
+    pub(super) fn report(&self, path: &Path, shows_answers: bool) -> report::Smoke<'_> {
         report::Smoke {
-            file: self.file.clone(),
-            hyperparameters: self.chatter.transformer().hyperparameters(),
-            loaded: self.chatter.loaded(),
+            file: path.display().to_string(),
+            hyperparameters: &self.hyperparameters,
             set: &self.set,
-            answers: &self.answers,
+            prompts: self.prompts.as_deref(),
+            said: &self.said,
             judgement: &self.judgement,
-            speed: self.speed,
+            max_tokens: self.max_tokens,
+            n_ctx: self.n_ctx,
             shows_answers,
         }
     }
@@ -220,11 +246,26 @@ impl Talk {
     }
 }
 
+/// Refuses files that are no models though they may look like one, such as patches and adapters.
+pub(super) fn require_model(model: &Model) -> Result<(), plan::Error> {
+    match model.metadata().get_str("general.type").filter(|kind| *kind != "model") {
+        None => Ok(()),
+        Some(kind) => Err(plan::Error::NotAModel { path: model.path().to_owned(), found: kind.to_string() }),
+    }
+}
+
+/// Whether the model runs in such a context, found out without running it.
+pub(super) fn require_runnable(model: &Model, n_ctx: Option<usize>, memory: u64) -> Result<(), infer::Error> {
+    let transformer = Transformer::load(model, 1)?;
+    Session::new(&transformer, context_size(&transformer, n_ctx, memory), memory)?;
+    Ok(())
+}
+
 /// The context asked for, or one of a size that most conversations fit in.
-fn context_size(chatter: &Chatter, asked: Option<usize>, memory: u64) -> usize {
-    let most = chatter.transformer().hyperparameters().n_ctx_train.min(CONTEXT);
+fn context_size(transformer: &Transformer, asked: Option<usize>, memory: u64) -> usize {
+    let most = transformer.hyperparameters().n_ctx_train.min(CONTEXT);
     // If not even a short one fits, the error says what it would take.
-    asked.unwrap_or_else(|| Session::largest_context(chatter.transformer(), most, memory).max(most.min(256)))
+    asked.unwrap_or_else(|| Session::largest_context(transformer, most, memory).max(most.min(256)))
 }
 
 /// Those of `general.languages` that can be recognised, or English.
@@ -246,22 +287,29 @@ fn thin_out(set: &mut PromptSet, n: usize) {
 
 /// A template from a Jinja file or from the metadata of a GGUF file.
 fn read_template(path: &Path) -> Result<Template> {
-    const MOST: u64 = 16 << 20;
-    let begins = std::fs::File::open(path).and_then(|file| {
-        let mut magic = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(file, 4), &mut magic)?;
-        Ok(magic)
+    // Read once, from its beginning to its end: it may be a pipe.
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| {
+        let mut file = file.take(LONGEST_TEMPLATE + 1);
+        file.by_ref().take(gguf::MAGIC.len() as u64).read_to_end(&mut bytes)?;
+        if bytes != gguf::MAGIC {
+            file.read_to_end(&mut bytes)?;
+        }
+        Ok(bytes)
     });
-    if begins.with_context(|| path.display().to_string())? == crate::gguf::MAGIC {
+    let name = || path.display().to_string();
+    let bytes = read.with_context(name)?;
+    if bytes == gguf::MAGIC {
         let model = Model::open(path, &Limits::default())?;
-        return match Template::from_metadata(model.metadata()).with_context(|| path.display().to_string())? {
+        return match Template::from_metadata(model.metadata()).with_context(name)? {
             Some(template) => Ok(template),
             None => bail!("{} has no chat template", path.display()),
         };
     }
-    let mut source = String::new();
-    let file = std::fs::File::open(path).with_context(|| path.display().to_string())?;
-    io::Read::read_to_string(&mut io::Read::take(file, MOST), &mut source)
-        .with_context(|| path.display().to_string())?;
-    Template::parse(&source).with_context(|| path.display().to_string())
+    if bytes.len() as u64 > LONGEST_TEMPLATE {
+        let text = format!("more than {LONGEST_TEMPLATE} bytes are no template");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text)).with_context(name);
+    }
+    let source = String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.utf8_error()));
+    Template::parse(&source.with_context(name)?).with_context(name)
 }

@@ -29,7 +29,7 @@ pub enum ChatterError {
     #[error(transparent)]
     Infer(#[from] infer::Error),
     /// Its tokenizer is not known.
-    #[error("{}: {source}", path.display())]
+    #[error("{}", path.display())]
     Tokenizer {
         /// The file.
         path: std::path::PathBuf,
@@ -49,6 +49,17 @@ pub struct Asking {
     pub memory: u64,
     /// How tokens are chosen.
     pub sampling: Sampling,
+}
+
+/// What a model said to a set.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Conversations {
+    /// An answer to each prompt, in their order. Where the template refuses a prompt, it has fewer replies, or none.
+    pub answers: Vec<Answer>,
+    /// How fast they came.
+    pub speed: Speed,
+    /// [`Chatter::loaded`], with what the template said against these prompts.
+    pub loaded: Loaded,
 }
 
 /// How fast a model was.
@@ -139,8 +150,8 @@ impl Chatter {
 
     /// Asks all prompts, one after the other. `go_on` is told how many were answered, before each token.
     ///
-    /// A prompt that does not fit in the context, or that the template refuses, has an answer that says so: empty, ended
-    /// by the context; or none at all.
+    /// A prompt that does not fit in the context is answered with nothing, ended by the context. One that the template
+    /// refuses has no answer, and [`Conversations::loaded`] says so: a warning, or if there is not one answer, an error.
     ///
     /// # Errors
     /// [`infer::Error::Memory`], [`infer::Error::Setting`]; [`infer::Error::Cancelled`] if `go_on` says no.
@@ -149,25 +160,36 @@ impl Chatter {
         set: &PromptSet,
         asking: &Asking,
         go_on: &dyn Fn(usize) -> bool,
-    ) -> Result<(Vec<Answer>, Speed), infer::Error> {
+    ) -> Result<Conversations, infer::Error> {
         let mut session = Session::new(&self.transformer, asking.n_ctx, asking.memory)?;
         let mut sampler = Sampler::new(asking.sampling.clone())?;
-        let mut speed = Speed::default();
-        let mut answers = Vec::with_capacity(set.prompts.len());
+        let mut said = Conversations { loaded: self.loaded.clone(), ..Conversations::default() };
+        let mut refused: Vec<(&str, TemplateError)> = Vec::new();
         for (i, prompt) in set.prompts.iter().enumerate() {
+            let speed = &mut said.speed;
             let mut reply =
-                |tokens: &[u32]| self.reply(&mut session, &mut sampler, asking, tokens, &mut speed, &|_| go_on(i));
-            answers.push(Answer { prompt: i, replies: self.converse(prompt, &mut reply)? });
+                |tokens: &[u32]| self.reply(&mut session, &mut sampler, asking, tokens, speed, &|_| go_on(i));
+            let (replies, refusal) = self.converse(prompt, &mut reply)?;
+            refused.extend(refusal.map(|e| (prompt.id.as_str(), e)));
+            said.answers.push(Answer { prompt: i, replies });
         }
-        Ok((answers, speed))
+        if let Some((id, e)) = refused.first() {
+            if said.answers.iter().all(|answer| answer.replies.is_empty()) {
+                said.loaded.template_error.get_or_insert_with(|| e.to_string());
+            }
+            let (n, all) = (refused.len(), set.prompts.len());
+            let text = format!("the chat template does not render {n} of {all} prompts, which are not judged; {id}: {e}");
+            said.loaded.warnings.push(text);
+        }
+        Ok(said)
     }
 
-    /// Answers each message of a prompt that wants one.
+    /// Answers each message of a prompt that wants one, until the template refuses.
     fn converse(
         &self,
         prompt: &Prompt,
         reply: &mut dyn FnMut(&[u32]) -> Result<Reply, infer::Error>,
-    ) -> Result<Vec<Reply>, infer::Error> {
+    ) -> Result<(Vec<Reply>, Option<TemplateError>), infer::Error> {
         let mut replies = Vec::new();
         let mut messages: Vec<Message> = Vec::new();
         let answered: Vec<usize> = prompt.answered().collect();
@@ -176,13 +198,15 @@ impl Chatter {
             if !answered.contains(&i) {
                 continue;
             }
-            // A template that refuses this conversation leaves it without further answers.
-            let Ok(tokens) = self.prompt_tokens(prompt, &messages) else { break };
+            let tokens = match self.prompt_tokens(prompt, &messages) {
+                Ok(tokens) => tokens,
+                Err(e) => return Ok((replies, Some(e))),
+            };
             let given = reply(&tokens)?;
             messages.push(Message { role: "assistant".to_owned(), content: given.text.trim().to_owned() });
             replies.push(given);
         }
-        Ok(replies)
+        Ok((replies, None))
     }
 
     /// The conversation so far, as tokens, with the beginning of an answer.

@@ -30,7 +30,7 @@ mod statistics;
 mod tensors;
 mod thresholds;
 
-pub use chatter::{Asking, Chatter, ChatterError, Speed};
+pub use chatter::{Asking, Chatter, ChatterError, Conversations, Speed};
 pub use compare::{Comparison, Divergence, Error, Reference, Scorer, Side, Text, compare, perplexity, same_vocabulary};
 pub use judge::{
     Answer, CheckResult, Counts, End, Example, Group, JudgeError, Judgement, Loaded, Marks, Reply, Spoken, SpokenCount,

@@ -1,9 +1,11 @@
 //! What a model answered, and what that says of it.
 
+use std::path::Path;
+
 use serde_json::{Value as Json, json};
 
 use super::{Report, Table};
-use crate::eval::{Answer, CheckResult, Good, Judgement, Loaded, PromptSet, Speed, Verdict};
+use crate::eval::{Answer, CheckResult, Conversations, Good, Judgement, PromptSet, Verdict};
 use crate::gguf::printable;
 use crate::infer::Hyperparameters;
 
@@ -13,16 +15,18 @@ pub struct Smoke<'a> {
     pub file: String,
     /// The shape of the network.
     pub hyperparameters: &'a Hyperparameters,
-    /// What is known of the file before it answers.
-    pub loaded: &'a Loaded,
     /// The prompts.
     pub set: &'a PromptSet,
+    /// The file they are from; none for the built-in ones.
+    pub prompts: Option<&'a Path>,
     /// The answers.
-    pub answers: &'a [Answer],
+    pub said: &'a Conversations,
     /// What they show.
     pub judgement: &'a Judgement,
-    /// How fast they came.
-    pub speed: Speed,
+    /// Tokens of an answer at most.
+    pub max_tokens: usize,
+    /// Tokens of a conversation at most.
+    pub n_ctx: usize,
     /// Whether every answer is shown in the text.
     pub shows_answers: bool,
 }
@@ -47,10 +51,10 @@ impl Report for Smoke<'_> {
                 text += &format!("  {}: {}\n", printable(&example.prompt), printable(&example.excerpt));
             }
         }
-        for warning in &self.loaded.warnings {
+        for warning in &self.said.loaded.warnings {
             text += &format!("\nnote: {}\n", printable(warning));
         }
-        text += &format!("\n{}\n{}\n", self.languages(), self.rates());
+        text += &format!("\n{}\n{}\n{}\n", self.asked(), self.languages(), self.rates());
         text + &format!("{}: {}\n", printable(&self.file), word(self.judgement.verdict))
     }
 
@@ -63,21 +67,28 @@ impl Report for Smoke<'_> {
             "file": self.file,
             "architecture": self.hyperparameters.architecture,
             "verdict": self.judgement.verdict,
-            "loaded": self.loaded,
+            "asked": {
+                "prompts": self.prompts.map(|path| path.to_string_lossy()),
+                "n_prompts": self.set.prompts.len(),
+                "languages": self.set.languages(),
+                "max_tokens": self.max_tokens,
+                "n_ctx": self.n_ctx,
+            },
+            "loaded": self.said.loaded,
             "checks": self.judgement.checks,
             "total": self.judgement.total,
             "kinds": self.judgement.kinds,
             "languages": self.judgement.languages,
             "spoken": self.judgement.spoken,
             "marks": self.judgement.replies,
-            "answers": self.answers.iter().map(replies).collect::<Vec<_>>(),
+            "answers": self.said.answers.iter().map(replies).collect::<Vec<_>>(),
             "speed": {
-                "prompt_tokens": self.speed.prompt_tokens,
-                "prompt_seconds": self.speed.prompt_seconds,
-                "prompt_tokens_per_second": self.speed.prompt_rate(),
-                "decode_tokens": self.speed.decode_tokens,
-                "decode_seconds": self.speed.decode_seconds,
-                "decode_tokens_per_second": self.speed.decode_rate(),
+                "prompt_tokens": self.said.speed.prompt_tokens,
+                "prompt_seconds": self.said.speed.prompt_seconds,
+                "prompt_tokens_per_second": self.said.speed.prompt_rate(),
+                "decode_tokens": self.said.speed.decode_tokens,
+                "decode_seconds": self.said.speed.decode_seconds,
+                "decode_tokens_per_second": self.said.speed.decode_rate(),
             },
         })
     }
@@ -87,7 +98,7 @@ impl Smoke<'_> {
     /// Every prompt with its answers.
     fn conversations(&self) -> String {
         let mut text = String::new();
-        for answer in self.answers {
+        for answer in &self.said.answers {
             let Some(prompt) = self.set.prompts.get(answer.prompt) else { continue };
             let answered: Vec<usize> = prompt.answered().collect();
             text += &format!("[{}]\n", printable(&prompt.id));
@@ -117,15 +128,32 @@ impl Smoke<'_> {
         )
     }
 
+    /// How many prompts of which languages, and where from.
+    fn asked(&self) -> String {
+        let n = self.set.prompts.len();
+        let prompts = match self.prompts {
+            None => format!("asked: {n} built-in prompts"),
+            Some(path) => format!("asked: {n} prompts of {}", printable(&path.display().to_string())),
+        };
+        let languages: Vec<String> = self.set.languages().iter().map(|l| l.name()).collect();
+        let languages = match languages.split_last() {
+            None => ", which name no language".to_owned(),
+            Some((last, [])) => format!(" in {last}"),
+            Some((last, others)) => format!(" in {} and {last}", others.join(", ")),
+        };
+        let (max_tokens, n_ctx) = (self.max_tokens, self.n_ctx);
+        format!("{prompts}{languages}; at most {max_tokens} tokens an answer, in a context of {n_ctx}")
+    }
+
     fn rates(&self) -> String {
         let rate = |rate: Option<f64>| rate.map_or("–".to_owned(), |r| format!("{r:.1}"));
+        let speed = &self.said.speed;
         format!(
-            "{} prompts; {} tokens read at {} a second, {} written at {} a second",
-            self.answers.len(),
-            self.speed.prompt_tokens,
-            rate(self.speed.prompt_rate()),
-            self.speed.decode_tokens,
-            rate(self.speed.decode_rate()),
+            "{} tokens read at {} a second, {} written at {} a second",
+            speed.prompt_tokens,
+            rate(speed.prompt_rate()),
+            speed.decode_tokens,
+            rate(speed.decode_rate()),
         )
     }
 }

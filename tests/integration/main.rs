@@ -27,6 +27,8 @@ mod merge;
 mod module_order;
 // Patch files: what they hold, and that applying one is the merge.
 mod patch;
+// Asking a model: broken files by the check meant for each, arguments, outputs that are asked before they get their name.
+mod smoke;
 // How much of the vector an output holds: the fixed-point trap, the sums behind it, and the forecast.
 mod survival;
 // Chat templates as Python renders them, and hostile ones.
