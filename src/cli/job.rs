@@ -98,7 +98,7 @@ pub(super) struct SmokeTest {
     /// With --smoke: give the output its name although a check failed
     #[arg(long, requires = "smoke")]
     keep: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = "Asking, with --smoke")]
     asking: AskingArgs,
 }
 

@@ -27,16 +27,15 @@ pub(super) struct SmokeArgs {
     /// The model to talk to; of a split one, any of its files
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    #[command(flatten)]
-    asking: AskingArgs,
     /// Show every prompt with its answer
     #[arg(long)]
     answers: bool,
+    #[command(flatten, next_help_heading = "Asking")]
+    asking: AskingArgs,
 }
 
 /// What is asked, how, and what is expected.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Asking")]
 pub(super) struct AskingArgs {
     /// Prompts to ask, one JSON object a line (docs/PROMPTS.md) [default: a built-in set in the languages asked for]
     #[arg(long, value_name = "FILE")]

@@ -12,6 +12,18 @@ use crate::infer::{self, Generated, Sampler, Sampling, Session, Transformer, gen
 /// Stands for an answer when a template is looked at.
 const MARKER: &str = "An answer of the assistant";
 
+/// Characters of a turn's end that are shown.
+const SHOWN: usize = 40;
+
+/// What a template writes after an assistant's turn.
+enum TurnEnd {
+    Nothing,
+    /// The first special token of it.
+    Token(String),
+    /// No special token.
+    Text(String),
+}
+
 /// A model with all that it takes to talk to it.
 #[derive(Debug)]
 pub struct Chatter {
@@ -126,7 +138,12 @@ impl Chatter {
         let mut chatter = Chatter { transformer, tokenizer, template, loaded };
         if chatter.loaded.template_error.is_none() {
             match chatter.turn_end() {
-                Ok(token) => chatter.loaded.turn_end = token,
+                Ok(TurnEnd::Nothing) => {}
+                Ok(TurnEnd::Token(token)) => chatter.loaded.turn_end = Some(token),
+                Ok(TurnEnd::Text(text)) => chatter.loaded.warnings.push(format!(
+                    "the template ends turns with {text:?}, which is no special token of the vocabulary: the file may stop \
+                     at another one"
+                )),
                 Err(e) => chatter.loaded.template_error = Some(e.to_string()),
             }
         }
@@ -178,7 +195,8 @@ impl Chatter {
                 said.loaded.template_error.get_or_insert_with(|| e.to_string());
             }
             let (n, all) = (refused.len(), set.prompts.len());
-            let text = format!("the chat template does not render {n} of {all} prompts, which are not judged; {id}: {e}");
+            let text =
+                format!("the chat template does not render {n} of {all} prompts, which are not judged; {id}: {e}");
             said.loaded.warnings.push(text);
         }
         Ok(said)
@@ -234,16 +252,20 @@ impl Chatter {
         eos.and_then(|eos| text.strip_suffix(&eos)).unwrap_or(text)
     }
 
-    /// The first special token after an assistant's turn, as text.
-    fn turn_end(&self) -> Result<Option<String>, TemplateError> {
+    /// What the template writes after an assistant's turn.
+    fn turn_end(&self) -> Result<TurnEnd, TemplateError> {
         let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
         let text = self.render(&[message("user", "A question?"), message("assistant", MARKER)], false)?;
         // Also what is said here without an answer has to render.
         self.render(&[message("user", "A question?")], true)?;
-        let Some((_, after)) = text.rsplit_once(MARKER) else { return Ok(None) };
+        let after = text.rsplit_once(MARKER).map_or("", |(_, after)| after);
         let tokens = self.tokenizer.encode(after, false, true);
         let is_special = |id: &&u32| matches!(self.tokenizer.kind(**id), TokenKind::Control | TokenKind::UserDefined);
-        Ok(tokens.iter().find(is_special).map(|&id| text_of(&self.tokenizer, id)))
+        Ok(match tokens.iter().find(is_special) {
+            Some(&id) => TurnEnd::Token(text_of(&self.tokenizer, id)),
+            None if after.trim().is_empty() => TurnEnd::Nothing,
+            None => TurnEnd::Text(after.trim().chars().take(SHOWN).collect()),
+        })
     }
 
     fn reply(

@@ -118,7 +118,7 @@ fn said(c: &Comparison) -> String {
         row(name, value, error);
     }
     let mut text = table.text();
-    if c.kl.drawing_error > 0.0 || c.kl.mean_upper > c.kl.mean_lower {
+    if c.kl.drawing_error > 0.0 || c.kl.mean_upper - c.kl.mean_lower > NOTHING {
         text += &format!(
             "of the error of the mean KL, {} comes from the improbable tokens that were not kept; bounds that always hold: {} to {}\n",
             digits(c.kl.drawing_error),
@@ -126,16 +126,22 @@ fn said(c: &Comparison) -> String {
             digits(c.kl.mean_upper)
         );
     }
-    text += &format!("{} tokens scored, the second halves of {} chunks of {}\n", c.n_scored, c.n_chunks, c.n_ctx);
+    text += &format!("{} tokens scored, the second half of each of {} chunks of {}\n", c.n_scored, c.n_chunks, c.n_ctx);
     if c.is_short {
         text += "the text is one chunk only: take these figures with care\n";
     }
     text
 }
 
+/// Below this a figure is what is left of sums in f64.
+const NOTHING: f64 = 1e-12;
+
 /// A number with four significant digits.
 fn digits(value: f64) -> String {
-    if value == 0.0 || !value.is_finite() {
+    if value.abs() < NOTHING {
+        return "0".to_owned();
+    }
+    if !value.is_finite() {
         return value.to_string();
     }
     let before = value.abs().log10().floor() as i32 + 1;

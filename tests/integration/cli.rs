@@ -45,9 +45,12 @@ fn every_exit_code_is_reached_and_in_the_help() {
     requantise(&mut trio.cp, Q4_K);
     let quantised = Paths { cp: trio.cp.write(folder.path(), "q4.gguf"), ..swapped };
     reached.push(Paths { base: paths.base, chat: paths.chat, ..quantised }.command(&at("lost.gguf"), &[]));
+    // It only continues text.
+    let (cp, few) = (bundled("cp-de"), ["--language", "en", "--limit", "2", "--max-tokens", "4"]);
+    reached.push(chatvec([&["smoke", text(&cp)], &few[..]].concat()));
     let codes: Vec<i32> = reached.iter().map(|ran| ran.code).collect();
     // 130 has a test of its own below.
-    assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 10], "{reached:#?}");
+    assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 10, 11], "{reached:#?}");
     for ran in &reached[1..8] {
         // Warnings may come before it.
         assert!(ran.err.lines().any(|l| l.starts_with("error: ")) && ran.out.is_empty(), "{ran:#?}");
@@ -216,7 +219,7 @@ fn has_keys(object: &Json, keys: &[&str]) {
     assert_eq!(found, keys);
 }
 
-const RUN: [&str; 11] = [
+const RUN: [&str; 12] = [
     "output",
     "output_bytes",
     "n_tensors",
@@ -228,6 +231,7 @@ const RUN: [&str; 11] = [
     "warnings",
     "findings",
     "seconds",
+    "smoke",
 ];
 const PLAN: [&str; 9] = [
     "tensors",
