@@ -193,9 +193,9 @@ impl Job<'_> {
         let Some(smoke) = self.smoke.filter(|smoke| smoke.smoke) else { return Ok(None) };
         let metadata = plan.header().metadata();
         let questions = smoke.asking.read(metadata)?;
-        Tokenizer::from_metadata(metadata)?;
         // The output has the tensors of the model that is added to, in types that can be computed with.
         questions.check(self.inputs.source(self.inputs.template()), self.global)?;
+        Tokenizer::from_metadata(metadata)?;
         Ok(Some((questions, smoke.keep)))
     }
 

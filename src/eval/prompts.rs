@@ -113,7 +113,7 @@ pub struct PromptSet {
 #[non_exhaustive]
 pub enum PromptError {
     /// The file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: cannot read", path.display())]
     Io {
         /// The file.
         path: PathBuf,

@@ -158,7 +158,7 @@ fn ends_that_the_file_does_not_know_fail() {
     );
 
     let ran = ask_german(&renamed("<|my_end|>", &good).write(folder.path(), "bad.gguf"), &[]);
-    assert_fails("an end the template does not have", &ran, &[("ends", &["ran into the limit"])]);
+    assert_fails("an end the template does not have", &ran, &[("leak", &["<|my_end|>"])]);
     let report = ran.json();
     let loads = check(&report, "loads");
     assert_eq!(loads["verdict"], "warn");
@@ -792,18 +792,29 @@ fn the_vector_in_a_merge_is_what_the_merge_measured() {
     compare(&paths.cp, &out, &["--base", "missing.gguf", "--chat", text(&paths.chat)]).says(7, &["--base"]);
 }
 
-/// llama-perplexity's figures of whole texts. F16 weights are written as F32 here, and so computed without rounding the
-/// activations to F16 as llama.cpp does.
-#[test]
-fn figures_of_whole_texts_are_those_of_llama_perplexity() {
+/// How far a perplexity may be off, relatively: twice what was seen, of all recorded runs. Quantised rows meet activations
+/// that are rounded to 8 bits, where a last bit of f32 decides about a step.
+fn perplexity_bound(model: &str) -> f64 {
+    match model {
+        "merged-Q4_K" => 1.6e-3,
+        "merged-Q8_0" => 5e-4,
+        _ => 2e-4,
+    }
+}
+
+/// Compares models end to end where the recorded run is one of these, and says how many were.
+///
+/// F16 weights are written as F32 here, and so computed without rounding activations to F16 as llama.cpp does.
+fn compare_recorded(is_wanted: impl Fn(&str, &str, &str, u64) -> bool) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(format!("{name}.gguf"));
     let paths = Paths::bundled();
-    for (name, ty, pure) in
-        [("merged-F16", "F16", false), ("merged-Q8_0", "Q8_0", false), ("merged-Q4_K", "Q4_K", true)]
-    {
-        let pure: &[&str] = if pure { &["--pure"] } else { &[] };
-        paths.command(&at(name), &[&["--type", ty], pure].concat()).says(0, &[]);
+    for (name, options) in [
+        ("merged-F16", &["--type", "F16"][..]),
+        ("merged-Q8_0", &["--type", "Q8_0"]),
+        ("merged-Q4_K", &["--type", "Q4_K", "--pure"]),
+    ] {
+        paths.command(&at(name), options).says(0, &[]);
     }
     for (source, name) in [(at("merged-F16"), "merged-F16"), (bundled("cp-de"), "cp")] {
         let mut draft = read(&source);
@@ -811,44 +822,54 @@ fn figures_of_whole_texts_are_those_of_llama_perplexity() {
         draft.write(folder.path(), &format!("{name}.gguf"));
     }
     let goldens: Json = serde_json::from_str(&fs::read_to_string(fixture("goldens.json")).unwrap()).unwrap();
-    let runs = goldens["runs"].as_array().unwrap().iter();
     let mut n = 0;
-    for run in runs.filter(|run| run["n_ctx"] == 256 && run["reference"] != run["other"]) {
+    for run in goldens["runs"].as_array().unwrap() {
+        let [a, b, of] = ["reference", "other", "text"].map(|key| run[key].as_str().unwrap());
+        let n_ctx = run["n_ctx"].as_u64().unwrap();
+        if !is_wanted(of, a, b, n_ctx) {
+            continue;
+        }
         n += 1;
-        let [reference, other, of] = ["reference", "other", "text"].map(|key| run[key].as_str().unwrap());
-        let options = ["--text", &fixture(of), "--ctx-size", "256", "--parse-special", "--top", "768"];
-        let report = compare(&at(reference), &at(other), &options).json();
+        let options = ["--text", &fixture(of), "--ctx-size", &n_ctx.to_string(), "--parse-special", "--top", "768"];
+        let report = compare(&at(a), &at(b), &options).json();
         let (logits, figures) = (&report["logits"], &run["figures"]);
         assert_eq!(logits["n_chunks"], run["n_chunks"]);
-        let what = format!("{of}: {reference} and {other}");
-        let near = |name: &str, found: f64, expected: &Json, tolerance: f64| {
-            let expected = number(expected);
-            assert!(
-                (found - expected).abs() <= tolerance * expected.abs(),
-                "{what}: {name} {found}, expected {expected}"
-            );
-        };
-        near("ppl", number(&logits["perplexity_b"]["value"]), &figures["ppl"][0], PERPLEXITY);
-        near("its error", number(&logits["perplexity_b"]["error"]), &figures["ppl"][1], PERPLEXITY);
-        near("ppl of A", number(&logits["perplexity_a"]["value"]), &figures["ppl_reference_exact"][0], PERPLEXITY);
-        let kl = (number(&logits["kl"]["mean"]["value"]), number(&figures["kl_mean"][0]));
-        assert!((kl.0 - kl.1).abs() <= 2e-5 + 0.02 * kl.1, "{what}: mean KL {}, expected {}", kl.0, kl.1);
+        let what = format!("{of}, {n_ctx}, {a} and {b}");
+        for (model, found, expected) in [
+            (b, &logits["perplexity_b"], &figures["ppl"]),
+            (a, &logits["perplexity_a"], &figures["ppl_reference_exact"]),
+        ] {
+            for (found, expected) in [(&found["value"], &expected[0]), (&found["error"], &expected[1])] {
+                let off = number(found) / number(expected) - 1.0;
+                assert!(off.abs() <= perplexity_bound(model), "{what}: {found}, expected {expected}, off by {off:.1e}");
+            }
+        }
+        // Recorded divergences are rounded by about 1e-5; of some thousand tokens, a handful are as good as tied.
+        let (kl, expected) = (number(&logits["kl"]["mean"]["value"]), number(&figures["kl_mean"][0]));
+        assert!((kl - expected).abs() <= 2e-5 + 0.003 * expected, "{what}: mean KL {kl}, expected {expected}");
         let (same, expected) = (number(&logits["same_top"]["value"]) * 100.0, number(&figures["same_top_percent"][0]));
-        // Of some thousand tokens, a handful are as good as tied.
-        assert!((same - expected).abs() <= 0.3, "{what}: same top {same}, expected {expected}");
-        println!(
-            "{what}: ppl {} {}, ppl of A {} {}, kl {kl:?}, same {same} {expected}",
-            logits["perplexity_b"]["value"],
-            figures["ppl"][0],
-            logits["perplexity_a"]["value"],
-            figures["ppl_reference_exact"][0]
-        );
+        assert!((same - expected).abs() <= 0.3, "{what}: same top {same} %, expected {expected} %");
     }
-    assert_eq!(n, 8);
+    n
 }
 
-/// Relative.
-const PERPLEXITY: f64 = 2e-3;
+#[test]
+fn figures_of_whole_texts_are_those_of_llama_perplexity() {
+    let n = compare_recorded(|text, a, b, n_ctx| {
+        n_ctx == 256
+            && matches!(
+                (text, a, b),
+                ("plain-de.txt", "merged-F16", "merged-Q4_K") | ("chat-de.txt", "cp", "merged-F16")
+            )
+    });
+    assert_eq!(n, 2);
+}
+
+#[test]
+#[ignore = "minutes"]
+fn figures_of_all_recorded_runs_are_those_of_llama_perplexity() {
+    assert_eq!(compare_recorded(|_, a, b, _| a != b), 16);
+}
 
 #[test]
 fn what_is_kept_of_a_reference_bounds_its_divergence() {
