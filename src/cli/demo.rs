@@ -81,7 +81,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let speakers = talk(&models, &results, global)?;
     if global.json {
         let merges: Vec<_> = results.iter().map(|r| r.run().json()).collect();
-        let smoke: Vec<_> = speakers.iter().map(|s| s.talk.report(false).json()).collect();
+        let smoke: Vec<_> = speakers.iter().map(|s| s.talk.report(&s.path, false).json()).collect();
         output::print_text(&(serde_json::to_string_pretty(&json!({ "merges": merges, "smoke": smoke }))? + "\n"))?;
     } else {
         output::print_text(&story(&models, &results, &speakers)?)?;
@@ -95,6 +95,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
 /// A model that was asked.
 struct Speaker {
     name: &'static str,
+    path: PathBuf,
     is_merged: bool,
     talk: Talk,
     english: Talk,
@@ -118,7 +119,7 @@ fn talk(models: &Path, results: &[Merged], global: &Global) -> Result<Vec<Speake
     let ask = |(i, (name, path)): (usize, (&'static str, PathBuf))| {
         let model = open(&path)?;
         let ask = |set: &PromptSet| Questions::new(set.clone(), template.clone(), MAX_TOKENS).ask(&model, global);
-        Ok(Speaker { name, is_merged: i > 1, talk: ask(&german)?, english: ask(&english)? })
+        Ok(Speaker { name, is_merged: i > 1, talk: ask(&german)?, english: ask(&english)?, path })
     };
     files.into_iter().enumerate().map(ask).collect()
 }

@@ -166,6 +166,7 @@ impl Questions {
     pub(super) fn new(set: PromptSet, template: Option<Template>, max_tokens: usize) -> Self {
         Questions {
             set,
+            prompts: None,
             languages: Vec::new(),
             thresholds: Thresholds::default(),
             template,
@@ -228,15 +229,10 @@ impl Talk {
         }
     }
 
-    /// Calls the file by another name than the one it was opened under.
-    pub(super) fn name(&mut self, path: &Path) {
-        self.file = path.display().to_string();
-    }
-
     /// The last message of a prompt, and what was answered to it, with special tokens.
     pub(super) fn reply_to(&self, id: &str) -> Option<(&str, &str)> {
         let i = self.set.prompts.iter().position(|p| p.id == id)?;
-        let reply = self.answers.iter().find(|a| a.prompt == i)?.replies.last()?;
+        let reply = self.said.answers.iter().find(|a| a.prompt == i)?.replies.last()?;
         Some((&self.set.prompts[i].messages.last()?.content, &reply.raw))
     }
 

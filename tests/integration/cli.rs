@@ -342,16 +342,36 @@ fn the_demo_merges_the_bundled_trio_and_prints_a_table() {
     let to = folder.path().join("demo");
     let ran = chatvec(["demo", "--models", text(&models), "-o", text(&to)]);
     ran.says(0, &[]);
-    for word in ["merged = cp + 1.0 × (chat − base)", "survival", "attn_q", "merged-Q4_K.gguf", "chatvec merge --base"]
-    {
+    let words = [
+        "merged = cp + 1.0 × (chat − base)",
+        "survival",
+        "attn_q",
+        "merged-Q4_K.gguf",
+        "chatvec merge --base",
+        "Was ist die Hauptstadt von Frankreich?",
+        "merged F32  Die Hauptstadt von Frankreich ist Paris.<|im_end|>",
+    ];
+    for word in words {
         assert!(ran.out.contains(word), "no {word:?} in:\n{}", ran.out);
+    }
+    // As llama.cpp answers, by fixtures/infer/greedy.json, and by the language of each answer.
+    let behaviour = [
+        "cp                  0 %       38 %    0 %      0 %",
+        "chat               98 %       62 %   50 %     50 %",
+        "merged F32         91 %       91 %   62 %     19 %",
+    ];
+    for line in behaviour {
+        assert!(ran.out.contains(line), "no {line:?} in:\n{}", ran.out);
     }
     let files = ["merged-F16.gguf", "merged-F32.gguf", "merged-Q4_K.gguf", "merged-Q8_0.gguf"];
     assert_eq!(names(&to), files);
     let again = chatvec(["demo", "--json", "--models", text(&models), "-o", text(&to)]);
-    let runs = again.says(0, &[]).json();
-    assert_eq!(runs.as_array().unwrap().len(), 4);
-    has_keys(&runs[0], &RUN);
+    let told = again.says(0, &[]).json();
+    has_keys(&told, &["merges", "smoke"]);
+    assert_eq!((told["merges"].as_array().unwrap().len(), told["smoke"].as_array().unwrap().len()), (4, 4));
+    has_keys(&told["merges"][0], &RUN);
+    let merged = &told["smoke"][2];
+    assert_eq!((&merged["file"], &merged["verdict"]), (&text(&to.join("merged-F32.gguf")).into(), &"warn".into()));
 }
 
 #[test]

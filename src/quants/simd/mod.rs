@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::dot::{self, Block, Block8, Half};
+use crate::quants::dot::{self, Block, Block8, Half};
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
