@@ -50,6 +50,8 @@ pub struct RopeParameters {
     pub freq_base: f32,
     /// What positions are multiplied with.
     pub freq_scale: f32,
+    /// Whether the file may bring factors for short and for long contexts, instead of one list of them.
+    pub is_longrope: bool,
     /// Whether low frequencies alone are scaled (YaRN).
     pub is_yarn: bool,
     /// What cosines and sines are multiplied with.
@@ -143,7 +145,7 @@ impl RopeParameters {
         }
         let freq_scale = match factor.filter(|f| *f != 0.0) {
             Some(_) if scaling == "none" => 1.0,
-            Some(factor) if factor > 0.0 => 1.0 / factor,
+            Some(factor) if factor >= f32::MIN_POSITIVE => 1.0 / factor,
             Some(factor) => return Err(keys.fault("rope.scaling.factor", "a positive number", &factor.to_string())),
             None => 1.0,
         };
@@ -161,6 +163,7 @@ impl RopeParameters {
             is_neox: keys.architecture == "qwen2",
             freq_base,
             freq_scale,
+            is_longrope: scaling == "longrope",
             is_yarn,
             attn_factor,
             n_ctx_orig,
@@ -221,10 +224,15 @@ impl Keys<'_> {
     }
 
     fn head_width(&self, key: &str, n_embd: usize, n_head: usize) -> Result<usize, Error> {
-        let width = self.integer(key)?.unwrap_or((n_embd / n_head) as u64);
-        if width == 0 || width % 2 == 1 || width > MAX_WIDTH {
-            return Err(self.fault(key, "a head of even width", &width.to_string()));
+        let is_fine = |&width: &u64| (1..=MAX_WIDTH).contains(&width) && width.is_multiple_of(2);
+        match self.integer(key)? {
+            None if is_fine(&((n_embd / n_head) as u64)) => Ok(n_embd / n_head),
+            None => {
+                let expected = format!("heads of an even width that make up {n_embd}");
+                Err(self.fault("attention.head_count", &expected, &n_head.to_string()))
+            }
+            Some(width) if is_fine(&width) => Ok(width as usize),
+            Some(width) => Err(self.fault(key, "a head of even width", &width.to_string())),
         }
-        Ok(width as usize)
     }
 }

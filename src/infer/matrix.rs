@@ -190,7 +190,8 @@ fn blocks_of<T: Stored>(bytes: &[u8]) -> &[T] {
 }
 
 /// Multiplies rows of activations with several matrices of the same input: for each matrix `n_tokens × n_rows`,
-/// a token's outputs together. One task for the threads, however many matrices.
+/// a token's outputs together. One task for the threads, however many matrices. Activations that are not all finite give
+/// outputs that are no numbers.
 ///
 /// # Panics
 /// If the activations are no whole rows of the matrices.
@@ -215,6 +216,11 @@ pub(super) fn multiply(matrices: &[&Matrix], x: &[f32], n_tokens: usize) -> Vec<
     match tasks.len() {
         1 => tasks.into_iter().for_each(|(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out)),
         _ => tasks.into_par_iter().for_each(|(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out)),
+    }
+    // Rounded to 8 bits, what is no number would become a zero.
+    let rows = x.chunks_exact(x.len() / n_tokens).enumerate();
+    for (token, _) in rows.filter(|(_, row)| !row.iter().all(|v| v.is_finite())) {
+        outputs.iter_mut().flat_map(|out| out[token..].iter_mut().step_by(n_tokens)).for_each(|v| *v = f32::NAN);
     }
     if n_tokens > 1 {
         outputs.iter_mut().for_each(|out| *out = transposed(out, n_tokens));

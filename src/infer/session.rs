@@ -1,5 +1,7 @@
 //! A conversation with a model: its keys and values so far.
 
+use std::collections::TryReserveError;
+
 use rayon::prelude::*;
 
 use super::Error;
@@ -7,6 +9,7 @@ use super::matrix::{dot, multiply};
 use super::ops;
 use super::rope::Rope;
 use super::transformer::{Layer, Linear, Transformer};
+use crate::gguf;
 
 /// Tokens that go through the network together.
 const BATCH: usize = 128;
@@ -27,10 +30,19 @@ pub struct Session<'m> {
     cache: Vec<KeysAndValues>,
 }
 
-#[derive(Clone, Default)]
 struct KeysAndValues {
     keys: Vec<f32>,
     values: Vec<f32>,
+}
+
+impl KeysAndValues {
+    /// Room for all that will come: growing would take up to three times as much.
+    fn with_capacity(len: usize) -> Result<Self, TryReserveError> {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        keys.try_reserve_exact(len)?;
+        values.try_reserve_exact(len)?;
+        Ok(KeysAndValues { keys, values })
+    }
 }
 
 impl<'m> Session<'m> {
@@ -38,7 +50,8 @@ impl<'m> Session<'m> {
     /// the system's cache.
     ///
     /// # Errors
-    /// [`Error::Memory`]; [`Error::Setting`] for a context of no tokens.
+    /// [`Error::Memory`]; [`Error::Setting`] for a context of no tokens; [`Error::Container`] if the system gives
+    /// less memory than was allowed.
     pub fn new(model: &'m Transformer, n_ctx: usize, memory: u64) -> Result<Self, Error> {
         if n_ctx == 0 {
             let found = n_ctx.to_string();
@@ -51,7 +64,13 @@ impl<'m> Session<'m> {
         let parameters = model.hyperparameters();
         // llama_model::get_rope_factors: by the size of the context, not by the tokens in it.
         let rope = &model.ropes[usize::from(n_ctx > parameters.rope.n_ctx_orig)];
-        let cache = vec![KeysAndValues::default(); parameters.n_layer];
+        let len = n_ctx.saturating_mul(parameters.n_embd_kv());
+        let fault = |e: TryReserveError| {
+            let (path, action) = (model.path().to_owned(), "take the memory of its context");
+            gguf::Error::Io { path, action, source: e.into() }
+        };
+        let layers = (0..parameters.n_layer).map(|_| KeysAndValues::with_capacity(len));
+        let cache = layers.collect::<Result<_, _>>().map_err(fault)?;
         Ok(Session { model, n_ctx, rope, tokens: Vec::new(), cache })
     }
 
@@ -78,8 +97,8 @@ impl<'m> Session<'m> {
 
     /// Forgets all tokens but the first `n`.
     pub fn truncate(&mut self, n: usize) {
-        let width = self.model.hyperparameters().n_embd_kv();
         self.tokens.truncate(n);
+        let (n, width) = (self.tokens.len(), self.model.hyperparameters().n_embd_kv());
         for layer in &mut self.cache {
             layer.keys.truncate(n * width);
             layer.values.truncate(n * width);
@@ -164,7 +183,7 @@ fn bytes_needed(model: &Transformer, n_ctx: usize) -> u64 {
     let cache = width(h.n_layer).saturating_mul(n_ctx).saturating_mul(2 * width(h.n_embd_kv()));
     // Twice, as products are turned around after the matrices; scores are a row a head and thread.
     let activations = 2 * width(BATCH) * (4 * width(h.n_embd) + 2 * width(h.n_embd_q()) + 3 * width(h.n_ff));
-    let scores = n_ctx.saturating_mul(width(BATCH));
+    let scores = n_ctx.saturating_mul(width(model.pool.current_num_threads()));
     let logits = 2 * width(LOGIT_ROWS) * width(h.n_vocab);
     cache.saturating_add(activations).saturating_add(scores).saturating_add(logits).saturating_mul(4)
 }

@@ -71,10 +71,11 @@ impl Transformer {
         };
         let n_pairs = h.n_embd_head / 2;
         let mut ropes = Vec::new();
-        for name in ["rope_factors_short.weight", "rope_factors_long.weight"] {
-            let factors = match tensors.optional_vector("rope_freqs.weight", n_pairs)? {
-                None => tensors.optional_vector(name, n_pairs)?,
-                factors => factors,
+        for longrope in ["rope_factors_short.weight", "rope_factors_long.weight"] {
+            let name = if h.rope.is_longrope { longrope } else { "rope_freqs.weight" };
+            let factors = match h.architecture.as_str() {
+                "llama" => tensors.optional_vector(name, n_pairs)?,
+                _ => None,
             };
             ropes.push(Rope::new(&h.rope, h.n_embd_head, factors.unwrap_or_default()));
         }
@@ -115,16 +116,18 @@ impl Transformer {
 impl Layer {
     fn load(tensors: &mut Tensors<'_>, h: &Hyperparameters, i: usize) -> Result<Self, Error> {
         let (n_embd, n_q, n_kv, n_ff) = (h.n_embd, h.n_embd_q(), h.n_embd_kv(), h.n_ff);
+        // What else may have a bias than queries, keys and values.
+        let is_biased = h.architecture == "llama";
         Ok(Layer {
             attn_norm: tensors.vector(&format!("blk.{i}.attn_norm.weight"), n_embd)?,
-            q: tensors.linear(&format!("blk.{i}.attn_q"), n_embd, n_q)?,
-            k: tensors.linear(&format!("blk.{i}.attn_k"), n_embd, n_kv)?,
-            v: tensors.linear(&format!("blk.{i}.attn_v"), n_embd, n_kv)?,
-            attn_output: tensors.linear(&format!("blk.{i}.attn_output"), n_q, n_embd)?,
+            q: tensors.linear(&format!("blk.{i}.attn_q"), n_embd, n_q, true)?,
+            k: tensors.linear(&format!("blk.{i}.attn_k"), n_embd, n_kv, true)?,
+            v: tensors.linear(&format!("blk.{i}.attn_v"), n_embd, n_kv, true)?,
+            attn_output: tensors.linear(&format!("blk.{i}.attn_output"), n_q, n_embd, is_biased)?,
             ffn_norm: tensors.vector(&format!("blk.{i}.ffn_norm.weight"), n_embd)?,
-            gate: tensors.linear(&format!("blk.{i}.ffn_gate"), n_embd, n_ff)?,
-            up: tensors.linear(&format!("blk.{i}.ffn_up"), n_embd, n_ff)?,
-            down: tensors.linear(&format!("blk.{i}.ffn_down"), n_ff, n_embd)?,
+            gate: tensors.linear(&format!("blk.{i}.ffn_gate"), n_embd, n_ff, is_biased)?,
+            up: tensors.linear(&format!("blk.{i}.ffn_up"), n_embd, n_ff, is_biased)?,
+            down: tensors.linear(&format!("blk.{i}.ffn_down"), n_ff, n_embd, is_biased)?,
         })
     }
 }
@@ -196,10 +199,13 @@ impl Tensors<'_> {
         }
     }
 
-    /// `NAME.weight`, and `NAME.bias` if it is there.
-    fn linear(&mut self, name: &str, row_len: usize, n_rows: usize) -> Result<Linear, Error> {
+    /// `NAME.weight`, and `NAME.bias` if it may be there and is.
+    fn linear(&mut self, name: &str, row_len: usize, n_rows: usize, is_biased: bool) -> Result<Linear, Error> {
         let weight = self.matrix(&format!("{name}.weight"), row_len, n_rows)?;
-        let bias = self.optional_vector(&format!("{name}.bias"), n_rows)?;
+        let bias = match is_biased {
+            true => self.optional_vector(&format!("{name}.bias"), n_rows)?,
+            false => None,
+        };
         Ok(Linear { weight, bias })
     }
 
