@@ -1,10 +1,12 @@
-//! The memory of a merge stays within its budget, counted by the allocator. One test, since it counts for the whole process.
+//! A merge and a session stay within their memory, counted by the allocator: for the whole process, so one after the other.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::Mutex;
 
 use chatvec::ggml::GgmlType;
-use chatvec::gguf::{Error, Header, Limits, Metadata, Model, TensorSpec};
+use chatvec::gguf::{Error, Header, Limits, Metadata, Model, TensorSpec, Value};
+use chatvec::infer::{self, Session, Transformer};
 use chatvec::pipeline::{self, Budget, TensorSink};
 use chatvec::plan::{Embeddings, MergePlan, OutputType, Recipe};
 use chatvec::survey::{self, Inputs, SampleSettings};
@@ -12,6 +14,9 @@ use peak_alloc::PeakAlloc;
 
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+/// Held by the test that runs.
+static COUNTING: Mutex<()> = Mutex::new(());
 
 /// What a run takes besides its buffers: the plan's chunks, threads, sums.
 const BESIDES: u64 = 256 << 10;
@@ -34,7 +39,10 @@ fn write(path: &Path, row_lens: &[u64]) {
         ne: vec![row_len, 3],
         ty: GgmlType::F32,
     });
-    let header = Header::new(metadata, tensors).expect("a valid header");
+    write_holes(path, &Header::new(metadata, tensors).expect("a valid header"));
+}
+
+fn write_holes(path: &Path, header: &Header) {
     let mut file = std::fs::File::create(path).expect("a file");
     file.write_all(&header.encode()).expect("the header");
     file.seek(SeekFrom::Start(header.file_len() - 1)).expect("the end");
@@ -47,6 +55,7 @@ fn peak_above(before: usize) -> u64 {
 
 #[test]
 fn buffers_stay_within_the_budget_however_rows_grow() {
+    let _counting = COUNTING.lock();
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("model.gguf");
     // Each a little longer than the one before: buffers that grow by themselves would double.
@@ -83,6 +92,64 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
             survey::survey(&inputs, &pairs, &settings).expect("a survey");
             let peak = peak_above(before);
             assert!(peak <= memory.max(576 << 10) + BESIDES, "{row_lens:?}: {peak} of {memory}");
+        }
+    }
+}
+
+/// Writes a llama of two layers, 4000 tokens and weights of zero.
+fn write_llama(path: &Path, ty: GgmlType) {
+    let mut metadata = Metadata::default();
+    metadata.set("general.architecture", "llama");
+    let keys = [("context_length", 4096), ("embedding_length", 256), ("block_count", 2), ("feed_forward_length", 1024)];
+    for (key, value) in keys.into_iter().chain([("attention.head_count", 4), ("attention.head_count_kv", 2)]) {
+        metadata.set(&format!("llama.{key}"), Value::U32(value));
+    }
+    metadata.set("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5));
+    let spec = |name: String, ne: &[u64], ty| TensorSpec { name, ne: ne.to_vec(), ty };
+    let mut tensors = vec![spec("token_embd.weight".into(), &[256, 4000], ty)];
+    for i in 0..2 {
+        let norms = ["attn_norm", "ffn_norm"].map(|n| spec(format!("blk.{i}.{n}.weight"), &[256], GgmlType::F32));
+        let (kv, up) = ([256, 128], [256, 1024]);
+        let matrices = [
+            ("attn_q", [256, 256]),
+            ("attn_k", kv),
+            ("attn_v", kv),
+            ("attn_output", [256, 256]),
+            ("ffn_gate", up),
+            ("ffn_up", up),
+            ("ffn_down", [1024, 256]),
+        ];
+        tensors.extend(norms);
+        tensors.extend(matrices.map(|(n, ne)| spec(format!("blk.{i}.{n}.weight"), &ne, ty)));
+    }
+    tensors.push(spec("output_norm.weight".into(), &[256], GgmlType::F32));
+    write_holes(path, &Header::new(metadata, tensors).expect("a valid header"));
+}
+
+#[test]
+fn a_session_takes_no_more_than_it_says() {
+    let _counting = COUNTING.lock();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    for ty in [GgmlType::F32, GgmlType::Q8_0, GgmlType::Q4_1, GgmlType::Q4_K] {
+        write_llama(&path, ty);
+        let model = Model::open(&path, &Limits::default()).expect("a valid file");
+        for (threads, n_ctx) in [(1, 40), (3, 40), (1, 300), (2, 2000)] {
+            let model = Transformer::load(&model, threads).expect("a llama");
+            let needed = match Session::new(&model, n_ctx, 1) {
+                Err(infer::Error::Memory { needed, .. }) => needed,
+                _ => panic!("a byte is enough"),
+            };
+            ALLOCATOR.reset_peak_usage();
+            let before = ALLOCATOR.current_usage();
+            let mut session = Session::new(&model, n_ctx, needed).expect("as much as it said");
+            // All logits of a few tokens, and no others, which take long.
+            let n_tokens = n_ctx.min(400) - 3;
+            session.feed(&vec![7; n_tokens], n_tokens - 20, &mut |_, _| ()).expect("fits");
+            (0..3).for_each(|_| session.feed(&[9], 0, &mut |_, _| ()).expect("fits"));
+            let peak = peak_above(before);
+            assert!(peak <= needed, "{ty} {threads} {n_ctx}: {peak} above {needed}");
+            assert!(n_ctx < 128 || peak >= needed / 3, "{ty} {threads} {n_ctx}: {peak} far below {needed}");
         }
     }
 }

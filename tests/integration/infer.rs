@@ -1,5 +1,13 @@
 //! Smoke inference against llama.cpp: log-probabilities of given tokens and greedy answers (fixtures/infer).
+#![allow(clippy::print_stdout, reason = "`--nocapture` shows the figures that the bounds come from")]
 
+mod greedy;
+mod hostile;
+mod peers;
+mod properties;
+mod synthetic;
+
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -14,13 +22,21 @@ use sha2::{Digest, Sha256};
 /// Memory for a session of a tiny model.
 const MEMORY: u64 = 64 << 20;
 
-/// How far a log-probability may be from llama.cpp's, at most and in the mean: the one table of bounds.
+/// How far a log-probability may be from llama.cpp's, at most and in the mean: the one table of bounds, twice what was
+/// seen.
 ///
-/// llama.cpp is as far from itself between two builds of it and between one token at a time and many
-/// (fixtures/infer/README.md): 8-bit activations are rounded, and a rounding that falls on the other side moves all that
-/// follows.
-const BOUNDS: [(&str, f64, f64); 4] =
-    [("F32", 2e-4, 3e-5), ("F16", 0.02, 1e-3), ("Q8_0", 0.3, 0.02), ("Q4_K", 0.3, 0.02)];
+/// That is as far as llama.cpp is from itself, between two builds of it and between one token at a time and many
+/// (fixtures/infer/README.md): activations are rounded, and a rounding that falls on the other side moves all that
+/// follows, the more the more layers there are. Who does not round alike is ten times as far in the mean. The bound of F32
+/// is the goldens' six digits.
+const BOUNDS: [(&str, f64, f64); 6] = [
+    ("F32", 1e-4, 2e-5),
+    ("F16", 0.012, 1e-3),
+    ("Q8_0", 0.18, 3e-3),
+    ("Q4_K", 0.35, 6e-3),
+    ("SmolLM2 Q4_1", 2.7, 0.24),
+    ("Qwen2.5 Q4_K_M", 0.9, 0.14),
+];
 
 fn fixture(name: &str) -> Json {
     let path = Path::new("fixtures/infer").join(name);
@@ -43,9 +59,23 @@ fn model_file(entry: &Json) -> PathBuf {
     }
     let header_len = open(&path).files()[0].header().data_offset() as usize;
     let bytes = std::fs::read(&path).expect("the merge");
-    let digest: String = Sha256::digest(&bytes[header_len..]).iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(Some(digest.as_str()), entry["data_sha256"].as_str(), "{name}: not the file that llama.cpp ran");
+    assert_eq!(
+        Some(sha256(&bytes[header_len..]).as_str()),
+        entry["data_sha256"].as_str(),
+        "{name}: not the file that llama.cpp ran"
+    );
     path
+}
+
+/// In hexadecimal digits.
+fn sha256(mut reader: impl Read) -> String {
+    let (mut digest, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match reader.read(&mut buffer).expect("bytes") {
+            0 => return digest.finalize().iter().map(|b| format!("{b:02x}")).collect(),
+            n => digest.update(&buffer[..n]),
+        }
+    }
 }
 
 fn open(path: &Path) -> Model {
@@ -75,6 +105,22 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|&l| f64::from(l) - largest - sum.ln()).collect()
 }
 
+fn load(path: &Path, threads: usize) -> Transformer {
+    Transformer::load(&open(path), threads).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A session of a tiny model.
+fn session(model: &Transformer) -> Session<'_> {
+    Session::new(model, 256, MEMORY).expect("memory")
+}
+
+/// The logits after each token.
+fn logits(model: &Transformer, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let mut rows = Vec::new();
+    session(model).feed(tokens, 0, &mut |_, logits| rows.push(logits.to_vec())).expect("fits");
+    rows
+}
+
 /// Log-probabilities after each token.
 fn teacher_forced(model: &Transformer, tokens: &[u32], n_ctx: usize) -> Vec<Vec<f64>> {
     let mut session = Session::new(model, n_ctx, MEMORY).expect("memory");
@@ -100,25 +146,43 @@ impl Spread {
         self.n += 1;
     }
 
+    fn merge(&mut self, other: &Spread) {
+        self.largest = self.largest.max(other.largest);
+        self.sum += other.sum;
+        self.n += other.n;
+    }
+
     fn mean(&self) -> f64 {
         self.sum / self.n as f64
     }
 }
 
-/// Every log-probability that the entry of a prompt has.
+/// Every log-probability that the entry of a prompt has; `top_ids` are at `positions`, or everywhere.
 fn compare(spread: &mut Spread, rows: &[Vec<f64>], tokens: &[u32], entry: &Json) {
     for ((row, &next), theirs) in rows.iter().zip(&tokens[1..]).zip(floats(&entry["next"])) {
         spread.add(row[next as usize], theirs);
     }
+    let positions = match entry["positions"].as_array() {
+        Some(_) => ids(&entry["positions"]),
+        None => (0..rows.len() as u32).collect(),
+    };
     let tops = entry["top_ids"].as_array().expect("ids").iter().zip(entry["top_logprobs"].as_array().expect("numbers"));
-    for (row, (top, theirs)) in rows.iter().zip(tops) {
+    assert_eq!(tops.len(), positions.len());
+    for (position, (top, theirs)) in positions.into_iter().zip(tops) {
+        let row = &rows[position as usize];
         ids(top).iter().zip(floats(theirs)).for_each(|(&id, theirs)| spread.add(row[id as usize], theirs));
     }
 }
 
-fn check_bounds(what: &str, ty: &str, spread: &Spread) {
+fn bounds(ty: &str) -> (f64, f64) {
     let (_, largest, mean) = BOUNDS.into_iter().find(|b| b.0 == ty).expect("a bound for each type");
-    assert!(spread.n > 1000, "{what}");
+    (largest, mean)
+}
+
+fn check_bounds(what: &str, ty: &str, spread: &Spread) {
+    let (largest, mean) = bounds(ty);
+    assert!(spread.n > 50, "{what}");
+    println!("{what}: {} values, largest {:.2e}, mean {:.2e}", spread.n, spread.largest, spread.mean());
     assert!(spread.largest < largest && spread.mean() < mean, "{what}: {spread:?}, mean {}", spread.mean());
 }
 
@@ -127,7 +191,7 @@ fn log_probabilities_are_those_of_llama_cpp() {
     let goldens = fixture("logprobs.json");
     let prompts = goldens["prompts"].as_array().expect("prompts");
     for (name, entry) in goldens["models"].as_object().expect("models") {
-        let model = Transformer::load(&open(&model_file(entry)), 2).expect("a llama");
+        let model = load(&model_file(entry), 2);
         let mut spread = Spread::default();
         for (prompt, theirs) in prompts.iter().zip(entry["prompts"].as_array().expect("prompts")) {
             let tokens = ids(&prompt["tokens"]);
