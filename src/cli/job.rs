@@ -24,6 +24,9 @@ const LEAST_SURVIVAL: f64 = 0.9;
 /// Below this cosine with the true vector, half of what is added is rounding error of base and chat.
 const LEAST_COSINE: f64 = 0.7;
 
+/// Behind the name of an output that was asked and does not chat.
+const REJECTED: &str = ".rejected";
+
 /// Types that a dry run forecasts besides the plan's own.
 const FORECAST: [&str; 7] = ["F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"];
 
@@ -166,13 +169,13 @@ impl Job<'_> {
                 Err(e) if Exit::of(&e) == Exit::Interrupted => return Err(pipeline::Error::Cancelled.into()),
                 // Hours of work may be in it, and nothing is known against it.
                 Err(e) => {
-                    let kept = file.publish_with_suffix(".rejected")?;
+                    let kept = file.publish_with_suffix(REJECTED)?;
                     let path = kept.path.display();
                     return Err(e.context(format!("the output could not be asked; it is kept as {path}")));
                 }
             },
         };
-        let file = if is_kept { file.publish() } else { file.publish_with_suffix(".rejected") }?;
+        let file = if is_kept { file.publish() } else { file.publish_with_suffix(REJECTED) }?;
         drop(progress);
         let written = Written { file, measured };
         let lost = judge(&written.measured.total, *is_patch);
@@ -235,8 +238,16 @@ impl Job<'_> {
 
     fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
         let inputs = self.inputs.paths().map(Path::to_owned).collect();
-        let options = WriteOptions { overwrite: self.output.overwrite, inputs };
-        options.check(&self.output.output, plan.header().file_len()).map(|_| ())
+        let mut options = WriteOptions { overwrite: self.output.overwrite, inputs };
+        let len = plan.header().file_len();
+        let mut target = options.check(&self.output.output, len)?;
+        if self.smoke.is_some_and(|smoke| smoke.smoke) {
+            // What is rejected replaces an earlier one, but never an input.
+            options.overwrite = true;
+            target.as_mut_os_string().push(REJECTED);
+            options.check(&target, len)?;
+        }
+        Ok(())
     }
 
     /// Prints the plan.

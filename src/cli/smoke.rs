@@ -56,7 +56,7 @@ pub(super) struct AskingArgs {
     /// A chat template instead of the file's own: a Jinja file, or a GGUF file that has one
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// A bound of a check, such as ends=0.9, language=0.8:0.95 (fail:warn) or refusal=off
+    /// A bound of a check, by its name in the report, such as ends=0.9, language=0.8:0.95 (fail:warn) or refusal=off
     #[arg(long = "threshold", value_name = "NAME=VALUE")]
     thresholds: Vec<String>,
     /// Choose tokens by chance at this temperature; 0, as without it, is always the most probable one

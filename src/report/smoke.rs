@@ -131,9 +131,10 @@ impl Smoke<'_> {
     /// How many prompts of which languages, and where from.
     fn asked(&self) -> String {
         let n = self.set.prompts.len();
+        let word = if n == 1 { "prompt" } else { "prompts" };
         let prompts = match self.prompts {
-            None => format!("asked: {n} built-in prompts"),
-            Some(path) => format!("asked: {n} prompts of {}", printable(&path.display().to_string())),
+            None => format!("asked: {n} built-in {word}"),
+            Some(path) => format!("asked: {n} {word} of {}", printable(&path.display().to_string())),
         };
         let languages: Vec<String> = self.set.languages().iter().map(|l| l.name()).collect();
         let languages = match languages.split_last() {

@@ -414,6 +414,20 @@ fn an_output_that_does_not_chat_is_kept_under_another_name() {
 }
 
 #[test]
+fn a_rejected_output_never_replaces_an_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::copy(bundled("cp-de"), at("out.gguf.rejected")).unwrap();
+    let paths = Paths { cp: at("out.gguf.rejected"), ..Paths::bundled() };
+    let before = fs::read(&paths.cp).unwrap();
+    let ran = paths.command(&at("out.gguf"), &["--smoke", "--limit", "2", "--overwrite"]);
+    ran.says(6, &["out.gguf.rejected", "the same file as the input"]);
+    assert!(fs::read(&paths.cp).unwrap() == before);
+    assert_eq!(names(folder.path()), ["out.gguf.rejected"]);
+    paths.command(&at("out.gguf"), &[]).says(0, &[]);
+}
+
+#[test]
 fn an_applied_patch_is_asked_like_a_merge() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
