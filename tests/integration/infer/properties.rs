@@ -212,7 +212,7 @@ fn files_run_whatever_they_are_aligned_to() {
             draft.align(alignment);
             assert_eq!(logits_of(&draft, &tokens), usual, "type {ty} aligned to {alignment}");
         }
-        // Blocks of halves and floats at odd addresses: rows are decoded, and activations stay as they are.
+        // At odd addresses, what candle multiplies is decoded, and activations stay as they are.
         let exact = logits_of(&decoded(&draft), &tokens);
         for alignment in [1, 2] {
             draft.align(alignment);
@@ -222,6 +222,10 @@ fn files_run_whatever_they_are_aligned_to() {
                 draft.data_offset() % 4 == u64::from(alignment)
             });
             assert!(n.is_some());
+            if [F16, BF16].contains(&ty) {
+                assert_eq!(logits_of(&draft, &tokens), usual, "type {ty} aligned to {alignment}");
+                continue;
+            }
             let spread = spread_of_likeliest(&exact, &logits_of(&draft, &tokens));
             check_bounds(&format!("type {ty} aligned to {alignment}"), "F32", &spread);
         }
