@@ -227,10 +227,10 @@ pub fn write(
     Ok(Written { file: file.publish()?, measured })
 }
 
-/// As [`write`], but leaves it to the caller to give the file its name, once it was looked at.
+/// As [`write()`], but leaves it to the caller to give the file its name, once it was looked at.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_unnamed(
     plan: &MergePlan,
     inputs: &Inputs,
