@@ -6,7 +6,7 @@ Merges the bundled trio in f32 at ratios where the language is lost, adds noise 
 each tensor's standard deviation), and permutes the rows of its vocabulary, special tokens excepted; stores each as F32
 and lets llama.cpp answer every second prompt of fixtures/models/prompts-de.jsonl, 56 tokens at most. Seeded. Near-ties may
 break otherwise on other processors."""
-import json, os, sys, tempfile, urllib.request
+import argparse, json, os, tempfile, urllib.request
 from pathlib import Path
 
 import gguf
@@ -88,4 +88,6 @@ def main(out):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else ROOT / "fixtures/eval/broken-de.json")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?", default=ROOT / "fixtures/eval/broken-de.json")
+    main(parser.parse_args().out)

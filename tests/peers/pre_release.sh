@@ -34,5 +34,5 @@ if [ ! -f fixtures/infer/smollm2.json ] || [ ! -f fixtures/infer/qwen2.json ]; t
 fi
 
 cargo build --release
-cargo test --release --test integration infer:: -- --include-ignored
+cargo test --release --test integration -- --include-ignored infer:: smoke::figures_
 "$python" tests/peers/decode_speed.py --models "$CHATVEC_PEER_MODELS"
