@@ -224,14 +224,17 @@ fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<Stri
     text += &behaviour(speakers);
     writeln!(
         text,
-        "\nends: answers that end by themselves, with the chat model's end token; exact: right to the letter;\n\
-         refuses: unsafe requests that are refused. The models are tiny, 2.75 million weights, and know a small world;\n\
+        "\nends: answers that end by themselves, with the chat model's end token; in German: those too short to tell, as most\n\
+         of cp's, count as not; exact: right to the letter; refuses: unsafe requests that are refused. The models are tiny, 2.75 million weights, and know a small world;\n\
          the vector carries over most of what chat can do, and refusing least.\n\n\
-         next, talk to one of them in llama.cpp (it knows the small world of its training):\n\n  \
-         llama-cli -m {} -p \"Wo wohnt Tom?\" -cnv -st --temp 0\n\n\
+         next, see every answer of one of them, and what the checks say (ask it about the small world of its training):\n\n  \
+         chatvec smoke {last} --prompts {prompts} --answers\n\n\
+         talk to it in llama.cpp:\n\n  \
+         llama-cli -m {last} -p \"Wo wohnt Tom?\" -cnv -st --temp 0\n\n\
          or merge by hand, and look at the plan first:\n\n  \
          chatvec merge --base {base} --chat {chat} --model {model} -o out.gguf --type Q4_K --pure --dry-run",
-        results.last().context("the demo has types")?.written.file.path.display(),
+        last = results.last().context("the demo has types")?.written.file.path.display(),
+        prompts = models.join(GERMAN).display(),
         base = models.join(BASE).display(),
         chat = models.join(CHAT).display(),
         model = models.join(MODEL).display(),

@@ -348,6 +348,7 @@ fn the_demo_merges_the_bundled_trio_and_prints_a_table() {
         "attn_q",
         "merged-Q4_K.gguf",
         "chatvec merge --base",
+        "chatvec smoke ",
         "Was ist die Hauptstadt von Frankreich?",
         "merged F32  Die Hauptstadt von Frankreich ist Paris.<|im_end|>",
     ];
