@@ -39,9 +39,7 @@ impl Progress {
         WRITING.store(true, Ordering::SeqCst);
         Progress { bar }
     }
-}
 
-impl Progress {
     /// Shows no more, though what was written is not done with.
     pub(super) fn hide(&self) {
         self.bar.finish_and_clear();

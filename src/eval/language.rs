@@ -59,18 +59,6 @@ impl Language {
         found.ok_or_else(|| UnknownLanguage { code: code.trim().to_owned() })
     }
 
-    /// Several, by codes between commas. Each is named once in the result, in the order given.
-    pub fn parse_list(codes: &str) -> Result<Vec<Self>, UnknownLanguage> {
-        let mut list = Vec::new();
-        for code in codes.split(',') {
-            let language = Self::parse(code)?;
-            if !list.contains(&language) {
-                list.push(language);
-            }
-        }
-        Ok(list)
-    }
-
     /// Its ISO 639-1 code.
     pub fn code(self) -> String {
         self.0.iso_code_639_1().to_string()

@@ -1,6 +1,6 @@
 //! The checks by name, and from where on each warns and fails.
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 /// Which way a check's value is good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -160,18 +160,4 @@ fn set_one(checks: &mut [Check], given: &str) -> Result<(), ThresholdError> {
     let kept = check.warn.filter(|warn| is_stricter(*warn)).unwrap_or(fail);
     (check.fail, check.warn, check.min_to_fail) = (Some(fail), Some(warn.unwrap_or(kept)), 1);
     Ok(())
-}
-
-impl Serialize for Thresholds {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer
-            .collect_map(self.checks.iter().map(|c| (c.name, Bounds { good: c.good, fail: c.fail, warn: c.warn })))
-    }
-}
-
-#[derive(Serialize)]
-struct Bounds {
-    good: Good,
-    fail: Option<f64>,
-    warn: Option<f64>,
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Error;
+use crate::chat;
 use crate::gguf::{Metadata, Model, Value};
 
 /// The architectures with a forward pass in this crate. Mistral and SmolLM files say `llama`.
@@ -173,10 +174,10 @@ impl RopeParameters {
 
 fn n_vocab(model: &Model) -> Result<usize, Error> {
     let rows = model.find("token_embd.weight").map(|id| model.tensor(id).n_rows());
-    let tokens = model.metadata().get_strings("tokenizer.ggml.tokens").map(|t| t.len() as u64);
+    let tokens = model.metadata().get_strings(chat::TOKENS).map(|t| t.len() as u64);
     match tokens.or(rows).filter(|&n| n > 0 && n <= u64::from(u32::MAX)) {
         Some(n) => Ok(n as usize),
-        None => Err(Error::key(model.path(), "tokenizer.ggml.tokens", "the vocabulary", "no tokens")),
+        None => Err(Error::key(model.path(), chat::TOKENS, "the vocabulary", "no tokens")),
     }
 }
 

@@ -183,8 +183,8 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[allow(unsafe_code)]
 fn blocks_of<T: Stored>(bytes: &[u8]) -> &[T] {
     assert!((bytes.as_ptr() as usize).is_multiple_of(align_of::<T>()), "checked when the matrix was made");
-    // SAFETY: the pointer is aligned, and the length counts whole blocks within the slice. The types are candle's `f32`,
-    // `f16`, `bf16` and `#[repr(C)]` blocks of halves and bytes, for which every pattern of bits is a value and which
+    // SAFETY: the pointer is aligned, and the length counts whole blocks within the slice. The types are `f32`
+    // and candle's `#[repr(C)]` blocks of halves and bytes, for which every pattern of bits is a value and which
     // candle itself reads from files in this way (`as_t_slice`, candle-core/src/quantized/mod.rs).
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
 }
