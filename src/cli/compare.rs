@@ -13,7 +13,7 @@ use super::{Exit, Global, output};
 use crate::chat::Tokenizer;
 use crate::eval::{self, Comparison, Keep, Reference, Tau, Text, compare_tensors, same_vocabulary};
 use crate::gguf::{Limits, Model};
-use crate::infer::{Session, Transformer};
+use crate::infer::{Hyperparameters, Session, Transformer};
 use crate::patch;
 use crate::report;
 
@@ -69,8 +69,11 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
             same_vocabulary(&a, &b)?;
             let text = read_text(path).with_context(|| path.display().to_string())?;
             let texts = [tokenize(args, &text, &a)?, tokenize(args, &text, &b)?];
+            let memory = global.budget().memory;
             for model in [&a, &b] {
-                require_runnable(model, Some(texts[0].n_ctx()), global.budget().memory)?;
+                let taken = require_runnable(model, Some(texts[0].n_ctx()), memory)?;
+                let n_vocab = Hyperparameters::read(model)?.n_vocab;
+                Reference::require_memory(&texts[0], &keep(args), n_vocab, memory - taken)?;
             }
             Some(texts)
         }
@@ -117,23 +120,27 @@ fn tokenize(args: &CompareArgs, text: &str, model: &Model) -> Result<Text> {
     })
 }
 
+/// What is kept of A at each token.
+fn keep(args: &CompareArgs) -> Keep {
+    Keep { n_top: args.top as usize, ..Keep::default() }
+}
+
 /// One model after the other, so that only one has to be in memory.
 fn logits(args: &CompareArgs, texts: &[Text; 2], models: [&Model; 2], global: &Global) -> Result<Comparison> {
     let budget = global.budget();
     let (n_ctx, n_chunks) = (texts[0].n_ctx(), texts[0].n_chunks());
-    let keep = Keep { n_top: args.top as usize, ..Keep::default() };
     let asked = Asked::new("chunks", 2 * n_chunks);
     let reference = {
         let model = Transformer::load(models[0], budget.threads)?;
         let session = Session::new(&model, n_ctx, budget.memory)?;
-        Reference::new(&mut Watched { session, asked: &asked, done: 0 }, texts[0].clone(), keep)?
+        Reference::new(&mut Watched { session, asked: &asked, done: 0 }, texts[0].clone(), keep(args))?
     };
     let model = Transformer::load(models[1], budget.threads)?;
     let session = Session::new(&model, n_ctx, budget.memory)?;
     Ok(reference.compare(&mut Watched { session, asked: &asked, done: n_chunks }, &texts[1])?)
 }
 
-/// A session that shows how far it is and stops when it is asked to.
+/// A session that shows how far it is. A signal ends the process, since nothing is being written.
 struct Watched<'a> {
     session: Session<'a>,
     asked: &'a Asked,

@@ -206,6 +206,7 @@ fn of_compare(error: &eval::Error) -> Exit {
     match error {
         NoSuchToken { .. } | NoVocabulary { .. } | NotFinite { .. } => Exit::Malformed,
         Context { .. } | TooShort { .. } => Exit::Usage,
+        Memory { .. } => Exit::NotSupported,
         VocabularySize { .. } | Token { .. } | Text { .. } | Chunks { .. } => Exit::Refused,
         Scorer { source, .. } => source.downcast_ref().map_or(Exit::Failure, of_infer),
         Rows { .. } => Exit::Failure,

@@ -178,7 +178,7 @@ impl Questions {
 
     /// Whether a model of this shape can be asked at all.
     pub(super) fn check(&self, model: &Model, global: &Global) -> Result<(), infer::Error> {
-        require_runnable(model, self.n_ctx, global.budget().memory)
+        require_runnable(model, self.n_ctx, global.budget().memory).map(drop)
     }
 
     pub(super) fn n_prompts(&self) -> usize {
@@ -249,11 +249,10 @@ pub(super) fn require_model(model: &Model) -> Result<(), plan::Error> {
     }
 }
 
-/// Whether the model runs in such a context, found out without running it.
-pub(super) fn require_runnable(model: &Model, n_ctx: Option<usize>, memory: u64) -> Result<(), infer::Error> {
+/// Whether the model runs in such a context, found out without running it, and the bytes that it then takes.
+pub(super) fn require_runnable(model: &Model, n_ctx: Option<usize>, memory: u64) -> Result<u64, infer::Error> {
     let transformer = Transformer::load(model, 1)?;
-    Session::new(&transformer, context_size(&transformer, n_ctx, memory), memory)?;
-    Ok(())
+    Ok(Session::new(&transformer, context_size(&transformer, n_ctx, memory), memory)?.n_bytes())
 }
 
 /// The context asked for, or one of a size that most conversations fit in.

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use super::kl::{Distribution, Keep, Kept, Known};
 use super::statistics::{Estimate, correlation, percentile};
+use crate::chat;
 use crate::gguf::Model;
 
 /// Next-token logits of a model.
@@ -72,6 +73,20 @@ pub enum Error {
     TooShort {
         /// Tokens of the text.
         n_tokens: usize,
+    },
+    /// More would be kept of the first model's probabilities than memory is allowed.
+    #[error(
+        "what is kept of model A's probabilities of {n_scored} tokens takes {}, but --memory leaves {}; take fewer --chunks, \
+         a smaller --top, or more memory",
+        bytesize::ByteSize::b(*needed).display().iec(), bytesize::ByteSize::b(*allowed).display().iec()
+    )]
+    Memory {
+        /// Tokens that are scored.
+        n_scored: usize,
+        /// Bytes that they take.
+        needed: u64,
+        /// Bytes that were allowed.
+        allowed: u64,
     },
     /// A token that a model does not have.
     #[error("token {index} of the text is {token}, but {side} has {n_vocab} tokens; was another tokenizer used?")]
@@ -193,7 +208,7 @@ const MIN_CHUNK: usize = 3;
 /// [`Error::NoVocabulary`], [`Error::VocabularySize`], [`Error::Token`] with the first one that differs.
 pub fn same_vocabulary(a: &Model, b: &Model) -> Result<(), Error> {
     let tokens = |model: &Model| -> Result<_, Error> {
-        let tokens = model.metadata().get_strings("tokenizer.ggml.tokens").cloned();
+        let tokens = model.metadata().get_strings(chat::TOKENS).cloned();
         tokens.ok_or_else(|| Error::NoVocabulary { path: model.path().to_owned() })
     };
     let (a, b) = (tokens(a)?, tokens(b)?);
@@ -416,8 +431,18 @@ pub struct Reference {
 }
 
 impl Reference {
+    /// Refuses to keep more of a text than `memory` bytes, for a vocabulary of `n_vocab` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn require_memory(text: &Text, keep: &Keep, n_vocab: usize, memory: u64) -> Result<(), Error> {
+        let n_scored = text.n_scored();
+        let needed = (n_scored as u64).saturating_mul(keep.bytes_per_position(n_vocab) as u64);
+        if needed > memory { Err(Error::Memory { n_scored, needed, allowed: memory }) } else { Ok(()) }
+    }
+
     /// Evaluates a model on a text and keeps the most of it. Takes [`Keep::bytes_per_position`] for each of
-    /// [`Text::n_scored`] positions.
+    /// [`Text::n_scored`] positions, which [`Reference::require_memory`] bounds.
     ///
     /// # Errors
     /// What the model reports, and rows that are not as promised.

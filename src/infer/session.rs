@@ -80,6 +80,11 @@ impl<'m> Session<'m> {
         most.min(usize::try_from(n_ctx).unwrap_or(usize::MAX))
     }
 
+    /// Bytes that it takes at most, of those that [`Session::new`] was allowed.
+    pub fn n_bytes(&self) -> u64 {
+        bytes_needed(self.model, self.n_ctx)
+    }
+
     /// The model.
     pub fn model(&self) -> &'m Transformer {
         self.model

@@ -933,6 +933,8 @@ fn texts_that_say_nothing_are_refused() {
         (&["--ctx-size", "3"][..], 2, &["--ctx-size"][..]),
         (&["--ctx-size", "4", "--chunks", "3"], 0, &[]),
         (&["--ctx-size", "1048576", "--memory", "8MiB"], 5, &["tokens takes", "--memory allows 8.0 MiB"]),
+        (&["--ctx-size", "4", "--top", "768", "--memory", "5MiB"], 5, &["takes", "fewer --chunks, a smaller --top"]),
+        (&["--ctx-size", "4", "--top", "768", "--memory", "5MiB", "--chunks", "2"], 0, &[]),
         (&["--top", "0"], 2, &["--top"]),
         (&["--chunks", "0"], 2, &["--chunks"]),
     ] {
