@@ -40,7 +40,7 @@ FULL_POSITIONS = (0, 12, -2)
 PROMPTS_PER_KIND = 3
 N_ONE_BY_ONE = 2
 #: A lead in logits below which another kernel may choose the other token.
-NEAR_TIE = 0.05
+NEAR_TIE = 0.5
 LOGPROB_MODELS = {"cp": None, "merged-F32": "F32", "merged-F16": "F16", "merged-Q8_0": "Q8_0", "merged-Q4_K": "Q4_K"}
 GREEDY_MODELS = {"cp": None, "chat": None, "merged-F32": "F32", "merged-Q4_K": "Q4_K"}
 

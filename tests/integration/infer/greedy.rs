@@ -5,11 +5,9 @@ use chatvec::infer::{End, Sampler, Sampling, generate};
 
 use super::*;
 
-/// Leads of llama.cpp's choices are known below this, in logits.
-const NEAR_TIE: f64 = 0.05;
-
-/// A lead from which a choice is clear, in logits: over three times the largest that was seen to turn (0.15, of SmolLM2). The
-/// bound on single log-probabilities of larger models would let any choice pass.
+/// A choice of llama.cpp with this lead, in logits, is clear and has to be ours; smaller leads are recorded. Over three times
+/// the largest that was seen to turn (0.15, of SmolLM2): the bound on single log-probabilities of larger models would let any
+/// choice pass.
 const CLEAR: f64 = 0.5;
 
 /// An answer with the token that ended it, and whether one did.
@@ -54,7 +52,7 @@ pub(super) fn is_equal(
     // A choice between two log-probabilities that are each within the bound.
     let most = CLEAR.min(2.0 * bounds(ty).0);
     println!("{what}: step {step}: lead {lead:.3}, llama.cpp's the other way {tie:?}");
-    assert!(lead < most && tie.unwrap_or(NEAR_TIE) < most, "{what}: step {step}: lead {lead}, {ours:?}, {theirs}");
+    assert!(lead < most && tie.is_some_and(|tie| tie < most), "{what}: step {step}: lead {lead}, {ours:?}, {theirs}");
     false
 }
 
