@@ -196,6 +196,13 @@ fn no_depth_overflows_the_stack() {
 }
 
 #[test]
+fn what_the_engine_panics_over_is_an_error() {
+    for source in ["{{ '%(é'|format(1) }}", "{{ '{0[é]}'.format('a') }}"] {
+        assert!(matches!(hostile(source), TemplateError::Broken | TemplateError::Render { .. }), "{source}");
+    }
+}
+
+#[test]
 fn no_file_is_read() {
     for source in ["{% include '/etc/hostname' %}", "{% import 'Cargo.toml' as c %}", "{% extends 'Cargo.toml' %}"] {
         let error = hostile(source);

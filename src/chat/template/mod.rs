@@ -146,6 +146,9 @@ pub enum TemplateError {
         /// What the engine says.
         message: String,
     },
+    /// The engine has a defect that the template meets.
+    #[error("the template engine breaks down over the chat template")]
+    Broken,
     /// No thread could be started to run the template on.
     #[error("no stack for the chat template: {0}")]
     Stack(#[source] io::Error),
@@ -156,7 +159,7 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::TooLong`], [`TemplateError::Syntax`] and [`TemplateError::Stack`].
+    /// [`TemplateError::TooLong`], [`TemplateError::Syntax`], [`TemplateError::Broken`] and [`TemplateError::Stack`].
     pub fn parse(source: &str) -> Result<Self, TemplateError> {
         if source.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::TooLong { len: source.len() });
@@ -268,11 +271,14 @@ fn environment() -> Environment<'static> {
 }
 
 /// Runs something that recurses as deep as its input says.
+///
+/// A panic of the engine becomes an error: minijinja 3.1 slices format strings by bytes where they name a value, and so
+/// falls over a name that is not ASCII, as in `'%(é'|format(1)`.
 fn on_deep_stack<T: Send>(f: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK_BYTES);
         let thread = thread.spawn_scoped(scope, f).map_err(TemplateError::Stack)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread.join().unwrap_or(Err(TemplateError::Broken))
     })
 }
 
