@@ -29,7 +29,8 @@ pub(super) fn rewrite(source: &str) -> Result<String, usize> {
         out.push_str(text);
         let code = match from.as_bytes().get(1) {
             Some(b'#') if !raw => {
-                Code { len: from.find("#}").map_or(from.len(), |end| end + 2), in_strings: usize::MAX }
+                // In `{#}` the comment has begun, not ended.
+                Code { len: from[2..].find("#}").map_or(from.len(), |end| end + 4), in_strings: usize::MAX }
             }
             Some(b'{') if !raw => Code::until("}}", from),
             Some(b'%') => Code::until("%}", from),
@@ -186,6 +187,8 @@ mod tests {
         for same in [
             "{{ '{% generation %}' }}",
             "{# {% generation %} #}",
+            "{#} {% generation %} #}",
+            "{#}",
             "{% raw %}{% generation %}{{ '{% endraw %}",
             "{%- raw -%}{{{%{# ' {%- endraw -%}",
             "{% if generation == 'a' %}",
