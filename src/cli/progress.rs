@@ -14,13 +14,14 @@ static STOP: AtomicBool = AtomicBool::new(false);
 static WRITING: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl-C, SIGTERM and SIGHUP end the process: at once, or while an output is being written at the next chunk, so
-/// that the temporary file is removed.
+/// that the temporary file is removed. The second one ends it at once in any case: a chat template or a long prompt may keep
+/// the output from ever coming to the next chunk.
 pub(super) fn stop_on_signals() {
     // Without a handler the process would still end, only less tidily.
     let _ = ctrlc::set_handler(|| {
-        STOP.store(true, Ordering::SeqCst);
-        if !WRITING.load(Ordering::SeqCst) {
-            #[allow(clippy::exit, reason = "the main thread may be waiting for a disk or a pipe")]
+        let is_second = STOP.swap(true, Ordering::SeqCst);
+        if is_second || !WRITING.load(Ordering::SeqCst) {
+            #[allow(clippy::exit, reason = "the main thread may be waiting for a disk, a pipe or a template")]
             std::process::exit(Exit::Interrupted.code().into());
         }
     });
