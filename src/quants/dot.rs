@@ -21,8 +21,6 @@ pub struct Block8 {
     pub(super) d: f32,
     /// `d · Σ codes` before `d` was rounded, itself rounded to F16: what a type's minimum is multiplied with.
     pub(super) s: f32,
-    /// `d · Σ codes`: what a type's offset is multiplied with.
-    pub(super) exact: f32,
     /// −127 to 127.
     pub(super) codes: [i8; LEN],
 }
@@ -98,7 +96,7 @@ pub fn quantize_activations(row: &[f32], out: &mut Vec<Block8>) {
         let sum = codes.iter().map(|&c| i32::from(c)).sum::<i32>();
         let d = if x.iter().any(|v| v.is_nan()) { f32::NAN } else { largest / 127.0 };
         let rounded = |v: f32| f16::from_f32(v).to_f32();
-        out.push(Block8 { d: rounded(d), s: rounded(d * sum as f32), exact: rounded(d) * sum as f32, codes });
+        out.push(Block8 { d: rounded(d), s: rounded(d * sum as f32), codes });
     }
 }
 
@@ -135,8 +133,8 @@ fn dot_blocks<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8], out: 
 pub(super) trait Block<const SIZE: usize> {
     /// Where the F16 minimum is.
     const MINIMUM: Option<usize>;
-    /// What is taken off each code if there is no minimum.
-    const OFFSET: f32;
+    /// What is taken off each code.
+    const OFFSET: u8;
     /// Where the four bytes with the fifth bits begin.
     const FIFTH: Option<usize>;
     /// Where the 16 bytes with the lower four bits of the codes begin.
@@ -147,7 +145,7 @@ pub(super) struct Q4_1;
 
 impl Block<20> for Q4_1 {
     const MINIMUM: Option<usize> = Some(2);
-    const OFFSET: f32 = 0.0;
+    const OFFSET: u8 = 0;
     const FIFTH: Option<usize> = None;
     const NIBBLES: usize = 4;
 }
@@ -156,7 +154,7 @@ pub(super) struct Q5_0;
 
 impl Block<22> for Q5_0 {
     const MINIMUM: Option<usize> = None;
-    const OFFSET: f32 = 16.0;
+    const OFFSET: u8 = 16;
     const FIFTH: Option<usize> = Some(2);
     const NIBBLES: usize = 6;
 }
@@ -165,37 +163,31 @@ pub(super) struct Q5_1;
 
 impl Block<24> for Q5_1 {
     const MINIMUM: Option<usize> = Some(2);
-    const OFFSET: f32 = 0.0;
+    const OFFSET: u8 = 0;
     const FIFTH: Option<usize> = Some(4);
     const NIBBLES: usize = 8;
 }
 
-/// The scale of a block, and what is multiplied with [`rest`] of the activations.
+/// The scale of a block, and the minimum, 0 if it has none.
 #[inline(always)]
-pub(super) fn scale_and_shift<B: Block<SIZE>, const SIZE: usize>(
+pub(super) fn scale_and_minimum<B: Block<SIZE>, const SIZE: usize>(
     block: &[u8; SIZE],
     half: impl Fn([u8; 2]) -> f32,
 ) -> (f32, f32) {
-    let scale = half([block[0], block[1]]);
-    let shift = B::MINIMUM.map_or(scale * -B::OFFSET, |at| half([block[at], block[at + 1]]));
-    (scale, shift)
+    let minimum = B::MINIMUM.map_or(0.0, |at| half([block[at], block[at + 1]]));
+    (half([block[0], block[1]]), minimum)
 }
 
-/// What the minimum or offset of a block is multiplied with.
-#[inline(always)]
-pub(super) fn rest<B: Block<SIZE>, const SIZE: usize>(x: &Block8) -> f32 {
-    if B::MINIMUM.is_some() { x.s } else { x.exact }
-}
-
-/// `Σ code · x.code` of a block.
+/// `Σ (code − offset) · x.code` of a block.
 pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
     let fifths = B::FIFTH.map_or(0, |at| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]));
     let mut sum = 0;
     for i in 0..LEN / 2 {
         let byte = block[B::NIBBLES + i];
         let fifth = |bit: usize| ((fifths >> bit & 1) << 4) as i32;
-        sum += (i32::from(byte & 15) | fifth(i)) * i32::from(x.codes[i]);
-        sum += (i32::from(byte >> 4) | fifth(i + LEN / 2)) * i32::from(x.codes[i + LEN / 2]);
+        let offset = i32::from(B::OFFSET);
+        sum += ((i32::from(byte & 15) | fifth(i)) - offset) * i32::from(x.codes[i]);
+        sum += ((i32::from(byte >> 4) | fifth(i + LEN / 2)) - offset) * i32::from(x.codes[i + LEN / 2]);
     }
     sum
 }

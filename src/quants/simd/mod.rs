@@ -19,8 +19,8 @@ pub(super) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
     x.map(|x| {
         let mut total = 0.0;
         for (block, x) in blocks.iter().zip(x) {
-            let (scale, shift) = dot::scale_and_shift::<B, SIZE>(block, |bytes| f16::from_le_bytes(bytes).to_f32());
-            total += scale * x.d * dot::products::<B, SIZE>(block, x) as f32 + shift * dot::rest::<B, SIZE>(x);
+            let (scale, minimum) = dot::scale_and_minimum::<B, SIZE>(block, |bytes| f16::from_le_bytes(bytes).to_f32());
+            total += scale * x.d * dot::products::<B, SIZE>(block, x) as f32 + minimum * x.s;
         }
         total
     })

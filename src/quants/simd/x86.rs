@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::quants::dot::{Block, Block8, Half, rest, scale_and_shift};
+use crate::quants::dot::{Block, Block8, Half, scale_and_minimum};
 
 /// Whether the processor has what the functions of this module use.
 pub(super) fn is_available() -> bool {
@@ -71,7 +71,7 @@ fn lanes(v: __m256) -> [f32; 8] {
 #[cfg(test)]
 pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
     // SAFETY: every caller asks `is_available` first.
-    unsafe { sum(multiply(codes::<B, SIZE>(block), x)) }
+    unsafe { sum(multiply(signed::<B, SIZE>(codes::<B, SIZE>(block)), x)) }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -81,13 +81,13 @@ fn dot_avx2<B: Block<SIZE>, const SIZE: usize, const N: usize>(blocks: &[[u8; SI
     let mut totals = [_mm256_setzero_ps(); N];
     let mut rests = [0f32; N];
     for (i, block) in blocks[..n].iter().enumerate() {
-        let (scale, shift) = scale_and_shift::<B, SIZE>(block, |bytes| half(bytes));
-        let weights = codes::<B, SIZE>(block);
+        let (scale, minimum) = scale_and_minimum::<B, SIZE>(block, |bytes| half(bytes));
+        let weights = signed::<B, SIZE>(codes::<B, SIZE>(block));
         for k in 0..N {
             let x = &x[k][i];
             let products = _mm256_cvtepi32_ps(multiply(weights, x));
             totals[k] = _mm256_fmadd_ps(products, _mm256_set1_ps(scale * x.d), totals[k]);
-            rests[k] += shift * rest::<B, SIZE>(x);
+            rests[k] += minimum * x.s;
         }
     }
     std::array::from_fn(|k| lanes(totals[k]).iter().sum::<f32>() + rests[k])
@@ -111,13 +111,20 @@ fn codes<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE]) -> __m256i {
     _mm256_or_si256(lower, fifths(bits))
 }
 
-/// Eight partial sums of `Σ code · x.code`. Codes have at most five bits, so that a pair of products, at most
+/// The codes less their offset.
+#[target_feature(enable = "avx2")]
+fn signed<B: Block<SIZE>, const SIZE: usize>(codes: __m256i) -> __m256i {
+    _mm256_sub_epi8(codes, _mm256_set1_epi8(B::OFFSET as i8))
+}
+
+/// Eight partial sums of `Σ weight · x.code`; `maddubs` wants one factor without a sign. Weights have at most five bits, so that a pair of products, at most
 /// 2 · 31 · 127, fits in the 16 bits of `maddubs`.
 #[target_feature(enable = "avx2")]
 fn multiply(weights: __m256i, x: &Block8) -> __m256i {
     // SAFETY: the pointer is of an array of the 32 bytes that are loaded; the load asks for no alignment.
     let codes = unsafe { _mm256_loadu_si256(x.codes.as_ptr().cast()) };
-    _mm256_madd_epi16(_mm256_maddubs_epi16(weights, codes), _mm256_set1_epi16(1))
+    let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights));
+    _mm256_madd_epi16(products, _mm256_set1_epi16(1))
 }
 
 /// 16 in each byte whose bit is set.
