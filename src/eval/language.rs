@@ -3,7 +3,7 @@
 //! The languages are those that Cargo.toml chooses. Short texts are lingua's strength, but two words of a name belong to
 //! no language: what is too short or too close is undecided, and counts neither as right nor as wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -18,6 +18,10 @@ const MIN_SYLLABLES: usize = 3;
 const MIN_LEAD: f64 = 2.0;
 /// Characters that are looked at: enough for certainty, and a bound on the work.
 const LOOKED_AT: usize = 2000;
+/// Words that are looked at together, at most. A model that falls back into English often repeats the question in its own
+/// language first, and a few German words outweigh many English ones where all are looked at together ("The Hauptstadt von
+/// Frankreich is a medieval city in the heart of ..." is German then). Ten words are enough for lingua.
+const PASSAGE: usize = 10;
 
 /// Languages written in Latin letters, which only n-grams tell apart. The others cost nothing until their script appears.
 const LATIN: [lingua::Language; 11] = {
@@ -113,9 +117,23 @@ impl Detector {
         &self.candidates
     }
 
-    /// The language of a text, or none if there is too little text or too little certainty.
+    /// The language that most letters of a text are in, or none if there is too little text or too little certainty.
     pub fn detect(&self, text: &str) -> Option<Language> {
-        let text: String = text.chars().take(LOOKED_AT).collect();
+        let end = text.char_indices().nth(LOOKED_AT).map_or(text.len(), |(at, _)| at);
+        let text = &text[..end];
+        let mut letters: BTreeMap<Language, usize> = BTreeMap::new();
+        for passage in passages(text) {
+            if let Some(language) = self.nearest(&passage) {
+                *letters.entry(language).or_default() += passage.chars().filter(|c| c.is_alphabetic()).count();
+            }
+        }
+        let most = letters.into_iter().max_by_key(|(_, n)| *n);
+        // Lists of single words say something only together.
+        most.map(|(language, _)| language).or_else(|| self.nearest(text))
+    }
+
+    /// The language that a text as a whole is nearest to.
+    fn nearest(&self, text: &str) -> Option<Language> {
         let syllables = text.chars().filter(|c| is_syllable(*c)).count();
         let letters = text.chars().filter(|c| c.is_alphabetic()).count();
         if syllables < MIN_SYLLABLES && letters < MIN_LETTERS {
@@ -126,6 +144,16 @@ impl Detector {
         let second = rest.first().map_or(0.0, |second| second.1);
         (best.1 > 0.0 && best.1 >= MIN_LEAD * second).then_some(Language(best.0))
     }
+}
+
+/// A text cut at the ends of sentences and lines, and these into parts of up to [`PASSAGE`] words.
+fn passages(text: &str) -> impl Iterator<Item = String> {
+    text.split_inclusive(['.', '!', '?', '\n', '。', '！', '？', '।', '؟', '۔']).flat_map(|sentence| {
+        let words: Vec<&str> = sentence.split_whitespace().collect();
+        let n_parts = words.len().div_ceil(PASSAGE).max(1);
+        let len = words.len().div_ceil(n_parts).max(1);
+        words.chunks(len).map(|part| part.join(" ")).collect::<Vec<_>>()
+    })
 }
 
 /// Whether a character stands for a syllable or a word: kana, Hangul and Han.
