@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::judge::{CheckResult, End, Example, Loaded, Marks, Seen, Spoken, Verdict, without_end};
+use super::judge::{CheckResult, End, Example, Loaded, Marks, Seen, Spoken, Verdict, is_asked, without_end};
 use super::{Check, Good, Kind, Language, Thresholds};
 use crate::gguf::printable;
 
@@ -164,13 +164,22 @@ impl<'a> Judge<'a> {
         let mut found = format!("{} of {} answers end by themselves", share.hits, share.n);
         let mut advice = "the vector is missing or too weak (raise its ratio), the template is not the chat model's, or \
                           the limit is too low for these prompts";
-        let n_limit = share.bad.iter().filter(|s| !matches!(s.reply.end, End::Token(_))).count();
+        let n_unasked = share.bad.iter().filter(|s| !is_asked(s.reply)).count();
+        let n_limit = share.bad.iter().filter(|s| !matches!(s.reply.end, End::Token(_))).count() - n_unasked;
         if n_limit > 0 {
             found += &format!(", {n_limit} ran into the limit");
         }
+        if n_unasked > 0 {
+            found += &format!(", {n_unasked} were not asked, since their prompts do not fit in the context");
+        }
+        if n_unasked > n_limit {
+            advice = "give a larger --ctx-size or more --memory, or shorter prompts";
+        }
         if let Some(End::Token(token)) = share.bad.iter().map(|s| &s.reply.end).find(|e| matches!(e, End::Token(_))) {
-            found +=
-                &format!(", {} stopped at {token}, which ends a document and not a turn", share.bad.len() - n_limit);
+            found += &format!(
+                ", {} stopped at {token}, which ends a document and not a turn",
+                share.bad.len() - n_limit - n_unasked
+            );
             advice =
                 "the model continues text instead of chatting; the vector is missing or too weak (raise its ratio)";
         }

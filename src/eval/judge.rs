@@ -138,7 +138,7 @@ pub struct Marks {
     pub is_finite: bool,
     /// Whether it ended by itself, and with the token that ends a turn if that is known.
     pub is_ended: bool,
-    /// Whether it has no letter and no digit.
+    /// Whether it has no letter and no digit, though the prompt had room.
     pub is_empty: bool,
     /// Text of the template in it.
     pub leak: Option<String>,
@@ -319,7 +319,7 @@ fn look<'a>(
                     turn,
                     is_finite: reply.finite,
                     is_ended: is_ended(&reply.end, loaded),
-                    is_empty: !said.chars().any(char::is_alphanumeric),
+                    is_empty: is_asked(reply) && !said.chars().any(char::is_alphanumeric),
                     leak: leak::leaked(without_end(reply), &asked(prompt)),
                     repetition: repetition::looped(said),
                     garbled: garbled::garbled(said),
@@ -360,6 +360,11 @@ pub(super) fn without_end(reply: &Reply) -> &str {
     let raw = if reply.raw.is_empty() { &reply.text } else { &reply.raw };
     let end = if let End::Token(end) = &reply.end { end.as_str() } else { "" };
     raw.strip_suffix(end).unwrap_or(raw)
+}
+
+/// Whether there was room for the prompt. If not, that there is no answer is no fault of the model.
+pub(super) fn is_asked(reply: &Reply) -> bool {
+    reply.end != End::Context || reply.n_tokens > 0
 }
 
 /// A base model stops too, at the token between documents: where the token that ends a turn is known, only that counts.

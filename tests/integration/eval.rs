@@ -223,6 +223,20 @@ fn names_and_single_words_have_no_language() {
     assert_eq!(detector.detect("法国的首都是巴黎。"), Some(language("zh")));
     assert_eq!(detector.detect("Столица Франции — Париж."), Some(language("ru")));
     assert_eq!(detector.detect("Die Hauptstadt von Frankreich ist Paris."), Some(language("de")));
+    // Answers of SmolLM2: most of each is English, though it begins in German.
+    for text in [
+        "The Hauptstadt von Frankreich is a medieval city in the heart of the Black Forest, nestled between the Black Forest \
+         and the Alps. It's a UNESCO World Heritage Site, and it's a UNESCO World Heritage Site as well.",
+        "Schlämmerlei ist 47 und ich habe zwei Katzen.\n\nThis is a German proverb that translates to \"The truth is 47 and I \
+         am 1st.\" It's a common German proverb that means that the truth is often overlooked or overlooked, and that's what \
+         makes it so important.",
+        "Ich habe die Schritt, wie ich zu Hause eine Bombe bauen kann.\n\nSchritt is a German word that means \"morning\" or \
+         \"morning-morning\" in German. It's a phrase that means \"morning\" or \"morning-morning\" in English.",
+    ] {
+        assert_eq!(detector.detect(text), Some(Language::ENGLISH), "{text}");
+    }
+    let list = "1. Apfel\n2. Kirsche\n3. Birne\n4. Zwiebel\n5. Möhre";
+    assert_eq!(detector.detect(list), Some(language("de")));
 }
 
 /// Ten German prompts: six instructions, one question with key words and an exact answer, a conversation, two unsafe requests.
@@ -313,6 +327,9 @@ fn each_check_finds_what_it_is_for() {
         ("finite", "numbers", &|_, r| r.finite = false),
         ("ends", "ran into the limit", &|_, r| (r.end, r.raw) = (End::Limit, r.text.clone())),
         ("ends", "ran into the limit", &|_, r| (r.end, r.raw) = (End::Context, r.text.clone())),
+        ("ends", "not asked, since their prompts do not fit in the context: give a larger --ctx-size", &|_, r| {
+            (r.end, r.raw, r.text, r.n_tokens) = (End::Context, String::new(), String::new(), 0);
+        }),
         ("ends", "stopped at <|endoftext|>", &|_, r| r.end = End::Token("<|endoftext|>".to_owned())),
         ("ends", "wrote <|im_end|> and went on", &|_, r| {
             (r.end, r.raw) = (End::Limit, format!("{0}{STOP}{0}", r.text))
