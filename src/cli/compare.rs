@@ -81,6 +81,9 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
     };
     let tau = vector.as_ref().map(|(chat, base)| Tau { plus: chat, minus: Some(base) });
     let tensors = compare_tensors(&a, &b, tau, &global.budget())?;
+    if tensors.tensors.is_empty() && texts.is_none() {
+        return Err(eval::Error::NothingShared { a: args.a.clone(), b: args.b.clone() }.into());
+    }
     let logits = texts.map(|texts| logits(args, &texts, [&a, &b], global)).transpose()?;
     let name = |path: &Path| path.display().to_string();
     let report = report::Compare { a: name(&args.a), b: name(&args.b), tensors: &tensors, logits: logits.as_ref() };

@@ -207,7 +207,7 @@ fn of_compare(error: &eval::Error) -> Exit {
         NoSuchToken { .. } | NoVocabulary { .. } | NotFinite { .. } => Exit::Malformed,
         Context { .. } | TooShort { .. } => Exit::Usage,
         Memory { .. } => Exit::NotSupported,
-        VocabularySize { .. } | Token { .. } | Text { .. } | Chunks { .. } => Exit::Refused,
+        VocabularySize { .. } | Token { .. } | Text { .. } | Chunks { .. } | NothingShared { .. } => Exit::Refused,
         Scorer { source, .. } => source.downcast_ref().map_or(Exit::Failure, of_infer),
         Rows { .. } => Exit::Failure,
     }

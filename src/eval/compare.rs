@@ -106,6 +106,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// Two files of which not one tensor can be held against another.
+    #[error("no tensor of {} has the name and shape of one in {}: these are different networks", b.display(), a.display())]
+    NothingShared {
+        /// The first file.
+        a: PathBuf,
+        /// The second.
+        b: PathBuf,
+    },
     /// Vocabularies of different sizes.
     #[error("model A has {a} tokens and model B {b}; probabilities can only be compared over one vocabulary")]
     VocabularySize {

@@ -551,6 +551,8 @@ fn files_that_are_no_models_are_refused_by_name() {
     smoke(&patch, &[]).says(4, &["patch.gguf", "chat-vector", "chatvec apply"]);
     chatvec(["compare", text(&base), text(&patch)]).says(4, &["patch.gguf", "chat-vector"]);
     chatvec(["compare", text(&patch), text(&patch)]).says(0, &[]);
+    let other = Draft::default().write(folder.path(), "other.gguf");
+    chatvec(["compare", text(&base), text(&other)]).says(4, &["other.gguf", "no tensor"]);
     for (kind, architecture) in [("adapter", "llama"), ("imatrix", ""), ("mmproj", "clip"), ("", "clip"), ("", "")] {
         let mut draft = Draft::default();
         if !kind.is_empty() {
@@ -614,7 +616,7 @@ fn answers_are_cut_by_tokens_and_context() {
     let (_folder, path) = good();
     assert_fails("one token", &ask_german_in("1", &path, &[]), &[("ends", &["ran into the limit"])]);
     let ran = ask_german(&path, &["--ctx-size", "4"]);
-    assert_fails("no room", &ran, &[("ends", &["0 of 24"])]);
+    assert_fails("no room", &ran, &[("ends", &["0 of 24", "not asked", "--ctx-size"])]);
     let report = ran.json();
     assert_eq!(report["answers"][0]["replies"][0]["end"], "context");
     assert_eq!(report["asked"]["n_ctx"], 4);
