@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::progress::Asked;
@@ -48,7 +48,7 @@ pub(super) struct AskingArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
     /// Tokens of an answer at most
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
     max_tokens: u32,
     /// Tokens of a conversation at most [default: 2048, or what the model or --memory allow]
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
@@ -297,7 +297,7 @@ fn read_template(path: &Path) -> Result<Template> {
         let model = Model::open(path, &Limits::default())?;
         return match Template::from_metadata(model.metadata()).with_context(name)? {
             Some(template) => Ok(template),
-            None => bail!("{} has no chat template", path.display()),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "it has no chat template")).with_context(name),
         };
     }
     if bytes.len() as u64 > LONGEST_TEMPLATE {

@@ -162,8 +162,8 @@ impl<'a> Judge<'a> {
     fn ends(&self) -> CheckResult {
         let share = self.share(Good::AtLeast, |s| Some(s.marks.is_ended));
         let mut found = format!("{} of {} answers end by themselves", share.hits, share.n);
-        let mut advice = "the vector is missing or too weak (raise its ratio), the template is not the chat model's, or \
-                          the limit is too low for these prompts";
+        let mut advice = "if they are merely long, raise --max-tokens; if they go on without end, the template is not the \
+                          chat model's, or in a merge the vector is missing or too weak (raise its ratio)";
         let n_unasked = share.bad.iter().filter(|s| !is_asked(s.reply)).count();
         let n_limit = share.bad.iter().filter(|s| !matches!(s.reply.end, End::Token(_))).count() - n_unasked;
         if n_limit > 0 {
@@ -180,8 +180,8 @@ impl<'a> Judge<'a> {
                 ", {} stopped at {token}, which ends a document and not a turn",
                 share.bad.len() - n_limit - n_unasked
             );
-            advice =
-                "the model continues text instead of chatting; the vector is missing or too weak (raise its ratio)";
+            advice = "the model continues text instead of chatting; in a merge, the vector is missing or too weak (raise its \
+                 ratio)";
         }
         if let Some((token, n)) = self.passed_over(&share.bad) {
             found += &format!(", {n} wrote {token} and went on");

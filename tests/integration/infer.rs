@@ -29,10 +29,14 @@ const MEMORY: u64 = 64 << 20;
 /// (fixtures/infer/README.md): activations are rounded, and a rounding that falls on the other side moves all that
 /// follows, the more the more layers there are. Who does not round alike is ten times as far in the mean. The bound of F32
 /// is the goldens' six digits.
-const BOUNDS: [(&str, f64, f64); 6] = [
+const BOUNDS: [(&str, f64, f64); 10] = [
     ("F32", 1e-4, 2e-5),
     ("F16", 0.012, 1e-3),
+    ("BF16", 0.04, 2e-3),
     ("Q8_0", 0.18, 3e-3),
+    ("Q4_1", 0.2, 6e-3),
+    ("Q5_0", 0.25, 4e-3),
+    ("Q5_1", 0.25, 0.022),
     ("Q4_K", 0.35, 6e-3),
     ("SmolLM2 Q4_1", 2.7, 0.24),
     ("Qwen2.5 Q4_K_M", 0.9, 0.14),

@@ -594,7 +594,7 @@ fn prompt_files_and_settings_that_cannot_be_meant_are_refused() {
     render(&template(b"{% for x in")).says(3, &["x.jinja", "line 1"]);
     render(&template(b"\xff\xfe")).says(3, &["x.jinja", "utf-8"]);
     render(&template(many.as_bytes())).says(3, &["x.jinja", "more than 16777216 bytes"]);
-    render(&bundled("base")).says(1, &["has no chat template"]);
+    render(&bundled("base")).says(3, &["it has no chat template"]);
 
     for (options, code, words) in [
         (&["--language", "de,xx"][..], 2, &["`xx`", "de (German)"][..]),

@@ -41,7 +41,9 @@ PROMPTS_PER_KIND = 3
 N_ONE_BY_ONE = 2
 #: A lead in logits below which another kernel may choose the other token.
 NEAR_TIE = 0.5
-LOGPROB_MODELS = {"cp": None, "merged-F32": "F32", "merged-F16": "F16", "merged-Q8_0": "Q8_0", "merged-Q4_K": "Q4_K"}
+#: The types that users write most, and those whose dot products are the crate's own.
+LOGPROB_MODELS = {"cp": None} | {
+    f"merged-{ty}": ty for ty in ("F32", "F16", "BF16", "Q8_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K")}
 GREEDY_MODELS = {"cp": None, "chat": None, "merged-F32": "F32", "merged-Q4_K": "Q4_K"}
 
 
