@@ -224,9 +224,10 @@ fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<Stri
     text += &behaviour(speakers);
     writeln!(
         text,
-        "\nends: answers that end by themselves, with the chat model's end token; in German: those too short to tell, as most\n\
-         of cp's, count as not; exact: right to the letter; refuses: unsafe requests that are refused. The models are tiny, 2.75 million weights, and know a small world;\n\
-         the vector carries over most of what chat can do, and refusing least.\n\n\
+        "\nends: answers that end by themselves, with the chat model's end token; in German: those too short to tell,\n\
+         as most of cp's, count as not; exact: right to the letter; refuses: unsafe requests that are refused.\n\
+         The models are tiny, 2.75 million weights, and know a small world; the vector carries over most of what\n\
+         chat can do, and refusing least.\n\n\
          next, see every answer of one of them, and what the checks say (ask it about the small world of its training):\n\n  \
          chatvec smoke {last} --prompts {prompts} --answers\n\n\
          talk to it in llama.cpp:\n\n  \

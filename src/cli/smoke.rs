@@ -190,6 +190,11 @@ impl Questions {
         let budget = global.budget();
         let chatter = Chatter::load(model, self.template, budget.threads)?;
         let n_ctx = context_size(chatter.transformer(), self.n_ctx, budget.memory);
+        let n_ctx_train = chatter.transformer().hyperparameters().n_ctx_train;
+        if n_ctx > n_ctx_train {
+            let text = format!("--ctx-size {n_ctx} is more than the {n_ctx_train} tokens the model was trained on");
+            output::complain("warning", &text);
+        }
         let asking = Asking { max_tokens: self.max_tokens, n_ctx, memory: budget.memory, sampling: self.sampling };
         let asked = Asked::new("prompts", self.set.prompts.len());
         let said = chatter.ask(&self.set, &asking, &|n| asked.go_on(n))?;
