@@ -29,10 +29,6 @@ fi
 
 # Leaves files alone that are there, after comparing their hashes.
 "$python" tests/peers/fetch_models.py "$CHATVEC_PEER_MODELS"
-if [ ! -f fixtures/infer/smollm2.json ] || [ ! -f fixtures/infer/qwen2.json ]; then
-    "$python" tests/peers/infer_goldens.py peers --models "$CHATVEC_PEER_MODELS"
-fi
-
 cargo build --release
 cargo test --release --test integration -- --include-ignored infer:: smoke::figures_
 "$python" tests/peers/decode_speed.py --models "$CHATVEC_PEER_MODELS"
