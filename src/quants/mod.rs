@@ -68,6 +68,22 @@ pub enum Error {
         /// Length of the byte slice.
         found_bytes: usize,
     },
+    /// The type is worthless without an importance matrix, and ggml refuses to write it so.
+    #[error("{ty} cannot be encoded without an importance matrix")]
+    ImportanceMissing {
+        /// The type asked for.
+        ty: GgmlType,
+    },
+    /// The weights are no whole number of the rows that the importance is for.
+    #[error("the importance is for rows of {row_len} weights; {n_weights} weights of {ty} are no whole number of them")]
+    ImportanceLength {
+        /// The type asked for.
+        ty: GgmlType,
+        /// Length of the f32 slice.
+        n_weights: usize,
+        /// Length of the importance.
+        row_len: usize,
+    },
 }
 
 /// Whether rows of this type can be converted, in both directions.
@@ -145,6 +161,32 @@ pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Err
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
+}
+
+/// Encodes whole rows as [`quantize_row`] does, with an importance matrix if there is one: byte for byte as
+/// `ggml_quantize_chunk`.
+///
+/// `importance` says how much the error of each weight of a row counts; it has the length of a row and serves every row
+/// of `src`. Types for which ggml has no use for it are encoded as without.
+///
+/// # Errors
+/// As [`quantize_row`]; [`Error::ImportanceMissing`] for types that [require](requires_importance) one,
+/// [`Error::ImportanceLength`] if `src` is no whole number of rows, or a row no whole number of blocks. `dst` is then
+/// untouched.
+pub fn quantize_rows(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), Error> {
+    let Some(importance) = importance else { return quantize_row(ty, src, dst) };
+    check_lengths(ty, src.len(), dst.len())?;
+    let row_len = importance.len();
+    if row_len == 0 || !src.len().is_multiple_of(row_len) || !row_len.is_multiple_of(ty.block_len()) {
+        return Err(Error::ImportanceLength { ty, n_weights: src.len(), row_len });
+    }
+    // The encoders with importance come here, type by type.
+    quantize_row(ty, src, dst)
+}
+
+/// Whether ggml refuses to encode this type without an importance matrix (`ggml_quantize_requires_imatrix`).
+pub fn requires_importance(ty: GgmlType) -> bool {
+    matches!(ty, GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ1_S)
 }
 
 /// Weights in a super-block of the K types (`QK_K`).
