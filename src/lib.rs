@@ -37,7 +37,7 @@
 //! # Example
 //!
 //! ```
-//! use chatvec::gguf::{Limits, Model};
+//! use chatvec::gguf::{Limits, Model, WriteOptions};
 //! use chatvec::pipeline::{self, Budget};
 //! use chatvec::plan::{self, Embeddings, MergePlan, OutputType, Recipe};
 //! use chatvec::survey::{self, Inputs};
@@ -54,7 +54,7 @@
 //!
 //! let folder = tempfile::tempdir()?;
 //! let out = folder.path().join("merged.gguf");
-//! let written = pipeline::write(&plan, &inputs, &out, false, &(), &Budget::default())?;
+//! let written = pipeline::write(&plan, &inputs, &out, &WriteOptions::default(), &(), &Budget::default())?;
 //! assert!(written.measured.total.survival().is_some_and(|s| s > 0.99));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -13,7 +13,7 @@ use super::smoke::{Questions, Talk};
 use super::{Exit, Global, job, output};
 use crate::chat::Template;
 use crate::eval::PromptSet;
-use crate::gguf::{Limits, Model, printable};
+use crate::gguf::{Limits, Model, WriteOptions, printable};
 use crate::pipeline::{self, Written};
 use crate::plan::{self, Embeddings, MergePlan, OutputType, Recipe};
 use crate::report::{self, Report as _, Table};
@@ -62,13 +62,14 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
         bail!("the bundled models look wrong: {finding}");
     }
     let mut results = Vec::new();
+    let options = WriteOptions { overwrite: true, ..WriteOptions::default() };
     for (name, pure) in TYPES {
         let started = Instant::now();
         let recipe = Recipe { output: OutputType::parse(name, pure)?, embeddings: Embeddings::All };
         let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe)?;
         let path = args.output.join(format!("merged-{name}.gguf"));
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
-        let written = pipeline::write(&plan, &inputs, &path, true, &progress, &budget)?;
+        let written = pipeline::write(&plan, &inputs, &path, &options, &progress, &budget)?;
         drop(progress);
         results.push(Merged { name, plan, written, took: started.elapsed() });
     }

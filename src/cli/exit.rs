@@ -123,6 +123,7 @@ fn of_container(error: &gguf::Error) -> Exit {
         | OutputKind { .. }
         | NoFolder { .. }
         | NoSpace { .. }
+        | TooManyShards { .. }
         | NotRenamed { .. } => Exit::Output,
         Io { .. } => Exit::Io,
         Layout { .. } => Exit::Failure,

@@ -39,12 +39,30 @@ pub(super) struct OutputArgs {
     /// Replace the output if it exists
     #[arg(long)]
     overwrite: bool,
+    /// Split an output whose tensors take more than this, such as 2GB, into shards: NAME-00001-of-00003.gguf
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    split_max_size: Option<u64>,
     /// Print the plan and what to expect of it; write nothing
     #[arg(long)]
     dry_run: bool,
     /// Go on although the inputs look wrong
     #[arg(long)]
     force: bool,
+}
+
+impl OutputArgs {
+    fn write_options(&self) -> WriteOptions {
+        let &OutputArgs { overwrite, split_max_size, .. } = self;
+        WriteOptions { overwrite, split_max_size, ..WriteOptions::default() }
+    }
+}
+
+/// A size as gguf-split takes it (`300M`, `2G`, in powers of ten), or with a unit spelled out.
+fn shard_size(text: &str) -> Result<u64, String> {
+    match text.parse::<bytesize::ByteSize>()?.as_u64() {
+        0 => Err("a shard must be allowed to hold something".to_owned()),
+        size => Ok(size),
+    }
 }
 
 /// The types of a model that is written.
@@ -156,7 +174,7 @@ impl Job<'_> {
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let (file, measured) =
-            pipeline::write_unnamed(&plan, inputs, &output.output, output.overwrite, &progress, &budget)?;
+            pipeline::write_unnamed(&plan, inputs, &output.output, &output.write_options(), &progress, &budget)?;
         let took = started.elapsed();
         progress.hide();
         let (talk, is_kept) = match questions {
@@ -238,14 +256,15 @@ impl Job<'_> {
 
     fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
         let inputs = self.inputs.paths().map(Path::to_owned).collect();
-        let mut options = WriteOptions { overwrite: self.output.overwrite, inputs };
-        let len = plan.header().file_len();
-        let mut target = options.check(&self.output.output, len)?;
+        let mut options = WriteOptions { inputs, ..self.output.write_options() };
+        let path = &self.output.output;
+        let targets = options.check(path, plan.header())?;
         if self.smoke.is_some_and(|smoke| smoke.smoke) {
             // What is rejected replaces an earlier one, but never an input.
             options.overwrite = true;
-            target.as_mut_os_string().push(REJECTED);
-            options.check(&target, len)?;
+            let mut rejected = if let [target] = &targets[..] { target.clone() } else { path.clone() };
+            rejected.as_mut_os_string().push(REJECTED);
+            options.check(&rejected, plan.header())?;
         }
         Ok(())
     }

@@ -168,6 +168,16 @@ pub enum Error {
         /// Bytes free for this user.
         available: u64,
     },
+    /// A split into more shards than the format can count.
+    #[error(
+        "shards of {max_size} bytes would be {n_shards}, and a set has at most 65535; give a larger --split-max-size"
+    )]
+    TooManyShards {
+        /// Shards it would take.
+        n_shards: usize,
+        /// Bytes asked for.
+        max_size: u64,
+    },
     /// The finished file could not take its final name; it is kept where it is.
     #[error("{}: cannot take its final name; the finished file is {}", path.display(), kept.display())]
     NotRenamed {

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::{Check, Error, Fault, place_of};
 use super::header::{ByteOrder, TensorInfo};
 use super::read::Limits;
+use super::split::{parse_shard_name, shard_path};
 use super::value::ValueType;
 use super::{File, Metadata};
 
@@ -223,19 +224,6 @@ fn split_key(file: &File, key: &str, ty: ValueType) -> Result<Option<u64>, Error
     }
 }
 
-/// The name's part before `-%05d-of-%05d.gguf`, the number of the shard from 1, and the number of shards.
-fn parse_shard_name(path: &Path) -> Option<(&str, u64, u64)> {
-    let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
-    let (rest, count) = stem.rsplit_once("-of-")?;
-    let (prefix, no) = rest.rsplit_once('-')?;
-    let number = |s: &str| (s.len() >= 5 && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse().ok())?;
-    Some((prefix, number(no)?, number(count)?))
-}
-
-fn shard_path(path: &Path, prefix: &str, no: u64, count: u64) -> PathBuf {
-    path.with_file_name(format!("{prefix}-{no:05}-of-{count:05}.gguf"))
-}
-
 /// Opens the set that `found` is a shard of, and checks that each file is the shard its name says.
 fn open_shards(found: File, count: u64, limits: &Limits) -> Result<Vec<File>, Error> {
     if count > limits.max_shards {
@@ -288,19 +276,4 @@ fn open_shard(found: &Path, shard: &Path, no: u64, count: u64, limits: &Limits) 
         }
         e => e,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn shard_names_follow_llama_split_path() {
-        let path = Path::new("dir/my-model-00002-of-00003.gguf");
-        assert_eq!(parse_shard_name(path), Some(("my-model", 2, 3)));
-        assert_eq!(shard_path(path, "my-model", 1, 3), Path::new("dir/my-model-00001-of-00003.gguf"));
-        for other in ["a.gguf", "a-1-of-3.gguf", "a-00001-of-00003.bin", "a-0000x-of-00003.gguf"] {
-            assert_eq!(parse_shard_name(Path::new(other)), None, "{other}");
-        }
-    }
 }

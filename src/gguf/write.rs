@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fs4::FileExt;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::error::{Check, Error};
 use super::header::{Header, alignment_of, check_keys};
+use super::split::{self, Shard};
 use super::{Metadata, positional};
 
 /// What may happen at the place of the output.
@@ -19,16 +20,37 @@ pub struct WriteOptions {
     pub overwrite: bool,
     /// Files the output must not be, also through links.
     pub inputs: Vec<PathBuf>,
+    /// Bytes of tensors that a file may hold; what is longer is written as a set of shards, `NAME-00001-of-00003.gguf`.
+    pub split_max_size: Option<u64>,
 }
 
 impl WriteOptions {
+    /// Checks that this output can be written here: [`WriteOptions::check_name`] for each of its files. Returns their names.
+    ///
+    /// # Errors
+    /// Those of [`WriteOptions::check_name`], [`Error::TooManyShards`], [`Error::Layout`].
+    pub fn check(&self, path: &Path, header: &Header) -> Result<Vec<PathBuf>, Error> {
+        let shards = split::split(header.clone(), self.split_max_size)?;
+        self.check_shards(path, &shards)
+    }
+
+    fn check_shards(&self, path: &Path, shards: &[Shard]) -> Result<Vec<PathBuf>, Error> {
+        let len = shards.iter().map(|s| s.header.file_len()).sum();
+        if shards.len() == 1 {
+            return Ok(vec![self.check_name(path, len)?]);
+        }
+        // That it is no folder's name shows in the name as given.
+        WriteOptions { overwrite: true, ..self.clone() }.check_name(path, len)?;
+        (1..=shards.len()).map(|no| self.check_name(&split::shard_of(path, no, shards.len()), len)).collect()
+    }
+
     /// Checks that a file of `len` bytes can take this name: it is no input, no folder or device, nothing that may not be
     /// replaced, and the disk has room. Returns the name with a symbolic link followed, so that a link survives.
     ///
     /// # Errors
     /// [`Error::OutputExists`], [`Error::OutputIsInput`], [`Error::OutputKind`],
     /// [`Error::NoFolder`], [`Error::NoSpace`], [`Error::Io`].
-    pub fn check(&self, path: &Path, len: u64) -> Result<PathBuf, Error> {
+    pub fn check_name(&self, path: &Path, len: u64) -> Result<PathBuf, Error> {
         // Nothing may be there yet, but no file can ever be: the rename would fail after all the work.
         let name = path.as_os_str().as_encoded_bytes();
         if path.file_name().is_none()
@@ -81,34 +103,56 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A file on its way: a temporary neighbour of the target, with room for all of it. Dropped unfinished, it disappears.
+/// An output on its way: a temporary neighbour of the target, or several, with room for all of it. Dropped unfinished, it
+/// disappears.
 ///
 /// Bytes may come from any thread in any order. The header is written last, because some of its values (what the run
 /// measured) are known only then; their size is fixed from the start.
 #[derive(Debug)]
 pub struct Writer {
+    /// At least one.
+    parts: Vec<Part>,
+    /// The file and the position in it of each tensor.
+    places: Vec<(usize, usize)>,
+    // Dropped after the files in it.
+    files: Files,
+}
+
+/// One file of an output.
+#[derive(Debug)]
+struct Part {
     header: Header,
     file: NamedTempFile,
     target: PathBuf,
-    overwrite: bool,
     written: AtomicU64,
 }
 
-/// A file with all its bytes, which is to be given its name. Dropped without, it disappears.
+/// What files need until they have their names.
 #[derive(Debug)]
-pub struct Complete {
-    file: NamedTempFile,
-    target: PathBuf,
+struct Files {
     overwrite: bool,
-    len: u64,
+    /// The name as asked for; that of the file, if there is one.
+    path: PathBuf,
+    /// Shards find each other by name: unnamed ones are in a folder of their own.
+    folder: Option<TempDir>,
 }
 
-/// A file that took its final name.
+/// An output with all its bytes, which is to be given its name. Dropped without, it disappears.
+#[derive(Debug)]
+pub struct Complete {
+    parts: Vec<(NamedTempFile, PathBuf)>,
+    len: u64,
+    files: Files,
+}
+
+/// An output that took its final name.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finished {
-    /// The final name, links followed.
+    /// The final name, links followed; of several files, the first.
     pub path: PathBuf,
-    /// Its length in bytes.
+    /// How many files there are.
+    pub n_files: usize,
+    /// Their length in bytes, all together.
     pub len: u64,
 }
 
@@ -118,37 +162,29 @@ impl Writer {
     /// # Errors
     /// Those of [`WriteOptions::check`].
     pub fn create(header: Header, path: &Path, options: &WriteOptions) -> Result<Self, Error> {
-        let len = header.file_len();
-        let target = options.check(path, len)?;
-        let folder = folder_of(&target);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".chatvec-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            // Temporary files are private by default; this one becomes an ordinary file, by the user's umask.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        let file = builder.tempfile_in(folder).map_err(Error::io(folder, "make a temporary file in"))?;
-        match file.as_file().allocate(len) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
-                let available = fs4::available_space(folder).unwrap_or(0);
-                return Err(Error::NoSpace { path: path.to_owned(), needed: len, available });
+        let shards = split::split(header, options.split_max_size)?;
+        let targets = options.check_shards(path, &shards)?;
+        let folder = match &targets[..] {
+            [] | [_] => None,
+            [target, ..] => {
+                let parent = folder_of(target);
+                Some(temporary().tempdir_in(parent).map_err(Error::io(parent, "make a temporary folder in"))?)
             }
-            // A quota has no number to show, but is as final as a full disk.
-            Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
-                return Err(Error::io(path, "take the disk space for it")(e));
-            }
-            // File systems without preallocation still take the writes.
-            Err(_) => file.as_file().set_len(len).map_err(Error::io(path, "set the length of"))?,
+        };
+        let mut places = Vec::new();
+        let mut parts = Vec::new();
+        for (part, (Shard { header, first_tensor }, target)) in shards.into_iter().zip(targets).enumerate() {
+            debug_assert_eq!(first_tensor, places.len());
+            places.extend((0..header.tensors().len()).map(|tensor| (part, tensor)));
+            parts.push(Part::create(header, target, folder.as_ref().map(TempDir::path))?);
         }
-        Ok(Writer { header, file, target, overwrite: options.overwrite, written: AtomicU64::new(0) })
+        let path = if folder.is_some() { path.to_owned() } else { parts[0].target.clone() };
+        Ok(Writer { parts, places, files: Files { overwrite: options.overwrite, path, folder } })
     }
 
-    /// The header as planned.
+    /// The header as planned; of several files, that of the first.
     pub fn header(&self) -> &Header {
-        &self.header
+        &self.parts[0].header
     }
 
     /// Writes bytes of a tensor, `offset` bytes after its start. Each byte is to be written once.
@@ -159,12 +195,8 @@ impl Writer {
     /// # Panics
     /// If there is no such tensor or the range reaches beyond it.
     pub fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let info = &self.header.tensors()[tensor];
-        info.assert_range(offset, bytes.len());
-        let at = self.header.data_offset() + info.offset() + offset;
-        positional::write_all_at(self.file.as_file(), bytes, at).map_err(Error::io(&self.target, "write"))?;
-        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        Ok(())
+        let (part, tensor) = self.places[tensor];
+        self.parts[part].write(tensor, offset, bytes)
     }
 
     /// Writes the header, makes the file durable and gives it its name.
@@ -175,75 +207,150 @@ impl Writer {
         self.complete(metadata)?.publish()
     }
 
-    /// Writes the header and makes the file durable; it has no name yet.
+    /// Writes the headers and makes the files durable; they have no names yet.
     ///
-    /// `metadata` replaces the planned metadata and must take the same number of bytes: the same keys with values of the
-    /// same size, and the same alignment.
+    /// `metadata` replaces the planned metadata (of a set: those of the first file, which keeps its own keys of the split)
+    /// and must take the same number of bytes: the same keys with values of the same size, and the same alignment.
     ///
     /// # Errors
     /// [`Error::Layout`] if bytes of data are missing, or the header changed its size or its alignment, [`Error::Io`].
     pub fn complete(mut self, metadata: Option<Metadata>) -> Result<Complete, Error> {
-        let expected: u64 = self.header.tensors().iter().map(|t| t.size()).sum();
-        let written = self.written.load(Ordering::Relaxed);
+        if let Some(mut metadata) = metadata {
+            check_keys(&metadata)?;
+            let header = &mut self.parts[0].header;
+            for (key, value) in header.metadata.iter().filter(|(key, _)| key.starts_with("split.")) {
+                metadata.set(key, value.clone());
+            }
+            // The data lie where the planned alignment put them.
+            let alignment = alignment_of(&metadata);
+            if alignment.as_ref() != Ok(&header.alignment) {
+                return Err(Error::Layout {
+                    check: Check::Alignment,
+                    place: "general.alignment".to_owned(),
+                    expected: header.alignment.to_string(),
+                    found: alignment.map_or_else(|(_, _, found)| found, |n| n.to_string()),
+                });
+            }
+            header.metadata = metadata;
+        }
+        let Writer { parts, files, .. } = self;
+        let len = parts.iter().map(|part| part.header.file_len()).sum();
+        let parts = parts.into_iter().map(Part::complete).collect::<Result<_, _>>()?;
+        Ok(Complete { parts, len, files })
+    }
+}
+
+/// How temporary files and folders are called.
+fn temporary() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".chatvec-").suffix(".tmp");
+    builder
+}
+
+impl Part {
+    /// Makes the file beside its target, or by the target's name in `folder`.
+    fn create(header: Header, target: PathBuf, folder: Option<&Path>) -> Result<Self, Error> {
+        let mut builder = temporary();
+        if folder.is_some() {
+            builder.prefix(target.file_name().unwrap_or_default()).suffix("").rand_bytes(0);
+        }
+        #[cfg(unix)]
+        {
+            // Temporary files are private by default; this one becomes an ordinary file, by the user's umask.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(fs::Permissions::from_mode(0o666));
+        }
+        let folder = folder.unwrap_or(folder_of(&target));
+        let file = builder.tempfile_in(folder).map_err(Error::io(folder, "make a temporary file in"))?;
+        let len = header.file_len();
+        match file.as_file().allocate(len) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+                let available = fs4::available_space(folder).unwrap_or(0);
+                return Err(Error::NoSpace { path: target, needed: len, available });
+            }
+            // A quota has no number to show, but is as final as a full disk.
+            Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
+                return Err(Error::io(&target, "take the disk space for it")(e));
+            }
+            // File systems without preallocation still take the writes.
+            Err(_) => file.as_file().set_len(len).map_err(Error::io(&target, "set the length of"))?,
+        }
+        Ok(Part { header, file, target, written: AtomicU64::new(0) })
+    }
+
+    fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let info = &self.header.tensors()[tensor];
+        info.assert_range(offset, bytes.len());
+        let at = self.header.data_offset() + info.offset() + offset;
+        positional::write_all_at(self.file.as_file(), bytes, at).map_err(Error::io(&self.target, "write"))?;
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Writes the header and makes the file durable.
+    fn complete(self) -> Result<(NamedTempFile, PathBuf), Error> {
+        let Part { header, file, target, written } = self;
+        let expected: u64 = header.tensors().iter().map(|t| t.size()).sum();
         let layout = |place: &str, expected: u64, found: u64| Error::Layout {
             check: Check::Size,
             place: place.to_owned(),
             expected: format!("{expected} bytes"),
             found: found.to_string(),
         };
+        let written = written.into_inner();
         if written != expected {
             return Err(layout("data section", expected, written));
         }
-        if let Some(metadata) = metadata {
-            check_keys(&metadata)?;
-            // The data lie where the planned alignment put them.
-            let alignment = alignment_of(&metadata);
-            if alignment.as_ref() != Ok(&self.header.alignment) {
-                return Err(Error::Layout {
-                    check: Check::Alignment,
-                    place: "general.alignment".to_owned(),
-                    expected: self.header.alignment.to_string(),
-                    found: alignment.map_or_else(|(_, _, found)| found, |n| n.to_string()),
-                });
-            }
-            self.header.metadata = metadata;
+        let bytes = header.encode();
+        if bytes.len() as u64 != header.len {
+            return Err(layout("header", header.len, bytes.len() as u64));
         }
-        let bytes = self.header.encode();
-        if bytes.len() as u64 != self.header.len {
-            return Err(layout("header", self.header.len, bytes.len() as u64));
-        }
-        let Writer { header, file, target, overwrite, .. } = self;
         positional::write_all_at(file.as_file(), &bytes, 0).map_err(Error::io(&target, "write"))?;
         file.as_file().sync_all().map_err(Error::io(&target, "write"))?;
-        Ok(Complete { len: header.file_len(), file, target, overwrite })
+        Ok((file, target))
     }
 }
 
 impl Complete {
-    /// Where it is meanwhile, beside its target.
+    /// Where it is meanwhile, beside its target; of several files, the first.
     pub fn path(&self) -> &Path {
-        self.file.path()
+        self.parts[0].0.path()
     }
 
-    /// Gives the file its name.
+    /// Gives the files their names. The first of several comes last: a set without it cannot be taken for a model.
     ///
     /// # Errors
-    /// [`Error::NotRenamed`]; the file is then kept under the name that the error gives.
+    /// [`Error::NotRenamed`]; the file is then kept under the name that the error gives, and so are those not yet renamed.
     pub fn publish(self) -> Result<Finished, Error> {
-        let Complete { file, target, overwrite, len } = self;
-        rename(file, &target, overwrite)?;
+        let Complete { parts, len, files } = self;
+        let (n_files, path) = (parts.len(), parts[0].1.clone());
+        let mut parts = parts.into_iter().rev();
+        while let Some((file, target)) = parts.next() {
+            if let Err(e) = rename(file, &target, files.overwrite) {
+                // Hours of work may be in them too.
+                parts.for_each(|(file, _)| drop(file.keep()));
+                files.folder.map(TempDir::keep);
+                return Err(e);
+            }
+        }
         // The rename itself has happened: a folder that cannot be synced is no reason to call the run a failure.
-        let _ = positional::sync_folder(folder_of(&target));
-        Ok(Finished { path: target, len })
+        let _ = positional::sync_folder(folder_of(&path));
+        Ok(Finished { path, n_files, len })
     }
 
-    /// Gives the file its name with `suffix` behind it instead, in place of whatever has that name.
+    /// Gives the files their names as if `suffix` had been asked for behind the output's own, in place of whatever has them.
     ///
     /// # Errors
     /// As [`Complete::publish`].
     pub fn publish_with_suffix(mut self, suffix: &str) -> Result<Finished, Error> {
-        self.target.as_mut_os_string().push(suffix);
-        self.overwrite = true;
+        let mut path = self.files.path.clone();
+        path.as_mut_os_string().push(suffix);
+        let count = self.parts.len();
+        for (no, (_, target)) in self.parts.iter_mut().enumerate() {
+            *target = if count == 1 { path.clone() } else { split::shard_of(&path, no + 1, count) };
+        }
+        self.files.overwrite = true;
         self.publish()
     }
 }

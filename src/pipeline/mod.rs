@@ -219,11 +219,11 @@ pub fn write(
     plan: &MergePlan,
     inputs: &Inputs,
     path: &Path,
-    overwrite: bool,
+    options: &gguf::WriteOptions,
     observer: &dyn Observer,
     budget: &Budget,
 ) -> Result<Written, Error> {
-    let (file, measured) = write_unnamed(plan, inputs, path, overwrite, observer, budget)?;
+    let (file, measured) = write_unnamed(plan, inputs, path, options, observer, budget)?;
     Ok(Written { file: file.publish()?, measured })
 }
 
@@ -235,11 +235,12 @@ pub fn write_unnamed(
     plan: &MergePlan,
     inputs: &Inputs,
     path: &Path,
-    overwrite: bool,
+    options: &gguf::WriteOptions,
     observer: &dyn Observer,
     budget: &Budget,
 ) -> Result<(gguf::Complete, Measured), Error> {
-    let options = gguf::WriteOptions { overwrite, inputs: inputs.paths().map(Path::to_owned).collect() };
+    let mut options = options.clone();
+    options.inputs.extend(inputs.paths().map(Path::to_owned));
     let writer = gguf::Writer::create(plan.header().clone(), path, &options)?;
     let measured = run(plan, inputs, &writer, observer, budget)?;
     if observer.is_cancelled() {

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use super::plan::words;
 use super::{Report, Smoke, Table, bytes, number, percent};
 use crate::ggml::GgmlType;
-use crate::gguf::printable;
+use crate::gguf::{self, printable};
 use crate::pipeline::Written;
 use crate::plan::MergePlan;
 use crate::survey::{Finding, Moments, part_of};
@@ -87,9 +87,10 @@ impl Report for Run<'_> {
         let seconds = self.took.as_secs_f64();
         let smoke = self.smoke.as_ref().map_or(String::new(), |smoke| format!("\n{}", smoke.text()));
         format!(
-            "{}\n{}: {} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n{smoke}",
+            "{}\n{}: {}{} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n{smoke}",
             table.text(),
             file.path.display(),
+            shards(file),
             self.plan.tensors().len(),
             self.plan.n_changed(),
             bytes(file.len),
@@ -134,6 +135,7 @@ impl Report for Run<'_> {
         json!({
             "output": self.written.file.path.to_string_lossy(),
             "output_bytes": self.written.file.len,
+            "output_files": self.written.file.n_files,
             "n_tensors": self.plan.tensors().len(),
             "n_changed": self.plan.n_changed(),
             "total": measured(&self.written.measured.total),
@@ -146,4 +148,9 @@ impl Report for Run<'_> {
             "smoke": self.smoke.as_ref().map(Report::json),
         })
     }
+}
+
+/// How many files the first one stands for, if it is not alone.
+fn shards(file: &gguf::Finished) -> String {
+    if file.n_files == 1 { String::new() } else { format!("{} files, ", file.n_files) }
 }

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use chatvec::ggml::GgmlType;
-use chatvec::gguf::{Array, Check, Error, File, Finished, Header, Limits, Metadata, TensorSpec, Value};
+use chatvec::gguf::{Array, Check, Error, File, Finished, Header, Limits, Metadata, Model, TensorSpec, Value};
 use chatvec::gguf::{WriteOptions, Writer};
 
-use crate::support::{Draft, valid};
+use crate::support::{Draft, shard_name, split, valid};
 
 /// The crate's header for the same model, with the metadata as the crate reads them.
 fn plan(draft: &Draft) -> Header {
@@ -46,7 +46,7 @@ fn overwrite() -> WriteOptions {
 }
 
 fn inputs(inputs: &[&Path]) -> WriteOptions {
-    WriteOptions { overwrite: true, inputs: inputs.iter().map(PathBuf::from).collect() }
+    WriteOptions { overwrite: true, inputs: inputs.iter().map(PathBuf::from).collect(), ..WriteOptions::default() }
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn writes_the_expected_bytes_at_every_alignment() {
         fill(&writer, &draft);
         let finished = writer.finish(None).expect("a finished file");
         assert!(fs::read(&path).expect("the output") == draft.bytes(), "alignment {alignment}");
-        assert_eq!(finished, Finished { path, len: draft.bytes().len() as u64 });
+        assert_eq!(finished, Finished { path, n_files: 1, len: draft.bytes().len() as u64 });
         assert_eq!(names(folder.path()), ["out.gguf"]);
     }
 }
@@ -371,4 +371,97 @@ fn a_write_beyond_its_tensor_panics_even_if_it_wraps() {
         let write = std::panic::AssertUnwindSafe(|| writer.write(0, offset, &[0; 2]));
         assert!(std::panic::catch_unwind(write).is_err(), "write at {offset}");
     }
+}
+
+/// The small model in shards of at most 1600 bytes, as `path` would be split.
+fn write_shards(path: &Path, options: WriteOptions) -> Result<Finished, Error> {
+    write_valid(path, &WriteOptions { split_max_size: Some(1600), ..options })
+}
+
+#[test]
+fn a_split_output_is_the_shards_of_gguf_split() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let finished = write_shards(&folder.path().join("small.gguf"), WriteOptions::default()).expect("a set");
+    let expected = split(&valid(), 3);
+    assert_eq!(names(folder.path()), expected.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>());
+    for (name, shard) in &expected {
+        assert!(fs::read(folder.path().join(name)).expect("a shard") == shard.bytes(), "{name}");
+    }
+    let len = expected.iter().map(|(_, shard)| shard.bytes().len() as u64).sum();
+    let path = folder.path().join(shard_name("small", 1, 3));
+    assert_eq!(finished, Finished { path: path.clone(), n_files: 3, len });
+    Model::open(&path, &Limits::default()).expect("a model in three files");
+}
+
+#[test]
+fn every_shard_has_the_alignment() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut draft = valid();
+    draft.align(128);
+    let options = WriteOptions { split_max_size: Some(1), ..WriteOptions::default() };
+    let writer = Writer::create(plan(&draft), &folder.path().join("out.gguf"), &options).expect("a writer");
+    fill(&writer, &draft);
+    let finished = writer.finish(None).expect("a set");
+    let model = Model::open(&finished.path, &Limits::default()).expect("a model");
+    assert_eq!(model.files().len(), draft.tensors.len());
+    assert!(model.files().iter().all(|file| file.header().alignment() == 128));
+    for (id, tensor) in draft.tensors.iter().enumerate() {
+        let mut found = vec![0; tensor.size() as usize];
+        model.read(id, 0, &mut found).expect("the data");
+        assert!(found == tensor.data(), "{}", model.tensor(id).name());
+    }
+}
+
+#[test]
+fn a_set_is_written_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("out.gguf");
+    let last = folder.path().join(shard_name("out", 3, 3));
+    fs::write(&last, "mine").expect("a file");
+    let error = write_shards(&path, WriteOptions::default()).expect_err("the last shard exists");
+    assert!(matches!(&error, Error::OutputExists { path } if *path == last), "{error}");
+    assert_eq!(names(folder.path()), ["out-00003-of-00003.gguf"]);
+
+    let input = WriteOptions { overwrite: true, inputs: vec![last.clone()], ..WriteOptions::default() };
+    let error = write_shards(&path, input).expect_err("a shard is an input");
+    assert!(matches!(error, Error::OutputIsInput { .. }), "{error}");
+
+    // One appears while the set is on its way: what is complete is kept, under the name that the error gives.
+    fs::remove_file(&last).expect("no file");
+    let options = WriteOptions { split_max_size: Some(1600), ..WriteOptions::default() };
+    let writer = Writer::create(plan(&valid()), &path, &options).expect("a writer");
+    fill(&writer, &valid());
+    let complete = writer.complete(None).expect("a set");
+    Model::open(complete.path(), &Limits::default()).expect("a model that has no name yet");
+    fs::write(&last, "mine").expect("a file");
+    let error = complete.publish().expect_err("a shard exists");
+    let Error::NotRenamed { kept, .. } = &error else { panic!("{error}") };
+    assert_eq!(kept.file_name(), last.file_name());
+    let kept = kept.parent().expect("a folder").join(shard_name("out", 1, 3));
+    Model::open(&kept, &Limits::default()).expect("the whole set");
+    assert_eq!(fs::read(&last).expect("the file"), b"mine");
+}
+
+#[test]
+fn an_unfinished_or_renamed_set_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("out.gguf");
+    let options = WriteOptions { split_max_size: Some(1600), ..WriteOptions::default() };
+    drop(Writer::create(plan(&valid()), &path, &options).expect("a writer"));
+    assert!(names(folder.path()).is_empty());
+
+    let writer = Writer::create(plan(&valid()), &path, &options).expect("a writer");
+    fill(&writer, &valid());
+    writer.complete(None).expect("a set").publish_with_suffix(".rejected").expect("a set");
+    assert_eq!(names(folder.path()), (1..=3).map(|no| shard_name("out.gguf.rejected", no, 3)).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_fits_in_one_file_is_not_split() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("out.gguf");
+    let options = WriteOptions { split_max_size: Some(1 << 20), ..WriteOptions::default() };
+    let finished = write_valid(&path, &options).expect("a file");
+    assert_eq!((finished.path, finished.n_files), (path.clone(), 1));
+    assert!(fs::read(&path).expect("the output") == valid().bytes());
 }

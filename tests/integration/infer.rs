@@ -19,6 +19,8 @@ use chatvec::survey::{self, Inputs};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
+use crate::trio::overwrite;
+
 /// Memory for a session of a tiny model.
 const MEMORY: u64 = 64 << 20;
 
@@ -92,7 +94,7 @@ fn merge(name: &str, pure: bool, path: &Path) {
     let pairs = survey::pair(&inputs).expect("siblings");
     let recipe = Recipe { output: OutputType::parse(name, pure).expect("a type"), embeddings: Embeddings::All };
     let plan = MergePlan::merge(&inputs, pairs, &recipe).expect("a plan");
-    pipeline::write(&plan, &inputs, path, true, &(), &Budget::default()).expect("a merge");
+    pipeline::write(&plan, &inputs, path, &overwrite(), &(), &Budget::default()).expect("a merge");
 }
 
 fn ids(tokens: &Json) -> Vec<u32> {

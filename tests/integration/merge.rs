@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use chatvec::chat::is_plumbing_key;
 use chatvec::ggml::GgmlType;
+use chatvec::gguf::{Model, WriteOptions};
 use chatvec::pipeline::{self, Budget};
 use chatvec::plan::MEASURED_KEYS;
 use chatvec::survey;
 use sha2::{Digest, Sha256};
 
-use crate::support::{Draft, Tensor, Val, kind, split, write_split};
+use crate::support::{Draft, Tensor, Val, kind, shard_name, split, write_split};
 use crate::trio::{
     BF16, F16, F32, Paths, Q4_K, Q8_0, Ran, Trio, assert_same_tensors, change, decode, drifted, encode, get, name,
-    names, plus_zero, read, requantise, store, sum, weights,
+    names, open, plus_zero, read, requantise, store, sum, weights,
 };
 
 /// SHA-256 of a tensor's bytes, −0 as +0.
@@ -647,7 +648,7 @@ fn a_cancelled_run_ends_at_the_next_chunk_and_leaves_nothing() {
     let observer = Impatient::default();
     let budget = Budget { memory: 64 << 20, threads: 1 };
     let out = folder.path().join("out.gguf");
-    let error = pipeline::write(&plan, &inputs, &out, false, &observer, &budget).unwrap_err();
+    let error = pipeline::write(&plan, &inputs, &out, &WriteOptions::default(), &observer, &budget).unwrap_err();
     assert!(matches!(error, pipeline::Error::Cancelled), "{error}");
     assert_eq!(observer.chunks.into_inner(), 1, "chunks of 30 tensors that were written");
     assert_eq!(names(folder.path()), Vec::<String>::new());
@@ -730,4 +731,36 @@ fn a_tensor_that_is_left_out_is_looked_at_all_the_same() {
     let mut trio = Trio::small();
     change(trio.cp.tensor("rope_freqs.weight"), |weights| weights[3] = f32::INFINITY);
     trio.write(folder.path()).command(&out, &[]).is_quiet();
+}
+
+#[test]
+fn a_merge_in_shards_has_the_tensors_of_one_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let paths = Paths::bundled();
+    paths.command(&at("whole.gguf"), &[]).says(0, &[]);
+    let ran = paths.command(&at("out.gguf"), &["--split-max-size", "500K", "--json"]);
+    ran.says(0, &[]);
+    let json = ran.json();
+    let n = json["output_files"].as_u64().unwrap() as usize;
+    assert!(n > 1);
+    let first = at(&shard_name("out", 1, n));
+    assert_eq!(json["output"], first.to_str().unwrap());
+    let (set, whole) = (open(&first), open(&at("whole.gguf")));
+    assert_eq!(set.files().len(), n);
+    assert!(set.tensors().map(|t| (t.name(), t.ty(), t.ne())).eq(whole.tensors().map(|t| (t.name(), t.ty(), t.ne()))));
+    for id in 0..whole.n_tensors() {
+        let data = |model: &Model| {
+            let mut data = vec![0; model.tensor(id).size() as usize];
+            model.read(id, 0, &mut data).unwrap();
+            data
+        };
+        assert!(data(&set) == data(&whole), "{}", whole.tensor(id).name());
+    }
+    // What was measured is in the header of the first.
+    assert_eq!(set.metadata().get("chatvec.survival"), whole.metadata().get("chatvec.survival"));
+
+    paths.command(&at("out.gguf"), &["--split-max-size", "500K"]).says(6, &["exists"]);
+    paths.command(&at("other.gguf"), &["--split-max-size", "0"]).says(2, &["--split-max-size"]);
+    paths.command(&at("other.gguf"), &["--split-max-size", "1"]).says(0, &[]);
 }

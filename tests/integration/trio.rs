@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use chatvec::ggml::GgmlType;
-use chatvec::gguf::{Limits, Model, Value};
+use chatvec::gguf::{Limits, Model, Value, WriteOptions};
 use chatvec::pipeline::{self, Budget, Written};
 use chatvec::plan::{self, Embeddings, MergePlan, OutputType, Recipe};
 use chatvec::quants;
@@ -14,6 +14,11 @@ use chatvec::survey::{self, Inputs};
 use half::{bf16, f16};
 
 use crate::support::{Draft, Tensor, Val, kind};
+
+/// Writes in place of what is there.
+pub(crate) fn overwrite() -> WriteOptions {
+    WriteOptions { overwrite: true, ..WriteOptions::default() }
+}
 
 pub(crate) const F32: u32 = 0;
 pub(crate) const F16: u32 = 1;
@@ -322,7 +327,7 @@ impl Paths {
     ) -> Result<Written, pipeline::Error> {
         let inputs = self.inputs(ratio);
         let plan = self.plan(&inputs, ty);
-        pipeline::write(&plan, &inputs, out, true, &(), budget)
+        pipeline::write(&plan, &inputs, out, &overwrite(), &(), budget)
     }
 
     /// A merge by the library that must succeed, read back.
