@@ -16,12 +16,19 @@
 //! | `float` | F32, F16, BF16 |
 //! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
+//! | `iq1`, `iq2`, `iq3` | IQ1_S, IQ1_M; IQ2_XXS, IQ2_XS, IQ2_S; IQ3_XXS, IQ3_S: super-blocks of points on a grid |
 //! | `search` | the scale searches of the K encoders |
+//! | `lattice`, `grids` | the search of the IQ2 and IQ3 encoders, and the grids |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
 
 mod dot;
 mod float;
+mod grids;
+mod iq1;
+mod iq2;
+mod iq3;
+mod lattice;
 mod legacy;
 mod planes;
 mod q2_k;
@@ -89,7 +96,28 @@ pub enum Error {
 /// Whether rows of this type can be converted, in both directions.
 pub fn is_supported(ty: GgmlType) -> bool {
     use GgmlType::*;
-    matches!(ty, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+    matches!(
+        ty,
+        F32 | F16
+            | BF16
+            | Q4_0
+            | Q4_1
+            | Q5_0
+            | Q5_1
+            | Q8_0
+            | Q2_K
+            | Q3_K
+            | Q4_K
+            | Q5_K
+            | Q6_K
+            | IQ2_XXS
+            | IQ2_XS
+            | IQ3_XXS
+            | IQ1_S
+            | IQ3_S
+            | IQ2_S
+            | IQ1_M
+    )
 }
 
 /// Every type that [`is_supported`], in the order of ids.
@@ -130,6 +158,13 @@ pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), E
         GgmlType::Q4_K => decode_blocks(src, dst, q4_k::decode),
         GgmlType::Q5_K => decode_blocks(src, dst, q5_k::decode),
         GgmlType::Q6_K => decode_blocks(src, dst, q6_k::decode),
+        GgmlType::IQ2_XXS => decode_blocks(src, dst, iq2::decode_xxs),
+        GgmlType::IQ2_XS => decode_blocks(src, dst, iq2::decode_xs),
+        GgmlType::IQ3_XXS => decode_blocks(src, dst, iq3::decode_xxs),
+        GgmlType::IQ1_S => decode_blocks(src, dst, iq1::decode_s),
+        GgmlType::IQ3_S => decode_blocks(src, dst, iq3::decode_s),
+        GgmlType::IQ2_S => decode_blocks(src, dst, iq2::decode_s),
+        GgmlType::IQ1_M => decode_blocks(src, dst, iq1::decode_m),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -158,6 +193,11 @@ pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Err
         GgmlType::Q4_K => encode_blocks(src, dst, q4_k::encode),
         GgmlType::Q5_K => encode_blocks(src, dst, q5_k::encode),
         GgmlType::Q6_K => encode_blocks(src, dst, q6_k::encode),
+        GgmlType::IQ3_XXS => encode_blocks(src, dst, |w, block| iq3::encode_xxs(w, None, block)),
+        GgmlType::IQ3_S => encode_blocks(src, dst, |w, block| iq3::encode_s(w, None, block)),
+        GgmlType::IQ2_S => encode_blocks(src, dst, |w, block| iq2::encode_s(w, None, block)),
+        GgmlType::IQ1_M => encode_blocks(src, dst, |w, block| iq1::encode_m(w, None, block)),
+        ty if requires_importance(ty) => return Err(Error::ImportanceMissing { ty }),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -180,8 +220,17 @@ pub fn quantize_rows(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst:
     if row_len == 0 || !src.len().is_multiple_of(row_len) || !row_len.is_multiple_of(ty.block_len()) {
         return Err(Error::ImportanceLength { ty, n_weights: src.len(), row_len });
     }
-    // The encoders with importance come here, type by type.
-    quantize_row(ty, src, dst)
+    match ty {
+        GgmlType::IQ2_XXS => encode_rows(src, importance, dst, iq2::encode_xxs),
+        GgmlType::IQ2_XS => encode_rows(src, importance, dst, iq2::encode_xs),
+        GgmlType::IQ3_XXS => encode_rows(src, importance, dst, |w, m, block| iq3::encode_xxs(w, Some(m), block)),
+        GgmlType::IQ1_S => encode_rows(src, importance, dst, iq1::encode_s),
+        GgmlType::IQ3_S => encode_rows(src, importance, dst, |w, m, block| iq3::encode_s(w, Some(m), block)),
+        GgmlType::IQ2_S => encode_rows(src, importance, dst, |w, m, block| iq2::encode_s(w, Some(m), block)),
+        GgmlType::IQ1_M => encode_rows(src, importance, dst, |w, m, block| iq1::encode_m(w, Some(m), block)),
+        _ => return quantize_row(ty, src, dst),
+    }
+    Ok(())
 }
 
 /// Whether ggml refuses to encode this type without an importance matrix (`ggml_quantize_requires_imatrix`).
@@ -227,6 +276,19 @@ fn encode_blocks<const SIZE: usize, const LEN: usize>(
 ) {
     for (weights, block) in src.as_chunks().0.iter().zip(dst.as_chunks_mut().0) {
         encode(weights, block);
+    }
+}
+
+/// As [`encode_blocks`], with the importance of a row that serves all rows. A row is a whole number of blocks.
+fn encode_rows<const SIZE: usize, const LEN: usize>(
+    src: &[f32],
+    importance: &[f32],
+    dst: &mut [u8],
+    encode: impl Fn(&[f32; LEN], &[f32; LEN], &mut [u8; SIZE]),
+) {
+    let importance = importance.as_chunks().0.iter().cycle();
+    for ((weights, importance), block) in src.as_chunks().0.iter().zip(importance).zip(dst.as_chunks_mut().0) {
+        encode(weights, importance, block);
     }
 }
 
