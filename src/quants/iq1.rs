@@ -19,10 +19,12 @@
 //! up to the C library, and the sums and so the bytes depend on it. Here equal values stay in their order, as they do with
 //! glibc, which merges arrays of this size in every release.
 
+use super::batch::Encoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, Neighbours, POINTS_IQ1, Point};
 use super::lattice::{scale_code, sigma2, unit, weigh};
-use super::{QK_K, field, field_mut};
+use super::simd::Simd;
+use super::{QK_K, REQUIRED, field, field_mut};
 
 /// Weights of a group.
 const DIM: usize = 8;
@@ -76,7 +78,30 @@ fn moved(number: usize, scale: f32, is_down: bool, w: &mut [f32; DIM]) {
 const MAX_EPS_S: f32 = 1e-12;
 const MAX_EPS_M: f32 = 1e-7;
 
-pub(super) fn encode_s(w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 50]) {
+pub(super) struct S;
+
+impl Encoder<QK_K, 50> for S {
+    const BLOCK_LEN: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 50]) {
+        encode_s(simd, w, matrix.expect(REQUIRED), block);
+    }
+}
+
+pub(super) struct M;
+
+impl Encoder<QK_K, 56> for M {
+    const BLOCK_LEN: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 56]) {
+        encode_m(simd, w, matrix, block);
+    }
+}
+
+#[inline(always)]
+fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 50]) {
     const N: usize = 32;
     block.fill(0);
     let neighbours = grids::IQ1.neighbours();
@@ -114,7 +139,8 @@ pub(super) fn encode_s(w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 5
     }
 }
 
-pub(super) fn encode_m(w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 56]) {
+#[inline(always)]
+fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 56]) {
     const N: usize = 16;
     block.fill(0);
     let neighbours = grids::IQ1.neighbours();

@@ -23,12 +23,14 @@
 //! number is even. Encoders `quantize_row_iq2_xxs_impl` and its like, decoders `dequantize_row_iq2_xxs` and its like of
 //! ggml-quants.c.
 
+use super::batch::Encoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ2_S, POINTS_IQ2_XS, POINTS_IQ2_XXS};
 use super::lattice::{self, Again, Candidates, Weights, even_signs, scale_code, sigma2, signed, unit, weigh};
 use super::rounding::nearest_int;
 use super::search::GROUP_MAX_EPS;
-use super::{QK_K, field, field_mut};
+use super::simd::Simd;
+use super::{QK_K, REQUIRED, field, field_mut};
 
 /// Weights of a group.
 const DIM: usize = 8;
@@ -78,7 +80,41 @@ fn sub_scale(d: f32, scales: &[u8; 8], k: usize) -> f32 {
     d * (0.5 + f32::from(scales[k / 4] >> (4 * (k / 2 % 2)) & 0xf)) * 0.25
 }
 
-pub(super) fn encode_xxs(w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 66]) {
+pub(super) struct Xxs;
+
+impl Encoder<QK_K, 66> for Xxs {
+    const BLOCK_LEN: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 66]) {
+        encode_xxs(simd, w, matrix.expect(REQUIRED), block);
+    }
+}
+
+pub(super) struct Xs;
+
+impl Encoder<QK_K, 74> for Xs {
+    const BLOCK_LEN: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 74]) {
+        encode_xs(simd, w, matrix.expect(REQUIRED), block);
+    }
+}
+
+pub(super) struct S;
+
+impl Encoder<QK_K, 82> for S {
+    const BLOCK_LEN: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 82]) {
+        encode_s(simd, w, matrix, block);
+    }
+}
+
+#[inline(always)]
+fn encode_xxs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 66]) {
     const CANDIDATES: Candidates = Candidates { n_beside: 6, step: 0.1, again: Again::All };
     block.fill(0);
     let neighbours = grids::IQ2_XXS.neighbours();
@@ -115,7 +151,8 @@ pub(super) fn encode_xxs(w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8;
     }
 }
 
-pub(super) fn encode_xs(w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 74]) {
+#[inline(always)]
+fn encode_xs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 74]) {
     const CANDIDATES: Candidates = Candidates { n_beside: 9, step: 0.1, again: Again::OffGrid };
     block.fill(0);
     let neighbours = grids::IQ2_XS.neighbours();
@@ -145,7 +182,8 @@ pub(super) fn encode_xs(w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 
     write_sub_scales(&scales, id, field_mut(block, 66));
 }
 
-pub(super) fn encode_s(w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 82]) {
+#[inline(always)]
+fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 82]) {
     const CANDIDATES: Candidates = Candidates { n_beside: 9, step: 0.1, again: Again::OffGrid };
     block.fill(0);
     let neighbours = grids::IQ2_S.neighbours();

@@ -18,9 +18,11 @@
 //! w = ±(d·(1 + 2·scale))·(2·code + 1). Encoders `quantize_row_iq3_xxs_impl` and `quantize_row_iq3_s_impl`, decoders
 //! `dequantize_row_iq3_xxs` and `dequantize_row_iq3_s` of ggml-quants.c.
 
+use super::batch::Encoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ3_S, POINTS_IQ3_XXS};
 use super::lattice::{self, Again, Candidates, Weights, even_signs, scale_code, sigma2, signed, unit, weigh};
+use super::simd::Simd;
 use super::{QK_K, field, field_mut};
 
 /// Weights of a group.
@@ -66,7 +68,30 @@ fn importance(w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>) -> [f32; QK_K] {
     importance
 }
 
-pub(super) fn encode_xxs(w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 98]) {
+pub(super) struct Xxs;
+
+impl Encoder<QK_K, 98> for Xxs {
+    const BLOCK_LEN: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 98]) {
+        encode_xxs(simd, w, matrix, block);
+    }
+}
+
+pub(super) struct S;
+
+impl Encoder<QK_K, 110> for S {
+    const BLOCK_LEN: usize = QK_K;
+
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 110]) {
+        encode_s(simd, w, matrix, block);
+    }
+}
+
+#[inline(always)]
+fn encode_xxs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 98]) {
     const CANDIDATES: Candidates = Candidates { n_beside: 15, step: 0.2, again: Again::OffGrid };
     block.fill(0);
     let neighbours = grids::IQ3_XXS.neighbours();
@@ -100,7 +125,8 @@ pub(super) fn encode_xxs(w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &
     }
 }
 
-pub(super) fn encode_s(w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 110]) {
+#[inline(always)]
+fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 110]) {
     const CANDIDATES: Candidates = Candidates { n_beside: 9, step: 0.2, again: Again::AllIfOffGrid };
     block.fill(0);
     let neighbours = grids::IQ3_S.neighbours();

@@ -21,7 +21,9 @@
 //! | `lattice`, `grids` | the search of the IQ2 and IQ3 encoders, and the grids |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
+//! | `simd`, `batch` | vector instructions, and rows cut into what they take |
 
+mod batch;
 mod dot;
 mod float;
 mod grids;
@@ -43,7 +45,11 @@ mod simd;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
+pub use simd::{Level, UnknownLevel, limit_level};
+
 use crate::ggml::GgmlType;
+use batch::Rows;
+use simd::{Kernel, Simd};
 
 /// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is an error.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -90,6 +96,12 @@ pub enum Error {
         n_weights: usize,
         /// Length of the importance.
         row_len: usize,
+    },
+    /// The processor has not got the instructions asked for.
+    #[error("this processor has no {level}; the best it has is {}", Level::best())]
+    LevelMissing {
+        /// The level asked for.
+        level: Level,
     },
 }
 
@@ -143,28 +155,37 @@ pub fn supported() -> impl Iterator<Item = GgmlType> {
 /// # Ok::<(), chatvec::quants::Error>(())
 /// ```
 pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
+    dequantize_row_at(Level::current(), ty, src, dst)
+}
+
+/// As [`dequantize_row`], by the instructions of `level`, to measure or test them; the bits do not depend on it.
+///
+/// # Errors
+/// As [`dequantize_row`], and [`Error::LevelMissing`].
+pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
+    check_level(level)?;
     check_lengths(ty, dst.len(), src.len())?;
     match ty {
         GgmlType::F32 => float::decode_f32(src, dst),
         GgmlType::F16 => float::decode_f16(src, dst),
         GgmlType::BF16 => float::decode_bf16(src, dst),
-        GgmlType::Q4_0 => decode_blocks(src, dst, legacy::decode_q4_0),
-        GgmlType::Q4_1 => decode_blocks(src, dst, legacy::decode_q4_1),
-        GgmlType::Q5_0 => decode_blocks(src, dst, legacy::decode_q5_0),
-        GgmlType::Q5_1 => decode_blocks(src, dst, legacy::decode_q5_1),
-        GgmlType::Q8_0 => decode_blocks(src, dst, legacy::decode_q8_0),
-        GgmlType::Q2_K => decode_blocks(src, dst, q2_k::decode),
-        GgmlType::Q3_K => decode_blocks(src, dst, q3_k::decode),
-        GgmlType::Q4_K => decode_blocks(src, dst, q4_k::decode),
-        GgmlType::Q5_K => decode_blocks(src, dst, q5_k::decode),
-        GgmlType::Q6_K => decode_blocks(src, dst, q6_k::decode),
-        GgmlType::IQ2_XXS => decode_blocks(src, dst, iq2::decode_xxs),
-        GgmlType::IQ2_XS => decode_blocks(src, dst, iq2::decode_xs),
-        GgmlType::IQ3_XXS => decode_blocks(src, dst, iq3::decode_xxs),
-        GgmlType::IQ1_S => decode_blocks(src, dst, iq1::decode_s),
-        GgmlType::IQ3_S => decode_blocks(src, dst, iq3::decode_s),
-        GgmlType::IQ2_S => decode_blocks(src, dst, iq2::decode_s),
-        GgmlType::IQ1_M => decode_blocks(src, dst, iq1::decode_m),
+        GgmlType::Q4_0 => decode_blocks(level, src, dst, legacy::decode_q4_0),
+        GgmlType::Q4_1 => decode_blocks(level, src, dst, legacy::decode_q4_1),
+        GgmlType::Q5_0 => decode_blocks(level, src, dst, legacy::decode_q5_0),
+        GgmlType::Q5_1 => decode_blocks(level, src, dst, legacy::decode_q5_1),
+        GgmlType::Q8_0 => decode_blocks(level, src, dst, legacy::decode_q8_0),
+        GgmlType::Q2_K => decode_blocks(level, src, dst, q2_k::decode),
+        GgmlType::Q3_K => decode_blocks(level, src, dst, q3_k::decode),
+        GgmlType::Q4_K => decode_blocks(level, src, dst, q4_k::decode),
+        GgmlType::Q5_K => decode_blocks(level, src, dst, q5_k::decode),
+        GgmlType::Q6_K => decode_blocks(level, src, dst, q6_k::decode),
+        GgmlType::IQ2_XXS => decode_blocks(level, src, dst, iq2::decode_xxs),
+        GgmlType::IQ2_XS => decode_blocks(level, src, dst, iq2::decode_xs),
+        GgmlType::IQ3_XXS => decode_blocks(level, src, dst, iq3::decode_xxs),
+        GgmlType::IQ1_S => decode_blocks(level, src, dst, iq1::decode_s),
+        GgmlType::IQ3_S => decode_blocks(level, src, dst, iq3::decode_s),
+        GgmlType::IQ2_S => decode_blocks(level, src, dst, iq2::decode_s),
+        GgmlType::IQ1_M => decode_blocks(level, src, dst, iq1::decode_m),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -178,29 +199,7 @@ pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), E
 /// # Errors
 /// [`Error::Unsupported`], or a length that does not fit; `dst` is then untouched.
 pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Error> {
-    check_lengths(ty, src.len(), dst.len())?;
-    match ty {
-        GgmlType::F32 => float::encode_f32(src, dst),
-        GgmlType::F16 => float::encode_f16(src, dst),
-        GgmlType::BF16 => float::encode_bf16(src, dst),
-        GgmlType::Q4_0 => encode_blocks(src, dst, legacy::encode_q4_0),
-        GgmlType::Q4_1 => encode_blocks(src, dst, legacy::encode_q4_1),
-        GgmlType::Q5_0 => encode_blocks(src, dst, legacy::encode_q5_0),
-        GgmlType::Q5_1 => encode_blocks(src, dst, legacy::encode_q5_1),
-        GgmlType::Q8_0 => encode_blocks(src, dst, legacy::encode_q8_0),
-        GgmlType::Q2_K => encode_blocks(src, dst, q2_k::encode),
-        GgmlType::Q3_K => encode_blocks(src, dst, q3_k::encode),
-        GgmlType::Q4_K => encode_blocks(src, dst, q4_k::encode),
-        GgmlType::Q5_K => encode_blocks(src, dst, q5_k::encode),
-        GgmlType::Q6_K => encode_blocks(src, dst, q6_k::encode),
-        GgmlType::IQ3_XXS => encode_blocks(src, dst, |w, block| iq3::encode_xxs(w, None, block)),
-        GgmlType::IQ3_S => encode_blocks(src, dst, |w, block| iq3::encode_s(w, None, block)),
-        GgmlType::IQ2_S => encode_blocks(src, dst, |w, block| iq2::encode_s(w, None, block)),
-        GgmlType::IQ1_M => encode_blocks(src, dst, |w, block| iq1::encode_m(w, None, block)),
-        ty if requires_importance(ty) => return Err(Error::ImportanceMissing { ty }),
-        _ => return Err(Error::Unsupported { ty }),
-    }
-    Ok(())
+    quantize_rows(ty, src, None, dst)
 }
 
 /// Encodes whole rows as [`quantize_row`] does, with an importance matrix if there is one: byte for byte as
@@ -214,21 +213,54 @@ pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Err
 /// [`Error::ImportanceLength`] if `src` is no whole number of rows, or a row no whole number of blocks. `dst` is then
 /// untouched.
 pub fn quantize_rows(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), Error> {
-    let Some(importance) = importance else { return quantize_row(ty, src, dst) };
+    quantize_rows_at(Level::current(), ty, src, importance, dst)
+}
+
+/// As [`quantize_rows`], by the instructions of `level`, to measure or test them; the bytes do not depend on it.
+///
+/// # Errors
+/// As [`quantize_rows`], and [`Error::LevelMissing`].
+pub fn quantize_rows_at(
+    level: Level,
+    ty: GgmlType,
+    src: &[f32],
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) -> Result<(), Error> {
+    check_level(level)?;
     check_lengths(ty, src.len(), dst.len())?;
-    let row_len = importance.len();
-    if row_len == 0 || !src.len().is_multiple_of(row_len) || !row_len.is_multiple_of(ty.block_len()) {
-        return Err(Error::ImportanceLength { ty, n_weights: src.len(), row_len });
+    match importance.map(<[f32]>::len) {
+        None if requires_importance(ty) => return Err(Error::ImportanceMissing { ty }),
+        Some(row_len)
+            if row_len == 0 || !src.len().is_multiple_of(row_len) || !row_len.is_multiple_of(ty.block_len()) =>
+        {
+            return Err(Error::ImportanceLength { ty, n_weights: src.len(), row_len });
+        }
+        _ => {}
     }
+    let rows = Rows { weights: src, importance };
     match ty {
-        GgmlType::IQ2_XXS => encode_rows(src, importance, dst, iq2::encode_xxs),
-        GgmlType::IQ2_XS => encode_rows(src, importance, dst, iq2::encode_xs),
-        GgmlType::IQ3_XXS => encode_rows(src, importance, dst, |w, m, block| iq3::encode_xxs(w, Some(m), block)),
-        GgmlType::IQ1_S => encode_rows(src, importance, dst, iq1::encode_s),
-        GgmlType::IQ3_S => encode_rows(src, importance, dst, |w, m, block| iq3::encode_s(w, Some(m), block)),
-        GgmlType::IQ2_S => encode_rows(src, importance, dst, |w, m, block| iq2::encode_s(w, Some(m), block)),
-        GgmlType::IQ1_M => encode_rows(src, importance, dst, |w, m, block| iq1::encode_m(w, Some(m), block)),
-        _ => return quantize_row(ty, src, dst),
+        GgmlType::F32 => float::encode_f32(src, dst),
+        GgmlType::F16 => float::encode_f16(src, dst),
+        GgmlType::BF16 => float::encode_bf16(src, dst),
+        GgmlType::Q4_0 => encode_blocks(level, src, dst, legacy::encode_q4_0),
+        GgmlType::Q4_1 => encode_blocks(level, src, dst, legacy::encode_q4_1),
+        GgmlType::Q5_0 => encode_blocks(level, src, dst, legacy::encode_q5_0),
+        GgmlType::Q5_1 => encode_blocks(level, src, dst, legacy::encode_q5_1),
+        GgmlType::Q8_0 => encode_blocks(level, src, dst, legacy::encode_q8_0),
+        GgmlType::Q2_K => encode_blocks(level, src, dst, q2_k::encode),
+        GgmlType::Q3_K => encode_blocks(level, src, dst, q3_k::encode),
+        GgmlType::Q4_K => encode_blocks(level, src, dst, q4_k::encode),
+        GgmlType::Q5_K => encode_blocks(level, src, dst, q5_k::encode),
+        GgmlType::Q6_K => encode_blocks(level, src, dst, q6_k::encode),
+        GgmlType::IQ2_XXS => batch::encode::<iq2::Xxs, _, _>(level, rows, dst),
+        GgmlType::IQ2_XS => batch::encode::<iq2::Xs, _, _>(level, rows, dst),
+        GgmlType::IQ3_XXS => batch::encode::<iq3::Xxs, _, _>(level, rows, dst),
+        GgmlType::IQ1_S => batch::encode::<iq1::S, _, _>(level, rows, dst),
+        GgmlType::IQ3_S => batch::encode::<iq3::S, _, _>(level, rows, dst),
+        GgmlType::IQ2_S => batch::encode::<iq2::S, _, _>(level, rows, dst),
+        GgmlType::IQ1_M => batch::encode::<iq1::M, _, _>(level, rows, dst),
+        _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
 }
@@ -237,6 +269,9 @@ pub fn quantize_rows(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst:
 pub fn requires_importance(ty: GgmlType) -> bool {
     matches!(ty, GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ1_S)
 }
+
+/// Why an encoder may expect an importance.
+const REQUIRED: &str = "a type that requires importance is refused without";
 
 /// Weights in a super-block of the K types (`QK_K`).
 const QK_K: usize = 256;
@@ -256,39 +291,48 @@ fn check_lengths(ty: GgmlType, n_weights: usize, found_bytes: usize) -> Result<(
     Ok(())
 }
 
+fn check_level(level: Level) -> Result<(), Error> {
+    if level.is_available() { Ok(()) } else { Err(Error::LevelMissing { level }) }
+}
+
 /// Runs `decode` over blocks of `SIZE` bytes and `LEN` weights. The sizes come from the signature of `decode`, so a
 /// block function that disagrees with the type table leaves weights unwritten, which the golden vectors would show.
+///
+/// A block function that is `#[inline(always)]` is compiled for the instructions of each level.
 fn decode_blocks<const SIZE: usize, const LEN: usize>(
+    level: Level,
     src: &[u8],
     dst: &mut [f32],
     decode: impl Fn(&[u8; SIZE], &mut [f32; LEN]),
 ) {
-    for (block, weights) in src.as_chunks().0.iter().zip(dst.as_chunks_mut().0) {
-        decode(block, weights);
-    }
+    simd::run(level, EachBlock { from: src.as_chunks().0, to: dst.as_chunks_mut().0, convert: decode });
 }
 
 /// Runs `encode` over blocks of `LEN` weights and `SIZE` bytes; see [`decode_blocks`].
 fn encode_blocks<const SIZE: usize, const LEN: usize>(
+    level: Level,
     src: &[f32],
     dst: &mut [u8],
     encode: impl Fn(&[f32; LEN], &mut [u8; SIZE]),
 ) {
-    for (weights, block) in src.as_chunks().0.iter().zip(dst.as_chunks_mut().0) {
-        encode(weights, block);
-    }
+    simd::run(level, EachBlock { from: src.as_chunks().0, to: dst.as_chunks_mut().0, convert: encode });
 }
 
-/// As [`encode_blocks`], with the importance of a row that serves all rows. A row is a whole number of blocks.
-fn encode_rows<const SIZE: usize, const LEN: usize>(
-    src: &[f32],
-    importance: &[f32],
-    dst: &mut [u8],
-    encode: impl Fn(&[f32; LEN], &[f32; LEN], &mut [u8; SIZE]),
-) {
-    let importance = importance.as_chunks().0.iter().cycle();
-    for ((weights, importance), block) in src.as_chunks().0.iter().zip(importance).zip(dst.as_chunks_mut().0) {
-        encode(weights, importance, block);
+/// A conversion, block by block.
+struct EachBlock<'a, From, To, Convert> {
+    from: &'a [From],
+    to: &'a mut [To],
+    convert: Convert,
+}
+
+impl<From, To, Convert: Fn(&From, &mut To)> Kernel for EachBlock<'_, From, To, Convert> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (from, to) in self.from.iter().zip(self.to) {
+            (self.convert)(from, to);
+        }
     }
 }
 
