@@ -16,7 +16,9 @@
 //! | `float` | F32, F16, BF16 |
 //! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
+//! | `iq1`, `iq2`, `iq3` | IQ1_S, IQ1_M; IQ2_XXS, IQ2_XS, IQ2_S; IQ3_XXS, IQ3_S: super-blocks of points on a grid |
 //! | `search` | the scale searches of the K encoders |
+//! | `lattice`, `grids` | the search of the IQ2 and IQ3 encoders, and the grids |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
 //! | `simd`, `batch` | vector instructions, and rows cut into what they take |
@@ -24,6 +26,11 @@
 mod batch;
 mod dot;
 mod float;
+mod grids;
+mod iq1;
+mod iq2;
+mod iq3;
+mod lattice;
 mod legacy;
 mod planes;
 mod q2_k;
@@ -101,7 +108,28 @@ pub enum Error {
 /// Whether rows of this type can be converted, in both directions.
 pub fn is_supported(ty: GgmlType) -> bool {
     use GgmlType::*;
-    matches!(ty, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+    matches!(
+        ty,
+        F32 | F16
+            | BF16
+            | Q4_0
+            | Q4_1
+            | Q5_0
+            | Q5_1
+            | Q8_0
+            | Q2_K
+            | Q3_K
+            | Q4_K
+            | Q5_K
+            | Q6_K
+            | IQ2_XXS
+            | IQ2_XS
+            | IQ3_XXS
+            | IQ1_S
+            | IQ3_S
+            | IQ2_S
+            | IQ1_M
+    )
 }
 
 /// Every type that [`is_supported`], in the order of ids.
@@ -151,6 +179,13 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
         GgmlType::Q4_K => decode_blocks(level, src, dst, q4_k::decode),
         GgmlType::Q5_K => decode_blocks(level, src, dst, q5_k::decode),
         GgmlType::Q6_K => decode_blocks(level, src, dst, q6_k::decode),
+        GgmlType::IQ2_XXS => decode_blocks(level, src, dst, iq2::decode_xxs),
+        GgmlType::IQ2_XS => decode_blocks(level, src, dst, iq2::decode_xs),
+        GgmlType::IQ3_XXS => decode_blocks(level, src, dst, iq3::decode_xxs),
+        GgmlType::IQ1_S => decode_blocks(level, src, dst, iq1::decode_s),
+        GgmlType::IQ3_S => decode_blocks(level, src, dst, iq3::decode_s),
+        GgmlType::IQ2_S => decode_blocks(level, src, dst, iq2::decode_s),
+        GgmlType::IQ1_M => decode_blocks(level, src, dst, iq1::decode_m),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -218,6 +253,13 @@ pub fn quantize_rows_at(
         GgmlType::Q4_K => encode_blocks(level, src, dst, q4_k::encode),
         GgmlType::Q5_K => encode_blocks(level, src, dst, q5_k::encode),
         GgmlType::Q6_K => encode_blocks(level, src, dst, q6_k::encode),
+        GgmlType::IQ2_XXS => batch::encode::<iq2::Xxs, _, _>(level, rows, dst),
+        GgmlType::IQ2_XS => batch::encode::<iq2::Xs, _, _>(level, rows, dst),
+        GgmlType::IQ3_XXS => batch::encode::<iq3::Xxs, _, _>(level, rows, dst),
+        GgmlType::IQ1_S => batch::encode::<iq1::S, _, _>(level, rows, dst),
+        GgmlType::IQ3_S => batch::encode::<iq3::S, _, _>(level, rows, dst),
+        GgmlType::IQ2_S => batch::encode::<iq2::S, _, _>(level, rows, dst),
+        GgmlType::IQ1_M => batch::encode::<iq1::M, _, _>(level, rows, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -227,6 +269,9 @@ pub fn quantize_rows_at(
 pub fn requires_importance(ty: GgmlType) -> bool {
     matches!(ty, GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ1_S)
 }
+
+/// Why an encoder may expect an importance.
+const REQUIRED: &str = "a type that requires importance is refused without";
 
 /// Weights in a super-block of the K types (`QK_K`).
 const QK_K: usize = 256;
