@@ -18,6 +18,8 @@ use clap::{Args, Parser, Subcommand};
 
 pub use exit::Exit;
 
+use crate::quants;
+
 /// Chat vectors on GGUF files: model + ratio × (chat − base), streamed.
 #[derive(Parser)]
 #[command(name = "chatvec", version, after_help = exit::table(), max_term_width = 120)]
@@ -41,6 +43,9 @@ struct Global {
     /// Memory for buffers, such as 64MiB or 2GB; headers come on top
     #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB")]
     memory: bytesize::ByteSize,
+    /// Use no higher level of vector instructions than this (scalar, avx2, avx512); the output is the same
+    #[arg(long, global = true, hide = true, value_name = "LEVEL")]
+    simd: Option<quants::Level>,
 }
 
 #[derive(Subcommand)]
@@ -73,6 +78,9 @@ pub fn main() -> ExitCode {
     };
     progress::stop_on_signals();
     let global = &cli.global;
+    if let Some(level) = global.simd {
+        quants::limit_level(level);
+    }
     let result = match &cli.command {
         Command::Inspect(args) => inspect::run(args, global),
         Command::Merge(args) => merge::run(args, global),
