@@ -120,29 +120,7 @@ impl Writer {
     pub fn create(header: Header, path: &Path, options: &WriteOptions) -> Result<Self, Error> {
         let len = header.file_len();
         let target = options.check(path, len)?;
-        let folder = folder_of(&target);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".chatvec-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            // Temporary files are private by default; this one becomes an ordinary file, by the user's umask.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        let file = builder.tempfile_in(folder).map_err(Error::io(folder, "make a temporary file in"))?;
-        match file.as_file().allocate(len) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
-                let available = fs4::available_space(folder).unwrap_or(0);
-                return Err(Error::NoSpace { path: path.to_owned(), needed: len, available });
-            }
-            // A quota has no number to show, but is as final as a full disk.
-            Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
-                return Err(Error::io(path, "take the disk space for it")(e));
-            }
-            // File systems without preallocation still take the writes.
-            Err(_) => file.as_file().set_len(len).map_err(Error::io(path, "set the length of"))?,
-        }
+        let file = temporary(&target, path, len)?;
         Ok(Writer { header, file, target, overwrite: options.overwrite, written: AtomicU64::new(0) })
     }
 
@@ -220,6 +198,19 @@ impl Writer {
 }
 
 impl Complete {
+    /// A file of bytes that are no GGUF, on its way under the same rules.
+    ///
+    /// # Errors
+    /// Those of [`WriteOptions::check`].
+    pub fn from_bytes(bytes: &[u8], path: &Path, options: &WriteOptions) -> Result<Self, Error> {
+        let len = bytes.len() as u64;
+        let target = options.check(path, len)?;
+        let file = temporary(&target, path, len)?;
+        positional::write_all_at(file.as_file(), bytes, 0).map_err(Error::io(&target, "write"))?;
+        file.as_file().sync_all().map_err(Error::io(&target, "write"))?;
+        Ok(Complete { len, file, target, overwrite: options.overwrite })
+    }
+
     /// Where it is meanwhile, beside its target.
     pub fn path(&self) -> &Path {
         self.file.path()
@@ -246,6 +237,34 @@ impl Complete {
         self.overwrite = true;
         self.publish()
     }
+}
+
+/// A temporary neighbour of the target (which errors call `path`) that has its disk space.
+fn temporary(target: &Path, path: &Path, len: u64) -> Result<NamedTempFile, Error> {
+    let folder = folder_of(target);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".chatvec-").suffix(".tmp");
+    #[cfg(unix)]
+    {
+        // Temporary files are private by default; this one becomes an ordinary file, by the user's umask.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let file = builder.tempfile_in(folder).map_err(Error::io(folder, "make a temporary file in"))?;
+    match file.as_file().allocate(len) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+            let available = fs4::available_space(folder).unwrap_or(0);
+            return Err(Error::NoSpace { path: path.to_owned(), needed: len, available });
+        }
+        // A quota has no number to show, but is as final as a full disk.
+        Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
+            return Err(Error::io(path, "take the disk space for it")(e));
+        }
+        // File systems without preallocation still take the writes.
+        Err(_) => file.as_file().set_len(len).map_err(Error::io(path, "set the length of"))?,
+    }
+    Ok(file)
 }
 
 /// Gives the file its name; without `overwrite` never in place of another that appeared meanwhile.
