@@ -20,6 +20,7 @@
 //! | [`ggml`] | the type table: id, name, weights and bytes of a block |
 //! | [`gguf`] | the container: bytes ↔ ordered metadata and tensor infos; rows by position; split sets; the writer |
 //! | [`quants`] | the codec: rows of f32 ↔ blocks, to ggml's bits |
+//! | [`imatrix`] | importance matrices: which weights' errors matter |
 //! | [`chat`] | what the metadata says about talking, and moving it from one model to another |
 //! | [`survey`] | looking at weights before deciding: what is added to what, a sample of it, what looks wrong |
 //! | [`plan`] | headers and a recipe → everything about the output, before a weight is read |
@@ -68,6 +69,7 @@
 pub mod ggml;
 pub mod gguf;
 pub mod quants;
+pub mod imatrix;
 pub mod chat;
 pub mod survey;
 pub mod plan;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest, TypeArgs};
 use super::merge::RecipeArgs;
 use super::{Exit, Global};
@@ -26,6 +27,8 @@ pub(super) struct ApplyArgs {
     #[command(flatten)]
     recipe: RecipeArgs,
     #[command(flatten)]
+    imatrix: ImatrixArgs,
+    #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     smoke: SmokeTest,
@@ -41,6 +44,7 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let (first, more) = args.patches.split_first().context("PATCH")?;
     let more: Vec<(Model, f64)> = more.iter().map(open).collect::<Result<_>>()?;
     let inputs = Inputs::apply(model, open(first)?, more);
+    let inputs = args.imatrix.add_to(inputs, global)?;
     let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
     Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::job::Refused;
-use crate::{chat, eval, gguf, infer, patch, pipeline, plan, survey};
+use crate::{chat, eval, gguf, imatrix, infer, patch, pipeline, plan, survey};
 
 /// How a command ended. The numbers are a promise to scripts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +75,8 @@ impl Exit {
         for cause in error.chain() {
             let exit = if let Some(e) = cause.downcast_ref::<gguf::Error>() {
                 of_container(e)
+            } else if let Some(e) = cause.downcast_ref::<imatrix::Error>() {
+                of_importance(e)
             } else if let Some(e) = cause.downcast_ref::<survey::Error>() {
                 of_survey(e)
             } else if let Some(e) = cause.downcast_ref::<plan::Error>() {
@@ -130,6 +132,18 @@ fn of_container(error: &gguf::Error) -> Exit {
     }
 }
 
+fn of_importance(error: &imatrix::Error) -> Exit {
+    use imatrix::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Io { .. } => Exit::Io,
+        Malformed { .. } | Value { .. } => Exit::Malformed,
+        NotAMatrix { .. } | Length { .. } => Exit::Refused,
+        NoneLeft { .. } => Exit::Usage,
+        Memory { .. } => Exit::NotSupported,
+    }
+}
+
 fn of_survey(error: &survey::Error) -> Exit {
     use survey::Error::*;
     match error {
@@ -145,6 +159,7 @@ fn of_plan(error: &plan::Error) -> Exit {
     use plan::Error::*;
     match error {
         Container(e) => of_container(e),
+        Importance(e) => of_importance(e),
         Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } => Exit::Refused,
         NotYet { .. } | CannotEncode { .. } | CannotDecode { .. } => Exit::NotSupported,
         UnknownType { .. } | Type(_) | Ratio { .. } | RatioText { .. } => Exit::Usage,
@@ -156,7 +171,7 @@ fn of_pipeline(error: &pipeline::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Source(e) => of_survey(e),
-        Range { .. } | Budget { .. } => Exit::NotSupported,
+        Range { .. } | Importance { .. } | Budget { .. } => Exit::NotSupported,
         Cancelled => Exit::Interrupted,
         Threads { .. } => Exit::Io,
     }

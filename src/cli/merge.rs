@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
+use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest, TypeArgs};
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
@@ -29,6 +30,8 @@ pub(super) struct MergeArgs {
     types: TypeArgs,
     #[command(flatten)]
     recipe: RecipeArgs,
+    #[command(flatten)]
+    imatrix: ImatrixArgs,
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
@@ -76,6 +79,7 @@ pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let (base, chat) = (open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let inputs = Inputs::merge(open(&args.model, "--model")?, base, chat, args.ratio);
+    let inputs = args.imatrix.add_to(inputs, global)?;
     let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
     Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
 }

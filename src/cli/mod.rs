@@ -5,6 +5,7 @@ mod compare;
 mod demo;
 mod exit;
 mod extract;
+mod imatrix_args;
 mod inspect;
 mod job;
 mod merge;

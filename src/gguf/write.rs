@@ -241,41 +241,45 @@ impl Writer {
 }
 
 /// How temporary files and folders are called.
-fn temporary() -> tempfile::Builder<'static, 'static> {
+fn temporary<'a>() -> tempfile::Builder<'a, 'a> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".chatvec-").suffix(".tmp");
     builder
 }
 
+/// A temporary file with `len` bytes of the disk: a neighbour of the target, or by the target's name in `folder`.
+fn with_room(folder: Option<&Path>, target: &Path, len: u64) -> Result<NamedTempFile, Error> {
+    let mut builder = temporary();
+    if folder.is_some() {
+        builder.prefix(target.file_name().unwrap_or_default()).suffix("").rand_bytes(0);
+    }
+    let folder = folder.unwrap_or(folder_of(target));
+    #[cfg(unix)]
+    {
+        // Temporary files are private by default; this one becomes an ordinary file, by the user's umask.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let file = builder.tempfile_in(folder).map_err(Error::io(folder, "make a temporary file in"))?;
+    match file.as_file().allocate(len) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::StorageFull => {
+            let available = fs4::available_space(folder).unwrap_or(0);
+            return Err(Error::NoSpace { path: target.to_owned(), needed: len, available });
+        }
+        // A quota has no number to show, but is as final as a full disk.
+        Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
+            return Err(Error::io(target, "take the disk space for it")(e));
+        }
+        // File systems without preallocation still take the writes.
+        Err(_) => file.as_file().set_len(len).map_err(Error::io(target, "set the length of"))?,
+    }
+    Ok(file)
+}
+
 impl Part {
-    /// Makes the file beside its target, or by the target's name in `folder`.
     fn create(header: Header, target: PathBuf, folder: Option<&Path>) -> Result<Self, Error> {
-        let mut builder = temporary();
-        if folder.is_some() {
-            builder.prefix(target.file_name().unwrap_or_default()).suffix("").rand_bytes(0);
-        }
-        #[cfg(unix)]
-        {
-            // Temporary files are private by default; this one becomes an ordinary file, by the user's umask.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        let folder = folder.unwrap_or(folder_of(&target));
-        let file = builder.tempfile_in(folder).map_err(Error::io(folder, "make a temporary file in"))?;
-        let len = header.file_len();
-        match file.as_file().allocate(len) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
-                let available = fs4::available_space(folder).unwrap_or(0);
-                return Err(Error::NoSpace { path: target, needed: len, available });
-            }
-            // A quota has no number to show, but is as final as a full disk.
-            Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
-                return Err(Error::io(&target, "take the disk space for it")(e));
-            }
-            // File systems without preallocation still take the writes.
-            Err(_) => file.as_file().set_len(len).map_err(Error::io(&target, "set the length of"))?,
-        }
+        let file = with_room(folder, &target, header.file_len())?;
         Ok(Part { header, file, target, written: AtomicU64::new(0) })
     }
 
@@ -313,6 +317,20 @@ impl Part {
 }
 
 impl Complete {
+    /// A file of bytes that are no GGUF, on its way under the same rules.
+    ///
+    /// # Errors
+    /// Those of [`WriteOptions::check_name`].
+    pub fn from_bytes(bytes: &[u8], path: &Path, options: &WriteOptions) -> Result<Self, Error> {
+        let len = bytes.len() as u64;
+        let target = options.check_name(path, len)?;
+        let file = with_room(None, &target, len)?;
+        positional::write_all_at(file.as_file(), bytes, 0).map_err(Error::io(&target, "write"))?;
+        file.as_file().sync_all().map_err(Error::io(&target, "write"))?;
+        let files = Files { overwrite: options.overwrite, path: target.clone(), folder: None };
+        Ok(Complete { parts: vec![(file, target)], len, files })
+    }
+
     /// Where it is meanwhile, beside its target; of several files, the first.
     pub fn path(&self) -> &Path {
         self.parts[0].0.path()

@@ -2,13 +2,15 @@
 
 use super::chunk::{Chunk, SEGMENT_WEIGHTS, STRIP_BYTES_PER_WEIGHT, must_be_finite};
 use super::{Error, rows_of};
+use crate::imatrix::ImportanceMatrix;
 use crate::plan::{MergePlan, TensorPlan};
 use crate::survey::{Inputs, minimum_rows};
 
 /// What a run may use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Budget {
-    /// Bytes for the buffers of all workers together. Headers and vocabularies come on top (some megabytes a file).
+    /// Bytes for the buffers of all workers together and an importance matrix. Headers and vocabularies come on top (some
+    /// megabytes a file).
     pub memory: u64,
     /// Workers; fewer run if the budget does not hold their buffers.
     pub threads: usize,
@@ -52,7 +54,7 @@ impl Budget {
     pub fn needed(&self, plan: &MergePlan, inputs: &Inputs) -> Result<(u64, usize), Error> {
         let layout = self.lay_out(plan, inputs)?;
         let worker = layout.largest_chunk() as u64 + layout.scratch;
-        Ok((worker * layout.n_workers as u64, layout.n_workers))
+        Ok((worker * layout.n_workers as u64 + importance_bytes(inputs), layout.n_workers))
     }
 
     pub(super) fn lay_out(&self, plan: &MergePlan, inputs: &Inputs) -> Result<Layout, Error> {
@@ -61,15 +63,21 @@ impl Budget {
         let largest = needs.iter().zip(plan.tensors()).max_by_key(|(need, _)| need.segment);
         let (segment, name) = largest.map_or((0, ""), |(need, tensor)| (need.segment, tensor.name.as_str()));
         let worker = segment.saturating_add(scratch).max(1);
-        if worker > self.memory {
-            return Err(Error::Budget { tensor: name.to_owned(), needed: worker, budget: self.memory });
+        let memory = self.memory.saturating_sub(importance_bytes(inputs));
+        if worker > memory {
+            let needed = worker.saturating_add(importance_bytes(inputs));
+            return Err(Error::Budget { tensor: name.to_owned(), needed, budget: self.memory });
         }
         // No more than there are segments: a thread without work costs its start.
         let n_segments = plan.tensors().iter().map(n_segments).sum::<u64>().max(1);
-        let n_workers = (self.memory / worker).min(self.threads.max(1) as u64).min(n_segments) as usize;
-        let block_bytes = self.memory / n_workers as u64 - scratch;
+        let n_workers = (memory / worker).min(self.threads.max(1) as u64).min(n_segments) as usize;
+        let block_bytes = memory / n_workers as u64 - scratch;
         Ok(Layout { n_workers, block_bytes, scratch, segments: needs.into_iter().map(|n| n.segment).collect() })
     }
+}
+
+fn importance_bytes(inputs: &Inputs) -> u64 {
+    inputs.importance().map_or(0, ImportanceMatrix::n_bytes)
 }
 
 impl Need {

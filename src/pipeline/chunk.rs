@@ -1,7 +1,10 @@
 //! One worker's work on one chunk.
 
+use std::ops::Range;
+
 use super::{Error, TensorSink};
 use crate::ggml::GgmlType;
+use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
 use crate::quants;
 use crate::survey::{Inputs, Kept, Moments, Sum, TensorRef, TensorSource, check_finite, decode, minimum_rows, resize};
@@ -95,6 +98,7 @@ impl<'a> Worker<'a> {
             return Ok(Vec::new());
         }
 
+        let importance = self.inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
         let mut sums = Vec::new();
         let mut row = 0;
         while row < chunk.n_rows {
@@ -103,7 +107,7 @@ impl<'a> Worker<'a> {
             while row < end {
                 let n_rows = strip_rows.min(end - row);
                 let out = &mut out[(row * chunk.row_size) as usize..((row + n_rows) * chunk.row_size) as usize];
-                segment += self.strip.compute(plan, chunk, &sources, row, n_rows, out)?;
+                segment += self.strip.compute(plan, chunk, &sources, row..row + n_rows, importance, out)?;
                 row += n_rows;
             }
             if plan.kept.is_none() {
@@ -132,16 +136,17 @@ impl Strip {
         Ok(())
     }
 
-    /// Computes `n_rows` rows, from the `row`-th of the chunk, into `out`.
+    /// Computes rows, counted from the first of the chunk, into `out`.
     fn compute(
         &mut self,
         plan: &TensorPlan,
         chunk: &Chunk,
         sources: &[Loaded<'_>],
-        row: u64,
-        n_rows: u64,
+        rows: Range<u64>,
+        importance: Option<RowImportance<'_>>,
         out: &mut [u8],
     ) -> Result<Moments, Error> {
+        let (row, n_rows) = (rows.start, rows.end - rows.start);
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
         let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
@@ -153,16 +158,20 @@ impl Strip {
         };
         self.sum.compute(n, plan.model, &plan.terms, model.is_some(), load)?;
 
+        let rows = Rows { ty: plan.ty, row_len: chunk.row_len as usize, first: chunk.first_row + row, importance };
         match model {
-            Some(model) => encode_changed(plan.ty, &self.sum, model.rows(row, n_rows), out),
-            None => encode(plan.ty, self.sum.wanted(), out),
+            Some(model) => rows.encode_changed(&self.sum, model.rows(row, n_rows), out),
+            None => rows.encode(self.sum.wanted(), out),
         }
         resize(&mut self.got, n);
         quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
         if let Some(i) = check_finite(self.sum.wanted()).or_else(|| check_finite(&self.got)) {
             let i = largest_of_block(self.sum.wanted(), i, plan.ty.block_len());
             let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, self.sum.wanted()[i]);
-            return Err(Error::Range { tensor, index, value, ty: plan.ty });
+            return Err(match importance {
+                Some(_) if value.is_finite() => Error::Importance { tensor, index, value, ty: plan.ty },
+                _ => Error::Range { tensor, index, value, ty: plan.ty },
+            });
         }
 
         let mut moments = Moments::default();
@@ -180,30 +189,75 @@ fn largest_of_block(weights: &[f32], i: usize, block_len: usize) -> usize {
     start + block.max_by(|a, b| a.1.abs().total_cmp(&b.1.abs())).map_or(0, |(i, _)| i)
 }
 
-fn encode(ty: GgmlType, weights: &[f32], out: &mut [u8]) {
-    quants::quantize_row(ty, weights, out).expect("the plan chose a type that can be written and fits the rows");
+/// Whole rows that are to be encoded, the first of which has this number in its tensor.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    ty: GgmlType,
+    row_len: usize,
+    first: u64,
+    importance: Option<RowImportance<'a>>,
 }
 
-/// Encodes the blocks that change and copies those that do not: encoders are not idempotent, so a block that was decoded
-/// and encoded again would differ from itself.
-fn encode_changed(ty: GgmlType, sum: &Sum, blocks: &[u8], out: &mut [u8]) {
-    let (len, size) = (ty.block_len(), ty.block_size());
-    if len == 1 {
-        // Floats decode and encode to the same bits, and the sum has kept what does not change.
-        return encode(ty, sum.wanted(), out);
+impl Rows<'_> {
+    fn encode(self, weights: &[f32], out: &mut [u8]) {
+        let Some(importance) = self.importance else { return encode(self.ty, weights, None, out) };
+        let n_rows = weights.len() / self.row_len;
+        let row_size = out.len() / n_rows.max(1);
+        for (rows, importance) in importance.parts(self.first..self.first + n_rows as u64) {
+            let rows = (rows.start - self.first) as usize..(rows.end - self.first) as usize;
+            let weights = &weights[rows.start * self.row_len..rows.end * self.row_len];
+            encode(self.ty, weights, Some(importance), &mut out[rows.start * row_size..rows.end * row_size]);
+        }
     }
-    let is_changed = |delta: &[f32]| delta.iter().any(|d| *d != 0.0);
-    let mut changed = sum.delta().chunks_exact(len).map(is_changed).enumerate().peekable();
-    while let Some((start, is_change)) = changed.next() {
+
+    /// Encodes the blocks that change and copies those that do not: encoders are not idempotent, so a block that was
+    /// decoded and encoded again would differ from itself.
+    ///
+    /// With an importance the encoder sees whole rows, because some types weigh a block by its row's variance; blocks of
+    /// them that do not change are put back afterwards.
+    fn encode_changed(self, sum: &Sum, blocks: &[u8], out: &mut [u8]) {
+        let (len, size) = (self.ty.block_len(), self.ty.block_size());
+        if len == 1 {
+            // Floats decode and encode to the same bits, and the sum has kept what does not change.
+            return self.encode(sum.wanted(), out);
+        }
+        let unit = if self.importance.is_some() { self.row_len } else { len };
+        let is_changed = |delta: &[f32]| delta.iter().any(|d| *d != 0.0);
+        for (is_change, units) in runs(sum.delta().chunks_exact(unit).map(is_changed)) {
+            let weights = units.start * unit..units.end * unit;
+            let bytes = weights.start / len * size..weights.end / len * size;
+            if !is_change {
+                out[bytes.clone()].copy_from_slice(&blocks[bytes]);
+                continue;
+            }
+            let rows = Rows { first: self.first + (weights.start / self.row_len) as u64, ..self };
+            rows.encode(&sum.wanted()[weights.clone()], &mut out[bytes.clone()]);
+            if unit > len {
+                let changed = sum.delta()[weights].chunks_exact(len).map(is_changed);
+                let blocks = blocks[bytes.clone()].chunks_exact(size);
+                for ((out, block), _) in out[bytes].chunks_exact_mut(size).zip(blocks).zip(changed).filter(|(_, c)| !c)
+                {
+                    out.copy_from_slice(block);
+                }
+            }
+        }
+    }
+}
+
+fn encode(ty: GgmlType, weights: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    let encoded = quants::quantize_rows(ty, weights, importance, out);
+    encoded.expect("the plan chose a type that can be written and fits the rows");
+}
+
+/// Ranges of neighbours that are alike.
+fn runs(flags: impl Iterator<Item = bool>) -> impl Iterator<Item = (bool, Range<usize>)> {
+    let mut flags = flags.enumerate().peekable();
+    std::iter::from_fn(move || {
+        let (start, flag) = flags.next()?;
         let mut end = start + 1;
-        while changed.next_if(|(_, c)| *c == is_change).is_some() {
+        while flags.next_if(|(_, other)| *other == flag).is_some() {
             end += 1;
         }
-        let bytes = start * size..end * size;
-        if is_change {
-            encode(ty, &sum.wanted()[start * len..end * len], &mut out[bytes]);
-        } else {
-            out[bytes.clone()].copy_from_slice(&blocks[bytes]);
-        }
-    }
+        Some((flag, start..end))
+    })
 }

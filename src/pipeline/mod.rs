@@ -93,6 +93,21 @@ pub enum Error {
         /// The output's type.
         ty: GgmlType,
     },
+    /// A block that came out as no number because of its importance, as where all of it is 0.
+    #[error(
+        "tensor {tensor}: the block of weight {index} ({value:e}) cannot be encoded as {ty} with the importance it has; \
+         leave the tensor out with --exclude-weights {tensor}"
+    )]
+    Importance {
+        /// The tensor.
+        tensor: String,
+        /// Which weight, counted through the tensor with the row's direction fastest.
+        index: u64,
+        /// Its value in f32.
+        value: f32,
+        /// The output's type.
+        ty: GgmlType,
+    },
     /// The rows of a tensor do not fit in the budget.
     #[error(
         "tensor {tensor} needs {needed} bytes for its rows, more than the budget of {budget}; give --memory {needed} or more"

@@ -49,6 +49,22 @@ pub enum Warning {
         /// The keys.
         keys: Vec<String>,
     },
+    /// Tensors that are encoded without importance although there is a matrix.
+    ImportanceMissing {
+        /// Their names.
+        tensors: Vec<String>,
+        /// How many there are that a matrix could change.
+        of: usize,
+    },
+    /// Entries of the importance matrix without a tensor.
+    ImportanceUnmatched {
+        /// Their names.
+        entries: Vec<String>,
+        /// How many entries there are.
+        of: usize,
+    },
+    /// An importance matrix that changes nothing.
+    ImportanceIdle,
     /// A finding of the survey that the user chose to go past.
     Forced {
         /// What it said.
@@ -90,6 +106,24 @@ impl fmt::Display for Warning {
             Warning::Unusable { keys } => {
                 write!(f, "chat has values that llama.cpp would refuse, which are left out: {}", keys.join(", "))
             }
+            Warning::ImportanceMissing { tensors, of } => write!(
+                f,
+                "the importance matrix has no entry for {} of the {of} tensors it could change, which are encoded without \
+                 it, among them {}",
+                tensors.len(),
+                tensors[0]
+            ),
+            Warning::ImportanceUnmatched { entries, of } => write!(
+                f,
+                "{} of the {of} entries of the importance matrix belong to no tensor of the model, among them {}: it may \
+                 be that of another model",
+                entries.len(),
+                entries[0]
+            ),
+            Warning::ImportanceIdle => write!(
+                f,
+                "the importance matrix changes nothing: no tensor is encoded in a type for which ggml has a use for it"
+            ),
             Warning::Forced { finding } => write!(f, "forced: {finding}"),
         }
     }

@@ -33,9 +33,9 @@ const IDENTITY: [&str; 7] = [
     "general.version",
 ];
 
-/// Drops what is true of the input file only: its place in a split set, its importance matrix, its ancestors, its identity.
+/// Drops what is true of the input file only: its place in a split set, its ancestors, its identity.
 pub(super) fn clean(metadata: &mut Metadata) {
-    let stale = ["split.", "quantize.imatrix.", "general.base_model.", "general.source.", "chatvec."];
+    let stale = ["split.", "general.base_model.", "general.source.", "chatvec."];
     metadata.retain(|key| !IDENTITY.contains(&key) && !stale.iter().any(|prefix| key.starts_with(prefix)));
     if let Some(name) = metadata.get_str("general.name") {
         let name = format!("{name} + chat vector");

@@ -5,6 +5,7 @@
 
 mod compat;
 mod file_type;
+mod importance;
 mod metadata;
 mod types;
 
@@ -18,6 +19,7 @@ pub use types::{fallback, is_quantizable};
 use crate::chat;
 use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
+use crate::imatrix;
 use crate::quants;
 use crate::survey::{Inputs, Kept, Pair, TensorRef, Term};
 
@@ -28,6 +30,9 @@ pub enum Error {
     /// The output's header cannot be laid out.
     #[error(transparent)]
     Container(#[from] gguf::Error),
+    /// An importance matrix that is not this model's.
+    #[error(transparent)]
+    Importance(#[from] imatrix::Error),
     /// Two files that must agree do not.
     #[error("{key} is {found} in {} but {expected} in {}; {hint}", found_in.display(), expected_in.display())]
     Mismatch {
@@ -178,7 +183,7 @@ impl MergePlan {
     /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed.
     ///
     /// # Errors
-    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`].
+    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`].
     ///
     /// # Panics
     /// If the inputs have no model to add to.
@@ -196,6 +201,7 @@ impl MergePlan {
             let ty = recipe.output.type_for(architecture_of(model), info, info.ty());
             tensors.push(TensorPlan::new(inputs, pair, ty)?);
         }
+        warnings.extend(importance::check(inputs, &tensors)?);
 
         let mut metadata = model.metadata().clone();
         metadata::clean(&mut metadata);
@@ -211,6 +217,7 @@ impl MergePlan {
         }
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
         recipe.output.describe(&mut metadata, &types);
+        importance::describe(&mut metadata, inputs.importance());
         metadata::provenance(&mut metadata, inputs, recipe);
         Self::from_parts(metadata, tensors, warnings, changes)
     }

@@ -273,6 +273,14 @@ pub fn requires_importance(ty: GgmlType) -> bool {
 /// Why an encoder may expect an importance.
 const REQUIRED: &str = "a type that requires importance is refused without";
 
+/// Whether an importance matrix changes how this type is encoded (`ggml_quantize_chunk`: the other types' functions do not
+/// look at it).
+pub fn uses_importance(ty: GgmlType) -> bool {
+    use GgmlType::*;
+    let searches = matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS);
+    searches || matches!(ty, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S)
+}
+
 /// Weights in a super-block of the K types (`QK_K`).
 const QK_K: usize = 256;
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::source::Error;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Model, TensorId, TensorInfo};
+use crate::imatrix::{ImportanceMatrix, RowImportance};
 
 /// A model among the [`Inputs`], by its position.
 pub type SourceId = usize;
@@ -52,6 +53,7 @@ pub struct Inputs {
     sources: Vec<(Role, Model)>,
     model: Option<SourceId>,
     vectors: Vec<Vector>,
+    importance: Option<ImportanceMatrix>,
 }
 
 impl Inputs {
@@ -61,6 +63,7 @@ impl Inputs {
             sources: vec![(Role::Model, model), (Role::Base, base), (Role::Chat, chat)],
             model: Some(0),
             vectors: vec![Vector { ratio, plus: 2, minus: Some(1) }],
+            importance: None,
         }
     }
 
@@ -70,6 +73,7 @@ impl Inputs {
             sources: vec![(Role::Base, base), (Role::Chat, chat)],
             model: None,
             vectors: vec![Vector { ratio: 1.0, plus: 1, minus: Some(0) }],
+            importance: None,
         }
     }
 
@@ -81,7 +85,25 @@ impl Inputs {
             vectors.push(Vector { ratio, plus: sources.len(), minus: None });
             sources.push((Role::Patch, patch));
         }
-        Inputs { sources, model: Some(0), vectors }
+        Inputs { sources, model: Some(0), vectors, importance: None }
+    }
+
+    /// With a matrix that says how much the errors of the output's weights count.
+    #[must_use]
+    pub fn with_importance(mut self, matrix: ImportanceMatrix) -> Self {
+        self.importance = Some(matrix);
+        self
+    }
+
+    /// The importance matrix.
+    pub fn importance(&self) -> Option<&ImportanceMatrix> {
+        self.importance.as_ref()
+    }
+
+    /// The importance of the rows of an output tensor, row length first. An entry that does not fit is none here; the
+    /// plan has refused it.
+    pub fn importance_of(&self, tensor: &str, ne: &[u64]) -> Option<RowImportance<'_>> {
+        self.importance.as_ref()?.of_tensor(tensor, ne).ok().flatten()
     }
 
     /// Every model with its role.
@@ -122,7 +144,8 @@ impl Inputs {
 
     /// Every file of every input: what the output must not be.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.sources.iter().flat_map(|(_, model)| model.paths())
+        let matrix = self.importance.iter().map(ImportanceMatrix::path);
+        self.sources.iter().flat_map(|(_, model)| model.paths()).chain(matrix)
     }
 
     /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight is read without.

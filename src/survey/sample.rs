@@ -161,7 +161,11 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let type_of = |r: TensorRef| inputs.source(r.source).tensor(r.tensor).ty();
     candidates.sort();
     candidates.dedup();
-    candidates.retain(|&ty| quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64));
+    let importance = inputs.importance_of(&pair.name, info.ne());
+    candidates.retain(|&ty| {
+        let is_possible = importance.is_some() || !quants::requires_importance(ty);
+        is_possible && quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64)
+    });
 
     let mut raw = Vec::new();
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
@@ -195,7 +199,8 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         resize(&mut got, len as usize);
         for (&ty, tried) in &mut by_type {
             raw.resize(ty.size_of(len).expect("candidates fit the row") as usize, 0);
-            let coded = quants::quantize_row(ty, sum.wanted(), &mut raw)
+            let importance = importance.map(|all| &all.of_row(row)[start as usize..][..len as usize]);
+            let coded = quants::quantize_rows(ty, sum.wanted(), importance, &mut raw)
                 .and_then(|()| quants::dequantize_row(ty, &raw, &mut got));
             coded.expect("candidates are supported and fit the row");
             tried.add(&sum.weights(&got));

@@ -4,19 +4,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with what it may use, in the order in which data walk through them.
-const ORDER: [(&str, &[&str]); 12] = [
+const ORDER: [(&str, &[&str]); 13] = [
     ("ggml", &[]),
     ("gguf", &["ggml"]),
     ("quants", &["ggml"]),
+    ("imatrix", &["ggml", "gguf"]),
     ("chat", &["gguf"]),
-    ("survey", &["ggml", "gguf", "quants", "chat"]),
-    ("plan", &["ggml", "gguf", "quants", "chat", "survey"]),
-    ("pipeline", &["ggml", "gguf", "quants", "chat", "survey", "plan"]),
-    ("patch", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline"]),
-    ("infer", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch"]),
-    ("eval", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer"]),
-    ("report", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval"]),
-    ("cli", &["ggml", "gguf", "quants", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval", "report"]),
+    ("survey", &["ggml", "gguf", "quants", "imatrix", "chat"]),
+    ("plan", &["ggml", "gguf", "quants", "imatrix", "chat", "survey"]),
+    ("pipeline", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan"]),
+    ("patch", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline"]),
+    ("infer", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch"]),
+    ("eval", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer"]),
+    ("report", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval"]),
+    (
+        "cli",
+        &[
+            "ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval",
+            "report",
+        ],
+    ),
 ];
 
 /// Crates that only the command may use.

@@ -1,0 +1,104 @@
+//! What an importance matrix means for a plan: which tensors it is for, and what the output says of it.
+
+use super::{Error, TensorPlan, Warning};
+use crate::gguf::{Metadata, Value};
+use crate::imatrix::ImportanceMatrix;
+use crate::quants;
+use crate::survey::Inputs;
+
+/// What every key about the matrix begins with.
+const PREFIX: &str = "quantize.imatrix.";
+
+/// Bytes of a string that llama-quantize writes at most (`llama_model_kv_override::val_str`).
+const LONGEST: usize = 127;
+
+/// Refuses a matrix that does not fit, and says which tensors it does nothing for.
+///
+/// llama-quantize encodes a tensor without an entry as if there were no matrix, too.
+///
+/// # Errors
+/// [`Error::Importance`] for an entry of another length than its tensor asks for.
+pub(super) fn check(inputs: &Inputs, tensors: &[TensorPlan]) -> Result<Vec<Warning>, Error> {
+    let Some(matrix) = inputs.importance() else { return Ok(Vec::new()) };
+    let (mut n_encoded, mut missing) = (0, Vec::new());
+    for tensor in tensors {
+        let found = matrix.of_tensor(&tensor.name, &tensor.ne)?;
+        if quants::uses_importance(tensor.ty) && !tensor.is_copy(inputs) {
+            n_encoded += 1;
+            if found.is_none() {
+                missing.push(tensor.name.clone());
+            }
+        }
+    }
+    let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+    names.sort_unstable();
+    let has_no_tensor = |name: &&str| names.binary_search(name).is_err();
+    let entries: Vec<String> = matrix.names().filter(has_no_tensor).map(str::to_owned).collect();
+
+    let mut warnings = Vec::new();
+    if n_encoded == 0 {
+        warnings.push(Warning::ImportanceIdle);
+    }
+    if !missing.is_empty() {
+        warnings.push(Warning::ImportanceMissing { tensors: missing, of: n_encoded });
+    }
+    if !entries.is_empty() {
+        warnings.push(Warning::ImportanceUnmatched { entries, of: matrix.names().len() });
+    }
+    Ok(warnings)
+}
+
+/// Writes the keys that llama-quantize writes of its matrix (tools/quantize/quantize.cpp), in place of those of an earlier
+/// one: file, text, entries and chunks. Without a matrix there are none.
+///
+/// llama-quantize writes the path of the matrix as it was given; here it is the file's name, and a text by its absolute path
+/// is its name too, so that an output does not depend on where its inputs lie.
+pub(super) fn describe(metadata: &mut Metadata, matrix: Option<&ImportanceMatrix>) {
+    metadata.retain(|key| !key.starts_with(PREFIX));
+    let Some(matrix) = matrix else { return };
+    let mut set = |key: &str, value: Value| metadata.set(&format!("{PREFIX}{key}"), value);
+    let file = matrix.path().file_name().unwrap_or_default().to_string_lossy();
+    set("file", Value::String(cut(&file).into()));
+    if let Some(dataset) = matrix.datasets().first() {
+        set("dataset", Value::String(cut(without_place(dataset)).into()));
+    }
+    set("entries_count", Value::U32(matrix.names().len() as u32));
+    if matrix.n_chunks() > 0 {
+        set("chunks_count", Value::U32(matrix.n_chunks()));
+    }
+}
+
+/// The last part of an absolute path of any system; anything else as it is.
+fn without_place(text: &str) -> &str {
+    let is_separator = |c| matches!(c, '/' | '\\');
+    match text.starts_with(is_separator) || text.get(1..).is_some_and(|rest| rest.starts_with(":\\")) {
+        true => text.rsplit(is_separator).next().unwrap_or(text),
+        false => text,
+    }
+}
+
+/// As much of a string as llama-quantize would write, in whole characters.
+fn cut(text: &str) -> &str {
+    let end = (0..=LONGEST.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
+    &text[..end.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_left_out_and_names_are_not() {
+        for (text, kept) in [
+            ("/home/me/text.txt", "text.txt"),
+            ("C:\\texts\\text.txt", "text.txt"),
+            ("wikitext/train", "wikitext/train"),
+            ("text.txt", "text.txt"),
+            ("é:\\", "é:\\"),
+            ("", ""),
+        ] {
+            assert_eq!(without_place(text), kept);
+        }
+        assert_eq!(cut(&"é".repeat(100)).len(), 126);
+    }
+}
