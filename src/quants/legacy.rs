@@ -20,7 +20,7 @@
 //! The encoders are `quantize_row_q*_ref`, the decoders `dequantize_row_q*` of ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
-use super::rounding::{round_away, whole_code};
+use super::rounding::{inverse, round_away, whole_code};
 use super::{field, field_mut};
 
 /// Weights in a block.
@@ -143,22 +143,6 @@ fn each_code(w: &Weights, code: impl Fn(f32) -> u8) -> Codes {
         *q = code(w);
     }
     q
-}
-
-/// 1/d, or 0 for a scale of 0.
-///
-/// A denormal d has no finite inverse, and then ggml's conversion of infinity to an integer is undefined in C; on x86-64
-/// each code is 0. With NaN as the inverse, [`whole_code`] and [`round_away`] say the same.
-#[inline]
-fn inverse(d: f32) -> f32 {
-    let id = 1.0 / d;
-    if d == 0.0 {
-        0.0
-    } else if id.is_infinite() {
-        f32::NAN
-    } else {
-        id
-    }
 }
 
 /// The least and the largest weight; of two zeros, either.

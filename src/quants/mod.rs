@@ -17,11 +17,16 @@
 //! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
 //! | `search` | the scale searches of the K encoders |
+//! | `ternary` | TQ1_0, TQ2_0: super-blocks of 256 weights of three values |
+//! | `fp4` | MXFP4, NVFP4: floats of 4 bits and one scale |
+//! | `bits` | Q1_0, Q2_0: one scale for 128 or 64 weights |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
 
+mod bits;
 mod dot;
 mod float;
+mod fp4;
 mod legacy;
 mod planes;
 mod q2_k;
@@ -33,6 +38,7 @@ mod rounding;
 mod scales;
 mod search;
 mod simd;
+mod ternary;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
@@ -89,7 +95,27 @@ pub enum Error {
 /// Whether rows of this type can be converted, in both directions.
 pub fn is_supported(ty: GgmlType) -> bool {
     use GgmlType::*;
-    matches!(ty, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+    matches!(
+        ty,
+        F32 | F16
+            | BF16
+            | Q4_0
+            | Q4_1
+            | Q5_0
+            | Q5_1
+            | Q8_0
+            | Q2_K
+            | Q3_K
+            | Q4_K
+            | Q5_K
+            | Q6_K
+            | TQ1_0
+            | TQ2_0
+            | MXFP4
+            | NVFP4
+            | Q1_0
+            | Q2_0
+    )
 }
 
 /// Every type that [`is_supported`], in the order of ids.
@@ -130,6 +156,12 @@ pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), E
         GgmlType::Q4_K => decode_blocks(src, dst, q4_k::decode),
         GgmlType::Q5_K => decode_blocks(src, dst, q5_k::decode),
         GgmlType::Q6_K => decode_blocks(src, dst, q6_k::decode),
+        GgmlType::TQ1_0 => decode_blocks(src, dst, ternary::decode_tq1_0),
+        GgmlType::TQ2_0 => decode_blocks(src, dst, ternary::decode_tq2_0),
+        GgmlType::MXFP4 => decode_blocks(src, dst, fp4::decode_mxfp4),
+        GgmlType::NVFP4 => decode_blocks(src, dst, fp4::decode_nvfp4),
+        GgmlType::Q1_0 => decode_blocks(src, dst, bits::decode_q1_0),
+        GgmlType::Q2_0 => decode_blocks(src, dst, bits::decode_q2_0),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -158,6 +190,12 @@ pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Err
         GgmlType::Q4_K => encode_blocks(src, dst, q4_k::encode),
         GgmlType::Q5_K => encode_blocks(src, dst, q5_k::encode),
         GgmlType::Q6_K => encode_blocks(src, dst, q6_k::encode),
+        GgmlType::TQ1_0 => encode_blocks(src, dst, ternary::encode_tq1_0),
+        GgmlType::TQ2_0 => encode_blocks(src, dst, ternary::encode_tq2_0),
+        GgmlType::MXFP4 => encode_blocks(src, dst, fp4::encode_mxfp4),
+        GgmlType::NVFP4 => encode_blocks(src, dst, fp4::encode_nvfp4),
+        GgmlType::Q1_0 => bits::encode_q1_0(src, dst),
+        GgmlType::Q2_0 => encode_blocks(src, dst, bits::encode_q2_0),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
