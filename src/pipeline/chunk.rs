@@ -4,7 +4,10 @@ use super::{Error, TensorSink};
 use crate::ggml::GgmlType;
 use crate::plan::TensorPlan;
 use crate::quants;
-use crate::survey::{Inputs, Kept, Moments, Sum, TensorRef, TensorSource, check_finite, decode, minimum_rows, resize};
+use crate::survey::{
+    Inputs, Kept, Moments, Sum, TensorRef, TensorSource, check_finite, decode, decode_unscaled, divide_scale,
+    minimum_rows, multiply_scale, resize,
+};
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
 pub(super) const SEGMENT_WEIGHTS: u64 = 1 << 16;
@@ -48,6 +51,8 @@ struct Loaded<'a> {
     ty: GgmlType,
     row_size: u64,
     blocks: &'a [u8],
+    /// Whether it is the model, and has scales of its own that the output keeps.
+    keeps_scale: bool,
 }
 
 impl Loaded<'_> {
@@ -82,7 +87,8 @@ impl<'a> Worker<'a> {
             let (ty, row_size) = (source.tensor(at.tensor).ty(), source.tensor(at.tensor).row_size());
             let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
             source.read(at.tensor, chunk.first_row * row_size, blocks)?;
-            sources.push(Loaded { source, at, ty, row_size, blocks });
+            let keeps_scale = sources.is_empty() && plan.keeps_scale(self.inputs);
+            sources.push(Loaded { source, at, ty, row_size, blocks, keeps_scale });
             rest = after;
         }
         let offset = chunk.first_row * chunk.row_size;
@@ -149,16 +155,32 @@ impl Strip {
         let mut next = sources.iter();
         let load = |_: TensorRef, out: &mut [f32]| {
             let s = next.next().expect("sources are those of the plan");
+            let decode = if s.keeps_scale && plan.terms.is_empty() { decode_unscaled } else { decode };
             decode(s.source, s.at.tensor, first_weight, s.rows(row, n_rows), out)
         };
         self.sum.compute(n, plan.model, &plan.terms, model.is_some(), load)?;
 
-        match model {
-            Some(model) => encode_changed(plan.ty, &self.sum, model.rows(row, n_rows), out),
-            None => encode(plan.ty, self.sum.wanted(), out),
-        }
         resize(&mut self.got, n);
+        let scaled = sources.first().filter(|model| model.keeps_scale && !plan.terms.is_empty());
+        let stored = match scaled {
+            None => self.sum.wanted(),
+            Some(model) => {
+                self.got.copy_from_slice(self.sum.wanted());
+                divide_scale(model.source, model.at.tensor, first_weight, &mut self.got)?;
+                &self.got
+            }
+        };
+        match model {
+            Some(model) if plan.ty.is_quantized() || scaled.is_some() => {
+                encode_changed(plan.ty, stored, self.sum.delta(), model.rows(row, n_rows), out);
+            }
+            // Floats decode and encode to the same bits, and the sum has kept what does not change.
+            _ => encode(plan.ty, stored, out),
+        }
         quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
+        if let Some(model) = scaled {
+            multiply_scale(model.source, model.at.tensor, first_weight, &mut self.got)?;
+        }
         if let Some(i) = check_finite(self.sum.wanted()).or_else(|| check_finite(&self.got)) {
             let i = largest_of_block(self.sum.wanted(), i, plan.ty.block_len());
             let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, self.sum.wanted()[i]);
@@ -186,14 +208,10 @@ fn encode(ty: GgmlType, weights: &[f32], out: &mut [u8]) {
 
 /// Encodes the blocks that change and copies those that do not: encoders are not idempotent, so a block that was decoded
 /// and encoded again would differ from itself.
-fn encode_changed(ty: GgmlType, sum: &Sum, blocks: &[u8], out: &mut [u8]) {
+fn encode_changed(ty: GgmlType, stored: &[f32], delta: &[f32], blocks: &[u8], out: &mut [u8]) {
     let (len, size) = (ty.block_len(), ty.block_size());
-    if len == 1 {
-        // Floats decode and encode to the same bits, and the sum has kept what does not change.
-        return encode(ty, sum.wanted(), out);
-    }
     let is_changed = |delta: &[f32]| delta.iter().any(|d| *d != 0.0);
-    let mut changed = sum.delta().chunks_exact(len).map(is_changed).enumerate().peekable();
+    let mut changed = delta.chunks_exact(len).map(is_changed).enumerate().peekable();
     while let Some((start, is_change)) = changed.next() {
         let mut end = start + 1;
         while changed.next_if(|(_, c)| *c == is_change).is_some() {
@@ -201,7 +219,7 @@ fn encode_changed(ty: GgmlType, sum: &Sum, blocks: &[u8], out: &mut [u8]) {
         }
         let bytes = start * size..end * size;
         if is_change {
-            encode(ty, &sum.wanted()[start * len..end * len], &mut out[bytes]);
+            encode(ty, &stored[start * len..end * len], &mut out[bytes]);
         } else {
             out[bytes.clone()].copy_from_slice(&blocks[bytes]);
         }
