@@ -12,6 +12,7 @@
 
 use super::float::{read_f16, write_f16};
 use super::rounding::{farthest, inverse};
+use super::simd::{self, Kernel, Level, Simd};
 use super::{field, field_mut};
 
 /// Weights in a block of Q1_0.
@@ -19,6 +20,7 @@ const QK1: usize = 128;
 /// Weights in a block of Q2_0.
 const QK2: usize = 64;
 
+#[inline(always)]
 pub(super) fn decode_q1_0(block: &[u8; 18], w: &mut [f32; QK1]) {
     let d = read_f16(field(block, 0)).to_bits();
     let qs: &[u8; 16] = field(block, 2);
@@ -34,21 +36,38 @@ pub(super) fn decode_q1_0(block: &[u8; 18], w: &mut [f32; QK1]) {
 const SIDE_BY_SIDE: usize = 8;
 
 /// The scale is the mean absolute value, summed in the order of the weights. It takes a row, not a block.
-pub(super) fn encode_q1_0(src: &[f32], dst: &mut [u8]) {
-    let (weights, blocks) = (src.as_chunks::<QK1>().0, dst.as_chunks_mut::<18>().0);
-    for (weights, blocks) in weights.chunks(SIDE_BY_SIDE).zip(blocks.chunks_mut(SIDE_BY_SIDE)) {
-        let sums = sums(weights);
-        for ((w, block), sum) in weights.iter().zip(blocks).zip(sums) {
-            write_f16(sum / QK1 as f32, field_mut(block, 0));
-            let qs: &mut [u8; 16] = field_mut(block, 2);
-            for (word, w) in qs.as_chunks_mut::<4>().0.iter_mut().zip(w.as_chunks::<32>().0) {
-                let mut bits = 0;
-                for (j, &w) in w.iter().enumerate() {
-                    bits |= u32::from(w >= 0.0) << j;
-                }
-                *word = bits.to_le_bytes();
+pub(super) fn encode_q1_0(level: Level, src: &[f32], dst: &mut [u8]) {
+    simd::run(level, Encode { weights: src.as_chunks().0, blocks: dst.as_chunks_mut().0 });
+}
+
+struct Encode<'a> {
+    weights: &'a [[f32; QK1]],
+    blocks: &'a mut [[u8; 18]],
+}
+
+impl Kernel for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (weights, blocks) in self.weights.chunks(SIDE_BY_SIDE).zip(self.blocks.chunks_mut(SIDE_BY_SIDE)) {
+            for ((w, block), sum) in weights.iter().zip(blocks).zip(sums(weights)) {
+                encode_block(w, sum, block);
             }
         }
+    }
+}
+
+#[inline(always)]
+fn encode_block(w: &[f32; QK1], sum: f32, block: &mut [u8; 18]) {
+    write_f16(sum / QK1 as f32, field_mut(block, 0));
+    let qs: &mut [u8; 16] = field_mut(block, 2);
+    for (word, w) in qs.as_chunks_mut::<4>().0.iter_mut().zip(w.as_chunks::<32>().0) {
+        let mut bits = 0;
+        for (j, &w) in w.iter().enumerate() {
+            bits |= u32::from(w >= 0.0) << j;
+        }
+        *word = bits.to_le_bytes();
     }
 }
 
@@ -71,6 +90,7 @@ fn sums(weights: &[[f32; QK1]]) -> [f32; SIDE_BY_SIDE] {
     sums
 }
 
+#[inline(always)]
 pub(super) fn decode_q2_0(block: &[u8; 18], w: &mut [f32; QK2]) {
     let d = read_f16(field(block, 0));
     let qs: &[u8; 16] = field(block, 2);
@@ -83,6 +103,7 @@ pub(super) fn decode_q2_0(block: &[u8; 18], w: &mut [f32; QK2]) {
 }
 
 /// The scale is the largest absolute value, so that of the values −d, 0, d and 2·d the last is never used.
+#[inline(always)]
 pub(super) fn encode_q2_0(w: &[f32; QK2], block: &mut [u8; 18]) {
     let d = farthest(w);
     let id = inverse(d);

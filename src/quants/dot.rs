@@ -47,8 +47,8 @@ pub fn round_activations(ty: GgmlType, x: &mut [f32]) {
 /// The dot product of a row of F16 or BF16 with activations; 0 for another type. The shorter of both counts.
 pub fn dot_halves(ty: GgmlType, row: &[u8], x: &[f32]) -> f32 {
     match ty {
-        GgmlType::F16 => simd::dot_halves::<F16>(row, x),
-        GgmlType::BF16 => simd::dot_halves::<BF16>(row, x),
+        GgmlType::F16 => simd::dot::dot_halves::<F16>(row, x),
+        GgmlType::BF16 => simd::dot::dot_halves::<BF16>(row, x),
         _ => 0.0,
     }
 }
@@ -120,11 +120,11 @@ fn dot_blocks<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8], out: 
     let tokens = |from: usize| &x[from * n..];
     let (fours, rest) = out.as_chunks_mut::<4>();
     for (i, out) in fours.iter_mut().enumerate() {
-        *out = simd::dot::<B, SIZE, 4>(blocks, std::array::from_fn(|k| &tokens(4 * i + k)[..n]));
+        *out = simd::dot::dot::<B, SIZE, 4>(blocks, std::array::from_fn(|k| &tokens(4 * i + k)[..n]));
     }
     let done = 4 * fours.len();
     for (i, out) in rest.iter_mut().enumerate() {
-        [*out] = simd::dot::<B, SIZE, 1>(blocks, [&tokens(done + i)[..n]]);
+        [*out] = simd::dot::dot::<B, SIZE, 1>(blocks, [&tokens(done + i)[..n]]);
     }
 }
 
@@ -262,9 +262,9 @@ mod tests {
             };
             let (a, b, c) = (bytes[..20].try_into(), bytes[..22].try_into(), bytes[..24].try_into());
             let (a, b, c) = (a.expect("20"), b.expect("22"), c.expect("24"));
-            check(products::<Q4_1, 20>(a, &x[0]), simd::products::<Q4_1, 20>(a, &x[0]));
-            check(products::<Q5_0, 22>(b, &x[0]), simd::products::<Q5_0, 22>(b, &x[0]));
-            check(products::<Q5_1, 24>(c, &x[0]), simd::products::<Q5_1, 24>(c, &x[0]));
+            check(products::<Q4_1, 20>(a, &x[0]), simd::dot::products::<Q4_1, 20>(a, &x[0]));
+            check(products::<Q5_0, 22>(b, &x[0]), simd::dot::products::<Q5_0, 22>(b, &x[0]));
+            check(products::<Q5_1, 24>(c, &x[0]), simd::dot::products::<Q5_1, 24>(c, &x[0]));
         }
     }
 

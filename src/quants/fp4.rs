@@ -20,22 +20,26 @@ use super::{field, field_mut};
 /// Weights in a sub-block of NVFP4.
 const SUB: usize = 16;
 
+#[inline(always)]
 pub(super) fn decode_mxfp4(block: &[u8; 17], w: &mut [f32; 32]) {
     decode::<16>(field(block, 1), half_e8m0(block[0]), w);
 }
 
+#[inline(always)]
 pub(super) fn encode_mxfp4(w: &[f32; 32], block: &mut [u8; 17]) {
     let amax = farthest(w);
     block[0] = exponent(amax);
     encode::<16>(w, amax, half_e8m0(block[0]), field_mut(block, 1));
 }
 
+#[inline(always)]
 pub(super) fn decode_nvfp4(block: &[u8; 36], w: &mut [f32; 64]) {
     for (s, w) in w.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
         decode::<8>(field(block, 4 + 8 * s), HALF_UE4M3[usize::from(block[s])], w);
     }
 }
 
+#[inline(always)]
 pub(super) fn encode_nvfp4(w: &[f32; 64], block: &mut [u8; 36]) {
     for (s, w) in w.as_chunks::<SUB>().0.iter().enumerate() {
         let amax = farthest(w);

@@ -22,7 +22,9 @@
 //! | `bits` | Q1_0, Q2_0: one scale for 128 or 64 weights |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
+//! | `simd`, `batch` | vector instructions, and rows cut into what they take |
 
+mod batch;
 mod bits;
 mod dot;
 mod float;
@@ -42,7 +44,11 @@ mod ternary;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
+pub use simd::{Level, UnknownLevel, limit_level};
+
 use crate::ggml::GgmlType;
+use batch::Rows;
+use simd::{Kernel, Simd};
 
 /// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is an error.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -89,6 +95,12 @@ pub enum Error {
         n_weights: usize,
         /// Length of the importance.
         row_len: usize,
+    },
+    /// The processor has not got the instructions asked for.
+    #[error("this processor has no {level}; the best it has is {}", Level::best())]
+    LevelMissing {
+        /// The level asked for.
+        level: Level,
     },
 }
 
@@ -141,27 +153,36 @@ pub fn supported() -> impl Iterator<Item = GgmlType> {
 /// # Ok::<(), chatvec::quants::Error>(())
 /// ```
 pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
+    dequantize_row_at(Level::current(), ty, src, dst)
+}
+
+/// As [`dequantize_row`], by the instructions of `level`, to measure or test them; the bits do not depend on it.
+///
+/// # Errors
+/// As [`dequantize_row`], and [`Error::LevelMissing`].
+pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), Error> {
+    check_level(level)?;
     check_lengths(ty, dst.len(), src.len())?;
     match ty {
-        GgmlType::F32 => float::decode_f32(src, dst),
-        GgmlType::F16 => float::decode_f16(src, dst),
-        GgmlType::BF16 => float::decode_bf16(src, dst),
-        GgmlType::Q4_0 => decode_blocks(src, dst, legacy::decode_q4_0),
-        GgmlType::Q4_1 => decode_blocks(src, dst, legacy::decode_q4_1),
-        GgmlType::Q5_0 => decode_blocks(src, dst, legacy::decode_q5_0),
-        GgmlType::Q5_1 => decode_blocks(src, dst, legacy::decode_q5_1),
-        GgmlType::Q8_0 => decode_blocks(src, dst, legacy::decode_q8_0),
-        GgmlType::Q2_K => decode_blocks(src, dst, q2_k::decode),
-        GgmlType::Q3_K => decode_blocks(src, dst, q3_k::decode),
-        GgmlType::Q4_K => decode_blocks(src, dst, q4_k::decode),
-        GgmlType::Q5_K => decode_blocks(src, dst, q5_k::decode),
-        GgmlType::Q6_K => decode_blocks(src, dst, q6_k::decode),
-        GgmlType::TQ1_0 => decode_blocks(src, dst, ternary::decode_tq1_0),
-        GgmlType::TQ2_0 => decode_blocks(src, dst, ternary::decode_tq2_0),
-        GgmlType::MXFP4 => decode_blocks(src, dst, fp4::decode_mxfp4),
-        GgmlType::NVFP4 => decode_blocks(src, dst, fp4::decode_nvfp4),
-        GgmlType::Q1_0 => decode_blocks(src, dst, bits::decode_q1_0),
-        GgmlType::Q2_0 => decode_blocks(src, dst, bits::decode_q2_0),
+        GgmlType::F32 => decode_blocks(level, src, dst, float::decode_f32),
+        GgmlType::F16 => decode_blocks(level, src, dst, float::decode_f16),
+        GgmlType::BF16 => decode_blocks(level, src, dst, float::decode_bf16),
+        GgmlType::Q4_0 => decode_blocks(level, src, dst, legacy::decode_q4_0),
+        GgmlType::Q4_1 => decode_blocks(level, src, dst, legacy::decode_q4_1),
+        GgmlType::Q5_0 => decode_blocks(level, src, dst, legacy::decode_q5_0),
+        GgmlType::Q5_1 => decode_blocks(level, src, dst, legacy::decode_q5_1),
+        GgmlType::Q8_0 => decode_blocks(level, src, dst, legacy::decode_q8_0),
+        GgmlType::Q2_K => decode_blocks(level, src, dst, q2_k::decode),
+        GgmlType::Q3_K => decode_blocks(level, src, dst, q3_k::decode),
+        GgmlType::Q4_K => decode_blocks(level, src, dst, q4_k::decode),
+        GgmlType::Q5_K => decode_blocks(level, src, dst, q5_k::decode),
+        GgmlType::Q6_K => decode_blocks(level, src, dst, q6_k::decode),
+        GgmlType::TQ1_0 => decode_blocks(level, src, dst, ternary::decode_tq1_0),
+        GgmlType::TQ2_0 => decode_blocks(level, src, dst, ternary::decode_tq2_0),
+        GgmlType::MXFP4 => decode_blocks(level, src, dst, fp4::decode_mxfp4),
+        GgmlType::NVFP4 => decode_blocks(level, src, dst, fp4::decode_nvfp4),
+        GgmlType::Q1_0 => decode_blocks(level, src, dst, bits::decode_q1_0),
+        GgmlType::Q2_0 => decode_blocks(level, src, dst, bits::decode_q2_0),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -175,30 +196,7 @@ pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), E
 /// # Errors
 /// [`Error::Unsupported`], or a length that does not fit; `dst` is then untouched.
 pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Error> {
-    check_lengths(ty, src.len(), dst.len())?;
-    match ty {
-        GgmlType::F32 => float::encode_f32(src, dst),
-        GgmlType::F16 => float::encode_f16(src, dst),
-        GgmlType::BF16 => float::encode_bf16(src, dst),
-        GgmlType::Q4_0 => encode_blocks(src, dst, legacy::encode_q4_0),
-        GgmlType::Q4_1 => encode_blocks(src, dst, legacy::encode_q4_1),
-        GgmlType::Q5_0 => encode_blocks(src, dst, legacy::encode_q5_0),
-        GgmlType::Q5_1 => encode_blocks(src, dst, legacy::encode_q5_1),
-        GgmlType::Q8_0 => encode_blocks(src, dst, legacy::encode_q8_0),
-        GgmlType::Q2_K => encode_blocks(src, dst, q2_k::encode),
-        GgmlType::Q3_K => encode_blocks(src, dst, q3_k::encode),
-        GgmlType::Q4_K => encode_blocks(src, dst, q4_k::encode),
-        GgmlType::Q5_K => encode_blocks(src, dst, q5_k::encode),
-        GgmlType::Q6_K => encode_blocks(src, dst, q6_k::encode),
-        GgmlType::TQ1_0 => encode_blocks(src, dst, ternary::encode_tq1_0),
-        GgmlType::TQ2_0 => encode_blocks(src, dst, ternary::encode_tq2_0),
-        GgmlType::MXFP4 => encode_blocks(src, dst, fp4::encode_mxfp4),
-        GgmlType::NVFP4 => encode_blocks(src, dst, fp4::encode_nvfp4),
-        GgmlType::Q1_0 => bits::encode_q1_0(src, dst),
-        GgmlType::Q2_0 => encode_blocks(src, dst, bits::encode_q2_0),
-        _ => return Err(Error::Unsupported { ty }),
-    }
-    Ok(())
+    quantize_rows(ty, src, None, dst)
 }
 
 /// Encodes whole rows as [`quantize_row`] does, with an importance matrix if there is one: byte for byte as
@@ -212,14 +210,55 @@ pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Err
 /// [`Error::ImportanceLength`] if `src` is no whole number of rows, or a row no whole number of blocks. `dst` is then
 /// untouched.
 pub fn quantize_rows(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), Error> {
-    let Some(importance) = importance else { return quantize_row(ty, src, dst) };
+    quantize_rows_at(Level::current(), ty, src, importance, dst)
+}
+
+/// As [`quantize_rows`], by the instructions of `level`, to measure or test them; the bytes do not depend on it.
+///
+/// # Errors
+/// As [`quantize_rows`], and [`Error::LevelMissing`].
+pub fn quantize_rows_at(
+    level: Level,
+    ty: GgmlType,
+    src: &[f32],
+    importance: Option<&[f32]>,
+    dst: &mut [u8],
+) -> Result<(), Error> {
+    check_level(level)?;
     check_lengths(ty, src.len(), dst.len())?;
-    let row_len = importance.len();
-    if row_len == 0 || !src.len().is_multiple_of(row_len) || !row_len.is_multiple_of(ty.block_len()) {
-        return Err(Error::ImportanceLength { ty, n_weights: src.len(), row_len });
+    match importance.map(<[f32]>::len) {
+        None if requires_importance(ty) => return Err(Error::ImportanceMissing { ty }),
+        Some(row_len)
+            if row_len == 0 || !src.len().is_multiple_of(row_len) || !row_len.is_multiple_of(ty.block_len()) =>
+        {
+            return Err(Error::ImportanceLength { ty, n_weights: src.len(), row_len });
+        }
+        _ => {}
     }
-    // The encoders with importance come here, type by type.
-    quantize_row(ty, src, dst)
+    let rows = Rows { weights: src, importance };
+    match ty {
+        GgmlType::F32 => encode_blocks(level, src, dst, float::encode_f32),
+        GgmlType::F16 => encode_blocks(level, src, dst, float::encode_f16),
+        GgmlType::BF16 => encode_blocks(level, src, dst, float::encode_bf16),
+        GgmlType::Q4_0 => encode_blocks(level, src, dst, legacy::encode_q4_0),
+        GgmlType::Q4_1 => encode_blocks(level, src, dst, legacy::encode_q4_1),
+        GgmlType::Q5_0 => encode_blocks(level, src, dst, legacy::encode_q5_0),
+        GgmlType::Q5_1 => encode_blocks(level, src, dst, legacy::encode_q5_1),
+        GgmlType::Q8_0 => encode_blocks(level, src, dst, legacy::encode_q8_0),
+        GgmlType::Q2_K => encode_blocks(level, src, dst, q2_k::encode),
+        GgmlType::Q3_K => encode_blocks(level, src, dst, q3_k::encode),
+        GgmlType::Q4_K => encode_blocks(level, src, dst, q4_k::encode),
+        GgmlType::Q5_K => encode_blocks(level, src, dst, q5_k::encode),
+        GgmlType::Q6_K => encode_blocks(level, src, dst, q6_k::encode),
+        GgmlType::TQ1_0 => encode_blocks(level, src, dst, ternary::encode_tq1_0),
+        GgmlType::TQ2_0 => encode_blocks(level, src, dst, ternary::encode_tq2_0),
+        GgmlType::MXFP4 => encode_blocks(level, src, dst, fp4::encode_mxfp4),
+        GgmlType::NVFP4 => encode_blocks(level, src, dst, fp4::encode_nvfp4),
+        GgmlType::Q1_0 => bits::encode_q1_0(level, src, dst),
+        GgmlType::Q2_0 => encode_blocks(level, src, dst, bits::encode_q2_0),
+        _ => return Err(Error::Unsupported { ty }),
+    }
+    Ok(())
 }
 
 /// Whether ggml refuses to encode this type without an importance matrix (`ggml_quantize_requires_imatrix`).
@@ -245,26 +284,48 @@ fn check_lengths(ty: GgmlType, n_weights: usize, found_bytes: usize) -> Result<(
     Ok(())
 }
 
+fn check_level(level: Level) -> Result<(), Error> {
+    if level.is_available() { Ok(()) } else { Err(Error::LevelMissing { level }) }
+}
+
 /// Runs `decode` over blocks of `SIZE` bytes and `LEN` weights. The sizes come from the signature of `decode`, so a
 /// block function that disagrees with the type table leaves weights unwritten, which the golden vectors would show.
+///
+/// A block function that is `#[inline(always)]` is compiled for the instructions of each level.
 fn decode_blocks<const SIZE: usize, const LEN: usize>(
+    level: Level,
     src: &[u8],
     dst: &mut [f32],
     decode: impl Fn(&[u8; SIZE], &mut [f32; LEN]),
 ) {
-    for (block, weights) in src.as_chunks().0.iter().zip(dst.as_chunks_mut().0) {
-        decode(block, weights);
-    }
+    simd::run(level, EachBlock { from: src.as_chunks().0, to: dst.as_chunks_mut().0, convert: decode });
 }
 
 /// Runs `encode` over blocks of `LEN` weights and `SIZE` bytes; see [`decode_blocks`].
 fn encode_blocks<const SIZE: usize, const LEN: usize>(
+    level: Level,
     src: &[f32],
     dst: &mut [u8],
     encode: impl Fn(&[f32; LEN], &mut [u8; SIZE]),
 ) {
-    for (weights, block) in src.as_chunks().0.iter().zip(dst.as_chunks_mut().0) {
-        encode(weights, block);
+    simd::run(level, EachBlock { from: src.as_chunks().0, to: dst.as_chunks_mut().0, convert: encode });
+}
+
+/// A conversion, block by block.
+struct EachBlock<'a, From, To, Convert> {
+    from: &'a [From],
+    to: &'a mut [To],
+    convert: Convert,
+}
+
+impl<From, To, Convert: Fn(&From, &mut To)> Kernel for EachBlock<'_, From, To, Convert> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (from, to) in self.from.iter().zip(self.to) {
+            (self.convert)(from, to);
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use super::float::{read_f16, write_f16};
 use super::rounding::{farthest, inverse};
 use super::{QK_K, field, field_mut, planes};
 
+#[inline(always)]
 pub(super) fn decode_tq1_0(block: &[u8; 54], w: &mut [f32; QK_K]) {
     let d = read_f16(field(block, 52));
     let (first, rest) = w.split_at_mut(160);
@@ -25,6 +26,7 @@ pub(super) fn decode_tq1_0(block: &[u8; 54], w: &mut [f32; QK_K]) {
     decode_digits::<4>(field(block, 48), d, third);
 }
 
+#[inline(always)]
 pub(super) fn encode_tq1_0(w: &[f32; QK_K], block: &mut [u8; 54]) {
     let codes = encode_codes(w, field_mut(block, 52));
     pack_digits::<32>(&codes[..160], field_mut(block, 0));
@@ -32,6 +34,7 @@ pub(super) fn encode_tq1_0(w: &[f32; QK_K], block: &mut [u8; 54]) {
     pack_digits::<4>(&codes[240..], field_mut(block, 48));
 }
 
+#[inline(always)]
 pub(super) fn decode_tq2_0(block: &[u8; 66], w: &mut [f32; QK_K]) {
     let d = read_f16(field(block, 64));
     let mut codes = [0; QK_K];
@@ -41,6 +44,7 @@ pub(super) fn decode_tq2_0(block: &[u8; 66], w: &mut [f32; QK_K]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn encode_tq2_0(w: &[f32; QK_K], block: &mut [u8; 66]) {
     let codes = encode_codes(w, field_mut(block, 64));
     planes::pack_pairs(&codes, 0, field_mut(block, 0));

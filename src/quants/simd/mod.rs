@@ -1,46 +1,138 @@
-//! Vector instructions, chosen at run time by what the processor has. All `unsafe` of the codec is here.
+//! Vectors of [`LANES`] numbers, by the instructions that the processor has. All `unsafe` of the codec is here.
+//!
+//! A kernel is written once, generic over a *token* ([`Simd`]), and compiled once for each instruction set:
+//!
+//! | token | [`Level`] | a vector is |
+//! |---|---|---|
+//! | [`scalar::Scalar`] | `scalar` | an array; any processor. The fallback, and the oracle of the others |
+//! | `x86::avx2::Avx2` | `avx2` | two registers of 256 bits |
+//! | `x86::avx512::Avx512` | `avx512` | one register of 512 bits |
+//!
+//! A token of an instruction set is only to be had where the processor has it, and a vector only from a token, so that
+//! neither can be misused and kernels are safe code. All lanes of all tokens do the same IEEE operations: none fuses a
+//! product with a sum. A kernel therefore gives the same bits at every level, and a test that it does is worth having.
+//!
+//! Two rules keep kernels fast. Every function from [`Kernel::run`] down to the vectors is `#[inline(always)]`, because
+//! what is compiled by itself is compiled without the instruction set. And vectors do not pass through closures, which
+//! cannot be marked so.
 
-use half::f16;
+use std::ops::{Add, BitAnd, BitOr, Div, Mul, Neg, Not, Sub};
 
-use crate::quants::dot::{self, Block, Block8, Half};
-
+pub(super) mod dot;
+mod level;
+mod scalar;
 #[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code, reason = "instructions that not every processor has")]
 mod x86;
 
-/// The dot products of a row of blocks with the activations of some tokens, all of the row's length.
-pub(super) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
-    blocks: &[[u8; SIZE]],
-    x: [&[Block8]; N],
-) -> [f32; N] {
+pub use level::{Level, UnknownLevel, limit_level};
+
+/// Numbers in a vector, at every level: sub-blocks of a super-block of Q2_K, Q3_K and Q6_K, or of two of Q4_K.
+pub(super) const LANES: usize = 16;
+
+/// Work that is done by vectors.
+pub(super) trait Kernel {
+    /// What the work gives.
+    type Output;
+
+    /// Does it. Implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Runs `kernel` by the instructions of `level`, or without any if the processor has not got them.
+pub(super) fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
-    if x86::is_available() {
-        return x86::dot::<B, SIZE, N>(blocks, x);
-    }
-    x.map(|x| {
-        let mut total = 0.0;
-        for (block, x) in blocks.iter().zip(x) {
-            let (scale, minimum) = dot::scale_and_minimum::<B, SIZE>(block, |bytes| f16::from_le_bytes(bytes).to_f32());
-            total += scale * x.d * dot::products::<B, SIZE>(block, x) as f32 + minimum * x.s;
+    match level {
+        Level::Avx512 => {
+            if let Some(token) = x86::avx512::Avx512::new() {
+                return token.enter(kernel);
+            }
         }
-        total
-    })
+        Level::Avx2 => {
+            if let Some(token) = x86::avx2::Avx2::new() {
+                return token.enter(kernel);
+            }
+        }
+        Level::Scalar => {}
+    }
+    kernel.run(scalar::Scalar)
 }
 
-/// The dot product of a row of halves with activations.
-pub(super) fn dot_halves<H: Half>(row: &[u8], x: &[f32]) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if x86::is_available() {
-        return x86::dot_halves::<H>(row, x);
-    }
-    row.as_chunks().0.iter().zip(x).map(|(&half, x)| H::to_f32(half) * x).sum()
+/// An instruction set: what makes vectors.
+pub(super) trait Simd: Copy {
+    /// A vector of f32.
+    type F: Floats<I = Self::I, M = Self::M>;
+    /// A vector of i32.
+    type I: Ints<F = Self::F>;
+    /// A yes or no for each lane.
+    type M: Mask<Self::F>;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// The numbers of an array.
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    /// Four times four numbers, one after the other.
+    fn load_quads(self, quads: [&[f32; 4]; 4]) -> Self::F;
+    /// `x` in every lane.
+    fn splat_int(self, x: i32) -> Self::I;
 }
 
-/// The sum of products of one block, for the comparison with that of scalar code; none without vector instructions.
-#[cfg(test)]
-pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> Option<i32> {
-    #[cfg(target_arch = "x86_64")]
-    if x86::is_available() {
-        return Some(x86::products::<B, SIZE>(block, x));
-    }
-    None
+/// Lanes of f32, which `+`, `-`, `*` and `/` take one by one.
+pub(super) trait Floats:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
+{
+    /// As many i32.
+    type I: Ints<F = Self>;
+    /// A yes or no for each lane.
+    type M: Mask<Self>;
+
+    /// The lanes.
+    fn to_array(self) -> [f32; LANES];
+    /// `self` if it is less than `other`, else `other`, which may be NaN.
+    fn min(self, other: Self) -> Self;
+    /// `self` if it is more than `other`, else `other`, which may be NaN.
+    fn max(self, other: Self) -> Self;
+    /// Without the sign.
+    fn abs(self) -> Self;
+    /// The square root.
+    fn sqrt(self) -> Self;
+    /// The nearest integer, ties to even, for numbers below 2²² in size. Zero may have either sign.
+    fn round(self) -> Self;
+    /// Whether it is less; no for NaN.
+    fn less(self, other: Self) -> Self::M;
+    /// Whether it is equal; no for NaN.
+    fn equal(self, other: Self) -> Self::M;
+    /// The bits of each f32.
+    fn bits(self) -> Self::I;
+    /// An integer as integer, for integers below 2²² in size.
+    fn int(self) -> Self::I;
+    /// Of each four lanes from a multiple of four on, lane j of vector i becomes lane i of vector j.
+    fn transpose_quads(vectors: [Self; 4]) -> [Self; 4];
+}
+
+/// Lanes of i32, which `+`, `-`, `&` and `|` take one by one.
+pub(super) trait Ints:
+    Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
+{
+    /// As many f32.
+    type F;
+
+    /// The lanes.
+    fn to_array(self) -> [i32; LANES];
+    /// Shifted towards the high bits.
+    fn shl(self, bits: u32) -> Self;
+    /// Shifted towards the low bits; zeros follow.
+    fn shr(self, bits: u32) -> Self;
+    /// The f32 of these bits.
+    fn float_of_bits(self) -> Self::F;
+    /// The lane of `table` that the low four bits of each lane say.
+    fn lookup(self, table: Self::F) -> Self::F;
+}
+
+/// A yes or no for each lane.
+pub(super) trait Mask<F>: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + Not<Output = Self> {
+    /// `yes` or `no`, lane by lane.
+    fn select(self, yes: F, no: F) -> F;
+    /// Whether it is yes anywhere.
+    fn any(self) -> bool;
 }

@@ -1,17 +1,16 @@
-//! AVX2.
-#![allow(unsafe_code)]
+//! Dot products by AVX2.
 
 use std::arch::x86_64::*;
 
 use crate::quants::dot::{Block, Block8, Half, scale_and_minimum};
 
 /// Whether the processor has what the functions of this module use.
-pub(super) fn is_available() -> bool {
+pub(in crate::quants::simd) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
-/// As [`super::dot`].
-pub(super) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
+/// As [`super::super::dot::dot`].
+pub(in crate::quants::simd) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
     blocks: &[[u8; SIZE]],
     x: [&[Block8]; N],
 ) -> [f32; N] {
@@ -20,8 +19,8 @@ pub(super) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
     unsafe { dot_avx2::<B, SIZE, N>(blocks, x) }
 }
 
-/// As [`super::dot_halves`].
-pub(super) fn dot_halves<H: Half>(row: &[u8], x: &[f32]) -> f32 {
+/// As [`super::super::dot::dot_halves`].
+pub(in crate::quants::simd) fn dot_halves<H: Half>(row: &[u8], x: &[f32]) -> f32 {
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.
     unsafe { dot_halves_avx2::<H>(row, x) }
@@ -69,7 +68,7 @@ fn lanes(v: __m256) -> [f32; 8] {
 
 /// The sum of products of one block.
 #[cfg(test)]
-pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
+pub(in crate::quants::simd) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
     // SAFETY: every caller asks `is_available` first.
     unsafe { sum(multiply(signed::<B, SIZE>(codes::<B, SIZE>(block)), x)) }
 }
