@@ -150,7 +150,7 @@ fn of_survey(error: &survey::Error) -> Exit {
         Container(e) => of_container(e),
         Type { .. } => Exit::NotSupported,
         Threads { .. } => Exit::Io,
-        NotFinite { .. } => Exit::Malformed,
+        NotFinite { .. } | Scale { .. } => Exit::Malformed,
         Shape { .. } | OneSided { .. } | NoPlace { .. } => Exit::Refused,
     }
 }

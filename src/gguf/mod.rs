@@ -29,6 +29,7 @@ mod metadata;
 mod model;
 mod positional;
 mod read;
+mod scale;
 mod split;
 mod value;
 mod write;

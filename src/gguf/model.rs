@@ -7,6 +7,7 @@ use std::path::Path;
 use super::error::{Check, Error, Fault, place_of};
 use super::header::{ByteOrder, TensorInfo};
 use super::read::Limits;
+use super::scale::Scales;
 use super::split::{parse_shard_name, shard_path};
 use super::value::ValueType;
 use super::{File, Metadata};
@@ -21,6 +22,7 @@ pub struct Model {
     /// File and position in it, by [`TensorId`].
     places: Vec<(u32, u32)>,
     by_name: HashMap<String, TensorId>,
+    pub(super) scales: Scales,
 }
 
 impl Model {
@@ -47,7 +49,8 @@ impl Model {
                 places.push((f as u32, t as u32));
             }
         }
-        let model = Model { files, places, by_name };
+        let mut model = Model { files, places, by_name, scales: Scales::default() };
+        model.scales = Scales::new(&model);
         model.check_split_tensor_count()?;
         model.check_vocabulary()?;
         Ok(model)

@@ -23,6 +23,8 @@ pub(super) struct Matrix {
     row_size: usize,
     blocks: Mapped,
     kernel: Kernel,
+    /// What every product is multiplied by.
+    scale: Option<f32>,
 }
 
 /// What multiplies a stored row with activations.
@@ -50,6 +52,7 @@ enum Activations<'a> {
 impl Matrix {
     /// `blocks` are those of `n_rows` rows of `row_len` weights; none if this type cannot be multiplied with.
     pub(super) fn new(ty: GgmlType, row_len: usize, n_rows: usize, blocks: Mapped) -> Option<Self> {
+        use GgmlType::*;
         if !quants::is_supported(ty) || n_rows == 0 || !blocks.len().is_multiple_of(n_rows) {
             return None;
         }
@@ -61,10 +64,18 @@ impl Matrix {
         let is_aligned = (blocks.as_ptr() as usize).is_multiple_of(4);
         let kernel = match ty {
             _ if quants::has_dot(ty) || quants::has_dot_halves(ty) => Kernel::Codec,
-            _ if is_aligned && cfg!(target_endian = "little") => Kernel::Candle,
+            F32 | Q4_0 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K if is_aligned && cfg!(target_endian = "little") => {
+                Kernel::Candle
+            }
             _ => Kernel::Decoded,
         };
-        Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel })
+        Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel, scale: None })
+    }
+
+    /// The matrix, multiplied by a number that lies beside it ([`crate::gguf::Model::scale_of`]). Rows that are decoded
+    /// stay as they are.
+    pub(super) fn scaled(self, scale: f32) -> Self {
+        Matrix { scale: Some(scale), ..self }
     }
 
     /// Decodes one row.
@@ -216,6 +227,11 @@ pub(super) fn multiply(matrices: &[&Matrix], x: &[f32], n_tokens: usize) -> Vec<
     match tasks.len() {
         1 => tasks.into_iter().for_each(|(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out)),
         _ => tasks.into_par_iter().for_each(|(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out)),
+    }
+    for (matrix, output) in matrices.iter().zip(&mut outputs) {
+        if let Some(scale) = matrix.scale {
+            output.iter_mut().for_each(|v| *v *= scale);
+        }
     }
     // Rounded to 8 bits, what is no number would become a zero.
     let rows = x.chunks_exact(x.len() / n_tokens).enumerate();

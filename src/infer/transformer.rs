@@ -171,11 +171,29 @@ impl Tensors<'_> {
         let id = self.take(name, &[row_len, n_rows])?;
         let ty = self.model.tensor(id).ty();
         let blocks = self.model.mapped(&self.mapping, id)?;
-        Matrix::new(ty, row_len, n_rows, blocks).ok_or_else(|| Error::Type {
+        let matrix = Matrix::new(ty, row_len, n_rows, blocks).ok_or_else(|| Error::Type {
             path: self.model.path_of(id).to_owned(),
             tensor: name.to_owned(),
             ty,
+        })?;
+        Ok(match self.scale_of(name, id)? {
+            Some(scale) => matrix.scaled(scale),
+            None => matrix,
         })
+    }
+
+    /// The number that lies beside a matrix, whose products it multiplies. One for its inputs may lie there, too, and has no
+    /// meaning here, where activations are rounded in another way or not at all.
+    fn scale_of(&mut self, name: &str, id: TensorId) -> Result<Option<f32>, Error> {
+        let input_scale = name.strip_suffix(".weight").and_then(|stem| self.model.find(&format!("{stem}.input_scale")));
+        if let Some(id) = input_scale.filter(|&id| self.model.is_scale(id)) {
+            self.is_used[id] = true;
+        }
+        let Some(id) = self.model.scale_of(id) else { return Ok(None) };
+        self.is_used[id] = true;
+        let mut bytes = [0; 4];
+        self.model.read(id, 0, &mut bytes)?;
+        Ok(Some(f32::from_le_bytes(bytes)))
     }
 
     /// A tensor of one dimension, decoded.

@@ -7,7 +7,10 @@ use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
 use crate::quants;
-use crate::survey::{Inputs, Kept, Moments, Sum, TensorRef, TensorSource, check_finite, decode, minimum_rows, resize};
+use crate::survey::{
+    Inputs, Kept, Moments, Sum, TensorRef, TensorSource, check_finite, decode, decode_unscaled, divide_scale,
+    minimum_rows, multiply_scale, resize,
+};
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
 pub(super) const SEGMENT_WEIGHTS: u64 = 1 << 16;
@@ -51,6 +54,8 @@ struct Loaded<'a> {
     ty: GgmlType,
     row_size: u64,
     blocks: &'a [u8],
+    /// Whether it is the model, and has scales of its own that the output keeps.
+    keeps_scale: bool,
 }
 
 impl Loaded<'_> {
@@ -85,7 +90,8 @@ impl<'a> Worker<'a> {
             let (ty, row_size) = (source.tensor(at.tensor).ty(), source.tensor(at.tensor).row_size());
             let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
             source.read(at.tensor, chunk.first_row * row_size, blocks)?;
-            sources.push(Loaded { source, at, ty, row_size, blocks });
+            let keeps_scale = sources.is_empty() && plan.keeps_scale(self.inputs);
+            sources.push(Loaded { source, at, ty, row_size, blocks, keeps_scale });
             rest = after;
         }
         let offset = chunk.first_row * chunk.row_size;
@@ -154,17 +160,33 @@ impl Strip {
         let mut next = sources.iter();
         let load = |_: TensorRef, out: &mut [f32]| {
             let s = next.next().expect("sources are those of the plan");
+            let decode = if s.keeps_scale && plan.terms.is_empty() { decode_unscaled } else { decode };
             decode(s.source, s.at.tensor, first_weight, s.rows(row, n_rows), out)
         };
         self.sum.compute(n, plan.model, &plan.terms, model.is_some(), load)?;
 
         let rows = Rows { ty: plan.ty, row_len: chunk.row_len as usize, first: chunk.first_row + row, importance };
-        match model {
-            Some(model) => rows.encode_changed(&self.sum, model.rows(row, n_rows), out),
-            None => rows.encode(self.sum.wanted(), out),
-        }
         resize(&mut self.got, n);
+        let scaled = sources.first().filter(|model| model.keeps_scale && !plan.terms.is_empty());
+        let stored = match scaled {
+            None => self.sum.wanted(),
+            Some(model) => {
+                self.got.copy_from_slice(self.sum.wanted());
+                divide_scale(model.source, model.at.tensor, first_weight, &mut self.got)?;
+                &self.got
+            }
+        };
+        match model {
+            Some(model) if plan.ty.is_quantized() || scaled.is_some() => {
+                rows.encode_changed(stored, self.sum.delta(), model.rows(row, n_rows), out);
+            }
+            // Floats decode and encode to the same bits, and the sum has kept what does not change.
+            _ => rows.encode(stored, out),
+        }
         quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
+        if let Some(model) = scaled {
+            multiply_scale(model.source, model.at.tensor, first_weight, &mut self.got)?;
+        }
         if let Some(i) = check_finite(self.sum.wanted()).or_else(|| check_finite(&self.got)) {
             let i = largest_of_block(self.sum.wanted(), i, plan.ty.block_len());
             let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, self.sum.wanted()[i]);
@@ -215,15 +237,11 @@ impl Rows<'_> {
     ///
     /// With an importance the encoder sees whole rows, because some types weigh a block by its row's variance; blocks of
     /// them that do not change are put back afterwards.
-    fn encode_changed(self, sum: &Sum, blocks: &[u8], out: &mut [u8]) {
+    fn encode_changed(self, stored: &[f32], delta: &[f32], blocks: &[u8], out: &mut [u8]) {
         let (len, size) = (self.ty.block_len(), self.ty.block_size());
-        if len == 1 {
-            // Floats decode and encode to the same bits, and the sum has kept what does not change.
-            return self.encode(sum.wanted(), out);
-        }
         let unit = if self.importance.is_some() { self.row_len } else { len };
         let is_changed = |delta: &[f32]| delta.iter().any(|d| *d != 0.0);
-        for (is_change, units) in runs(sum.delta().chunks_exact(unit).map(is_changed)) {
+        for (is_change, units) in runs(delta.chunks_exact(unit).map(is_changed)) {
             let weights = units.start * unit..units.end * unit;
             let bytes = weights.start / len * size..weights.end / len * size;
             if !is_change {
@@ -231,9 +249,9 @@ impl Rows<'_> {
                 continue;
             }
             let rows = Rows { first: self.first + (weights.start / self.row_len) as u64, ..self };
-            rows.encode(&sum.wanted()[weights.clone()], &mut out[bytes.clone()]);
+            rows.encode(&stored[weights.clone()], &mut out[bytes.clone()]);
             if unit > len {
-                let changed = sum.delta()[weights].chunks_exact(len).map(is_changed);
+                let changed = delta[weights].chunks_exact(len).map(is_changed);
                 let blocks = blocks[bytes.clone()].chunks_exact(size);
                 for ((out, block), _) in out[bytes].chunks_exact_mut(size).zip(blocks).zip(changed).filter(|(_, c)| !c)
                 {

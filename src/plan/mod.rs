@@ -201,6 +201,7 @@ impl MergePlan {
             let ty = recipe.output.type_for(architecture_of(model), info, info.ty());
             tensors.push(TensorPlan::new(inputs, pair, ty)?);
         }
+        drop_lost_scales(&mut tensors, model);
         warnings.extend(importance::check(inputs, &tensors)?);
 
         let mut metadata = model.metadata().clone();
@@ -273,6 +274,18 @@ fn architecture_of(model: &Model) -> &str {
     model.metadata().architecture().unwrap_or_default()
 }
 
+/// Removes the scales of an `output.weight` that is NVFP4 no more: llama.cpp looks for them beside that type alone, and
+/// refuses files with tensors it does not look for (src/llama-model.cpp, `load_tensors`). The weights are then written as
+/// they are; see [`TensorPlan::keeps_scale`].
+fn drop_lost_scales(tensors: &mut Vec<TensorPlan>, model: &Model) {
+    let is_nvfp4 = |ty| ty == GgmlType::NVFP4;
+    let was = model.find("output.weight").is_some_and(|id| is_nvfp4(model.tensor(id).ty()));
+    let is = tensors.iter().any(|t| t.name == "output.weight" && is_nvfp4(t.ty));
+    if was && !is {
+        tensors.retain(|t| !matches!(t.name.as_str(), "output.scale" | "output.input_scale"));
+    }
+}
+
 /// Refuses ratios that would make every weight NaN, or nothing of a vector that was asked for.
 fn check_ratios(inputs: &Inputs) -> Result<(), Error> {
     let is_bad = |ratio: f64| !(ratio as f32).is_finite() || (ratio != 0.0 && ratio as f32 == 0.0);
@@ -315,6 +328,13 @@ impl TensorPlan {
     pub fn is_copy(&self, inputs: &Inputs) -> bool {
         let same_type = |at: TensorRef| inputs.source(at.source).tensor(at.tensor).ty() == self.ty;
         self.terms.is_empty() && self.model.is_some_and(same_type)
+    }
+
+    /// Whether the model's scales of these weights ([`Model::scale_of`]) are beside them in the output, too: the blocks then
+    /// hold weight / scale.
+    pub fn keeps_scale(&self, inputs: &Inputs) -> bool {
+        let is_dropped = self.name == "output.weight" && self.ty != GgmlType::NVFP4;
+        !is_dropped && self.model.is_some_and(|at| inputs.source(at.source).scale_of(at.tensor).is_some())
     }
 
     /// Weights in all.

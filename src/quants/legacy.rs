@@ -20,7 +20,7 @@
 //! The encoders are `quantize_row_q*_ref`, the decoders `dequantize_row_q*` of ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
-use super::rounding::{round_away, whole_code};
+use super::rounding::{inverse, round_away, whole_code};
 use super::{field, field_mut};
 
 /// Weights in a block.
@@ -29,6 +29,7 @@ const QK: usize = 32;
 type Weights = [f32; QK];
 type Codes = [u8; QK];
 
+#[inline(always)]
 pub(super) fn decode_q4_0(block: &[u8; 18], w: &mut Weights) {
     let d = read_f16(field(block, 0));
     let q = unpack_nibbles(field(block, 2));
@@ -37,11 +38,13 @@ pub(super) fn decode_q4_0(block: &[u8; 18], w: &mut Weights) {
     }
 }
 
+#[inline(always)]
 pub(super) fn encode_q4_0(w: &Weights, block: &mut [u8; 18]) {
     let q = encode_symmetric(w, 8, field_mut(block, 0));
     pack_nibbles(&q, field_mut(block, 2));
 }
 
+#[inline(always)]
 pub(super) fn decode_q4_1(block: &[u8; 20], w: &mut Weights) {
     let (d, m) = (read_f16(field(block, 0)), read_f16(field(block, 2)));
     let q = unpack_nibbles(field(block, 4));
@@ -50,11 +53,13 @@ pub(super) fn decode_q4_1(block: &[u8; 20], w: &mut Weights) {
     }
 }
 
+#[inline(always)]
 pub(super) fn encode_q4_1(w: &Weights, block: &mut [u8; 20]) {
     let q = encode_with_min(w, 15, field_mut(block, 0));
     pack_nibbles(&q, field_mut(block, 4));
 }
 
+#[inline(always)]
 pub(super) fn decode_q5_0(block: &[u8; 22], w: &mut Weights) {
     let d = read_f16(field(block, 0));
     let q = unpack_5_bits(field(block, 2), field(block, 6));
@@ -63,12 +68,14 @@ pub(super) fn decode_q5_0(block: &[u8; 22], w: &mut Weights) {
     }
 }
 
+#[inline(always)]
 pub(super) fn encode_q5_0(w: &Weights, block: &mut [u8; 22]) {
     let q = encode_symmetric(w, 16, field_mut(block, 0));
     pack_fifth_bits(&q, field_mut(block, 2));
     pack_nibbles(&q, field_mut(block, 6));
 }
 
+#[inline(always)]
 pub(super) fn decode_q5_1(block: &[u8; 24], w: &mut Weights) {
     let (d, m) = (read_f16(field(block, 0)), read_f16(field(block, 2)));
     let q = unpack_5_bits(field(block, 4), field(block, 8));
@@ -77,12 +84,14 @@ pub(super) fn decode_q5_1(block: &[u8; 24], w: &mut Weights) {
     }
 }
 
+#[inline(always)]
 pub(super) fn encode_q5_1(w: &Weights, block: &mut [u8; 24]) {
     let q = encode_with_min(w, 31, field_mut(block, 0));
     pack_fifth_bits(&q, field_mut(block, 4));
     pack_nibbles(&q, field_mut(block, 8));
 }
 
+#[inline(always)]
 pub(super) fn decode_q8_0(block: &[u8; 34], w: &mut Weights) {
     let d = read_f16(field(block, 0));
     let qs: &[u8; QK] = field(block, 2);
@@ -91,6 +100,7 @@ pub(super) fn decode_q8_0(block: &[u8; 34], w: &mut Weights) {
     }
 }
 
+#[inline(always)]
 pub(super) fn encode_q8_0(w: &Weights, block: &mut [u8; 34]) {
     let (min, max) = extremes(w);
     let amax = if max > -min { max } else { -min };
@@ -143,22 +153,6 @@ fn each_code(w: &Weights, code: impl Fn(f32) -> u8) -> Codes {
         *q = code(w);
     }
     q
-}
-
-/// 1/d, or 0 for a scale of 0.
-///
-/// A denormal d has no finite inverse, and then ggml's conversion of infinity to an integer is undefined in C; on x86-64
-/// each code is 0. With NaN as the inverse, [`whole_code`] and [`round_away`] say the same.
-#[inline]
-fn inverse(d: f32) -> f32 {
-    let id = 1.0 / d;
-    if d == 0.0 {
-        0.0
-    } else if id.is_infinite() {
-        f32::NAN
-    } else {
-        id
-    }
 }
 
 /// The least and the largest weight; of two zeros, either.

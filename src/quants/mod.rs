@@ -19,11 +19,15 @@
 //! | `iq1`, `iq2`, `iq3` | IQ1_S, IQ1_M; IQ2_XXS, IQ2_XS, IQ2_S; IQ3_XXS, IQ3_S: super-blocks of points on a grid |
 //! | `search` | the scale searches of the K encoders |
 //! | `lattice`, `grids` | the search of the IQ2 and IQ3 encoders, and the grids |
+//! | `ternary` | TQ1_0, TQ2_0: super-blocks of 256 weights of three values |
+//! | `fp4` | MXFP4, NVFP4: floats of 4 bits and one scale |
+//! | `bits` | Q1_0, Q2_0: one scale for 128 or 64 weights |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
 //! | `simd`, `batch` | vector instructions, and rows cut into what they take |
 
 mod batch;
+mod bits;
 mod dot;
 mod float;
 mod grids;
@@ -31,6 +35,7 @@ mod iq1;
 mod iq2;
 mod iq3;
 mod lattice;
+mod fp4;
 mod legacy;
 mod planes;
 mod q2_k;
@@ -42,6 +47,7 @@ mod rounding;
 mod scales;
 mod search;
 mod simd;
+mod ternary;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
@@ -129,6 +135,12 @@ pub fn is_supported(ty: GgmlType) -> bool {
             | IQ3_S
             | IQ2_S
             | IQ1_M
+            | TQ1_0
+            | TQ2_0
+            | MXFP4
+            | NVFP4
+            | Q1_0
+            | Q2_0
     )
 }
 
@@ -166,9 +178,9 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
     check_level(level)?;
     check_lengths(ty, dst.len(), src.len())?;
     match ty {
-        GgmlType::F32 => float::decode_f32(src, dst),
-        GgmlType::F16 => float::decode_f16(src, dst),
-        GgmlType::BF16 => float::decode_bf16(src, dst),
+        GgmlType::F32 => decode_blocks(level, src, dst, float::decode_f32),
+        GgmlType::F16 => decode_blocks(level, src, dst, float::decode_f16),
+        GgmlType::BF16 => decode_blocks(level, src, dst, float::decode_bf16),
         GgmlType::Q4_0 => decode_blocks(level, src, dst, legacy::decode_q4_0),
         GgmlType::Q4_1 => decode_blocks(level, src, dst, legacy::decode_q4_1),
         GgmlType::Q5_0 => decode_blocks(level, src, dst, legacy::decode_q5_0),
@@ -186,6 +198,12 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
         GgmlType::IQ3_S => decode_blocks(level, src, dst, iq3::decode_s),
         GgmlType::IQ2_S => decode_blocks(level, src, dst, iq2::decode_s),
         GgmlType::IQ1_M => decode_blocks(level, src, dst, iq1::decode_m),
+        GgmlType::TQ1_0 => decode_blocks(level, src, dst, ternary::decode_tq1_0),
+        GgmlType::TQ2_0 => decode_blocks(level, src, dst, ternary::decode_tq2_0),
+        GgmlType::MXFP4 => decode_blocks(level, src, dst, fp4::decode_mxfp4),
+        GgmlType::NVFP4 => decode_blocks(level, src, dst, fp4::decode_nvfp4),
+        GgmlType::Q1_0 => decode_blocks(level, src, dst, bits::decode_q1_0),
+        GgmlType::Q2_0 => decode_blocks(level, src, dst, bits::decode_q2_0),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -240,9 +258,9 @@ pub fn quantize_rows_at(
     }
     let rows = Rows { weights: src, importance };
     match ty {
-        GgmlType::F32 => float::encode_f32(src, dst),
-        GgmlType::F16 => float::encode_f16(src, dst),
-        GgmlType::BF16 => float::encode_bf16(src, dst),
+        GgmlType::F32 => encode_blocks(level, src, dst, float::encode_f32),
+        GgmlType::F16 => encode_blocks(level, src, dst, float::encode_f16),
+        GgmlType::BF16 => encode_blocks(level, src, dst, float::encode_bf16),
         GgmlType::Q4_0 => encode_blocks(level, src, dst, legacy::encode_q4_0),
         GgmlType::Q4_1 => encode_blocks(level, src, dst, legacy::encode_q4_1),
         GgmlType::Q5_0 => encode_blocks(level, src, dst, legacy::encode_q5_0),
@@ -260,6 +278,12 @@ pub fn quantize_rows_at(
         GgmlType::IQ3_S => batch::encode::<iq3::S, _, _>(level, rows, dst),
         GgmlType::IQ2_S => batch::encode::<iq2::S, _, _>(level, rows, dst),
         GgmlType::IQ1_M => batch::encode::<iq1::M, _, _>(level, rows, dst),
+        GgmlType::TQ1_0 => encode_blocks(level, src, dst, ternary::encode_tq1_0),
+        GgmlType::TQ2_0 => encode_blocks(level, src, dst, ternary::encode_tq2_0),
+        GgmlType::MXFP4 => encode_blocks(level, src, dst, fp4::encode_mxfp4),
+        GgmlType::NVFP4 => encode_blocks(level, src, dst, fp4::encode_nvfp4),
+        GgmlType::Q1_0 => bits::encode_q1_0(level, src, dst),
+        GgmlType::Q2_0 => encode_blocks(level, src, dst, bits::encode_q2_0),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())

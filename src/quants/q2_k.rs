@@ -21,6 +21,7 @@ const N_SUB: usize = QK_K / SUB;
 
 const CANDIDATES: Candidates = Candidates { nmax: 3.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: true };
 
+#[inline(always)]
 pub(super) fn decode(block: &[u8; 84], w: &mut [f32; QK_K]) {
     let scales: &[u8; N_SUB] = field(block, 0);
     let (d, dmin) = (read_f16(field(block, 80)), read_f16(field(block, 82)));

@@ -19,6 +19,7 @@ use super::{QK_K, field, field_mut, planes};
 const SUB: usize = 16;
 const N_SUB: usize = QK_K / SUB;
 
+#[inline(always)]
 pub(super) fn decode(block: &[u8; 110], w: &mut [f32; QK_K]) {
     let d = read_f16(field(block, 108));
     let scales = unpack_scales(field(block, 96));

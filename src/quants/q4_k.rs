@@ -18,6 +18,7 @@ const SUB: usize = 32;
 
 const CANDIDATES: Candidates = Candidates { nmax: 15.0, rmin: -1.0, rdelta: 0.1, nstep: 20, use_mad: false };
 
+#[inline(always)]
 pub(super) fn decode(block: &[u8; 144], w: &mut [f32; QK_K]) {
     let mut codes = [0; QK_K];
     planes::unpack_nibbles(field(block, 16), &mut codes);

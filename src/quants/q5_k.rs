@@ -15,6 +15,7 @@ use super::{QK_K, field, field_mut, planes, q4_k};
 
 const CANDIDATES: Candidates = Candidates { nmax: 31.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: false };
 
+#[inline(always)]
 pub(super) fn decode(block: &[u8; 176], w: &mut [f32; QK_K]) {
     let mut codes = [0; QK_K];
     planes::unpack_nibbles(field(block, 48), &mut codes);

@@ -19,6 +19,7 @@ use super::{QK_K, field, field_mut};
 const SUB: usize = 16;
 const N_SUB: usize = QK_K / SUB;
 
+#[inline(always)]
 pub(super) fn decode(block: &[u8; 210], w: &mut [f32; QK_K]) {
     let scales: &[u8; N_SUB] = field(block, 192);
     let d = read_f16(field(block, 208));

@@ -55,6 +55,35 @@ pub(super) fn code_byte(code: f32) -> u8 {
     (code + MAGIC).to_bits() as u8
 }
 
+/// 1/d, or 0 for a scale of 0.
+///
+/// A denormal d may have no finite inverse, and then ggml's conversion of infinity to an integer is undefined in C; on
+/// x86-64 it gives the least integer, as that of NaN does, of which the encoders store the low bits. With NaN as the
+/// inverse, every code is made in the same way.
+#[inline(always)]
+pub(super) fn inverse(d: f32) -> f32 {
+    let id = 1.0 / d;
+    if d == 0.0 {
+        0.0
+    } else if id.is_infinite() {
+        f32::NAN
+    } else {
+        id
+    }
+}
+
+/// The largest absolute value, NaN passed over.
+#[inline(always)]
+pub(super) fn farthest<const N: usize>(w: &[f32; N]) -> f32 {
+    let mut amax = [0.0f32; 8];
+    for w in w.as_chunks::<8>().0 {
+        for (amax, w) in amax.iter_mut().zip(w) {
+            *amax = if w.abs() > *amax { w.abs() } else { *amax };
+        }
+    }
+    amax.into_iter().fold(0.0, |amax, w| if w > amax { w } else { amax })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

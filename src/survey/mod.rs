@@ -16,5 +16,7 @@ pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{Inputs, Kept, Pair, Role, SourceId, TensorRef, Term, Vector, pair, part_of};
 pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
-pub use source::{Error, TensorSource, check_finite, decode, minimum_rows};
+pub use source::{
+    Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale,
+};
 pub use sum::{Sum, resize};

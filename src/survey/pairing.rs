@@ -181,7 +181,8 @@ pub struct Term {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kept {
-    /// It is no weight: rope frequencies and factors belong to the model's own context length.
+    /// It is no weight: rope frequencies and factors belong to the model's own context length, and scales of weights that
+    /// lie beside them say what those weights are, in one file.
     NotAWeight,
     /// Its type has no arithmetic.
     NoArithmetic,
@@ -227,7 +228,7 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
             name: info.name().to_owned(),
             model: inputs.model().map(|_| own),
             terms: Vec::new(),
-            kept: kept_by_nature(info),
+            kept: kept_by_nature(inputs.source(own.source), own.tensor),
             tied: false,
         };
         if pair.kept.is_none() {
@@ -252,10 +253,12 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
 /// The tensor that tied files do without.
 const OUTPUT: &str = "output.weight";
 
-fn kept_by_nature(info: &TensorInfo) -> Option<Kept> {
+fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
+    let info = model.tensor(id);
     let stem = info.name().strip_suffix(".weight").unwrap_or(info.name());
     match stem.rsplit('.').next() {
         Some("rope_freqs" | "rope_factors_long" | "rope_factors_short") => Some(Kept::NotAWeight),
+        _ if model.is_scale(id) => Some(Kept::NotAWeight),
         _ if !info.ty().is_weight_type() => Some(Kept::NoArithmetic),
         _ => None,
     }
@@ -321,10 +324,11 @@ fn find(inputs: &Inputs, source: SourceId, name: &str) -> (Option<TensorRef>, bo
 /// Refuses a vector with tensors that the output lacks, an untied `output.weight` aside, which the plan reports.
 fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
     let (plus, own) = (inputs.source(vector.plus), inputs.source(inputs.template()));
-    let has_no_place =
-        |t: &TensorInfo| kept_by_nature(t).is_none() && t.name() != OUTPUT && own.find(t.name()).is_none();
     let names = |model: &Model| -> Vec<String> {
-        model.tensors().filter(|t| has_no_place(t)).map(|t| t.name().to_owned()).collect()
+        let has_no_place = |(id, t): &(TensorId, &TensorInfo)| {
+            kept_by_nature(model, *id).is_none() && t.name() != OUTPUT && own.find(t.name()).is_none()
+        };
+        model.tensors().enumerate().filter(has_no_place).map(|(_, t)| t.name().to_owned()).collect()
     };
     let tensors = names(plus);
     if !tensors.is_empty() {

@@ -8,7 +8,7 @@ use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, part_of};
 use super::rounding::true_square;
-use super::source::{Error, decode};
+use super::source::{Error, decode, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
@@ -199,10 +199,19 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         resize(&mut got, len as usize);
         for (&ty, tried) in &mut by_type {
             raw.resize(ty.size_of(len).expect("candidates fit the row") as usize, 0);
+            got.copy_from_slice(sum.wanted());
+            // Scales that lie beside the model's weights stay as they are.
+            let scaled = pair.model.map(|at| (inputs.source(at.source), at.tensor));
+            if let Some((source, id)) = scaled {
+                divide_scale(source, id, row * row_len + start, &mut got)?;
+            }
             let importance = importance.map(|all| &all.of_row(row)[start as usize..][..len as usize]);
-            let coded = quants::quantize_rows(ty, sum.wanted(), importance, &mut raw)
+            let coded = quants::quantize_rows(ty, &got, importance, &mut raw)
                 .and_then(|()| quants::dequantize_row(ty, &raw, &mut got));
             coded.expect("candidates are supported and fit the row");
+            if let Some((source, id)) = scaled {
+                multiply_scale(source, id, row * row_len + start, &mut got)?;
+            }
             tried.add(&sum.weights(&got));
         }
     }

@@ -13,6 +13,9 @@ pub trait TensorSource: Sync {
     /// The file to name when something is wrong with a tensor.
     fn path_of(&self, id: TensorId) -> &Path;
 
+    /// The tensor of f32 that decoded weights of a tensor have to be multiplied by, one for each of its matrices.
+    fn scale_of(&self, id: TensorId) -> Option<TensorId>;
+
     /// Reads `buf.len()` bytes of a tensor's blocks, from `offset` bytes after its start.
     ///
     /// # Errors
@@ -27,6 +30,10 @@ impl TensorSource for Model {
 
     fn path_of(&self, id: TensorId) -> &Path {
         Model::path_of(self, id)
+    }
+
+    fn scale_of(&self, id: TensorId) -> Option<TensorId> {
+        Model::scale_of(self, id)
     }
 
     fn read(&self, id: TensorId, offset: u64, buf: &mut [u8]) -> Result<(), gguf::Error> {
@@ -61,6 +68,20 @@ pub enum Error {
         /// Which weight, counted through the tensor with the row's direction fastest.
         index: u64,
         /// NaN or an infinity.
+        value: f32,
+    },
+    /// A factor of weights that makes them all zero, or no numbers.
+    #[error(
+        "{}: tensor {tensor}: number {index} is {value}, but weights are multiplied by it; the file is damaged", path.display()
+    )]
+    Scale {
+        /// The file.
+        path: PathBuf,
+        /// The tensor of factors.
+        tensor: String,
+        /// Which one.
+        index: u64,
+        /// Its value.
         value: f32,
     },
     /// The system gave no threads.
@@ -113,22 +134,92 @@ pub enum Error {
     },
 }
 
-/// Decodes whole blocks of a tensor and refuses what is no number. `first` is the index in the tensor of `out[0]`.
+/// Decodes whole blocks of a tensor to weights as its model computes with them, and refuses what is no number. `first` is
+/// the index in the tensor of `out[0]`.
+///
+/// # Errors
+/// [`Error::Type`], [`Error::NotFinite`]; for a tensor with factors of its own also [`Error::Scale`], [`Error::Container`].
+pub fn decode(source: &dyn TensorSource, id: TensorId, first: u64, raw: &[u8], out: &mut [f32]) -> Result<(), Error> {
+    decode_stored(source, id, raw, out)?;
+    multiply_scale(source, id, first, out)?;
+    refuse_not_finite(source, id, first, out)
+}
+
+/// As [`decode`], but without the factors that a tensor may have.
 ///
 /// # Errors
 /// [`Error::Type`], [`Error::NotFinite`].
-pub fn decode(source: &dyn TensorSource, id: TensorId, first: u64, raw: &[u8], out: &mut [f32]) -> Result<(), Error> {
+pub fn decode_unscaled(
+    source: &dyn TensorSource,
+    id: TensorId,
+    first: u64,
+    raw: &[u8],
+    out: &mut [f32],
+) -> Result<(), Error> {
+    decode_stored(source, id, raw, out)?;
+    refuse_not_finite(source, id, first, out)
+}
+
+fn decode_stored(source: &dyn TensorSource, id: TensorId, raw: &[u8], out: &mut [f32]) -> Result<(), Error> {
     let info = source.tensor(id);
     quants::dequantize_row(info.ty(), raw, out).map_err(|e| Error::Type {
         path: source.path_of(id).to_owned(),
         tensor: info.name().to_owned(),
         source: e,
-    })?;
+    })
+}
+
+/// Multiplies weights by the factors of their tensor, if it has any. `first` is the index in the tensor of `weights[0]`.
+///
+/// # Errors
+/// [`Error::Scale`], [`Error::Container`].
+pub fn multiply_scale(source: &dyn TensorSource, id: TensorId, first: u64, weights: &mut [f32]) -> Result<(), Error> {
+    rescale(source, id, first, weights, |w, scale| w * scale)
+}
+
+/// The inverse of [`multiply_scale`].
+///
+/// # Errors
+/// As there.
+pub fn divide_scale(source: &dyn TensorSource, id: TensorId, first: u64, weights: &mut [f32]) -> Result<(), Error> {
+    rescale(source, id, first, weights, |w, scale| w / scale)
+}
+
+fn rescale(
+    source: &dyn TensorSource,
+    id: TensorId,
+    first: u64,
+    weights: &mut [f32],
+    op: impl Fn(f32, f32) -> f32,
+) -> Result<(), Error> {
+    let Some(scale_id) = source.scale_of(id) else { return Ok(()) };
+    let (scales, n_weights) = (source.tensor(scale_id), source.tensor(id).n_weights());
+    // A tensor without weights has nothing that this could be asked for.
+    let per_scale = (n_weights / scales.n_weights().max(1)).max(1);
+    let (mut index, mut rest) = (first / per_scale, weights);
+    let mut n = ((index + 1) * per_scale - first).min(rest.len() as u64) as usize;
+    while !rest.is_empty() {
+        let mut bytes = [0; 4];
+        source.read(scale_id, 4 * index, &mut bytes)?;
+        let value = f32::from_le_bytes(bytes);
+        if value == 0.0 || !value.is_finite() {
+            let (path, tensor) = (source.path_of(scale_id).to_owned(), scales.name().to_owned());
+            return Err(Error::Scale { path, tensor, index, value });
+        }
+        let (these, after) = rest.split_at_mut(n);
+        these.iter_mut().for_each(|w| *w = op(*w, value));
+        (index, rest) = (index + 1, after);
+        n = per_scale.min(rest.len() as u64) as usize;
+    }
+    Ok(())
+}
+
+fn refuse_not_finite(source: &dyn TensorSource, id: TensorId, first: u64, out: &[f32]) -> Result<(), Error> {
     match check_finite(out) {
         None => Ok(()),
         Some(i) => Err(Error::NotFinite {
             path: source.path_of(id).to_owned(),
-            tensor: info.name().to_owned(),
+            tensor: source.tensor(id).name().to_owned(),
             index: first + i as u64,
             value: out[i],
         }),

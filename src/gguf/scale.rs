@@ -1,0 +1,63 @@
+//! Tensors that are factors of another tensor.
+//!
+//! Beside `STEM.weight`, a file may have `STEM.scale`: one f32 that llama.cpp multiplies the product with the weights by, or
+//! one for each matrix of a stack of experts. Blocks of NVFP4 have scales of a small range and need it. A weight, as the
+//! model computes with it, is thus scale · decoded. `STEM.input_scale` is there for engines that round activations, too;
+//! llama.cpp loads it and leaves it alone.
+//!
+//! The rules are those of src/llama-model.cpp (`load_tensors`: after the architecture's own tensors, for any type but that of
+//! the output) and src/llama-graph.cpp (`build_lora_mm`, `build_lora_mm_id`).
+
+use std::collections::HashMap;
+
+use super::{Model, TensorId, TensorInfo};
+use crate::ggml::GgmlType;
+
+/// What the factors of a model belong to.
+#[derive(Default, Debug)]
+pub(super) struct Scales {
+    /// By tensor of weights.
+    of: HashMap<TensorId, TensorId>,
+}
+
+impl Scales {
+    /// Those of a model whose tensors are known.
+    pub(super) fn new(model: &Model) -> Self {
+        let mut of = HashMap::new();
+        for (id, info) in model.tensors().enumerate() {
+            if let Some(weights) = weights_of(model, info, ".scale")
+                && (info.name() != "output.scale" || model.tensor(weights).ty() == GgmlType::NVFP4)
+            {
+                of.insert(weights, id);
+            }
+        }
+        Scales { of }
+    }
+}
+
+/// The weights that this tensor, `STEM` and `suffix`, is a factor of, if it has their shape: one number, or one for each
+/// matrix of the stack. A router's `ffn_gate_inp.scale`, of one number for each input, is a weight in its own right.
+fn weights_of(model: &Model, info: &TensorInfo, suffix: &str) -> Option<TensorId> {
+    let stem = info.name().strip_suffix(suffix)?;
+    let id = model.find(&format!("{stem}.weight"))?;
+    let weights = model.tensor(id);
+    let fits = info.ty() == GgmlType::F32 && info.ne == [weights.ne[2], 1, 1, 1];
+    (fits && weights.n_dims() >= 2 && weights.ne[3] == 1).then_some(id)
+}
+
+impl Model {
+    /// The tensor of f32 that the decoded weights of this one have to be multiplied by: as many numbers as there are
+    /// matrices in it (`ne[2]`).
+    pub fn scale_of(&self, id: TensorId) -> Option<TensorId> {
+        self.scales.of.get(&id).copied()
+    }
+
+    /// Whether a tensor is a factor of other weights, or of their inputs, rather than weights.
+    ///
+    /// # Panics
+    /// If `id` is not below [`Model::n_tensors`].
+    pub fn is_scale(&self, id: TensorId) -> bool {
+        let info = self.tensor(id);
+        [".scale", ".input_scale"].iter().any(|suffix| weights_of(self, info, suffix).is_some())
+    }
+}
