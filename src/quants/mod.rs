@@ -16,7 +16,7 @@
 //! | `float` | F32, F16, BF16 |
 //! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
-//! | `search` | the scale searches of the K encoders |
+//! | `super_block`, `search` | what the K encoders have in common, and their searches for scales |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
 //! | `simd`, `batch` | vector instructions, and rows cut into what they take |
@@ -35,6 +35,7 @@ mod rounding;
 mod scales;
 mod search;
 mod simd;
+mod super_block;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
@@ -213,11 +214,11 @@ pub fn quantize_rows_at(
         GgmlType::Q5_0 => encode_blocks(level, src, dst, legacy::encode_q5_0),
         GgmlType::Q5_1 => encode_blocks(level, src, dst, legacy::encode_q5_1),
         GgmlType::Q8_0 => encode_blocks(level, src, dst, legacy::encode_q8_0),
-        GgmlType::Q2_K => encode_blocks(level, src, dst, q2_k::encode),
-        GgmlType::Q3_K => encode_blocks(level, src, dst, q3_k::encode),
-        GgmlType::Q4_K => encode_blocks(level, src, dst, q4_k::encode),
-        GgmlType::Q5_K => encode_blocks(level, src, dst, q5_k::encode),
-        GgmlType::Q6_K => encode_blocks(level, src, dst, q6_k::encode),
+        GgmlType::Q2_K => batch::encode::<q2_k::Q2K, _, _>(level, rows, dst),
+        GgmlType::Q3_K => batch::encode::<q3_k::Q3K, _, _>(level, rows, dst),
+        GgmlType::Q4_K => batch::encode::<q4_k::Q4K, _, _>(level, rows, dst),
+        GgmlType::Q5_K => batch::encode::<q5_k::Q5K, _, _>(level, rows, dst),
+        GgmlType::Q6_K => batch::encode::<q6_k::Q6K, _, _>(level, rows, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -285,9 +286,15 @@ impl<From, To, Convert: Fn(&From, &mut To)> Kernel for EachBlock<'_, From, To, C
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        for (from, to) in self.from.iter().zip(self.to) {
-            (self.convert)(from, to);
-        }
+        each_block(self.from, self.to, self.convert);
+    }
+}
+
+/// A function of its own because the compiler knows of arguments, and not of fields, that they do not overlap.
+#[inline(always)]
+fn each_block<From, To>(from: &[From], to: &mut [To], convert: impl Fn(&From, &mut To)) {
+    for (from, to) in from.iter().zip(to) {
+        convert(from, to);
     }
 }
 
