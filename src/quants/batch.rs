@@ -20,10 +20,15 @@ pub(super) struct Batch<'a, const LEN: usize> {
     pub(super) x: &'a [[f32; LEN]],
     /// How much the error of each weight counts; of as many blocks.
     pub(super) importance: Option<&'a [[f32; LEN]]>,
+    /// The mean square of the row of each block, for encoders that ask for it.
+    pub(super) mean_squares: [f32; LANES],
 }
 
 /// An encoder of blocks of `LEN` weights and `SIZE` bytes.
 pub(super) trait Encoder<const LEN: usize, const SIZE: usize> {
+    /// Whether it has to know the mean square of each row, where there is an importance matrix.
+    const ASKS_FOR_MEAN_SQUARES: bool = false;
+
     /// Encodes as many blocks as there are in the batch; every byte is written. Implementations are `#[inline(always)]`.
     fn encode<S: Simd>(simd: S, batch: Batch<'_, LEN>, blocks: &mut [[u8; SIZE]]);
 }
@@ -49,18 +54,55 @@ impl<E: Encoder<LEN, SIZE>, const LEN: usize, const SIZE: usize> Kernel for Enco
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let mut importance = self.rows.importance.map(|row| row.as_chunks::<LEN>().0.iter().cycle());
+        let mut mean_squares = MeanSquares::of(self.rows);
         let x = self.rows.weights.as_chunks().0.chunks(LANES);
         let blocks = self.dst.as_chunks_mut().0.chunks_mut(LANES);
         let mut buffer = [[0.0; LEN]; LANES];
-        for (x, blocks) in x.zip(blocks) {
+        for (i, (x, blocks)) in x.zip(blocks).enumerate() {
+            let mut batch = Batch { x, importance: None, mean_squares: [0.0; LANES] };
             if let Some(row) = &mut importance {
                 for (block, row) in buffer.iter_mut().zip(row.take(x.len())) {
                     *block = *row;
                 }
+                batch.importance = Some(&buffer[..x.len()]);
+                if E::ASKS_FOR_MEAN_SQUARES {
+                    for (k, mean_square) in batch.mean_squares.iter_mut().enumerate().take(x.len()) {
+                        *mean_square = mean_squares.at(simd, (i * LANES + k) * LEN);
+                    }
+                }
             }
-            let importance = importance.is_some().then_some(&buffer[..x.len()]);
-            E::encode(simd, Batch { x, importance }, blocks);
+            E::encode(simd, batch, blocks);
         }
+    }
+}
+
+/// The mean square of each row, computed for [`LANES`] rows at a time.
+struct MeanSquares<'a> {
+    rows: &'a [f32],
+    row_len: usize,
+    /// The first row of those that are computed.
+    first: Option<usize>,
+    computed: [f32; LANES],
+}
+
+impl<'a> MeanSquares<'a> {
+    fn of(rows: Rows<'a>) -> Self {
+        let row_len = rows.importance.map_or(1, <[f32]>::len);
+        Self { rows: rows.weights, row_len, first: None, computed: [0.0; LANES] }
+    }
+
+    /// That of the row which weight `at` is in.
+    #[inline(always)]
+    fn at<S: Simd>(&mut self, simd: S, at: usize) -> f32 {
+        let row = at / self.row_len;
+        let first = row / LANES * LANES;
+        if self.first != Some(first) {
+            let rows = &self.rows[first * self.row_len..];
+            let rows = &rows[..rows.len().min(LANES * self.row_len)];
+            let sums = sums_of_squares(simd, rows, self.row_len);
+            (self.first, self.computed) = (Some(first), (sums / simd.splat(self.row_len as f32)).to_array());
+        }
+        self.computed[row - first]
     }
 }
 
@@ -105,19 +147,52 @@ pub(super) fn ungroup<S: Simd, const N: usize>(simd: S, codes: &[S::F; N]) -> [[
     bytes
 }
 
-/// The sum of squares of each of up to [`LANES`] runs of numbers, from the first to the last.
+/// The sum of squares of each of up to [`LANES`] runs of `len` numbers, from the first to the last; `len` is a multiple of
+/// 16.
 #[inline(always)]
-pub(super) fn sums_of_squares<S: Simd, const LEN: usize>(simd: S, runs: &[[f32; LEN]]) -> S::F {
-    let last = runs.len() - 1;
+pub(super) fn sums_of_squares<S: Simd>(simd: S, runs: &[f32], len: usize) -> S::F {
+    let last = runs.len() / len - 1;
     let mut sum = simd.splat(0.0);
-    for i in 0..LEN / 16 {
+    for at in (0..len).step_by(16) {
         let mut pieces = [[0.0; 16]; LANES];
         for (lane, piece) in pieces.iter_mut().enumerate() {
-            *piece = runs[lane.min(last)].as_chunks().0[i];
+            piece.copy_from_slice(&runs[lane.min(last) * len + at..][..16]);
         }
         for x in group(simd, &pieces) {
             sum = sum + x * x;
         }
     }
     sum
+}
+
+/// A decoder of blocks of `LEN` weights and `SIZE` bytes.
+pub(super) trait Decoder<const LEN: usize, const SIZE: usize> {
+    /// Decodes a block. Implementations are `#[inline(always)]`.
+    fn decode<S: Simd>(simd: S, block: &[u8; SIZE], w: &mut [f32; LEN]);
+}
+
+/// Decodes rows with `D`.
+pub(super) fn decode<D: Decoder<LEN, SIZE>, const LEN: usize, const SIZE: usize>(
+    level: Level,
+    src: &[u8],
+    dst: &mut [f32],
+) {
+    run(level, Decode::<D, LEN, SIZE> { src, dst, decoder: PhantomData });
+}
+
+struct Decode<'a, D, const LEN: usize, const SIZE: usize> {
+    src: &'a [u8],
+    dst: &'a mut [f32],
+    decoder: PhantomData<D>,
+}
+
+impl<D: Decoder<LEN, SIZE>, const LEN: usize, const SIZE: usize> Kernel for Decode<'_, D, LEN, SIZE> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for (block, w) in self.src.as_chunks().0.iter().zip(self.dst.as_chunks_mut().0) {
+            D::decode(simd, block, w);
+        }
+    }
 }

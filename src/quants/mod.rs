@@ -16,6 +16,7 @@
 //! | `float` | F32, F16, BF16 |
 //! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
+//! | `iq4` | IQ4_NL and IQ4_XS |
 //! | `super_block`, `search` | what the K encoders have in common, and their searches for scales |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
@@ -24,6 +25,7 @@
 mod batch;
 mod dot;
 mod float;
+mod iq4;
 mod legacy;
 mod planes;
 mod q2_k;
@@ -102,7 +104,10 @@ pub enum Error {
 /// Whether rows of this type can be converted, in both directions.
 pub fn is_supported(ty: GgmlType) -> bool {
     use GgmlType::*;
-    matches!(ty, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+    matches!(
+        ty,
+        F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS
+    )
 }
 
 /// Every type that [`is_supported`], in the order of ids.
@@ -152,6 +157,8 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
         GgmlType::Q4_K => decode_blocks(level, src, dst, q4_k::decode),
         GgmlType::Q5_K => decode_blocks(level, src, dst, q5_k::decode),
         GgmlType::Q6_K => decode_blocks(level, src, dst, q6_k::decode),
+        GgmlType::IQ4_NL => batch::decode::<iq4::Iq4Nl, _, _>(level, src, dst),
+        GgmlType::IQ4_XS => batch::decode::<iq4::Iq4Xs, _, _>(level, src, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -219,6 +226,8 @@ pub fn quantize_rows_at(
         GgmlType::Q4_K => batch::encode::<q4_k::Q4K, _, _>(level, rows, dst),
         GgmlType::Q5_K => batch::encode::<q5_k::Q5K, _, _>(level, rows, dst),
         GgmlType::Q6_K => batch::encode::<q6_k::Q6K, _, _>(level, rows, dst),
+        GgmlType::IQ4_NL => batch::encode::<iq4::Iq4Nl, _, _>(level, rows, dst),
+        GgmlType::IQ4_XS => batch::encode::<iq4::Iq4Xs, _, _>(level, rows, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())

@@ -48,7 +48,7 @@ impl Encoder<QK_K, 110> for Q3K {
 impl WithoutMin<110> for Q3K {
     const NMAX: f32 = 4.0;
     const BY_ROUNDS: bool = true;
-    const IMPORTANCE: Weighting = Weighting::Importance { factor: 2.0 };
+    const IMPORTANCE: Weighting = Weighting::Importance { times: 2.0, over: QK_K as f32 };
     const SEARCHES_SCALES: bool = true;
 
     fn store(scales: &[f32; N_SUB], block: &mut [u8; 110]) -> Option<[f32; N_SUB]> {

@@ -39,7 +39,7 @@ impl Encoder<QK_K, 144> for Q4K {
 impl WithMin<SUB, N_SUB, 144> for Q4K {
     const CANDIDATES: Candidates = Candidates { nmax: 15.0, rmin: -1.0, rdelta: 0.1, nstep: 20, use_mad: false };
     const PLAIN: Weighting = Weighting::SizeAndRms;
-    const IMPORTANCE: Weighting = Weighting::Importance { factor: 2.0 };
+    const IMPORTANCE: Weighting = Weighting::Importance { times: 2.0, over: QK_K as f32 };
     const MAX_SCALE: f32 = 63.0;
 
     fn store(scales: &[f32; N_SUB], mins: &[f32; N_SUB], block: &mut [u8; 144]) -> [(f32, f32); N_SUB] {

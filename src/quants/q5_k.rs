@@ -40,7 +40,7 @@ impl Encoder<QK_K, 176> for Q5K {
 impl WithMin<SUB, N_SUB, 176> for Q5K {
     const CANDIDATES: Candidates = Candidates { nmax: 31.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: false };
     const PLAIN: Weighting = Weighting::SizeAndRms;
-    const IMPORTANCE: Weighting = Weighting::Importance { factor: 2.0 };
+    const IMPORTANCE: Weighting = Weighting::Importance { times: 2.0, over: QK_K as f32 };
     const MAX_SCALE: f32 = 63.0;
 
     fn store(scales: &[f32; N_SUB], mins: &[f32; N_SUB], block: &mut [u8; 176]) -> [(f32, f32); N_SUB] {

@@ -206,10 +206,21 @@ impl<S: Simd> ScaleAndMin<S> {
         }
         let is_zero = scale.equal(zero);
         if is_zero.any() {
-            for (&x, code) in x.iter().zip(&mut codes) {
-                let found = nearest(simd, self.iscale * (x - self.start)).max(zero).min(nmax);
-                *code = is_zero.select(self.is_flat.select(zero, found), *code);
+            for (found, code) in self.found_codes(simd, x, nmax).into_iter().zip(&mut codes) {
+                *code = is_zero.select(found, *code);
             }
+        }
+        codes
+    }
+
+    /// The codes of the search, from 0 to `nmax`.
+    #[inline(always)]
+    pub(super) fn found_codes<const N: usize>(self, simd: S, x: &[S::F; N], nmax: S::F) -> [S::F; N] {
+        let zero = simd.splat(0.0);
+        let mut codes = [zero; N];
+        for (&x, code) in x.iter().zip(&mut codes) {
+            let l = nearest(simd, self.iscale * (x - self.start)).max(zero).min(nmax);
+            *code = self.is_flat.select(zero, l);
         }
         codes
     }
@@ -229,7 +240,7 @@ pub(super) struct Symmetric<S: Simd, const N: usize> {
 
 /// The value farthest from zero in each lane, of two with both signs the first, and its distance.
 #[inline(always)]
-fn farthest<S: Simd, const N: usize>(simd: S, x: &[S::F; N]) -> (S::F, S::F) {
+pub(super) fn farthest<S: Simd, const N: usize>(simd: S, x: &[S::F; N]) -> (S::F, S::F) {
     let (mut max, mut amax) = (simd.splat(0.0), simd.splat(0.0));
     for &x in x {
         max = amax.less(x.abs()).select(x, max);

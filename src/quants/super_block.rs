@@ -25,8 +25,10 @@ pub(super) enum Weighting {
     SizeAndRms,
     /// As its square.
     Square,
-    /// As its importance times √(w² + `factor` times the mean square of the super-block).
-    Importance { factor: f32 },
+    /// As its importance times √(w² + s·`times`/`over`), where s is the sum of squares of its block.
+    Importance { times: f32, over: f32 },
+    /// As its importance times √(w² + mean square of its row).
+    ImportanceInRow,
     /// As its importance.
     ImportanceAlone,
 }
@@ -125,7 +127,7 @@ fn search<S: Simd, const SUB: usize>(
 ) -> Searched<S> {
     let mut searched =
         Searched { found: [ScaleAndMin::none(simd); LANES], scales: [0.0; QK_K], mins: [0.0; QK_K], sums: [0.0; QK_K] };
-    let weights = Weights::<SUB>::new(simd, batch, weighting);
+    let weights = Weights::<QK_K, SUB>::new(simd, batch, weighting);
     let groups = batch.x.as_flattened().as_chunks().0.chunks(LANES);
     for (i, sub_blocks) in groups.enumerate() {
         let x = group(simd, sub_blocks);
@@ -151,23 +153,23 @@ pub(super) fn sum<S: Simd, const N: usize>(simd: S, x: &[S::F; N]) -> S::F {
     sum
 }
 
-/// How much errors count, for the sub-blocks of a batch.
-pub(super) struct Weights<'a, const SUB: usize> {
+/// How much errors count, for the runs of `SUB` weights of a batch.
+pub(super) struct Weights<'a, const LEN: usize, const SUB: usize> {
     weighting: Weighting,
     importance: &'a [[f32; SUB]],
-    /// `factor` times the mean square, by super-block.
+    /// What is added to squares, by block.
     sigma2: [f32; LANES],
 }
 
-impl<'a, const SUB: usize> Weights<'a, SUB> {
+impl<'a, const LEN: usize, const SUB: usize> Weights<'a, LEN, SUB> {
     #[inline(always)]
-    pub(super) fn new<S: Simd>(simd: S, batch: Batch<'a, QK_K>, weighting: Weighting) -> Self {
+    pub(super) fn new<S: Simd>(simd: S, batch: Batch<'a, LEN>, weighting: Weighting) -> Self {
         let sigma2 = match weighting {
-            Weighting::Importance { factor } => {
-                let sum_x2 = sums_of_squares(simd, batch.x);
-                (simd.splat(factor) * sum_x2 / simd.splat(QK_K as f32)).to_array()
+            Weighting::Importance { times, over } => {
+                let sum_x2 = sums_of_squares(simd, batch.x.as_flattened(), LEN);
+                (simd.splat(times) * sum_x2 / simd.splat(over)).to_array()
             }
-            _ => [0.0; LANES],
+            _ => batch.mean_squares,
         };
         Self { weighting, importance: batch.importance.unwrap_or_default().as_flattened().as_chunks().0, sigma2 }
     }
@@ -198,8 +200,8 @@ impl<'a, const SUB: usize> Weights<'a, SUB> {
                     *weight = *weight * *weight;
                 }
             }
-            Weighting::Importance { .. } => {
-                let sigma2: [f32; LANES] = std::array::from_fn(|lane| self.sigma2[(i * LANES + lane) * SUB / QK_K]);
+            Weighting::Importance { .. } | Weighting::ImportanceInRow => {
+                let sigma2: [f32; LANES] = std::array::from_fn(|lane| self.sigma2[(i * LANES + lane) * SUB / LEN]);
                 let sigma2 = simd.load(&sigma2);
                 for (weight, importance) in weights.iter_mut().zip(importance()) {
                     *weight = importance * (sigma2 + *weight * *weight).sqrt();
@@ -250,7 +252,7 @@ where
 {
     let sub_blocks: &[[f32; SUB]] = batch.x.as_flattened().as_chunks().0;
     let is_plain = batch.importance.is_none();
-    let weights = Weights::<SUB>::new(simd, batch, if is_plain { Weighting::Square } else { T::IMPORTANCE });
+    let weights = Weights::<QK_K, SUB>::new(simd, batch, if is_plain { Weighting::Square } else { T::IMPORTANCE });
 
     if is_plain || !T::SEARCHES_SCALES {
         for (i, (sub_blocks, block)) in sub_blocks.chunks(LANES).zip(blocks).enumerate() {
