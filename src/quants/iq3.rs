@@ -18,7 +18,7 @@
 //! w = ±(d·(1 + 2·scale))·(2·code + 1). Encoders `quantize_row_iq3_xxs_impl` and `quantize_row_iq3_s_impl`, decoders
 //! `dequantize_row_iq3_xxs` and `dequantize_row_iq3_s` of ggml-quants.c.
 
-use super::batch::Encoder;
+use super::batch::BlockEncoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ3_S, POINTS_IQ3_XXS};
 use super::lattice::{self, Again, Candidates, Weights, even_signs, scale_code, sigma2, signed, unit, weigh};
@@ -70,9 +70,7 @@ fn importance(w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>) -> [f32; QK_K] {
 
 pub(super) struct Xxs;
 
-impl Encoder<QK_K, 98> for Xxs {
-    const BLOCK_LEN: usize = QK_K;
-
+impl BlockEncoder<QK_K, 98> for Xxs {
     #[inline(always)]
     fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 98]) {
         encode_xxs(simd, w, matrix, block);
@@ -81,9 +79,7 @@ impl Encoder<QK_K, 98> for Xxs {
 
 pub(super) struct S;
 
-impl Encoder<QK_K, 110> for S {
-    const BLOCK_LEN: usize = QK_K;
-
+impl BlockEncoder<QK_K, 110> for S {
     #[inline(always)]
     fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 110]) {
         encode_s(simd, w, matrix, block);

@@ -17,7 +17,8 @@
 //! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
 //! | `iq1`, `iq2`, `iq3` | IQ1_S, IQ1_M; IQ2_XXS, IQ2_XS, IQ2_S; IQ3_XXS, IQ3_S: super-blocks of points on a grid |
-//! | `search` | the scale searches of the K encoders |
+//! | `iq4` | IQ4_NL and IQ4_XS |
+//! | `super_block`, `search` | what the K encoders have in common, and their searches for scales |
 //! | `lattice`, `grids` | the search of the IQ2 and IQ3 encoders, and the grids |
 //! | `ternary` | TQ1_0, TQ2_0: super-blocks of 256 weights of three values |
 //! | `fp4` | MXFP4, NVFP4: floats of 4 bits and one scale |
@@ -36,6 +37,7 @@ mod iq2;
 mod iq3;
 mod lattice;
 mod fp4;
+mod iq4;
 mod legacy;
 mod planes;
 mod q2_k;
@@ -48,6 +50,7 @@ mod scales;
 mod search;
 mod simd;
 mod ternary;
+mod super_block;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
@@ -132,8 +135,10 @@ pub fn is_supported(ty: GgmlType) -> bool {
             | IQ2_XS
             | IQ3_XXS
             | IQ1_S
+            | IQ4_NL
             | IQ3_S
             | IQ2_S
+            | IQ4_XS
             | IQ1_M
             | TQ1_0
             | TQ2_0
@@ -204,6 +209,8 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
         GgmlType::NVFP4 => decode_blocks(level, src, dst, fp4::decode_nvfp4),
         GgmlType::Q1_0 => decode_blocks(level, src, dst, bits::decode_q1_0),
         GgmlType::Q2_0 => decode_blocks(level, src, dst, bits::decode_q2_0),
+        GgmlType::IQ4_NL => batch::decode::<iq4::Iq4Nl, _, _>(level, src, dst),
+        GgmlType::IQ4_XS => batch::decode::<iq4::Iq4Xs, _, _>(level, src, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -266,11 +273,11 @@ pub fn quantize_rows_at(
         GgmlType::Q5_0 => encode_blocks(level, src, dst, legacy::encode_q5_0),
         GgmlType::Q5_1 => encode_blocks(level, src, dst, legacy::encode_q5_1),
         GgmlType::Q8_0 => encode_blocks(level, src, dst, legacy::encode_q8_0),
-        GgmlType::Q2_K => encode_blocks(level, src, dst, q2_k::encode),
-        GgmlType::Q3_K => encode_blocks(level, src, dst, q3_k::encode),
-        GgmlType::Q4_K => encode_blocks(level, src, dst, q4_k::encode),
-        GgmlType::Q5_K => encode_blocks(level, src, dst, q5_k::encode),
-        GgmlType::Q6_K => encode_blocks(level, src, dst, q6_k::encode),
+        GgmlType::Q2_K => batch::encode::<q2_k::Q2K, _, _>(level, rows, dst),
+        GgmlType::Q3_K => batch::encode::<q3_k::Q3K, _, _>(level, rows, dst),
+        GgmlType::Q4_K => batch::encode::<q4_k::Q4K, _, _>(level, rows, dst),
+        GgmlType::Q5_K => batch::encode::<q5_k::Q5K, _, _>(level, rows, dst),
+        GgmlType::Q6_K => batch::encode::<q6_k::Q6K, _, _>(level, rows, dst),
         GgmlType::IQ2_XXS => batch::encode::<iq2::Xxs, _, _>(level, rows, dst),
         GgmlType::IQ2_XS => batch::encode::<iq2::Xs, _, _>(level, rows, dst),
         GgmlType::IQ3_XXS => batch::encode::<iq3::Xxs, _, _>(level, rows, dst),
@@ -284,6 +291,8 @@ pub fn quantize_rows_at(
         GgmlType::NVFP4 => encode_blocks(level, src, dst, fp4::encode_nvfp4),
         GgmlType::Q1_0 => bits::encode_q1_0(level, src, dst),
         GgmlType::Q2_0 => encode_blocks(level, src, dst, bits::encode_q2_0),
+        GgmlType::IQ4_NL => batch::encode::<iq4::Iq4Nl, _, _>(level, rows, dst),
+        GgmlType::IQ4_XS => batch::encode::<iq4::Iq4Xs, _, _>(level, rows, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -362,9 +371,15 @@ impl<From, To, Convert: Fn(&From, &mut To)> Kernel for EachBlock<'_, From, To, C
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        for (from, to) in self.from.iter().zip(self.to) {
-            (self.convert)(from, to);
-        }
+        each_block(self.from, self.to, self.convert);
+    }
+}
+
+/// A function of its own because the compiler knows of arguments, and not of fields, that they do not overlap.
+#[inline(always)]
+fn each_block<From, To>(from: &[From], to: &mut [To], convert: impl Fn(&From, &mut To)) {
+    for (from, to) in from.iter().zip(to) {
+        convert(from, to);
     }
 }
 
