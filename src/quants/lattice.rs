@@ -306,7 +306,7 @@ fn nearest<S: Simd, const DIM: usize>(
         n_chunks = n_chunks.max(near.len() / n);
     }
     let mut best = simd.splat(f32::MAX);
-    let mut best_chunk = simd.splat(0.0);
+    let mut best_points = simd.splat(0.0);
     for chunk in 0..n_chunks {
         let points = chunk_of::<S, DIM>(simd, &near, chunk);
         let mut error = lookup::<S, DIM>(points, errors[0]);
@@ -315,22 +315,28 @@ fn nearest<S: Simd, const DIM: usize>(
         }
         let is_less = error.less(best);
         best = is_less.select(error, best);
-        best_chunk = is_less.select(simd.splat(chunk as f32), best_chunk);
+        best_points = is_less.select(points.float_of_bits(), best_points);
     }
     let least = if DIM == 8 { best.least_of_quads() } else { best.least_of_halves() };
     let lanes = best.equal(least).bits();
-    let chunks = best_chunk.to_array();
+    let best_points = best_points.bits().to_array();
     for (t, task) in tasks.iter_mut().enumerate() {
-        // Of equals the first neighbour; none is equal if the weights are NaN.
-        let mut lanes = lanes >> (n * t) & ((1 << n) - 1);
-        let mut first = usize::MAX;
-        while lanes != 0 {
-            let lane = lanes.trailing_zeros() as usize;
-            first = first.min(n * chunks[n * t + lane] as usize + lane);
-            lanes &= lanes - 1;
+        let lanes = lanes >> (n * t) & ((1 << n) - 1);
+        // Where lanes tie, the first has the first neighbour, unless they have it from different chunks.
+        if n_chunks == 1 || lanes.is_power_of_two() {
+            *task = best_points[n * t + lanes.trailing_zeros() as usize % n] as Point;
+        } else {
+            *task = first_of(near[t], &best_points[n * t..][..n], lanes);
         }
-        *task = *near[t].get(first).unwrap_or(&near[t][0]);
     }
+}
+
+/// The first neighbour that is in one of the lanes; the first of all if the weights are NaN and no lane has any.
+#[cold]
+fn first_of(near: &[Point], points: &[i32], lanes: u32) -> Point {
+    let is_tied =
+        |near: Point| (0..).zip(points).any(|(lane, &point)| lanes >> lane & 1 != 0 && point as Point == near);
+    near.iter().copied().find(|&point| is_tied(point)).unwrap_or(near[0])
 }
 
 /// A chunk of the neighbours of each task; of those with fewer their last.
