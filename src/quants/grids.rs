@@ -32,10 +32,10 @@ pub(super) struct Neighbours {
 struct Place {
     /// The first neighbour.
     start: u32,
-    /// Their number; none for a point of the grid.
+    /// Their number.
     len: u16,
-    /// The number of the point in the grid.
-    index: u16,
+    /// The number of the point in the grid, if it is one.
+    index: Option<u16>,
 }
 
 pub(super) static IQ2_XXS: Grid<8> = Grid::new(&POINTS_IQ2_XXS, 2);
@@ -51,6 +51,9 @@ impl<const DIM: usize> Grid<DIM> {
     pub(super) const BITS: u32 = if DIM == 8 { 2 } else { 3 };
     /// Number of codes (`kMaxQ`).
     pub(super) const N_CODES: i32 = if DIM == 8 { 3 } else { 8 };
+
+    /// Neighbours that are looked at side by side: as many lanes as the codes of one place need.
+    pub(super) const CHUNK: usize = if DIM == 8 { 4 } else { 8 };
 
     const fn new(points: &'static [Point], n_shells: usize) -> Self {
         Self { points, n_shells, neighbours: OnceLock::new() }
@@ -68,41 +71,47 @@ impl<const DIM: usize> Grid<DIM> {
     }
 
     /// For each group of codes that is no point of the grid, the points at the least distances from it, ordered by
-    /// distance, then number.
+    /// distance, then number. A point of the grid is its only neighbour.
     fn find_neighbours(&self) -> Neighbours {
         let last = (0..DIM as u32).fold(0, |u, i| u | (Self::N_CODES as usize - 1) << (Self::BITS * i));
         let mut places = vec![Place::default(); last + 1].into_boxed_slice();
         for (index, &point) in self.points.iter().enumerate() {
-            places[usize::from(point)].index = index as u16;
+            places[usize::from(point)].index = Some(index as u16);
         }
         let codes: Vec<[u8; DIM]> = self.points.iter().map(|&point| Self::codes(point)).collect();
         let mut points = Vec::new();
         let mut distances = vec![0u8; self.points.len()];
         for (u, place) in places.iter_mut().enumerate() {
             let own = Self::codes(u as Point);
-            let is_code = own.iter().all(|&code| i32::from(code) < Self::N_CODES);
-            if !is_code || self.points[usize::from(place.index)] == u as Point {
+            if own.iter().any(|&code| i32::from(code) >= Self::N_CODES) {
                 continue;
             }
-            for (distance, codes) in distances.iter_mut().zip(&codes) {
-                // At most 4·7².
-                *distance = own.iter().zip(codes).map(|(a, b)| a.abs_diff(*b) * a.abs_diff(*b)).sum();
-            }
             place.start = points.len() as u32;
-            let mut shell = 0;
-            for _ in 0..self.n_shells {
-                let Some(next) = distances.iter().copied().filter(|&d| d > shell).min() else { break };
-                shell = next;
-                points.extend(self.points.iter().zip(&distances).filter(|(_, d)| **d == shell).map(|(p, _)| *p));
+            if place.index.is_some() {
+                points.push(u as Point);
+            } else {
+                for (distance, codes) in distances.iter_mut().zip(&codes) {
+                    // At most 4·7².
+                    *distance = own.iter().zip(codes).map(|(a, b)| a.abs_diff(*b) * a.abs_diff(*b)).sum();
+                }
+                let mut shell = 0;
+                for _ in 0..self.n_shells {
+                    let Some(next) = distances.iter().copied().filter(|&d| d > shell).min() else { break };
+                    shell = next;
+                    points.extend(self.points.iter().zip(&distances).filter(|(_, d)| **d == shell).map(|(p, _)| *p));
+                }
             }
-            place.len = (points.len() - place.start as usize) as u16;
+            let len = (points.len() - place.start as usize).next_multiple_of(Self::CHUNK);
+            points.resize(place.start as usize + len, points[points.len() - 1]);
+            place.len = len as u16;
         }
         Neighbours { places, points: points.into() }
     }
 }
 
 impl Neighbours {
-    /// The points near this one, in the order in which ggml tries them; none for a point of the grid.
+    /// The points near this one, in the order in which ggml tries them, and the last one again until they fill
+    /// [`Grid::CHUNK`]s: at least one. A point of the grid is its only neighbour.
     #[inline(always)]
     pub(super) fn of(&self, point: Point) -> &[Point] {
         let place = self.places[usize::from(point)];
@@ -111,7 +120,7 @@ impl Neighbours {
 
     /// The number of a point of the grid.
     #[inline(always)]
-    pub(super) fn index(&self, point: Point) -> u16 {
+    pub(super) fn index(&self, point: Point) -> Option<u16> {
         self.places[usize::from(point)].index
     }
 }

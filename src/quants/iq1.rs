@@ -22,7 +22,7 @@
 use super::batch::BlockEncoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, Neighbours, POINTS_IQ1, Point};
-use super::lattice::{scale_code, sigma2, unit, weigh};
+use super::lattice::{number, scale_code, sigma2, unit, weigh};
 use super::simd::Simd;
 use super::{QK_K, REQUIRED, field, field_mut};
 
@@ -114,7 +114,7 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut
         let Some(split) = best_split_s(x, importance, &order) else { continue };
         let fit = fit(neighbours, x, importance, &order, split);
         for (k, &point) in fit.points[..N / DIM].iter().enumerate() {
-            let number = neighbours.index(point);
+            let number = number(neighbours, point);
             block[2 + N / DIM * ib + k] = number as u8;
             qh[ib] |= number >> 8 << (3 * k);
         }
@@ -160,7 +160,7 @@ fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
         (scales[ib], downs[ib]) = (fit.scale, fit.down);
     }
     for (k, &point) in points.iter().enumerate() {
-        let number = neighbours.index(point);
+        let number = number(neighbours, point);
         block[k] = number as u8;
         block[32 + k / 2] |= (number >> 8 << (4 * (k % 2))) as u8;
     }
@@ -326,10 +326,9 @@ fn fit<const N: usize>(
     let groups = || x.as_chunks::<DIM>().0.iter().zip(importance.as_chunks::<DIM>().0).enumerate();
     let mut is_on_grid = true;
     for (k, (x, importance)) in groups() {
-        let near = neighbours.of(points[k]);
-        if !near.is_empty() {
+        if neighbours.index(points[k]).is_none() {
             is_on_grid = false;
-            points[k] = nearest(near, x, importance, scale, values(down >> k));
+            points[k] = nearest(neighbours.of(points[k]), x, importance, scale, values(down >> k));
         }
     }
     if !is_on_grid {

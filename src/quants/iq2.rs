@@ -26,7 +26,7 @@
 use super::batch::BlockEncoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ2_S, POINTS_IQ2_XS, POINTS_IQ2_XXS};
-use super::lattice::{self, Again, Candidates, Weights, even_signs, scale_code, sigma2, signed, unit, weigh};
+use super::lattice::{self, Again, Candidates, Weights, even_signs, number, scale_code, sigma2, signed, unit, weigh};
 use super::rounding::nearest_int;
 use super::search::GROUP_MAX_EPS;
 use super::simd::Simd;
@@ -128,10 +128,10 @@ fn encode_xxs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &m
         if span <= 0.0 {
             continue;
         }
-        let found = lattice::search::<32, DIM>(neighbours, sub_block, &CANDIDATES, span, scale);
+        let found = lattice::search::<S, 32, DIM>(simd, neighbours, sub_block, &CANDIDATES, span, scale);
         let flip = if found.scale < 0.0 { 0x7f } else { 0 };
         for k in 0..4 {
-            qs[0] |= u32::from(neighbours.index(found.points[k])) << (8 * k);
+            qs[0] |= u32::from(number(neighbours, found.points[k])) << (8 * k);
             qs[1] |= u32::from(weights.signs[4 * ib + k] & 0x7f ^ flip) << (7 * k);
         }
         *stored = found.scale.abs();
@@ -162,11 +162,11 @@ fn encode_xs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mu
         if max < GROUP_MAX_EPS {
             continue;
         }
-        let found = lattice::search::<SUB, DIM>(neighbours, sub_block, &CANDIDATES, max, max / 5.0);
+        let found = lattice::search::<S, SUB, DIM>(simd, neighbours, sub_block, &CANDIDATES, max, max / 5.0);
         let flip = if found.scale < 0.0 { 0x7f } else { 0 };
         for k in 0..2 {
             let signs = u16::from(weights.signs[2 * ib + k] & 0x7f ^ flip);
-            qs[2 * ib + k] = neighbours.index(found.points[k]) | signs << 9;
+            qs[2 * ib + k] = number(neighbours, found.points[k]) | signs << 9;
         }
         *stored = found.scale.abs();
     }
@@ -196,10 +196,10 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
         if max < lattice::GROUP_MAX_EPS {
             continue;
         }
-        let found = lattice::search::<SUB, DIM>(neighbours, sub_block, &CANDIDATES, max, max / 5.0);
+        let found = lattice::search::<S, SUB, DIM>(simd, neighbours, sub_block, &CANDIDATES, max, max / 5.0);
         let flip = if found.scale < 0.0 { 0xff } else { 0 };
         for (k, &point) in (2 * ib..).zip(&found.points[..2]) {
-            let [low, high] = neighbours.index(point).to_le_bytes();
+            let [low, high] = number(neighbours, point).to_le_bytes();
             block[2 + k] = low;
             block[34 + k] = weights.signs[k] ^ flip;
             block[66 + k / 4] |= high << (2 * (k % 4));

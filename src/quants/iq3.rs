@@ -21,7 +21,7 @@
 use super::batch::BlockEncoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ3_S, POINTS_IQ3_XXS};
-use super::lattice::{self, Again, Candidates, Weights, even_signs, scale_code, sigma2, signed, unit, weigh};
+use super::lattice::{self, Again, Candidates, Weights, even_signs, number, scale_code, sigma2, signed, unit, weigh};
 use super::simd::Simd;
 use super::{QK_K, field, field_mut};
 
@@ -102,9 +102,9 @@ fn encode_xxs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, b
         if max < lattice::GROUP_MAX_EPS {
             continue;
         }
-        let found = lattice::search::<SUB, DIM>(neighbours, sub_block, &CANDIDATES, max, max / 15.0);
+        let found = lattice::search::<S, SUB, DIM>(simd, neighbours, sub_block, &CANDIDATES, max, max / 15.0);
         for (q, point) in qs[8 * ib..].iter_mut().zip(found.points) {
-            *q = neighbours.index(point) as u8;
+            *q = number(neighbours, point) as u8;
         }
         let flip = if found.scale < 0.0 { 0x7f } else { 0 };
         for k in 0..4 {
@@ -138,9 +138,9 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
         if max == 0.0 {
             continue;
         }
-        let found = lattice::search::<SUB, DIM>(neighbours, sub_block, &CANDIDATES, max, max / 15.0);
+        let found = lattice::search::<S, SUB, DIM>(simd, neighbours, sub_block, &CANDIDATES, max, max / 15.0);
         for (k, point) in found.points.into_iter().enumerate() {
-            let [low, high] = neighbours.index(point).to_le_bytes();
+            let [low, high] = number(neighbours, point).to_le_bytes();
             block[2 + 8 * at + k] = low;
             block[66 + ib] |= high << k;
         }

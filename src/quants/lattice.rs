@@ -17,7 +17,8 @@
 
 use super::QK_K;
 use super::grids::{Grid, Neighbours, Point};
-use super::rounding::nearest_int;
+use super::rounding::{MAGIC, nearest_int};
+use super::simd::{Floats, Ints, LANES, Mask, Simd};
 
 /// Weights below this count as zero in IQ2_S and IQ3_XXS (`GROUP_MAX_EPS_IQ2_S`).
 pub(super) const GROUP_MAX_EPS: f32 = 1e-8;
@@ -35,11 +36,13 @@ pub(super) struct Weights {
 }
 
 /// The mean square of the weights of a super-block, `times` a power of two.
+#[inline(always)]
 pub(super) fn sigma2(w: &[f32; QK_K], times: f32) -> f32 {
     times * w.iter().fold(0.0, |sum, x| sum + x * x) / QK_K as f32
 }
 
 /// The importance that the IQ encoders make of that of the matrix.
+#[inline(always)]
 pub(super) fn weigh(w: &[f32], matrix: &[f32], sigma2: f32, importance: &mut [f32]) {
     for ((importance, x), m) in importance.iter_mut().zip(w).zip(matrix) {
         *importance = m * (sigma2 + x * x).sqrt();
@@ -48,6 +51,7 @@ pub(super) fn weigh(w: &[f32], matrix: &[f32], sigma2: f32, importance: &mut [f3
 
 impl Weights {
     /// Splits weights in magnitudes and signs.
+    #[inline(always)]
     pub(super) fn new(w: &[f32; QK_K], importance: [f32; QK_K]) -> Self {
         let mut signs = [0; QK_K / 8];
         for (signs, w) in signs.iter_mut().zip(w.as_chunks::<8>().0) {
@@ -62,6 +66,7 @@ impl Weights {
 
     /// Makes the number of negative signs in each group of 8 even, so that 7 bits tell them: where it is odd, the weight
     /// that matters least gets the wrong sign.
+    #[inline(always)]
     pub(super) fn with_even_signs(mut self) -> Self {
         let groups = self.x.as_chunks_mut::<8>().0.iter_mut().zip(self.importance.as_chunks::<8>().0);
         for ((x, importance), signs) in groups.zip(&mut self.signs) {
@@ -77,6 +82,7 @@ impl Weights {
     }
 
     /// Sub-block `at` of `N` weights.
+    #[inline(always)]
     pub(super) fn sub_block<const N: usize>(&self, at: usize) -> SubBlock<'_, N> {
         SubBlock {
             x: &self.x.as_chunks().0[at],
@@ -95,6 +101,7 @@ pub(super) struct SubBlock<'a, const N: usize> {
 }
 
 impl<const N: usize> SubBlock<'_, N> {
+    #[inline(always)]
     pub(super) fn max(&self) -> f32 {
         self.x.iter().fold(self.x[0], |max, &x| if max > x { max } else { x })
     }
@@ -102,7 +109,7 @@ impl<const N: usize> SubBlock<'_, N> {
 
 /// The scales that are tried.
 pub(super) struct Candidates {
-    /// On either side of the one in the middle.
+    /// On either side of the one in the middle; at most 15.
     pub(super) n_beside: i8,
     /// From one to the next, in units of half a code.
     pub(super) step: f32,
@@ -124,6 +131,15 @@ pub(super) enum Again {
 /// Groups of a sub-block, at most: 32 weights by 4.
 const MAX_GROUPS: usize = 8;
 
+/// Vectors that hold a number for each candidate.
+const MAX_VECTORS: usize = 2;
+
+/// A number for each candidate.
+type EachCandidate<T> = [[T; LANES]; MAX_VECTORS];
+
+/// Candidates, or whatever else needs a neighbour, that share a vector, at most.
+const MAX_TASKS: usize = 4;
+
 /// What a search found for a sub-block.
 pub(super) struct Found {
     /// Of codes 2·l + 1.
@@ -134,7 +150,9 @@ pub(super) struct Found {
 
 /// The best scale and points for a sub-block. `span` is what the largest odd code is tried for, and `scale` what it is if
 /// all candidates fail.
-pub(super) fn search<const N: usize, const DIM: usize>(
+#[inline(always)]
+pub(super) fn search<S: Simd, const N: usize, const DIM: usize>(
+    simd: S,
     neighbours: &Neighbours,
     weights: SubBlock<'_, N>,
     candidates: &Candidates,
@@ -142,24 +160,56 @@ pub(super) fn search<const N: usize, const DIM: usize>(
     scale: f32,
 ) -> Found {
     let n_groups = N / DIM;
-    let all = (1u32 << n_groups) - 1;
-    let mut found = Found { scale, points: [0; MAX_GROUPS] };
-    let mut off_grid = if candidates.again == Again::OffGrid { 0 } else { all };
-    let mut best = 0.0;
-    for at in -candidates.n_beside..=candidates.n_beside {
-        let id = ((2 * Grid::<DIM>::N_CODES - 1) as f32 + f32::from(at) * candidates.step) / span;
-        let mut trial = [0; MAX_GROUPS];
-        let mut trial_off_grid = 0;
-        for (k, trial) in trial.iter_mut().enumerate().take(n_groups) {
-            let (point, is_off_grid) = nearest_point::<N, DIM>(neighbours, weights, k, id, 1.0 / id);
-            *trial = point;
-            trial_off_grid |= u32::from(is_off_grid) << k;
+    let n_candidates = 2 * usize::from(candidates.n_beside.unsigned_abs()) + 1;
+    let n_vectors = n_candidates.div_ceil(LANES);
+
+    let mut scales = [[0.0; LANES]; MAX_VECTORS];
+    let mut rounded = [[[0; LANES]; MAX_VECTORS]; MAX_GROUPS];
+    for v in 0..n_vectors {
+        let first = (LANES * v) as i32 - i32::from(candidates.n_beside);
+        let at = simd.load(&std::array::from_fn(|k| (first + k as i32) as f32));
+        let highest = simd.splat((2 * Grid::<DIM>::N_CODES - 1) as f32);
+        let id = (highest + at * simd.splat(candidates.step)) / simd.splat(span);
+        scales[v] = (simd.splat(1.0) / id).to_array();
+        for (x, rounded) in weights.x.as_chunks::<DIM>().0.iter().zip(&mut rounded) {
+            rounded[v] = round_group(simd, x, id).to_array().map(|u| u as Point);
         }
-        let (sumqx, sumq2) = sums::<N, DIM>(weights, &trial);
+    }
+
+    let n_tasks = LANES / Grid::<DIM>::CHUNK;
+    let mut trial = rounded;
+    for (scales, at) in scales.as_flattened().chunks_exact(n_tasks).zip(0..).take(n_candidates.div_ceil(n_tasks)) {
+        let odd_codes = spread::<S, DIM>(simd, scales) * odd_codes::<S, DIM>(simd);
+        for k in 0..n_groups {
+            let tasks = &mut trial[k].as_flattened_mut()[n_tasks * at..][..n_tasks];
+            let (x, root) = (&weights.x.as_chunks::<DIM>().0[k], &weights.root.as_chunks::<DIM>().0[k]);
+            nearest(simd, neighbours, x, root, odd_codes, tasks);
+        }
+    }
+
+    let (mut sumqx, mut sumq2) = ([[0.0; LANES]; MAX_VECTORS], [[0.0; LANES]; MAX_VECTORS]);
+    for v in 0..n_vectors {
+        (sumqx[v], sumq2[v]) = candidate_sums::<S, N, DIM>(simd, weights, v, &trial);
+    }
+
+    let mut best: f32 = 0.0;
+    let mut found = Found { scale, points: [0; MAX_GROUPS] };
+    let mut chosen = None;
+    for (at, (&sumqx, &sumq2)) in sumqx.as_flattened().iter().zip(sumq2.as_flattened()).enumerate().take(n_candidates) {
         if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
-            found = Found { scale: sumqx / sumq2, points: trial };
+            found.scale = sumqx / sumq2;
             best = found.scale * sumqx;
-            off_grid = trial_off_grid;
+            chosen = Some(at);
+        }
+    }
+    let all = (1u32 << n_groups) - 1;
+    let mut off_grid = if candidates.again == Again::OffGrid { 0 } else { all };
+    if let Some(at) = chosen {
+        off_grid = 0;
+        for (k, point) in found.points.iter_mut().enumerate().take(n_groups) {
+            *point = trial[k].as_flattened()[at];
+            let is_off_grid = neighbours.index(rounded[k].as_flattened()[at]).is_none();
+            off_grid |= u32::from(is_off_grid) << k;
         }
     }
 
@@ -170,9 +220,16 @@ pub(super) fn search<const N: usize, const DIM: usize>(
         Again::AllIfOffGrid => all,
     };
     if again != 0 && found.scale > 0.0 {
-        let id = 1.0 / found.scale;
-        for (k, point) in found.points.iter_mut().enumerate().take(n_groups).filter(|(k, _)| again >> k & 1 != 0) {
-            *point = nearest_point::<N, DIM>(neighbours, weights, k, id, found.scale).0;
+        let id = simd.splat(1.0 / found.scale);
+        let odd_codes = simd.splat(found.scale) * odd_codes::<S, DIM>(simd);
+        for (k, point) in found.points.iter_mut().enumerate().take(n_groups) {
+            if again >> k & 1 == 0 {
+                continue;
+            }
+            let (x, root) = (&weights.x.as_chunks::<DIM>().0[k], &weights.root.as_chunks::<DIM>().0[k]);
+            let mut tasks = [round_group(simd, x, id).to_array()[0] as Point; MAX_TASKS];
+            nearest(simd, neighbours, x, root, odd_codes, &mut tasks[..n_tasks]);
+            *point = tasks[0];
         }
         let (sumqx, sumq2) = sums::<N, DIM>(weights, &found.points);
         if sumq2 > 0.0 {
@@ -182,46 +239,148 @@ pub(super) fn search<const N: usize, const DIM: usize>(
     found
 }
 
-/// The point for group `k` at inverse scale `id`, and whether rounding alone did not lead to it.
-fn nearest_point<const N: usize, const DIM: usize>(
+/// Each scale in as many lanes as a task has.
+#[inline(always)]
+fn spread<S: Simd, const DIM: usize>(simd: S, scales: &[f32]) -> S::F {
+    match *scales {
+        [a, b, c, d] => simd.splat_quads(&[a, b, c, d]),
+        [a, b] => simd.splat_halves(&[a, b]),
+        _ => simd.splat(0.0),
+    }
+}
+
+/// What the codes stand for, in the lanes of each task.
+#[inline(always)]
+fn odd_codes<S: Simd, const DIM: usize>(simd: S) -> S::F {
+    let n = Grid::<DIM>::CHUNK;
+    simd.load(&std::array::from_fn(|k| (2 * (k % n) + 1) as f32))
+}
+
+/// The codes of a group for the inverse scale of each lane, whether on the grid or not.
+#[inline(always)]
+fn round_group<S: Simd, const DIM: usize>(simd: S, x: &[f32; DIM], id: S::F) -> S::I {
+    let (half, one) = (simd.splat(0.5), simd.splat(1.0));
+    let (lowest, highest) = (simd.splat(0.0), simd.splat((Grid::<DIM>::N_CODES - 1) as f32));
+    let mut point = lowest;
+    let mut place = 1.0;
+    for &x in x {
+        let l = nearest_int_lanes(simd, half * (id * simd.splat(x) - one));
+        // Whole numbers below 2¹⁶: exact.
+        point = point + l.max(lowest).min(highest) * simd.splat(place);
+        place *= (1 << Grid::<DIM>::BITS) as f32;
+    }
+    point.int()
+}
+
+/// [`nearest_int`] as a float, with what that makes of numbers too large.
+#[inline(always)]
+fn nearest_int_lanes<S: Simd>(simd: S, x: S::F) -> S::F {
+    let magic = simd.splat(MAGIC);
+    ((x + magic).bits() & simd.splat_int(0x007f_ffff) | simd.splat_int(0x4b00_0000)).float_of_bits() - magic
+}
+
+/// Replaces the codes of each task by the neighbour with the least weighted distance, the first of equals
+/// (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`). `odd_codes` are those of each task times its scale.
+///
+/// ggml squares and adds for each neighbour. But a code adds one of three (or eight) values, so those are computed first,
+/// in the lanes of each task, and neighbours only look them up and add; which they do in ggml's order, a neighbour a lane.
+#[inline(always)]
+fn nearest<S: Simd, const DIM: usize>(
+    simd: S,
     neighbours: &Neighbours,
+    x: &[f32; DIM],
+    root: &[f32; DIM],
+    odd_codes: S::F,
+    tasks: &mut [Point],
+) {
+    let n = Grid::<DIM>::CHUNK;
+    let mut errors = [odd_codes; DIM];
+    for i in 0..DIM {
+        let difference = odd_codes - simd.splat(x[i]);
+        errors[i] = simd.splat(root[i]) * difference * difference;
+    }
+    let mut near: [&[Point]; MAX_TASKS] = [&[]; MAX_TASKS];
+    let mut n_chunks = 1;
+    for (near, &mut task) in near.iter_mut().zip(&mut *tasks) {
+        *near = neighbours.of(task);
+        n_chunks = n_chunks.max(near.len() / n);
+    }
+    let mut best = simd.splat(f32::MAX);
+    let mut best_points = simd.splat(0.0);
+    for chunk in 0..n_chunks {
+        let points = chunk_of::<S, DIM>(simd, &near, chunk);
+        let mut error = lookup::<S, DIM>(points, errors[0]);
+        for i in 1..DIM {
+            error = error + lookup::<S, DIM>(points.shr(Grid::<DIM>::BITS * i as u32), errors[i]);
+        }
+        let is_less = error.less(best);
+        best = is_less.select(error, best);
+        best_points = is_less.select(points.float_of_bits(), best_points);
+    }
+    let least = if DIM == 8 { best.least_of_quads() } else { best.least_of_halves() };
+    let lanes = best.equal(least).bits();
+    let best_points = best_points.bits().to_array();
+    for (t, task) in tasks.iter_mut().enumerate() {
+        let lanes = lanes >> (n * t) & ((1 << n) - 1);
+        // Where lanes tie, the first has the first neighbour, unless they have it from different chunks.
+        if n_chunks == 1 || lanes.is_power_of_two() {
+            *task = best_points[n * t + lanes.trailing_zeros() as usize % n] as Point;
+        } else {
+            *task = first_of(near[t], &best_points[n * t..][..n], lanes);
+        }
+    }
+}
+
+/// The first neighbour that is in one of the lanes; the first of all if the weights are NaN and no lane has any.
+#[cold]
+fn first_of(near: &[Point], points: &[i32], lanes: u32) -> Point {
+    let is_tied =
+        |near: Point| (0..).zip(points).any(|(lane, &point)| lanes >> lane & 1 != 0 && point as Point == near);
+    near.iter().copied().find(|&point| is_tied(point)).unwrap_or(near[0])
+}
+
+/// A chunk of the neighbours of each task; of those with fewer their last.
+#[inline(always)]
+fn chunk_of<S: Simd, const DIM: usize>(simd: S, near: &[&[Point]; MAX_TASKS], chunk: usize) -> S::I {
+    if DIM == 8 {
+        let of = |t: usize| &near[t].as_chunks::<4>().0[chunk.min(near[t].len() / 4 - 1)];
+        simd.widen_quads([of(0), of(1), of(2), of(3)])
+    } else {
+        let of = |t: usize| &near[t].as_chunks::<8>().0[chunk.min(near[t].len() / 8 - 1)];
+        simd.widen_halves([of(0), of(1)])
+    }
+}
+
+#[inline(always)]
+fn lookup<S: Simd, const DIM: usize>(code: S::I, table: S::F) -> S::F {
+    if DIM == 8 { code.lookup_in_quads(table) } else { code.lookup_in_halves(table) }
+}
+
+/// `sumqx` and `sumq2` of ggml for vector `v` of candidates.
+#[inline(always)]
+fn candidate_sums<S: Simd, const N: usize, const DIM: usize>(
+    simd: S,
     weights: SubBlock<'_, N>,
-    k: usize,
-    id: f32,
-    scale: f32,
-) -> (Point, bool) {
-    let x = &weights.x.as_chunks::<DIM>().0[k];
-    let mut rounded = 0;
-    for (i, x) in x.iter().enumerate() {
-        let l = nearest_int(0.5 * (id * x - 1.0)).clamp(0, Grid::<DIM>::N_CODES - 1);
-        rounded |= (l as Point) << (Grid::<DIM>::BITS * i as u32);
-    }
-    let near = neighbours.of(rounded);
-    if near.is_empty() {
-        return (rounded, false);
-    }
-    let root = &weights.root.as_chunks::<DIM>().0[k];
-    let mut errors = [[0.0; 8]; DIM];
-    for ((errors, x), root) in errors.iter_mut().zip(x).zip(root) {
-        for (error, q) in errors.iter_mut().zip([1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0]) {
-            let difference = scale * q - x;
-            *error = root * difference * difference;
+    v: usize,
+    trial: &[EachCandidate<Point>; MAX_GROUPS],
+) -> ([f32; LANES], [f32; LANES]) {
+    let odd_codes = odd_codes::<S, DIM>(simd);
+    let (mut sumqx, mut sumq2) = (simd.splat(0.0), simd.splat(0.0));
+    let groups = weights.x.as_chunks::<DIM>().0.iter().zip(weights.importance.as_chunks::<DIM>().0);
+    for ((x, importance), trial) in groups.zip(trial) {
+        let [low, high] = trial[v].as_chunks::<8>().0 else { continue };
+        let points = simd.widen_halves([low, high]);
+        for i in 0..DIM {
+            let q = lookup::<S, DIM>(points.shr(Grid::<DIM>::BITS * i as u32), odd_codes);
+            sumqx = sumqx + simd.splat(importance[i] * x[i]) * q;
+            sumq2 = sumq2 + simd.splat(importance[i]) * q * q;
         }
     }
-    let (mut best, mut best_error) = (near[0], f32::MAX);
-    for &point in near {
-        let mut error = 0.0;
-        for (errors, code) in errors.iter().zip(Grid::<DIM>::codes(point)) {
-            error += errors[usize::from(code)];
-        }
-        if error < best_error {
-            (best, best_error) = (point, error);
-        }
-    }
-    (best, true)
+    (sumqx.to_array(), sumq2.to_array())
 }
 
 /// `sumqx` and `sumq2` of ggml for the points of a sub-block.
+#[inline(always)]
 fn sums<const N: usize, const DIM: usize>(weights: SubBlock<'_, N>, points: &[Point; MAX_GROUPS]) -> (f32, f32) {
     let (mut sumqx, mut sumq2) = (0.0, 0.0);
     let groups = weights.x.as_chunks::<DIM>().0.iter().zip(weights.importance.as_chunks::<DIM>().0);
@@ -236,11 +395,13 @@ fn sums<const N: usize, const DIM: usize>(weights: SubBlock<'_, N>, points: &[Po
 }
 
 /// The code of a sub-block's scale, in units of half the super-block's: the scale is (code + ½).
+#[inline(always)]
 pub(super) fn scale_code(scale: f32, id: f32, highest: i32) -> u8 {
     nearest_int(0.5 * (id * scale - 1.0)).clamp(0, highest) as u8
 }
 
 /// What the scales of a super-block count if the largest has code `highest`, and its inverse; none if all are zero.
+#[inline(always)]
 pub(super) fn unit(scales: &[f32], highest: f32) -> Option<(f32, f32)> {
     let max = scales.iter().fold(0.0f32, |max, &scale| if max > scale { max } else { scale });
     let d = max / highest;
@@ -261,4 +422,10 @@ pub(super) fn signed<const N: usize>(values: &[i8; N], scale: f32, signs: u8, w:
         let magnitude = scale * f32::from(value);
         *w = f32::from_bits(magnitude.to_bits() ^ u32::from(signs >> i & 1) << 31);
     }
+}
+
+/// The number that a block stores for a point of the grid.
+#[inline(always)]
+pub(super) fn number(neighbours: &Neighbours, point: Point) -> u16 {
+    neighbours.index(point).unwrap_or(0)
 }

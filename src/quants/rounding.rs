@@ -4,7 +4,7 @@
 //! ggml's `nearest_int` serves for all roundings here: it says what happens to any bits, and it vectorises.
 
 /// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the low bits of the sum.
-const MAGIC: f32 = 12_582_912.0;
+pub(super) const MAGIC: f32 = 12_582_912.0;
 
 /// The nearest integer, ties to even (`nearest_int`). Beyond 2²² and for NaN the result is without meaning but the same as
 /// in ggml, whose callers clamp it.

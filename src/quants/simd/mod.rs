@@ -77,6 +77,14 @@ pub(super) trait Simd: Copy {
     fn splat_int(self, x: i32) -> Self::I;
     /// The bytes of an array, from 0 to 255.
     fn load_bytes(self, x: &[u8; LANES]) -> Self::I;
+    /// Each of the numbers in four lanes, one after the other.
+    fn splat_quads(self, x: &[f32; 4]) -> Self::F;
+    /// Each of the numbers in eight lanes, one after the other.
+    fn splat_halves(self, x: &[f32; 2]) -> Self::F;
+    /// Four times four integers, one after the other.
+    fn widen_quads(self, quads: [&[u16; 4]; 4]) -> Self::I;
+    /// Twice eight integers, one after the other.
+    fn widen_halves(self, halves: [&[u16; 8]; 2]) -> Self::I;
 }
 
 /// Lanes of f32, which `+`, `-`, `*` and `/` take one by one.
@@ -110,6 +118,10 @@ pub(super) trait Floats:
     fn int(self) -> Self::I;
     /// Of each four lanes from a multiple of four on, lane j of vector i becomes lane i of vector j.
     fn transpose_quads(vectors: [Self; 4]) -> [Self; 4];
+    /// In each four lanes from a multiple of four on, the least of them; without meaning where one is NaN.
+    fn least_of_quads(self) -> Self;
+    /// In each eight lanes, the least of them; without meaning where one is NaN.
+    fn least_of_halves(self) -> Self;
 }
 
 /// Lanes of i32, which `+`, `-`, `&` and `|` take one by one.
@@ -131,6 +143,10 @@ pub(super) trait Ints:
     fn lookup(self, table: Self::F) -> Self::F;
     /// As [`lookup`](Self::lookup), for lanes from 0 to 7.
     fn lookup_8(self, table: Self::F) -> Self::F;
+    /// The lane of `table` that the low two bits of each lane say, among the four lanes from the same multiple of four on.
+    fn lookup_in_quads(self, table: Self::F) -> Self::F;
+    /// The lane of `table` that the low three bits of each lane say, among the eight lanes of the same half.
+    fn lookup_in_halves(self, table: Self::F) -> Self::F;
 }
 
 /// A yes or no for each lane.
@@ -139,4 +155,6 @@ pub(super) trait Mask<F>: Copy + BitAnd<Output = Self> + BitOr<Output = Self> + 
     fn select(self, yes: F, no: F) -> F;
     /// Whether it is yes anywhere.
     fn any(self) -> bool;
+    /// A set bit for each yes, the first lane's lowest.
+    fn bits(self) -> u32;
 }

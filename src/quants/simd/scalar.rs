@@ -50,6 +50,26 @@ impl Simd for Scalar {
     fn load_bytes(self, x: &[u8; LANES]) -> I {
         I(x.map(i32::from))
     }
+
+    #[inline(always)]
+    fn splat_quads(self, x: &[f32; 4]) -> F {
+        F(from_fn(|k| x[k / 4]))
+    }
+
+    #[inline(always)]
+    fn splat_halves(self, x: &[f32; 2]) -> F {
+        F(from_fn(|k| x[k / 8]))
+    }
+
+    #[inline(always)]
+    fn widen_quads(self, quads: [&[u16; 4]; 4]) -> I {
+        I(from_fn(|k| i32::from(quads[k / 4][k % 4])))
+    }
+
+    #[inline(always)]
+    fn widen_halves(self, halves: [&[u16; 8]; 2]) -> I {
+        I(from_fn(|k| i32::from(halves[k / 8][k % 8])))
+    }
 }
 
 /// An operator, lane by lane.
@@ -158,6 +178,21 @@ impl Floats for F {
     fn transpose_quads(vectors: [Self; 4]) -> [Self; 4] {
         from_fn(|j| F(from_fn(|k| vectors[k % 4].0[k / 4 * 4 + j])))
     }
+
+    #[inline(always)]
+    fn least_of_quads(self) -> Self {
+        F(from_fn(|k| least(&self.0[k / 4 * 4..][..4])))
+    }
+
+    #[inline(always)]
+    fn least_of_halves(self) -> Self {
+        F(from_fn(|k| least(&self.0[k / 8 * 8..][..8])))
+    }
+}
+
+#[inline(always)]
+fn least(x: &[f32]) -> f32 {
+    x.iter().fold(f32::INFINITY, |least, &x| if x < least { x } else { least })
 }
 
 impl Ints for I {
@@ -192,6 +227,16 @@ impl Ints for I {
     fn lookup_8(self, table: F) -> F {
         self.lookup(table)
     }
+
+    #[inline(always)]
+    fn lookup_in_quads(self, table: F) -> F {
+        F(from_fn(|k| table.0[k / 4 * 4 + (self.0[k] & 3) as usize]))
+    }
+
+    #[inline(always)]
+    fn lookup_in_halves(self, table: F) -> F {
+        F(from_fn(|k| table.0[k / 8 * 8 + (self.0[k] & 7) as usize]))
+    }
 }
 
 impl Mask<F> for M {
@@ -203,5 +248,9 @@ impl Mask<F> for M {
     #[inline(always)]
     fn any(self) -> bool {
         self.0.iter().fold(0, |any, m| any | m) != 0
+    }
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        self.0.iter().enumerate().fold(0, |bits, (k, m)| bits | (m & 1) << k)
     }
 }

@@ -81,6 +81,32 @@ impl Simd for Avx2 {
             I(_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x)))
         })
     }
+
+    #[inline(always)]
+    fn splat_quads(self, [a, b, c, d]: &[f32; 4]) -> F {
+        avx2!(F(
+            _mm256_set_m128(_mm_set1_ps(*b), _mm_set1_ps(*a)), //
+            _mm256_set_m128(_mm_set1_ps(*d), _mm_set1_ps(*c)),
+        ))
+    }
+
+    #[inline(always)]
+    fn splat_halves(self, [a, b]: &[f32; 2]) -> F {
+        avx2!(F(_mm256_set1_ps(*a), _mm256_set1_ps(*b)))
+    }
+
+    #[inline(always)]
+    fn widen_quads(self, [a, b, c, d]: [&[u16; 4]; 4]) -> I {
+        avx2!(I(widen_quads(a, b), widen_quads(c, d)))
+    }
+
+    #[inline(always)]
+    fn widen_halves(self, [a, b]: [&[u16; 8]; 2]) -> I {
+        avx2!(I(
+            _mm256_cvtepu16_epi32(_mm_loadu_si128(a.as_ptr().cast())),
+            _mm256_cvtepu16_epi32(_mm_loadu_si128(b.as_ptr().cast())),
+        ))
+    }
 }
 
 /// An operator, register by register.
@@ -201,6 +227,16 @@ impl Floats for F {
         let [a1, b1, c1, d1] = avx2!(transpose_quads(a.1, b.1, c.1, d.1));
         [F(a0, a1), F(b0, b1), F(c0, c1), F(d0, d1)]
     }
+
+    #[inline(always)]
+    fn least_of_quads(self) -> Self {
+        avx2!(F(least_of_quads(self.0), least_of_quads(self.1)))
+    }
+
+    #[inline(always)]
+    fn least_of_halves(self) -> Self {
+        avx2!(F(least_of_all(self.0), least_of_all(self.1)))
+    }
 }
 
 #[inline]
@@ -215,6 +251,27 @@ fn transpose_quads(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m256; 4] {
         _mm256_castpd_ps(_mm256_unpacklo_pd(ab1, cd1)),
         _mm256_castpd_ps(_mm256_unpackhi_pd(ab1, cd1)),
     ]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widen_quads(a: &[u16; 4], b: &[u16; 4]) -> __m256i {
+    // SAFETY: both loads are of the eight bytes of an array; they ask for no alignment.
+    let (a, b) = unsafe { (_mm_loadl_epi64(a.as_ptr().cast()), _mm_loadl_epi64(b.as_ptr().cast())) };
+    _mm256_cvtepu16_epi32(_mm_unpacklo_epi64(a, b))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn least_of_quads(x: __m256) -> __m256 {
+    let x = _mm256_min_ps(x, _mm256_permute_ps::<0b01_00_11_10>(x));
+    _mm256_min_ps(x, _mm256_permute_ps::<0b10_11_00_01>(x))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn least_of_all(x: __m256) -> __m256 {
+    least_of_quads(_mm256_min_ps(x, _mm256_permute2f128_ps::<1>(x, x)))
 }
 
 impl Ints for I {
@@ -260,6 +317,16 @@ impl Ints for I {
     fn lookup_8(self, table: F) -> F {
         avx2!(F(_mm256_permutevar8x32_ps(table.0, self.0), _mm256_permutevar8x32_ps(table.0, self.1)))
     }
+
+    #[inline(always)]
+    fn lookup_in_quads(self, table: F) -> F {
+        avx2!(F(_mm256_permutevar_ps(table.0, self.0), _mm256_permutevar_ps(table.1, self.1)))
+    }
+
+    #[inline(always)]
+    fn lookup_in_halves(self, table: F) -> F {
+        avx2!(F(_mm256_permutevar8x32_ps(table.0, self.0), _mm256_permutevar8x32_ps(table.1, self.1)))
+    }
 }
 
 /// Looks in both halves of the table by three bits, and takes what the fourth says.
@@ -279,5 +346,9 @@ impl Mask<F> for M {
     #[inline(always)]
     fn any(self) -> bool {
         avx2!(_mm256_movemask_ps(_mm256_or_ps(self.0, self.1)) != 0)
+    }
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        avx2!((_mm256_movemask_ps(self.0) | _mm256_movemask_ps(self.1) << 8).cast_unsigned())
     }
 }

@@ -80,6 +80,33 @@ impl Simd for Avx512 {
     fn load_bytes(self, x: &[u8; LANES]) -> I {
         avx512!(I(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
     }
+
+    #[inline(always)]
+    fn splat_quads(self, x: &[f32; 4]) -> F {
+        avx512!({
+            let quads = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+            F(_mm512_permutexvar_ps(quads, _mm512_castps128_ps512(_mm_loadu_ps(x.as_ptr()))))
+        })
+    }
+
+    #[inline(always)]
+    fn splat_halves(self, [a, b]: &[f32; 2]) -> F {
+        avx512!(F(_mm512_insertf32x8::<1>(_mm512_set1_ps(*a), _mm256_set1_ps(*b))))
+    }
+
+    #[inline(always)]
+    fn widen_quads(self, [a, b, c, d]: [&[u16; 4]; 4]) -> I {
+        avx512!({
+            let ab = _mm_unpacklo_epi64(_mm_loadl_epi64(a.as_ptr().cast()), _mm_loadl_epi64(b.as_ptr().cast()));
+            let cd = _mm_unpacklo_epi64(_mm_loadl_epi64(c.as_ptr().cast()), _mm_loadl_epi64(d.as_ptr().cast()));
+            I(_mm512_cvtepu16_epi32(_mm256_set_m128i(cd, ab)))
+        })
+    }
+
+    #[inline(always)]
+    fn widen_halves(self, [a, b]: [&[u16; 8]; 2]) -> I {
+        avx512!(I(_mm512_cvtepu16_epi32(_mm256_loadu2_m128i(b.as_ptr().cast(), a.as_ptr().cast()))))
+    }
 }
 
 /// An operator by one instruction.
@@ -201,6 +228,19 @@ impl Floats for F {
     fn transpose_quads([a, b, c, d]: [Self; 4]) -> [Self; 4] {
         avx512!(transpose_quads(a.0, b.0, c.0, d.0).map(F))
     }
+
+    #[inline(always)]
+    fn least_of_quads(self) -> Self {
+        avx512!({
+            let x = _mm512_min_ps(self.0, _mm512_permute_ps::<0b01_00_11_10>(self.0));
+            F(_mm512_min_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x)))
+        })
+    }
+
+    #[inline(always)]
+    fn least_of_halves(self) -> Self {
+        avx512!(F(_mm512_min_ps(self.0, _mm512_shuffle_f32x4::<0b10_11_00_01>(self.0, self.0)))).least_of_quads()
+    }
 }
 
 #[inline]
@@ -251,6 +291,21 @@ impl Ints for I {
     fn lookup_8(self, table: F) -> F {
         self.lookup(table)
     }
+
+    #[inline(always)]
+    fn lookup_in_quads(self, table: F) -> F {
+        avx512!(F(_mm512_permutevar_ps(table.0, self.0)))
+    }
+
+    #[inline(always)]
+    fn lookup_in_halves(self, table: F) -> F {
+        avx512!({
+            let half = _mm512_set_epi32(8, 8, 8, 8, 8, 8, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0);
+            // Three bits of the index, the fourth of the half.
+            let index = _mm512_ternarylogic_epi32::<0xe4>(self.0, half, _mm512_set1_epi32(7));
+            F(_mm512_permutexvar_ps(index, table.0))
+        })
+    }
 }
 
 impl Mask<F> for M {
@@ -262,5 +317,9 @@ impl Mask<F> for M {
     #[inline(always)]
     fn any(self) -> bool {
         self.0 != 0
+    }
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        u32::from(self.0)
     }
 }
