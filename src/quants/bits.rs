@@ -12,7 +12,6 @@
 
 use super::float::{read_f16, write_f16};
 use super::rounding::{farthest, inverse};
-use super::simd::{self, Kernel, Level, Simd};
 use super::{field, field_mut};
 
 /// Weights in a block of Q1_0.
@@ -32,62 +31,29 @@ pub(super) fn decode_q1_0(block: &[u8; 18], w: &mut [f32; QK1]) {
     }
 }
 
-/// Blocks whose sums are made side by side; a sum of 128 numbers one after the other takes longer than all else.
-const SIDE_BY_SIDE: usize = 8;
+/// Blocks whose sums are made side by side: 128 sums one after the other take longer than all else.
+pub(super) const SIDE_BY_SIDE: usize = 8;
 
-/// The scale is the mean absolute value, summed in the order of the weights. It takes a row, not a block.
-pub(super) fn encode_q1_0(level: Level, src: &[f32], dst: &mut [u8]) {
-    simd::run(level, Encode { weights: src.as_chunks().0, blocks: dst.as_chunks_mut().0 });
-}
-
-struct Encode<'a> {
-    weights: &'a [[f32; QK1]],
-    blocks: &'a mut [[u8; 18]],
-}
-
-impl Kernel for Encode<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (weights, blocks) in self.weights.chunks(SIDE_BY_SIDE).zip(self.blocks.chunks_mut(SIDE_BY_SIDE)) {
-            for ((w, block), sum) in weights.iter().zip(blocks).zip(sums(weights)) {
-                encode_block(w, sum, block);
-            }
-        }
-    }
-}
-
+/// The scale is the mean absolute value, summed in the order of the weights.
 #[inline(always)]
-fn encode_block(w: &[f32; QK1], sum: f32, block: &mut [u8; 18]) {
-    write_f16(sum / QK1 as f32, field_mut(block, 0));
-    let qs: &mut [u8; 16] = field_mut(block, 2);
-    for (word, w) in qs.as_chunks_mut::<4>().0.iter_mut().zip(w.as_chunks::<32>().0) {
-        let mut bits = 0;
-        for (j, &w) in w.iter().enumerate() {
-            bits |= u32::from(w >= 0.0) << j;
-        }
-        *word = bits.to_le_bytes();
-    }
-}
-
-/// The sums of absolute values of up to eight blocks.
-#[inline(always)]
-fn sums(weights: &[[f32; QK1]]) -> [f32; SIDE_BY_SIDE] {
-    let mut sums = [0.0; SIDE_BY_SIDE];
-    if let Ok(weights) = <&[_; SIDE_BY_SIDE]>::try_from(weights) {
-        let weights: &[[f32; QK1]; SIDE_BY_SIDE] = weights;
-        for j in 0..QK1 {
-            for (sum, w) in sums.iter_mut().zip(weights) {
-                *sum += w[j].abs();
-            }
-        }
-    } else {
+pub(super) fn encode_q1_0<const N: usize>(weights: &[[f32; QK1]; N], blocks: &mut [[u8; 18]; N]) {
+    let mut sums = [0.0; N];
+    for j in 0..QK1 {
         for (sum, w) in sums.iter_mut().zip(weights) {
-            *sum = w.iter().fold(0.0, |sum, w| sum + w.abs());
+            *sum += w[j].abs();
         }
     }
-    sums
+    for ((w, block), sum) in weights.iter().zip(blocks).zip(sums) {
+        write_f16(sum / QK1 as f32, field_mut(block, 0));
+        let qs: &mut [u8; 16] = field_mut(block, 2);
+        for (word, w) in qs.as_chunks_mut::<4>().0.iter_mut().zip(w.as_chunks::<32>().0) {
+            let mut bits = 0;
+            for (j, &w) in w.iter().enumerate() {
+                bits |= u32::from(w >= 0.0) << j;
+            }
+            *word = bits.to_le_bytes();
+        }
+    }
 }
 
 #[inline(always)]

@@ -20,7 +20,7 @@
 //! The encoders are `quantize_row_q*_ref`, the decoders `dequantize_row_q*` of ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
-use super::rounding::{inverse, round_away, whole_code};
+use super::rounding::{fold, inverse, round_away, whole_code};
 use super::{field, field_mut};
 
 /// Weights in a block.
@@ -94,7 +94,7 @@ pub(super) fn encode_q5_1(w: &Weights, block: &mut [u8; 24]) {
 #[inline(always)]
 pub(super) fn decode_q8_0(block: &[u8; 34], w: &mut Weights) {
     let d = read_f16(field(block, 0));
-    let qs: &[u8; QK] = field(block, 2);
+    let qs: &Codes = field(block, 2);
     for (w, q) in w.iter_mut().zip(qs) {
         *w = f32::from(q.cast_signed()) * d;
     }
@@ -155,25 +155,18 @@ fn each_code(w: &Weights, code: impl Fn(f32) -> u8) -> Codes {
     q
 }
 
-/// The least and the largest weight; of two zeros, either.
+/// The least and the largest weight; of two zeros, either. The compiler may not reorder comparisons of floats by itself,
+/// because of NaN and the zeros.
 #[inline(always)]
 fn extremes(w: &Weights) -> (f32, f32) {
-    let (min, max) = partial_extremes(w);
-    (min.into_iter().fold(f32::MAX, least), max.into_iter().fold(-f32::MAX, largest))
-}
-
-/// Extremes of every fourth weight. The compiler may not reorder comparisons of floats by itself, because of NaN and the
-/// zeros; and it keeps these in lanes only if it does not see what becomes of them.
-#[inline(never)]
-fn partial_extremes(w: &Weights) -> ([f32; 4], [f32; 4]) {
-    let (mut min, mut max) = ([f32::MAX; 4], [-f32::MAX; 4]);
-    for w in w.as_chunks::<4>().0 {
-        for k in 0..4 {
+    let (mut min, mut max) = ([f32::MAX; 8], [-f32::MAX; 8]);
+    for w in w.as_chunks::<8>().0 {
+        for k in 0..8 {
             min[k] = least(min[k], w[k]);
             max[k] = largest(max[k], w[k]);
         }
     }
-    (min, max)
+    (fold(min, least), fold(max, largest))
 }
 
 /// The lesser, and `a` if `b` is NaN. Not `f32::min`, which is not one instruction.
@@ -216,6 +209,9 @@ fn unpack_5_bits(qh: &[u8; 4], qs: &[u8; QK / 2]) -> Codes {
 
 #[inline(always)]
 fn pack_fifth_bits(q: &Codes, qh: &mut [u8; 4]) {
-    let bits = q.iter().enumerate().fold(0, |bits, (j, &q)| bits | u32::from(q >> 4 & 1) << j);
-    *qh = bits.to_le_bytes();
+    for (byte, q) in qh.iter_mut().zip(q.as_chunks::<8>().0) {
+        // Bit 4 of byte j of the word moves to bit 56 + j; no two sums of shifts meet there.
+        let fifths = u64::from_le_bytes(*q) >> 4 & 0x0101_0101_0101_0101;
+        *byte = (fifths.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+    }
 }

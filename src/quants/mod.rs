@@ -58,7 +58,6 @@ pub use simd::{Level, UnknownLevel, limit_level};
 
 use crate::ggml::GgmlType;
 use batch::Rows;
-use simd::{Kernel, Simd};
 
 /// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is an error.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -289,7 +288,7 @@ pub fn quantize_rows_at(
         GgmlType::TQ2_0 => encode_blocks(level, src, dst, ternary::encode_tq2_0),
         GgmlType::MXFP4 => encode_blocks(level, src, dst, fp4::encode_mxfp4),
         GgmlType::NVFP4 => encode_blocks(level, src, dst, fp4::encode_nvfp4),
-        GgmlType::Q1_0 => bits::encode_q1_0(level, src, dst),
+        GgmlType::Q1_0 => encode_q1_0(level, src, dst),
         GgmlType::Q2_0 => encode_blocks(level, src, dst, bits::encode_q2_0),
         GgmlType::IQ4_NL => batch::encode::<iq4::Iq4Nl, _, _>(level, rows, dst),
         GgmlType::IQ4_XS => batch::encode::<iq4::Iq4Xs, _, _>(level, rows, dst),
@@ -346,7 +345,7 @@ fn decode_blocks<const SIZE: usize, const LEN: usize>(
     dst: &mut [f32],
     decode: impl Fn(&[u8; SIZE], &mut [f32; LEN]),
 ) {
-    simd::run(level, EachBlock { from: src.as_chunks().0, to: dst.as_chunks_mut().0, convert: decode });
+    simd::convert(level, src.as_chunks().0, dst.as_chunks_mut().0, decode);
 }
 
 /// Runs `encode` over blocks of `LEN` weights and `SIZE` bytes; see [`decode_blocks`].
@@ -356,31 +355,14 @@ fn encode_blocks<const SIZE: usize, const LEN: usize>(
     dst: &mut [u8],
     encode: impl Fn(&[f32; LEN], &mut [u8; SIZE]),
 ) {
-    simd::run(level, EachBlock { from: src.as_chunks().0, to: dst.as_chunks_mut().0, convert: encode });
+    simd::convert(level, src.as_chunks().0, dst.as_chunks_mut().0, encode);
 }
 
-/// A conversion, block by block.
-struct EachBlock<'a, From, To, Convert> {
-    from: &'a [From],
-    to: &'a mut [To],
-    convert: Convert,
-}
-
-impl<From, To, Convert: Fn(&From, &mut To)> Kernel for EachBlock<'_, From, To, Convert> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        each_block(self.from, self.to, self.convert);
-    }
-}
-
-/// A function of its own because the compiler knows of arguments, and not of fields, that they do not overlap.
-#[inline(always)]
-fn each_block<From, To>(from: &[From], to: &mut [To], convert: impl Fn(&From, &mut To)) {
-    for (from, to) in from.iter().zip(to) {
-        convert(from, to);
-    }
+fn encode_q1_0(level: Level, src: &[f32], dst: &mut [u8]) {
+    let (src, rest) = src.as_chunks().0.as_chunks::<{ bits::SIDE_BY_SIDE }>();
+    let (dst, rest_dst) = dst.as_chunks_mut().0.as_chunks_mut();
+    simd::convert(level, src, dst, bits::encode_q1_0);
+    simd::convert(level, rest.as_chunks::<1>().0, rest_dst.as_chunks_mut().0, bits::encode_q1_0);
 }
 
 /// The `N` bytes of a block from `at`, a field of a layout table. Both are constants at every call, so the check is

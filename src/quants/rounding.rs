@@ -81,7 +81,18 @@ pub(super) fn farthest<const N: usize>(w: &[f32; N]) -> f32 {
             *amax = if w.abs() > *amax { w.abs() } else { *amax };
         }
     }
-    amax.into_iter().fold(0.0, |amax, w| if w > amax { w } else { amax })
+    fold(amax, |a, b| if b > a { b } else { a })
+}
+
+/// One number from eight, two by two, so that no step waits for all before it.
+#[inline(always)]
+pub(super) fn fold(mut x: [f32; 8], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for n in [4, 2, 1] {
+        for k in 0..n {
+            x[k] = f(x[k], x[k + n]);
+        }
+    }
+    x[0]
 }
 
 #[cfg(test)]

@@ -58,6 +58,33 @@ pub(super) fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
     kernel.run(scalar::Scalar)
 }
 
+/// Converts block by block, with `convert` compiled for the instructions of `level`; it is `#[inline(always)]`.
+///
+/// The blocks are arguments here, and not parts of a [`Kernel`], because only of arguments does the compiler know that
+/// what is written is not what is read; without that, few loops become vectors.
+pub(super) fn convert<A, B>(level: Level, from: &[A], to: &mut [B], convert: impl Fn(&A, &mut B)) {
+    // For AVX-512 the compiler makes slower code, up to eight times; and with AVX2 the memory is the limit already.
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx2
+        && let Some(token) = x86::avx2::Avx2::new()
+    {
+        return token.convert(from, to, convert);
+    }
+    convert_scalar(from, to, convert);
+}
+
+#[inline(never)]
+fn convert_scalar<A, B>(from: &[A], to: &mut [B], convert: impl Fn(&A, &mut B)) {
+    convert_each(from, to, convert);
+}
+
+#[inline(always)]
+fn convert_each<A, B>(from: &[A], to: &mut [B], convert: impl Fn(&A, &mut B)) {
+    for (from, to) in from.iter().zip(to) {
+        convert(from, to);
+    }
+}
+
 /// An instruction set: what makes vectors.
 pub(super) trait Simd: Copy {
     /// A vector of f32.

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Neg, Not, Sub};
 
-use crate::quants::simd::{Floats, Ints, Kernel, LANES, Mask, Simd};
+use crate::quants::simd::{Floats, Ints, Kernel, LANES, Mask, Simd, convert_each};
 
 /// Proof that the processor has AVX2 and F16C.
 #[derive(Clone, Copy)]
@@ -28,12 +28,22 @@ impl Avx2 {
         // SAFETY: the token is the proof that the processor has these features.
         unsafe { enter(self, kernel) }
     }
+
+    pub(in crate::quants::simd) fn convert<A, B>(self, from: &[A], to: &mut [B], f: impl Fn(&A, &mut B)) {
+        // SAFETY: the token is the proof that the processor has these features.
+        unsafe { convert(from, to, f) }
+    }
 }
 
 // Not `fma`, although such processors have it: nothing here may be fused.
 #[target_feature(enable = "avx2,f16c")]
 fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
     kernel.run(token)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn convert<A, B>(from: &[A], to: &mut [B], f: impl Fn(&A, &mut B)) {
+    convert_each(from, to, f);
 }
 
 /// An expression of intrinsics, on what only a token makes.
