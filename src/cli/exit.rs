@@ -145,8 +145,15 @@ fn of_plan(error: &plan::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } => Exit::Refused,
-        NotYet { .. } | CannotEncode { .. } | CannotDecode { .. } => Exit::NotSupported,
-        UnknownType { .. } | Type(_) | Ratio { .. } | RatioText { .. } => Exit::Usage,
+        NotYet { .. }
+        | CannotEncode { .. }
+        | CannotDecode { .. }
+        | NoNumber { .. }
+        | NoLayer { .. }
+        | Rows { .. }
+        | Requantize { .. }
+        | ImportanceMissing { .. } => Exit::NotSupported,
+        UnknownType { .. } | NoMixture | Override { .. } | Type(_) | Ratio { .. } | RatioText { .. } => Exit::Usage,
     }
 }
 
