@@ -161,8 +161,15 @@ fn of_plan(error: &plan::Error) -> Exit {
         Container(e) => of_container(e),
         Importance(e) => of_importance(e),
         Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } => Exit::Refused,
-        NotYet { .. } | CannotEncode { .. } | CannotDecode { .. } => Exit::NotSupported,
-        UnknownType { .. } | Type(_) | Ratio { .. } | RatioText { .. } => Exit::Usage,
+        NotYet { .. }
+        | CannotEncode { .. }
+        | CannotDecode { .. }
+        | NoNumber { .. }
+        | NoLayer { .. }
+        | Rows { .. }
+        | Requantize { .. }
+        | ImportanceMissing { .. } => Exit::NotSupported,
+        UnknownType { .. } | NoMixture | Override { .. } | Type(_) | Ratio { .. } | RatioText { .. } => Exit::Usage,
     }
 }
 

@@ -28,7 +28,10 @@ const LEAST_COSINE: f64 = 0.7;
 const REJECTED: &str = ".rejected";
 
 /// Types that a dry run forecasts besides the plan's own.
-const FORECAST: [&str; 7] = ["F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"];
+static FORECAST: [&str; 7] = ["F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"];
+
+/// The name of a type, and the types that the output's tensors would have.
+type TypesAs = (&'static str, Vec<GgmlType>);
 
 /// Where an output goes, and how far the user lets a run go.
 #[derive(Args, Clone, Debug)]
@@ -129,10 +132,7 @@ impl Job<'_> {
         let Job { inputs, output, global, is_patch, .. } = &self;
         let budget = global.budget();
         let started = Instant::now();
-        let others = FORECAST.iter().filter(|_| output.dry_run);
-        let others: Vec<(&str, OutputType)> =
-            others.map(|name| Ok((*name, OutputType::parse(name, true)?))).collect::<Result<_>>()?;
-        let (mut plan, survey) = self.look(&others)?;
+        let (mut plan, survey, others) = self.look(if output.dry_run { &FORECAST } else { &[] })?;
         let reasons: Vec<String> = survey.findings.iter().filter(|f| f.is_refusal()).map(ToString::to_string).collect();
         if output.force {
             plan.warnings.extend(reasons.iter().cloned().map(|finding| Warning::Forced { finding }));
@@ -225,8 +225,8 @@ impl Job<'_> {
         questions.ask(&model, self.global).context("--smoke")
     }
 
-    /// Everything that can be known without writing. The survey also tries the types that `others` would give.
-    fn look(&self, others: &[(&str, OutputType)]) -> Result<(MergePlan, Survey)> {
+    /// Everything that can be known without writing. The survey also tries the types that `others` would give, pure.
+    fn look(&self, others: &'static [&'static str]) -> Result<(MergePlan, Survey, Vec<TypesAs>)> {
         let inputs = &self.inputs;
         let mut warnings = plan::check(inputs)?;
         let pairs = survey::pair(inputs)?;
@@ -243,7 +243,9 @@ impl Job<'_> {
         }
 
         let mut types: Vec<GgmlType> = plan.tensors().iter().map(|t| t.ty).collect();
-        types.extend(others.iter().flat_map(|(_, output)| plan.types_as(inputs, output)));
+        let types_as = |name| plan.types_as(inputs, &OutputType::parse(name, true)?);
+        let others = others.iter().map(|name| Ok((*name, types_as(name)?))).collect::<Result<Vec<_>, plan::Error>>()?;
+        types.extend(others.iter().flat_map(|(_, types)| types));
         types.sort();
         types.dedup();
         let settings = SampleSettings { types, threads, memory: budget.memory, ..SampleSettings::default() };
@@ -251,7 +253,7 @@ impl Job<'_> {
         let taken = pairs.into_iter().zip(plan.tensors()).filter(|(_, tensor)| tensor.kept.is_none());
         let pairs: Vec<Pair> = taken.map(|(pair, _)| pair).collect();
         let survey = survey::survey(inputs, &pairs, &settings)?;
-        Ok((plan, survey))
+        Ok((plan, survey, others))
     }
 
     fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
@@ -270,7 +272,7 @@ impl Job<'_> {
     }
 
     /// Prints the plan.
-    fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[(&str, OutputType)]) -> Result<()> {
+    fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[TypesAs]) -> Result<()> {
         let inputs = &self.inputs;
         let (memory, threads) = self.global.budget().needed(plan, inputs)?;
         let folder = self.output.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -100,7 +100,7 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, encoding: GgmlType) -> Re
     for pair in pairs {
         let info = pair.info(inputs);
         let ty = match plan::is_quantizable(architecture, &pair.name, info.n_dims()) {
-            true => plan::fallback(encoding, info.row_len()),
+            true => plan::fallback(encoding, info.row_len()).unwrap_or(GgmlType::F16),
             false => GgmlType::F32,
         };
         tensors.push(TensorPlan::new(inputs, pair, ty)?);

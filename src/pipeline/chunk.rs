@@ -127,7 +127,7 @@ impl<'a> Worker<'a> {
 
 /// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
 pub(super) fn must_be_finite(plan: &TensorPlan) -> bool {
-    matches!(plan.kept, Some(Kept::NoPartner | Kept::Skipped)) && quants::is_supported(plan.ty)
+    matches!(plan.kept, Some(Kept::NoVector | Kept::NoPartner | Kept::Skipped)) && quants::is_supported(plan.ty)
 }
 
 impl Strip {

@@ -261,8 +261,10 @@ pub fn write_unnamed(
     if observer.is_cancelled() {
         return Err(Error::Cancelled);
     }
-    let metadata = plan::fill_measured(plan.header().metadata(), &measured.total);
-    Ok((writer.complete(Some(metadata))?, measured))
+    // What a file says of an earlier merge stays true of it.
+    let is_merge = !inputs.vectors().is_empty();
+    let metadata = is_merge.then(|| plan::fill_measured(plan.header().metadata(), &measured.total));
+    Ok((writer.complete(metadata)?, measured))
 }
 
 /// A panic in another worker ends the run by itself; what it left under the lock is whole.

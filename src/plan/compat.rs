@@ -1,13 +1,14 @@
 //! Whether the headers of the inputs describe siblings.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bstr::BStr;
 
-use super::Error;
+use super::{Error, mixture};
 use crate::chat::TOKENS;
+use crate::ggml::GgmlType;
 use crate::gguf::{Metadata, Model, Value};
 use crate::survey::{Inputs, Kept, Pair, Role};
 
@@ -65,6 +66,16 @@ pub enum Warning {
     },
     /// An importance matrix that changes nothing.
     ImportanceIdle,
+    /// Tensors whose rows are no whole number of blocks of the type that they should have.
+    FellBack {
+        /// That type.
+        wanted: GgmlType,
+        /// The one they have instead.
+        #[serde(rename = "type")]
+        ty: GgmlType,
+        /// Their names.
+        tensors: Vec<String>,
+    },
     /// A finding of the survey that the user chose to go past.
     Forced {
         /// What it said.
@@ -123,6 +134,13 @@ impl fmt::Display for Warning {
             Warning::ImportanceIdle => write!(
                 f,
                 "the importance matrix changes nothing: no tensor is encoded in a type for which ggml has a use for it"
+            ),
+            Warning::FellBack { wanted, ty, tensors } => write!(
+                f,
+                "{} tensors are {ty} instead of {wanted}, whose blocks of {} weights do not fill their rows, among them {}",
+                tensors.len(),
+                wanted.block_len(),
+                tensors[0]
             ),
             Warning::Forced { finding } => write!(f, "forced: {finding}"),
         }
@@ -186,14 +204,18 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
         let compare = Compare { own, own_role: own_role.name(), other, role: role.name() };
         // Adapters, importance matrices and patches have a type of their own; models often have none.
         let kind = other.metadata().get_str("general.type").filter(|t| *t != "model");
+        // A multimodal projector has weights to write in other types too.
+        let kind = kind.filter(|t| *t != "mmproj" || !inputs.vectors().is_empty());
         if let Some(kind) = kind.filter(|_| role != Role::Patch) {
             return Err(Error::NotAModel { path: other.path().to_owned(), found: kind.to_string() });
         }
         if expected != found {
             return Err(compare.mismatch("general.architecture", expected, found, NOT_SIBLINGS));
         }
-        compare.hyperparameters(&expected, &mut warnings)?;
-        compare.vocabulary(&mut warnings)?;
+        if !inputs.vectors().is_empty() {
+            compare.hyperparameters(&expected, &mut warnings)?;
+            compare.vocabulary(&mut warnings)?;
+        }
     }
     Ok(warnings)
 }
@@ -345,6 +367,15 @@ fn listed(values: &[f64]) -> String {
         // Numbers as the file has them: `{:?}` of an f64 would make 8 an 8.0.
         many => format!("[{}]", many.iter().map(f64::to_string).collect::<Vec<_>>().join(", ")),
     }
+}
+
+/// Tensors that did not get the type they should have.
+pub(super) fn fallback_warnings(tensors: &[mixture::Tensor<'_>], choices: &[mixture::Choice]) -> Vec<Warning> {
+    let mut fell: BTreeMap<(GgmlType, GgmlType), Vec<String>> = BTreeMap::new();
+    for (tensor, choice) in tensors.iter().zip(choices).filter(|(_, choice)| choice.ty != choice.wanted) {
+        fell.entry((choice.wanted, choice.ty)).or_default().push(tensor.name.to_owned());
+    }
+    fell.into_iter().map(|((wanted, ty), tensors)| Warning::FellBack { wanted, ty, tensors }).collect()
 }
 
 /// What the pairing left out or bent.

@@ -2,14 +2,14 @@
 //!
 //! Ids are `enum llama_ftype` (include/llama.h), names and default types those of tools/quantize/quantize.cpp and
 //! src/llama-quant.cpp. Most names mean a mixture: llama-quantize gives some tensors a finer type than the name says,
-//! unless `--pure` is given.
+//! unless `--pure` is given; [`mixture`] has the rules.
 
-use super::Error;
 use std::collections::BTreeMap;
 
-use super::types::{fallback, is_quantizable};
+use super::Error;
+use super::mixture::{self, Options};
 use crate::ggml::GgmlType::{self, *};
-use crate::gguf::{Metadata, TensorInfo, Value};
+use crate::gguf::{Metadata, Value};
 use crate::quants;
 
 /// A file type: what `general.file_type` holds.
@@ -93,57 +93,97 @@ impl FileType {
 }
 
 /// The types of an output's tensors.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum OutputType {
     /// Each tensor keeps the model's own type.
     Keep,
-    /// One type for every tensor that llama-quantize may touch; the others keep the model's own.
-    Pure(&'static FileType),
+    /// The types that llama-quantize would choose.
+    Mixture {
+        /// The file type.
+        file_type: &'static FileType,
+        /// What is asked for besides.
+        options: Options,
+    },
 }
 
 impl OutputType {
-    /// From a name: `keep`, a float type, or a name of llama-quantize. `pure` is its `--pure`.
+    /// From a name or a number that llama-quantize takes (`try_parse_ftype`), or `keep`, or its `COPY`, which is the same.
+    /// `pure` is its `--pure`.
     ///
     /// # Errors
-    /// [`Error::NotYet`] for a mixture asked for without `pure` and for types without an encoder,
-    /// [`Error::UnknownType`] for anything else.
+    /// As [`OutputType::new`].
     pub fn parse(name: &str, pure: bool) -> Result<Self, Error> {
-        if name.eq_ignore_ascii_case("keep") {
-            return Ok(OutputType::Keep);
+        Self::new(name, Options { pure, ..Options::default() })
+    }
+
+    /// As [`OutputType::parse`], with everything else that can be asked for.
+    ///
+    /// # Errors
+    /// [`Error::NotYet`] for types without an encoder, [`Error::UnknownType`] for anything that is no type,
+    /// [`Error::NoMixture`] for options that have nothing to change.
+    pub fn new(name: &str, options: Options) -> Result<Self, Error> {
+        if name.eq_ignore_ascii_case("keep") || name.eq_ignore_ascii_case("copy") {
+            return match options == (Options { pure: options.pure, ..Options::default() }) {
+                true => Ok(OutputType::Keep),
+                false => Err(Error::NoMixture),
+            };
         }
         let writable = |f: &&FileType| quants::is_supported(f.default_type);
-        let Some(file_type) = FileType::from_name(name) else {
+        let by_id = || FileType::from_id(name.parse().ok()?);
+        let Some(file_type) = FileType::from_name(name).or_else(by_id) else {
             let known: Vec<&str> = FILE_TYPES.iter().filter(writable).map(|f| f.name).collect();
             return Err(Error::UnknownType { name: name.to_owned(), known: known.join(", ") });
         };
         if !writable(&file_type) {
-            let reason = "there is no encoder for it; Q4_K with --pure is near in size";
+            let reason = "there is no encoder for it; Q4_K_M and Q3_K_M are near in size";
             return Err(Error::NotYet { name: name.to_owned(), reason });
         }
-        if !file_type.is_uniform && !pure {
-            let reason = "it is a mixture of types; give --pure for this one type in every tensor, or write F16 and run \
-                          llama-quantize";
+        if file_type.name == "NVFP4" && !options.pure {
+            let reason = "llama.cpp has no mixture for it; give --pure for this one type in every tensor";
             return Err(Error::NotYet { name: name.to_owned(), reason });
         }
-        Ok(OutputType::Pure(file_type))
+        Ok(OutputType::Mixture { file_type, options })
     }
 
-    /// The word for it in provenance.
+    /// The file type that is written, if one is asked for.
+    pub fn file_type(&self) -> Option<&'static FileType> {
+        match self {
+            OutputType::Keep => None,
+            OutputType::Mixture { file_type, .. } => Some(file_type),
+        }
+    }
+
+    /// The words for it in provenance, as on the command line of llama-quantize.
     pub fn name(&self) -> String {
-        match self {
-            OutputType::Keep => "keep".to_owned(),
-            OutputType::Pure(f) if f.is_uniform => f.name.to_owned(),
-            OutputType::Pure(f) => format!("{} pure", f.name),
+        let OutputType::Mixture { file_type, options } = self else { return "keep".to_owned() };
+        let mut words = vec![file_type.name.to_owned()];
+        if options.pure && !file_type.is_uniform {
+            words.push("pure".to_owned());
         }
+        if options.leave_output {
+            words.push("output=keep".to_owned());
+        }
+        words.extend(options.output.map(|ty| format!("output={ty}")));
+        words.extend(options.embeddings.map(|ty| format!("token_embd={ty}")));
+        words.extend(options.overrides.iter().map(ToString::to_string));
+        words.join(" ")
     }
 
-    /// The type of a planned tensor, whose type in the model is `own`.
-    pub(super) fn type_for(&self, architecture: &str, info: &TensorInfo, own: GgmlType) -> GgmlType {
+    /// The type of every tensor of a model, in the order of `tensors`, which are all of it.
+    ///
+    /// # Errors
+    /// Those of [`mixture::choose`].
+    pub fn choose(
+        &self,
+        metadata: &Metadata,
+        tensors: &[mixture::Tensor<'_>],
+        has_importance: bool,
+    ) -> Result<Vec<mixture::Choice>, Error> {
         match self {
-            OutputType::Pure(f) if is_quantizable(architecture, info.name(), info.n_dims()) && own.is_weight_type() => {
-                fallback(f.default_type, info.row_len())
+            OutputType::Keep => Ok(tensors.iter().map(|t| mixture::Choice { ty: t.ty, wanted: t.ty }).collect()),
+            OutputType::Mixture { file_type, options } => {
+                mixture::choose(metadata, tensors, file_type, options, has_importance)
             }
-            _ => own,
         }
     }
 
@@ -155,7 +195,7 @@ impl OutputType {
     pub(super) fn describe(&self, metadata: &mut Metadata, types: &[(GgmlType, usize)]) {
         let matrices = || types.iter().filter(|t| t.1 > 1).map(|t| t.0);
         let file_type = match self {
-            OutputType::Pure(f) => Some(*f),
+            OutputType::Mixture { file_type, .. } => Some(*file_type),
             OutputType::Keep => {
                 let claim = metadata.get_u64("general.file_type").and_then(FileType::from_id);
                 claim.filter(|f| matrices().any(|ty| ty == f.default_type)).or_else(|| {
@@ -185,16 +225,31 @@ mod tests {
         assert_eq!(FileType::from_name("q4_k").map(|f| f.id), Some(15));
         assert_eq!(FileType::from_name("Q4_K_S").map(|f| f.id), Some(14));
         assert_eq!(OutputType::parse("KEEP", false).unwrap(), OutputType::Keep);
-        assert!(matches!(OutputType::parse("f16", false), Ok(OutputType::Pure(f)) if f.id == 1));
+        assert_eq!(OutputType::parse("copy", false).unwrap(), OutputType::Keep);
+        for (name, id) in [("f16", 1), ("15", 15), ("q4_k", 15), ("2", 2), ("7", 7)] {
+            assert_eq!(OutputType::parse(name, false).unwrap().file_type().map(|f| f.id), Some(id), "{name}");
+        }
     }
 
     #[test]
-    fn mixtures_and_types_without_encoder_are_refused_by_name() {
-        for (name, pure) in [("Q4_K_M", false), ("q4_0", false), ("IQ4_XS", true), ("TQ1_0", true)] {
-            let e = OutputType::parse(name, pure).unwrap_err();
-            assert!(matches!(e, Error::NotYet { .. }) && e.to_string().contains(name), "{e}");
+    fn what_is_no_type_is_refused_by_name() {
+        for name in ["Q9_X", "4", "1024", "-1", "Q4_K_X", ""] {
+            let e = OutputType::parse(name, true).unwrap_err();
+            assert!(matches!(e, Error::UnknownType { .. }) && e.to_string().contains("Q4_K_M"), "{e}");
         }
-        assert!(matches!(OutputType::parse("Q9_X", true), Err(Error::UnknownType { .. })));
+        let leave = Options { leave_output: true, ..Options::default() };
+        assert!(matches!(OutputType::new("keep", leave), Err(Error::NoMixture)));
+    }
+
+    #[test]
+    fn provenance_says_what_was_asked_for() {
+        let options = Options {
+            pure: true,
+            output: Some(Q8_0),
+            overrides: mixture::Override::parse_list("attn_Q=f16").unwrap(),
+            ..Options::default()
+        };
+        assert_eq!(OutputType::new("q4_k", options).unwrap().name(), "Q4_K_M pure output=Q8_0 attn_q=F16");
     }
 
     #[test]

@@ -41,6 +41,16 @@ pub(super) fn clean(metadata: &mut Metadata) {
         let name = format!("{name} + chat vector");
         metadata.set("general.name", name.as_str());
     }
+    raise_alignment(metadata);
+}
+
+/// Drops what is true of a shard only. llama-quantize copies everything else too.
+pub(super) fn make_whole(metadata: &mut Metadata) {
+    metadata.retain(|key| !["split.no", "split.count", "split.tensors.count"].contains(&key));
+    raise_alignment(metadata);
+}
+
+fn raise_alignment(metadata: &mut Metadata) {
     if metadata.get_u64("general.alignment").is_some_and(|n| n < LEAST_ALIGNMENT.into()) {
         metadata.set("general.alignment", Value::U32(LEAST_ALIGNMENT));
     }

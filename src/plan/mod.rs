@@ -7,6 +7,7 @@ mod compat;
 mod file_type;
 mod importance;
 mod metadata;
+pub mod mixture;
 mod types;
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 pub use compat::{Warning, check, pairing_warnings};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use metadata::{MEASURED_KEYS, base_models, fill_measured};
-pub use types::{fallback, is_quantizable};
+pub use types::{fallback, is_quantizable, requires_importance};
 
 use crate::chat;
 use crate::ggml::{GgmlType, TypeError};
@@ -82,6 +83,68 @@ pub enum Error {
         name: String,
         /// What there is.
         known: String,
+    },
+    /// Options that choose types, where every tensor keeps its own.
+    #[error("with keep every tensor has its own type; give a --type for the others")]
+    NoMixture,
+    /// A type for some tensors that cannot be read.
+    #[error("the type {text:?} for some tensors: {reason}; write REGEX=TYPE, such as attn_v=Q8_0")]
+    Override {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A model that does not say how many layers it has, which the rules of a mixture need.
+    #[error("the key {key} is missing or no number: without it there is no choosing types; --pure needs none")]
+    NoNumber {
+        /// The metadata key.
+        key: String,
+    },
+    /// A tensor of a mixture of experts that is in no layer.
+    #[error(
+        "tensor {tensor} is in none of the {n_layers} layers, so its type cannot be chosen; --pure needs no layers"
+    )]
+    NoLayer {
+        /// The tensor.
+        tensor: String,
+        /// How many layers the model has.
+        n_layers: u64,
+    },
+    /// A tensor whose rows do not divide into blocks, and for which no other type stands in.
+    #[error(
+        "tensor {tensor} cannot be {ty}: its rows of {row_len} weights are no whole number of blocks of {}; ask for another \
+         type for it with --tensor-type",
+        .ty.block_len()
+    )]
+    Rows {
+        /// The tensor.
+        tensor: String,
+        /// The type asked for.
+        ty: GgmlType,
+        /// Weights in a row.
+        row_len: u64,
+    },
+    /// A tensor would be quantised a second time.
+    #[error(
+        "tensor {tensor} is {from} already; making it {to} loses more than from F16 or F32: start from such a model, or give \
+         --allow-requantize"
+    )]
+    Requantize {
+        /// The tensor.
+        tensor: String,
+        /// Its type in the model.
+        from: GgmlType,
+        /// Its type in the output.
+        to: GgmlType,
+    },
+    /// A tensor would be written in a type that is worthless without an importance matrix.
+    #[error("tensor {tensor} would be {ty}, which is worthless without an importance matrix; ask for a finer --type")]
+    ImportanceMissing {
+        /// The tensor.
+        tensor: String,
+        /// Its type in the output.
+        ty: GgmlType,
     },
     /// A ggml type that does not exist.
     #[error(transparent)]
@@ -183,26 +246,25 @@ impl MergePlan {
     /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed.
     ///
     /// # Errors
-    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`].
+    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`],
+    /// [`Error::ImportanceMissing`], and those of [`mixture::choose`].
     ///
     /// # Panics
-    /// If the inputs have no model to add to.
-    pub fn merge(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<Self, Error> {
+    /// If the inputs have no model to add to, or no vector.
+    pub fn merge(inputs: &Inputs, mut pairs: Vec<Pair>, recipe: &Recipe) -> Result<Self, Error> {
         let model = inputs.source(inputs.model().expect("a merge has a model"));
         check_ratios(inputs)?;
         let mut warnings = compat::pairing_warnings(inputs, &pairs);
-        let mut tensors = Vec::new();
-        for mut pair in pairs {
-            if recipe.embeddings == Embeddings::Skip && types::is_embedding(&pair.name) && pair.kept.is_none() {
+        for pair in pairs.iter_mut().filter(|pair| pair.kept.is_none()) {
+            if recipe.embeddings == Embeddings::Skip && types::is_embedding(&pair.name) {
                 pair.terms.clear();
                 pair.kept = Some(Kept::Skipped);
             }
-            let info = pair.info(inputs);
-            let ty = recipe.output.type_for(architecture_of(model), info, info.ty());
-            tensors.push(TensorPlan::new(inputs, pair, ty)?);
         }
+        let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
         drop_lost_scales(&mut tensors, model);
         warnings.extend(importance::check(inputs, &tensors)?);
+        check_importance(&tensors, inputs, recipe)?;
 
         let mut metadata = model.metadata().clone();
         metadata::clean(&mut metadata);
@@ -221,6 +283,48 @@ impl MergePlan {
         importance::describe(&mut metadata, inputs.importance());
         metadata::provenance(&mut metadata, inputs, recipe);
         Self::from_parts(metadata, tensors, warnings, changes)
+    }
+
+    /// Plans the model itself in other types, as llama-quantize does it: nothing is added, and of the metadata only what
+    /// follows from the types changes. `inputs` are those of [`Inputs::quantize`], `pairs` theirs, and [`check`] has passed.
+    ///
+    /// Whether that should be done is another question: [`MergePlan::check_quantize`].
+    ///
+    /// # Errors
+    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], and those of [`mixture::choose`].
+    ///
+    /// # Panics
+    /// If the inputs have no model.
+    pub fn quantize(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<Self, Error> {
+        let model = inputs.source(inputs.model().expect("there is a model to quantise"));
+        let mut warnings = Vec::new();
+        let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
+        drop_lost_scales(&mut tensors, model);
+        warnings.extend(importance::check(inputs, &tensors)?);
+        let mut metadata = model.metadata().clone();
+        metadata::make_whole(&mut metadata);
+        importance::describe(&mut metadata, inputs.importance());
+        let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
+        recipe.output.describe(&mut metadata, &types);
+        Self::from_parts(metadata, tensors, warnings, Vec::new())
+    }
+
+    /// Refuses to do what would spoil a model, as llama-quantize does: quantised tensors quantised once more, unless that is
+    /// allowed, and types that are worthless without an importance matrix.
+    ///
+    /// # Errors
+    /// [`Error::Requantize`], [`Error::ImportanceMissing`].
+    ///
+    /// # Panics
+    /// If `inputs` are not those the plan was made for.
+    pub fn check_quantize(&self, inputs: &Inputs, recipe: &Recipe, allow_requantize: bool) -> Result<(), Error> {
+        for tensor in self.tensors.iter().filter(|t| !allow_requantize && !t.is_copy(inputs)) {
+            let from = tensor.model.map(|at| inputs.source(at.source).tensor(at.tensor).ty());
+            if let Some(from) = from.filter(|ty| ty.is_quantized()) {
+                return Err(Error::Requantize { tensor: tensor.name.clone(), from, to: tensor.ty });
+            }
+        }
+        check_importance(&self.tensors, inputs, recipe)
     }
 
     /// A plan of which everything is decided.
@@ -245,17 +349,22 @@ impl MergePlan {
 
     /// The types its tensors would have if they were asked for as `output`, in their order.
     ///
+    /// # Errors
+    /// Those of [`mixture::choose`].
+    ///
     /// # Panics
     /// If `inputs` are not those the plan was made for.
-    pub fn types_as(&self, inputs: &Inputs, output: &OutputType) -> Vec<GgmlType> {
-        let model = inputs.source(inputs.template());
-        let type_as = |tensor: &TensorPlan| {
-            let Some(at) = tensor.sources().next() else { return tensor.ty };
+    pub fn types_as(&self, inputs: &Inputs, output: &OutputType) -> Result<Vec<GgmlType>, Error> {
+        let own_type = |tensor: &TensorPlan| match tensor.model {
+            Some(at) => inputs.source(at.source).tensor(at.tensor).ty(),
             // A vector that is extracted has no type to keep but the one it is planned in.
-            let info = inputs.source(at.source).tensor(at.tensor);
-            output.type_for(architecture_of(model), info, tensor.model.map_or(tensor.ty, |_| info.ty()))
+            None => tensor.ty,
         };
-        self.tensors.iter().map(type_as).collect()
+        let tensors: Vec<mixture::Tensor<'_>> =
+            self.tensors.iter().map(|t| mixture::Tensor { name: &t.name, ne: &t.ne, ty: own_type(t) }).collect();
+        let metadata = inputs.source(inputs.template()).metadata();
+        let choices = output.choose(metadata, &tensors, inputs.importance().is_some())?;
+        Ok(choices.into_iter().map(|choice| choice.ty).collect())
     }
 
     /// The output's header; [`MEASURED_KEYS`] hold no values yet.
@@ -269,9 +378,32 @@ impl MergePlan {
     }
 }
 
-/// `general.architecture`, which [`check`] has found in every input.
-fn architecture_of(model: &Model) -> &str {
-    model.metadata().architecture().unwrap_or_default()
+/// The plan of every tensor, with what fell back on another type among the warnings.
+fn plan_tensors(
+    inputs: &Inputs,
+    pairs: Vec<Pair>,
+    recipe: &Recipe,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<TensorPlan>, Error> {
+    let infos = pairs.iter().map(|pair| pair.info(inputs));
+    let tensors: Vec<_> = infos.map(|t| mixture::Tensor { name: t.name(), ne: t.ne(), ty: t.ty() }).collect();
+    let choices =
+        recipe.output.choose(inputs.source(inputs.template()).metadata(), &tensors, inputs.importance().is_some())?;
+    warnings.extend(compat::fallback_warnings(&tensors, &choices));
+    pairs.into_iter().zip(choices).map(|(pair, choice)| TensorPlan::new(inputs, pair, choice.ty)).collect()
+}
+
+/// Refuses types that are worthless without an importance matrix.
+fn check_importance(tensors: &[TensorPlan], inputs: &Inputs, recipe: &Recipe) -> Result<(), Error> {
+    let lacks = |t: &&TensorPlan| {
+        !t.is_copy(inputs)
+            && requires_importance(&t.name, t.ty, &recipe.output)
+            && inputs.importance_of(&t.name, &t.ne).is_none()
+    };
+    match tensors.iter().find(lacks) {
+        Some(t) => Err(Error::ImportanceMissing { tensor: t.name.clone(), ty: t.ty }),
+        None => Ok(()),
+    }
 }
 
 /// Removes the scales of an `output.weight` that is NVFP4 no more: llama.cpp looks for them beside that type alone, and

@@ -1,8 +1,10 @@
 //! Which tensors a file type may touch, and what stands in where a row does not divide into blocks.
 //!
-//! The rules of src/llama-quant.cpp: `tensor_allows_quantization` and the fallback of `llama_tensor_get_type`.
+//! The rules of src/llama-quant.cpp: `tensor_allows_quantization` `tensor_type_fallback` and `tensor_requires_imatrix`.
 
+use super::OutputType;
 use crate::ggml::GgmlType::{self, *};
+use crate::quants;
 
 /// Parts of names that llama-quantize never touches: small, or of great effect.
 #[rustfmt::skip]
@@ -47,11 +49,12 @@ pub(super) fn is_embedding(name: &str) -> bool {
     matches!(name, "token_embd.weight" | "output.weight" | "per_layer_token_embd.weight")
 }
 
-/// The type that stands in for `ty` where rows of `row_len` weights are no whole number of its blocks.
-pub fn fallback(ty: GgmlType, row_len: u64) -> GgmlType {
+/// The type that stands in for `ty` where rows of `row_len` weights are no whole number of its blocks
+/// (`tensor_type_fallback`); none for types for which llama.cpp has no rule.
+pub fn fallback(ty: GgmlType, row_len: u64) -> Option<GgmlType> {
     let divides = |ty: GgmlType| row_len.is_multiple_of(ty.block_len() as u64);
     if divides(ty) {
-        return ty;
+        return Some(ty);
     }
     let finer = match ty {
         IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
@@ -59,9 +62,22 @@ pub fn fallback(ty: GgmlType, row_len: u64) -> GgmlType {
         Q4_K => Q5_0,
         Q5_K => Q5_1,
         Q6_K => Q8_0,
-        other => other,
+        small if small.block_len() <= 32 => small,
+        _ => return None,
     };
-    if divides(finer) { finer } else { F16 }
+    Some(if divides(finer) { finer } else { F16 })
+}
+
+/// Whether llama-quantize refuses to write a tensor in this type without an importance matrix, because the result would be
+/// worthless (`tensor_requires_imatrix`). Embeddings and output are rough at worst.
+pub fn requires_importance(name: &str, ty: GgmlType, output: &OutputType) -> bool {
+    match ty {
+        _ if quants::requires_importance(ty) => true,
+        _ if is_embedding(name) => false,
+        IQ3_XXS | IQ2_S | IQ1_M => true,
+        Q2_K => output.file_type().is_some_and(|f| f.name == "Q2_K_S"),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -84,12 +100,17 @@ mod tests {
 
     #[test]
     fn odd_rows_fall_back_as_in_llama_quantize() {
-        assert_eq!(fallback(Q4_K, 512), Q4_K);
-        assert_eq!(fallback(Q4_K, 96), Q5_0);
-        assert_eq!(fallback(Q5_K, 96), Q5_1);
-        assert_eq!(fallback(Q6_K, 96), Q8_0);
-        assert_eq!(fallback(Q2_K, 96), Q4_0);
-        assert_eq!(fallback(Q3_K, 100), F16);
-        assert_eq!(fallback(Q8_0, 100), F16);
+        for (ty, row_len, stands_in) in [
+            (Q4_K, 512, Q4_K),
+            (Q4_K, 96, Q5_0),
+            (Q5_K, 96, Q5_1),
+            (Q6_K, 96, Q8_0),
+            (Q2_K, 96, Q4_0),
+            (Q3_K, 100, F16),
+            (Q8_0, 100, F16),
+        ] {
+            assert_eq!(fallback(ty, row_len), Some(stands_in), "{ty} in rows of {row_len}");
+        }
+        assert_eq!(fallback(Q1_0, 96), None);
     }
 }

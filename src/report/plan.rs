@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use super::{Report, Table, bytes, number, percent, shape};
 use crate::ggml::GgmlType;
 use crate::gguf::printable;
-use crate::plan::{MergePlan, OutputType, TensorPlan};
+use crate::plan::{MergePlan, TensorPlan};
 use crate::survey::{Inputs, Kept, Survey, TensorSurvey, TypeForecast};
 
 /// A plan with what the survey expects of it.
@@ -18,8 +18,8 @@ pub struct Plan<'a> {
     pub plan: &'a MergePlan,
     /// What was seen of the weights.
     pub survey: &'a Survey,
-    /// Types to forecast, besides the plan's own, by name: the survey has tried those their tensors would have.
-    pub types: &'a [(&'a str, OutputType)],
+    /// Types to forecast, besides the plan's own, by name: those that the tensors would have. The survey has tried them.
+    pub types: &'a [(&'a str, Vec<GgmlType>)],
     /// Whether the output is a patch: then survival is its gain and noise its relative error.
     pub is_patch: bool,
     /// Bytes of buffers the run would use.
@@ -81,6 +81,7 @@ fn kept_name(kept: Option<Kept>) -> &'static str {
         None => "",
         Some(Kept::NotAWeight) => "kept: no weight",
         Some(Kept::NoArithmetic) => "kept: type without arithmetic",
+        Some(Kept::NoVector) => "kept: no vector",
         Some(Kept::NoPartner) => "kept: no partner",
         Some(Kept::Skipped) => "kept: left out",
     }
@@ -116,9 +117,8 @@ impl Report for Plan<'_> {
                 "\nexpected of other types (with --pure):\n"
             };
             let mut types = Table::new(&["type", ">size", &format!(">{survival}"), &format!(">{noise}")]);
-            for (name, ty) in self.types {
-                let tensors = self.plan.types_as(self.inputs, ty);
-                let f = forecast(self.plan, self.survey, &tensors);
+            for (name, tensors) in self.types {
+                let f = forecast(self.plan, self.survey, tensors);
                 let bytes: u64 =
                     self.plan.tensors().iter().zip(tensors).filter_map(|(t, ty)| ty.size_of(t.n_weights())).sum();
                 types.row([(*name).to_owned(), super::bytes(bytes), number(f.survival), number(f.noise)]);
@@ -164,10 +164,7 @@ impl Report for Plan<'_> {
         let by_type: serde_json::Map<String, Json> = self
             .types
             .iter()
-            .map(|(name, ty)| {
-                let types = self.plan.types_as(self.inputs, ty);
-                ((*name).to_owned(), json!(forecast(self.plan, self.survey, &types)))
-            })
+            .map(|(name, types)| ((*name).to_owned(), json!(forecast(self.plan, self.survey, types))))
             .collect();
         let total = self.survey.total();
         json!({

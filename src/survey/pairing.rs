@@ -47,7 +47,8 @@ pub struct Vector {
     pub minus: Option<SourceId>,
 }
 
-/// The models of a run: at most one that is added to, and at least one vector, in the order in which they are added.
+/// The models of a run: at most one that is added to, and the vectors in the order in which they are added. There is at
+/// least one of either.
 #[derive(Debug)]
 pub struct Inputs {
     sources: Vec<(Role, Model)>,
@@ -75,6 +76,11 @@ impl Inputs {
             vectors: vec![Vector { ratio: 1.0, plus: 1, minus: Some(0) }],
             importance: None,
         }
+    }
+
+    /// A model that nothing is added to.
+    pub fn quantize(model: Model) -> Self {
+        Inputs { sources: vec![(Role::Model, model)], model: Some(0), vectors: Vec::new(), importance: None }
     }
 
     /// `model + Σ ratio · patch`: the first patch and any further ones, each with its ratio.
@@ -186,6 +192,8 @@ pub enum Kept {
     NotAWeight,
     /// Its type has no arithmetic.
     NoArithmetic,
+    /// There is no vector.
+    NoVector,
     /// No vector has a tensor of this name.
     NoPartner,
     /// The recipe leaves it out.
@@ -236,7 +244,7 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
                 add_vector(inputs, info, own, vector, &mut pair)?;
             }
             if pair.terms.is_empty() {
-                pair.kept = Some(Kept::NoPartner);
+                pair.kept = Some(if inputs.vectors().is_empty() { Kept::NoVector } else { Kept::NoPartner });
             }
         }
         // What is no weight has no place in a vector either.

@@ -23,6 +23,8 @@ mod gguf_writer;
 mod infer;
 // What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it refuses.
 mod merge;
+// The type of each tensor for each file type, against llama-quantize.
+mod mixtures;
 // The order of the crate's modules, read from its sources.
 mod module_order;
 // Patch files: what they hold, and that applying one is the merge.
