@@ -50,23 +50,6 @@ pub(super) struct OutputArgs {
     force: bool,
 }
 
-/// The types of a model that is written.
-#[derive(Args, Clone, Debug)]
-pub(super) struct TypeArgs {
-    /// keep (the model's own type for every tensor), F32, F16, BF16, Q8_0; with --pure also Q4_0 to Q6_K
-    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "keep")]
-    name: String,
-    /// One type for every tensor, as llama-quantize --pure
-    #[arg(long)]
-    pure: bool,
-}
-
-impl TypeArgs {
-    pub(super) fn parse(&self) -> Result<OutputType> {
-        OutputType::parse(&self.name, self.pure).context("--type")
-    }
-}
-
 /// What the survey found, and the user did not go past.
 #[derive(Debug)]
 pub(super) struct Refused {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-use super::job::{Job, OutputArgs, SmokeTest, TypeArgs};
+use super::job::{Job, OutputArgs, SmokeTest};
+use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
 use crate::plan::{self, MergePlan, Recipe};
