@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
-use super::job::{Job, OutputArgs, SmokeTest, TypeArgs};
+use super::job::{Job, OutputArgs, SmokeTest};
 use super::merge::RecipeArgs;
+use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
 use crate::patch;

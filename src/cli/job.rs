@@ -39,12 +39,8 @@ pub(super) struct OutputArgs {
     /// The file to write
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: PathBuf,
-    /// Replace the output if it exists
-    #[arg(long)]
-    overwrite: bool,
-    /// Split an output whose tensors take more than this, such as 2GB, into shards: NAME-00001-of-00003.gguf
-    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
-    split_max_size: Option<u64>,
+    #[command(flatten)]
+    write: WriteArgs,
     /// Print the plan and what to expect of it; write nothing
     #[arg(long)]
     dry_run: bool,
@@ -53,9 +49,20 @@ pub(super) struct OutputArgs {
     force: bool,
 }
 
-impl OutputArgs {
-    fn write_options(&self) -> WriteOptions {
-        let &OutputArgs { overwrite, split_max_size, .. } = self;
+/// How an output is written.
+#[derive(Args, Clone, Debug)]
+pub(super) struct WriteArgs {
+    /// Replace the output if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Split an output whose tensors take more than this, such as 2GB, into shards: NAME-00001-of-00003.gguf
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    split_max_size: Option<u64>,
+}
+
+impl WriteArgs {
+    pub(super) fn options(&self) -> WriteOptions {
+        let &WriteArgs { overwrite, split_max_size } = self;
         WriteOptions { overwrite, split_max_size, ..WriteOptions::default() }
     }
 }
@@ -65,23 +72,6 @@ fn shard_size(text: &str) -> Result<u64, String> {
     match text.parse::<bytesize::ByteSize>()?.as_u64() {
         0 => Err("a shard must be allowed to hold something".to_owned()),
         size => Ok(size),
-    }
-}
-
-/// The types of a model that is written.
-#[derive(Args, Clone, Debug)]
-pub(super) struct TypeArgs {
-    /// keep (the model's own type for every tensor), F32, F16, BF16, Q8_0; with --pure also Q4_0 to Q6_K
-    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "keep")]
-    name: String,
-    /// One type for every tensor, as llama-quantize --pure
-    #[arg(long)]
-    pure: bool,
-}
-
-impl TypeArgs {
-    pub(super) fn parse(&self) -> Result<OutputType> {
-        OutputType::parse(&self.name, self.pure).context("--type")
     }
 }
 
@@ -174,7 +164,7 @@ impl Job<'_> {
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let (file, measured) =
-            pipeline::write_unnamed(&plan, inputs, &output.output, &output.write_options(), &progress, &budget)?;
+            pipeline::write_unnamed(&plan, inputs, &output.output, &output.write.options(), &progress, &budget)?;
         let took = started.elapsed();
         progress.hide();
         let (talk, is_kept) = match questions {
@@ -258,7 +248,7 @@ impl Job<'_> {
 
     fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
         let inputs = self.inputs.paths().map(Path::to_owned).collect();
-        let mut options = WriteOptions { inputs, ..self.output.write_options() };
+        let mut options = WriteOptions { inputs, ..self.output.write.options() };
         let path = &self.output.output;
         let targets = options.check(path, plan.header())?;
         if self.smoke.is_some_and(|smoke| smoke.smoke) {

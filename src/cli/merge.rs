@@ -6,7 +6,8 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use super::imatrix_args::ImatrixArgs;
-use super::job::{Job, OutputArgs, SmokeTest, TypeArgs};
+use super::job::{Job, OutputArgs, SmokeTest};
+use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
 use crate::plan::{self, MergePlan, Recipe};

@@ -11,7 +11,9 @@ mod job;
 mod merge;
 mod output;
 mod progress;
+mod quantize;
 mod smoke;
+mod types;
 
 use std::process::ExitCode;
 
@@ -59,6 +61,8 @@ enum Command {
     Extract(extract::ExtractArgs),
     /// Write model + Σ ratio × patch
     Apply(apply::ApplyArgs),
+    /// Write a model in other types, as llama-quantize does
+    Quantize(quantize::QuantizeArgs),
     /// Ask a model the prompts of a set, and judge whether it chats
     Smoke(smoke::SmokeArgs),
     /// Hold one model against another: weights, and what they say on a text
@@ -87,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => merge::run(args, global),
         Command::Extract(args) => extract::run(args, global),
         Command::Apply(args) => apply::run(args, global),
+        Command::Quantize(args) => quantize::run(args, global),
         Command::Smoke(args) => smoke::run(args, global),
         Command::Compare(args) => compare::run(args, global),
         Command::Demo(args) => demo::run(args, global),

@@ -3,6 +3,7 @@
 mod compare;
 mod inspect;
 mod plan;
+mod quantize;
 mod run;
 mod smoke;
 mod table;
@@ -10,6 +11,7 @@ mod table;
 pub use compare::Compare;
 pub use inspect::Inspect;
 pub use plan::Plan;
+pub use quantize::Quantize;
 pub use run::Run;
 pub use smoke::Smoke;
 pub use table::Table;

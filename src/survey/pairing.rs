@@ -145,7 +145,7 @@ impl Inputs {
 
     /// The model whose tensors the output has, in their order: the one added to, or the chat model.
     pub fn template(&self) -> SourceId {
-        self.model.unwrap_or(self.vectors[0].plus)
+        self.model.unwrap_or_else(|| self.vectors[0].plus)
     }
 
     /// Every file of every input: what the output must not be.

@@ -38,7 +38,7 @@ fn every_exit_code_is_reached_and_in_the_help() {
     reached.push(chatvec(["inspect", text(&bad)]));
     let swapped = Paths { base: paths.chat.clone(), chat: paths.base.clone(), cp: paths.cp.clone() };
     reached.push(swapped.command(&at("other.gguf"), &[]));
-    reached.push(paths.command(&at("other.gguf"), &["--type", "Q4_K_M"]));
+    reached.push(paths.command(&at("other.gguf"), &["--type", "Q2_K_S"]));
     reached.push(paths.command(&at("out.gguf"), &[]));
     reached.push(chatvec(["inspect", text(&at("missing.gguf"))]));
     let mut trio = Trio::small();

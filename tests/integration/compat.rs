@@ -243,10 +243,7 @@ fn types_without_a_codec_are_refused_by_name() {
 }
 
 #[test]
-fn mixtures_are_refused_by_name_until_they_are_those_of_llama_quantize() {
-    for name in ["Q4_K_M", "q4_k_s", "Q2_K", "Q5_0", "Q6_K"] {
-        refused_with(&["--type", name], 5, &["--type", name, "mixture", "--pure"], |_| {});
-    }
+fn what_is_no_type_is_refused_with_those_that_are() {
     for name in ["Q9_K", "", "f33", "Q4_K_XL"] {
         refused_with(&["--type", name], 2, &["--type", &format!("{name:?}"), "known are keep", "Q8_0"], |_| {});
     }

@@ -9,6 +9,8 @@ mod compare;
 mod compat;
 // Judging answers: each check, prompt files, and figures of real models.
 mod eval;
+// A model in other types: what is written and refused, and the options that merge has too.
+mod quantize;
 // The codec against the real ggml's golden vectors, and what it says to wrong lengths and hostile values.
 mod quants;
 // Refusals: a named list of files that each break one rule, limits, and damage at every byte.
