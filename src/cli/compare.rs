@@ -92,7 +92,7 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
 }
 
 /// A text of UTF-8. One that was cut within its last character is taken without it.
-fn read_text(path: &Path) -> io::Result<String> {
+pub(super) fn read_text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(LONGEST_TEXT + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LONGEST_TEXT {

@@ -216,8 +216,8 @@ fn of_infer(error: &infer::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Architecture { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
-        Key { .. } | Tensor { .. } | Extra { .. } => Exit::Malformed,
-        Setting { .. } => Exit::Usage,
+        Key { .. } | Tensor { .. } | Extra { .. } | NotFinite { .. } => Exit::Malformed,
+        Setting { .. } | TooShort { .. } => Exit::Usage,
         Threads { .. } => Exit::Io,
         Cancelled => Exit::Interrupted,
         Context { .. } | Token { .. } => Exit::Failure,

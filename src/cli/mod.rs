@@ -5,6 +5,7 @@ mod compare;
 mod demo;
 mod exit;
 mod extract;
+mod imatrix;
 mod imatrix_args;
 mod inspect;
 mod job;
@@ -67,6 +68,8 @@ enum Command {
     Smoke(smoke::SmokeArgs),
     /// Hold one model against another: weights, and what they say on a text
     Compare(compare::CompareArgs),
+    /// Find out from a text which weights matter: an importance matrix, for --imatrix
+    Imatrix(imatrix::MatrixArgs),
     /// Merge the bundled trio of real models and say what came of it
     Demo(demo::DemoArgs),
 }
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(args, global),
         Command::Smoke(args) => smoke::run(args, global),
         Command::Compare(args) => compare::run(args, global),
+        Command::Imatrix(args) => imatrix::run(args, global),
         Command::Demo(args) => demo::run(args, global),
     };
     match result {

@@ -75,6 +75,11 @@ impl Sums {
         self.entries.iter().map(|(name, entry)| (name.as_str(), &entry.sums[..], &entry.counts[..]))
     }
 
+    /// Tokens that are read at once.
+    pub fn chunk_size(&self) -> u32 {
+        self.chunk_size
+    }
+
     /// Whole chunks that were read.
     pub fn n_chunks(&self) -> u32 {
         let tokens = self.entries.values().flat_map(|e| &e.counts).max().copied().unwrap_or(0);

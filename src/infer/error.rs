@@ -93,6 +93,30 @@ pub enum Error {
         /// Tokens that fit.
         n_ctx: usize,
     },
+    /// A text too short to gather importance from.
+    #[error(
+        "the text has {n_tokens} tokens, but {needed} are needed at least, two chunks of {n_ctx}; give a longer text or a \
+         smaller --ctx-size"
+    )]
+    TooShort {
+        /// Tokens of the text.
+        n_tokens: usize,
+        /// Tokens that are enough.
+        needed: usize,
+        /// Tokens of a chunk.
+        n_ctx: usize,
+    },
+    /// Activations that are no numbers.
+    #[error(
+        "chunk {chunk}: what tensor {tensor} is multiplied with is not finite or its squares are beyond f32; the model's \
+         weights are damaged or overflow"
+    )]
+    NotFinite {
+        /// The first such tensor by name.
+        tensor: String,
+        /// The chunk, from 1.
+        chunk: usize,
+    },
     /// A token that is not in the vocabulary.
     #[error("token {id} is not in a vocabulary of {n_vocab} tokens")]
     Token {

@@ -78,6 +78,11 @@ impl Matrix {
         Matrix { scale: Some(scale), ..self }
     }
 
+    /// Inputs of each output.
+    pub(super) fn row_len(&self) -> usize {
+        self.row_len
+    }
+
     /// Decodes one row.
     pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
         let bytes = &self.blocks[row * self.row_size..][..self.row_size];

@@ -9,6 +9,7 @@
 mod error;
 mod generate;
 mod hyperparameters;
+mod importance;
 mod matrix;
 mod ops;
 mod rope;
@@ -19,6 +20,7 @@ mod transformer;
 pub use error::Error;
 pub use generate::{End, Generated, generate};
 pub use hyperparameters::{ARCHITECTURES, Hyperparameters};
+pub use importance::{Gathering, gather_importance};
 pub use sample::{Sampler, Sampling};
 pub use session::Session;
 pub use transformer::Transformer;

@@ -8,7 +8,7 @@ use super::Error;
 use super::matrix::{dot, multiply};
 use super::ops;
 use super::rope::Rope;
-use super::transformer::{Layer, Linear, Transformer};
+use super::transformer::{Layer, Linear, OUTPUT, Transformer};
 use crate::gguf;
 
 /// Tokens that go through the network together.
@@ -29,6 +29,9 @@ pub struct Session<'m> {
     /// A layer's keys and values, a row a token.
     cache: Vec<KeysAndValues>,
 }
+
+/// Someone who sees what goes into matrices: the name of the matrix, and rows of its inputs, a row a token.
+pub(super) type Watch<'a> = Option<&'a mut (dyn FnMut(&str, &[f32]) + Send)>;
 
 struct KeysAndValues {
     keys: Vec<f32>,
@@ -116,6 +119,17 @@ impl<'m> Session<'m> {
     /// # Errors
     /// [`Error::Context`], [`Error::Token`]; nothing is fed then.
     pub fn feed(&mut self, tokens: &[u32], first: usize, logits: &mut dyn FnMut(usize, &[f32])) -> Result<(), Error> {
+        self.feed_watched(tokens, first, logits, &mut None)
+    }
+
+    /// As [`Session::feed`], watched.
+    pub(super) fn feed_watched(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        logits: &mut dyn FnMut(usize, &[f32]),
+        watch: &mut Watch<'_>,
+    ) -> Result<(), Error> {
         let (n_tokens, n_ctx) = (self.tokens.len() + tokens.len(), self.n_ctx);
         if n_tokens > n_ctx {
             return Err(Error::Context { n_tokens, n_ctx });
@@ -127,11 +141,11 @@ impl<'m> Session<'m> {
         let pool = &self.model.pool;
         for (i, batch) in tokens.chunks(BATCH).enumerate() {
             let start = i * BATCH;
-            let states = pool.install(|| self.step(batch));
+            let states = pool.install(|| self.step(batch, watch));
             let wanted = first.saturating_sub(start).min(batch.len())..batch.len();
             for position in wanted.clone().step_by(LOGIT_ROWS) {
                 let rows = position..wanted.end.min(position + LOGIT_ROWS);
-                let all = pool.install(|| self.logits(&states, rows.clone()));
+                let all = pool.install(|| self.logits(&states, rows.clone(), watch));
                 rows.zip(all.chunks_exact(n_vocab)).for_each(|(row, values)| logits(start + row, values));
             }
         }
@@ -153,7 +167,7 @@ impl<'m> Session<'m> {
     }
 
     /// Takes tokens through all layers: `n_tokens × n_embd`.
-    fn step(&mut self, tokens: &[u32]) -> Vec<f32> {
+    fn step(&mut self, tokens: &[u32], watch: &mut Watch<'_>) -> Vec<f32> {
         let h = self.model.hyperparameters();
         let start = self.tokens.len();
         let mut x = vec![0.0; tokens.len() * h.n_embd];
@@ -162,17 +176,20 @@ impl<'m> Session<'m> {
         }
         let turns: Vec<_> = (0..tokens.len()).map(|i| self.rope.at(start + i)).collect();
         for (layer, cache) in self.model.layers.iter().zip(&mut self.cache) {
-            attend(self.model, layer, cache, self.rope, &turns, &mut x);
-            feed_forward(self.model, layer, &mut x, tokens.len());
+            attend(self.model, layer, cache, self.rope, &turns, &mut x, watch);
+            feed_forward(self.model, layer, &mut x, tokens.len(), watch);
         }
         self.tokens.extend_from_slice(tokens);
         x
     }
 
     /// The logits after some of the tokens of a step.
-    fn logits(&self, states: &[f32], rows: std::ops::Range<usize>) -> Vec<f32> {
+    fn logits(&self, states: &[f32], rows: std::ops::Range<usize>, watch: &mut Watch<'_>) -> Vec<f32> {
         let n_embd = self.model.hyperparameters().n_embd;
         let normed = norm_rows(self.model, &states[rows.start * n_embd..rows.end * n_embd], &self.model.output_norm);
+        if let (Some(watch), Some(_)) = (watch, &self.model.output) {
+            watch(OUTPUT, &normed);
+        }
         let mut logits = multiply(&[self.model.head()], &normed, rows.len()).pop().unwrap_or_default();
         if let Some(bias) = &self.model.output_bias {
             ops::add_to_rows(&mut logits, bias);
@@ -202,7 +219,10 @@ fn norm_rows(model: &Transformer, rows: &[f32], weights: &[f32]) -> Vec<f32> {
 }
 
 /// Products with matrices of the same input, biases added.
-fn project<const N: usize>(linears: [&Linear; N], x: &[f32], n_tokens: usize) -> [Vec<f32>; N] {
+fn project<const N: usize>(linears: [&Linear; N], x: &[f32], n_tokens: usize, watch: &mut Watch<'_>) -> [Vec<f32>; N] {
+    if let Some(watch) = watch {
+        linears.iter().for_each(|linear| watch(&linear.name, x));
+    }
     let mut products = multiply(&linears.map(|l| &l.weight), x, n_tokens);
     for (product, linear) in products.iter_mut().zip(linears) {
         if let Some(bias) = &linear.bias {
@@ -220,11 +240,12 @@ fn attend(
     rope: &Rope,
     turns: &[Vec<(f32, f32)>],
     x: &mut [f32],
+    watch: &mut Watch<'_>,
 ) {
     let h = model.hyperparameters();
     let (n_tokens, width) = (turns.len(), h.n_embd_kv());
     let normed = norm_rows(model, x, &layer.attn_norm);
-    let [mut q, mut k, v] = project([&layer.q, &layer.k, &layer.v], &normed, n_tokens);
+    let [mut q, mut k, v] = project([&layer.q, &layer.k, &layer.v], &normed, n_tokens, watch);
     for ((q, k), turns) in q.chunks_exact_mut(h.n_embd_q()).zip(k.chunks_exact_mut(width)).zip(turns) {
         rope.rotate(q, turns);
         rope.rotate(k, turns);
@@ -243,7 +264,7 @@ fn attend(
     // A token's heads are little work while the context is short.
     let heads_a_task = (ATTENTION_TASK / ((start + n_tokens) * head_size * 2)).max(1);
     pairs.with_min_len(heads_a_task).for_each(one_head);
-    let [o] = project([&layer.attn_output], &found, n_tokens);
+    let [o] = project([&layer.attn_output], &found, n_tokens, watch);
     ops::add(x, &o);
 }
 
@@ -262,10 +283,10 @@ fn attend_head(cache: &KeysAndValues, width: usize, offset: usize, n: usize, que
 }
 
 /// Adds to `x` what the feed-forward network makes of each token.
-fn feed_forward(model: &Transformer, layer: &Layer, x: &mut [f32], n_tokens: usize) {
+fn feed_forward(model: &Transformer, layer: &Layer, x: &mut [f32], n_tokens: usize, watch: &mut Watch<'_>) {
     let normed = norm_rows(model, x, &layer.ffn_norm);
-    let [mut gate, up] = project([&layer.gate, &layer.up], &normed, n_tokens);
+    let [mut gate, up] = project([&layer.gate, &layer.up], &normed, n_tokens, watch);
     ops::swiglu(&mut gate, &up);
-    let [down] = project([&layer.down], &gate, n_tokens);
+    let [down] = project([&layer.down], &gate, n_tokens, watch);
     ops::add(x, &down);
 }

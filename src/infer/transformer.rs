@@ -9,6 +9,9 @@ use super::rope::Rope;
 use crate::gguf::{Mapping, Model, TensorId};
 use crate::quants;
 
+/// The matrix of the logits, where it is not that of the embedding.
+pub(super) const OUTPUT: &str = "output.weight";
+
 /// A model that can be run: weights mapped from its files, norms and biases in memory.
 #[derive(Debug)]
 pub struct Transformer {
@@ -42,6 +45,8 @@ pub(super) struct Layer {
 /// A matrix with a bias that is added to its product.
 #[derive(Debug)]
 pub(super) struct Linear {
+    /// Of the weight.
+    pub(super) name: String,
     pub(super) weight: Matrix,
     pub(super) bias: Option<Vec<f32>>,
 }
@@ -61,8 +66,8 @@ impl Transformer {
         let (n_embd, n_vocab) = (h.n_embd, h.n_vocab);
         let embedding = tensors.matrix("token_embd.weight", n_embd, n_vocab)?;
         let output_norm = tensors.vector("output_norm.weight", n_embd)?;
-        let output = match model.find("output.weight") {
-            Some(_) => Some(tensors.matrix("output.weight", n_embd, n_vocab)?),
+        let output = match model.find(OUTPUT) {
+            Some(_) => Some(tensors.matrix(OUTPUT, n_embd, n_vocab)?),
             None => None,
         };
         let output_bias = match h.architecture.as_str() {
@@ -114,6 +119,11 @@ impl Transformer {
 }
 
 impl Layer {
+    /// Its matrices, in the order of the forward pass.
+    pub(super) fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.attn_output, &self.gate, &self.up, &self.down]
+    }
+
     fn load(tensors: &mut Tensors<'_>, h: &Hyperparameters, i: usize) -> Result<Self, Error> {
         let (n_embd, n_q, n_kv, n_ff) = (h.n_embd, h.n_embd_q(), h.n_embd_kv(), h.n_ff);
         // What else may have a bias than queries, keys and values.
@@ -219,12 +229,13 @@ impl Tensors<'_> {
 
     /// `NAME.weight`, and `NAME.bias` if it may be there and is.
     fn linear(&mut self, name: &str, row_len: usize, n_rows: usize, is_biased: bool) -> Result<Linear, Error> {
-        let weight = self.matrix(&format!("{name}.weight"), row_len, n_rows)?;
+        let weight_name = format!("{name}.weight");
+        let weight = self.matrix(&weight_name, row_len, n_rows)?;
         let bias = match is_biased {
             true => self.optional_vector(&format!("{name}.bias"), n_rows)?,
             false => None,
         };
-        Ok(Linear { weight, bias })
+        Ok(Linear { name: weight_name, weight, bias })
     }
 
     fn check_all_used(&self, architecture: &str) -> Result<(), Error> {

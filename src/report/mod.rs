@@ -1,6 +1,7 @@
 //! Result values as text for people and as JSON for programs. Computes nothing.
 
 mod compare;
+mod imatrix;
 mod inspect;
 mod plan;
 mod quantize;
@@ -9,6 +10,7 @@ mod smoke;
 mod table;
 
 pub use compare::Compare;
+pub use imatrix::Imatrix;
 pub use inspect::Inspect;
 pub use plan::Plan;
 pub use quantize::Quantize;
