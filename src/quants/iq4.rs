@@ -16,7 +16,7 @@ use super::float::{read_f16, write_f16};
 use super::rounding::nearest_int;
 use super::search::{GROUP_MAX_EPS, farthest};
 use super::simd::{Floats, Ints, LANES, Mask, Simd};
-use super::super_block::{Weighting, Weights};
+use super::weighting::{ErrorWeights, Weighting};
 use super::{QK_K, field, field_mut};
 
 /// What the codes stand for (`kvalues_iq4nl`).
@@ -42,7 +42,7 @@ impl Encoder<SUB, 18> for Iq4Nl {
     #[inline(always)]
     fn encode<S: Simd>(simd: S, batch: Batch<'_, SUB>, blocks: &mut [[u8; 18]]) {
         let x = group(simd, batch.x);
-        let weights = Weights::<SUB, SUB>::new(simd, batch, weighting::<SUB>(batch.importance.is_some()));
+        let weights = ErrorWeights::<SUB, SUB>::new(simd, batch, weighting::<SUB>(batch.importance.is_some()));
         let scale = find_scale(simd, &x, &weights.of(simd, &x, 0));
         let codes = codes(simd, &x, inverse(simd, scale));
         for ((block, codes), scale) in blocks.iter_mut().zip(codes).zip(scale.to_array()) {
@@ -71,7 +71,7 @@ impl Decoder<QK_K, 136> for Iq4Xs {
 impl Encoder<QK_K, 136> for Iq4Xs {
     #[inline(always)]
     fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 136]]) {
-        let weights = Weights::<QK_K, SUB>::new(simd, batch, weighting::<QK_K>(batch.importance.is_some()));
+        let weights = ErrorWeights::<QK_K, SUB>::new(simd, batch, weighting::<QK_K>(batch.importance.is_some()));
         let groups = batch.x.as_flattened().as_chunks().0.chunks(LANES);
         for (i, (sub_blocks, blocks)) in groups.zip(blocks.chunks_mut(LANES / N_SUB)).enumerate() {
             let x = group(simd, sub_blocks);

@@ -14,11 +14,12 @@
 //! | part | types |
 //! |---|---|
 //! | `float` | F32, F16, BF16 |
-//! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
+//! | `legacy`, `legacy_importance` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
 //! | `iq1`, `iq2`, `iq3` | IQ1_S, IQ1_M; IQ2_XXS, IQ2_XS, IQ2_S; IQ3_XXS, IQ3_S: super-blocks of points on a grid |
 //! | `iq4` | IQ4_NL and IQ4_XS |
-//! | `super_block`, `search` | what the K encoders have in common, and their searches for scales |
+//! | `super_block` | what the K encoders have in common |
+//! | `search`, `weighting` | searches for scales, and how much the error of a weight counts in them |
 //! | `lattice`, `grids` | the search of the IQ2 and IQ3 encoders, and the grids |
 //! | `ternary` | TQ1_0, TQ2_0: super-blocks of 256 weights of three values |
 //! | `fp4` | MXFP4, NVFP4: floats of 4 bits and one scale |
@@ -39,6 +40,7 @@ mod lattice;
 mod fp4;
 mod iq4;
 mod legacy;
+mod legacy_importance;
 mod planes;
 mod q2_k;
 mod q3_k;
@@ -51,6 +53,7 @@ mod search;
 mod simd;
 mod ternary;
 mod super_block;
+mod weighting;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
@@ -267,9 +270,21 @@ pub fn quantize_rows_at(
         GgmlType::F32 => encode_blocks(level, src, dst, float::encode_f32),
         GgmlType::F16 => encode_blocks(level, src, dst, float::encode_f16),
         GgmlType::BF16 => encode_blocks(level, src, dst, float::encode_bf16),
+        GgmlType::Q4_0 if importance.is_some() => {
+            batch::encode::<legacy_importance::Symmetric<4>, _, 18>(level, rows, dst)
+        }
         GgmlType::Q4_0 => encode_blocks(level, src, dst, legacy::encode_q4_0),
+        GgmlType::Q4_1 if importance.is_some() => {
+            batch::encode::<legacy_importance::WithMin<4>, _, 20>(level, rows, dst)
+        }
         GgmlType::Q4_1 => encode_blocks(level, src, dst, legacy::encode_q4_1),
+        GgmlType::Q5_0 if importance.is_some() => {
+            batch::encode::<legacy_importance::Symmetric<5>, _, 22>(level, rows, dst)
+        }
         GgmlType::Q5_0 => encode_blocks(level, src, dst, legacy::encode_q5_0),
+        GgmlType::Q5_1 if importance.is_some() => {
+            batch::encode::<legacy_importance::WithMin<5>, _, 24>(level, rows, dst)
+        }
         GgmlType::Q5_1 => encode_blocks(level, src, dst, legacy::encode_q5_1),
         GgmlType::Q8_0 => encode_blocks(level, src, dst, legacy::encode_q8_0),
         GgmlType::Q2_K => batch::encode::<q2_k::Q2K, _, _>(level, rows, dst),

@@ -16,7 +16,8 @@ use super::rounding::nearest_int;
 use super::scales::largest;
 use super::search::Candidates;
 use super::simd::Simd;
-use super::super_block::{Weighting, WithMin, encode_with_min};
+use super::super_block::{WithMin, encode_with_min};
+use super::weighting::Weighting;
 use super::{QK_K, field, field_mut};
 
 /// Weights in a sub-block.

@@ -15,7 +15,8 @@ use super::float::{read_f16, write_f16};
 use super::planes::{self, Codes};
 use super::rounding::nearest_int;
 use super::simd::Simd;
-use super::super_block::{Weighting, WithoutMin, encode_symmetric, farthest};
+use super::super_block::{WithoutMin, encode_symmetric, farthest};
+use super::weighting::Weighting;
 use super::{QK_K, field, field_mut};
 
 /// Weights in a sub-block.

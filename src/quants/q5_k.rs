@@ -15,7 +15,8 @@ use super::planes::{self, Codes};
 use super::scales::{self, N_SUB};
 use super::search::Candidates;
 use super::simd::Simd;
-use super::super_block::{Weighting, WithMin, encode_with_min};
+use super::super_block::{WithMin, encode_with_min};
+use super::weighting::Weighting;
 use super::{QK_K, field, field_mut, q4_k};
 
 /// Weights in a sub-block.

@@ -6,32 +6,16 @@
 //! super-blocks side by side.
 
 use super::QK_K;
-use super::batch::{Batch, group, sums_of_squares, ungroup};
+use super::batch::{Batch, group, ungroup};
 use super::planes::Codes;
 use super::search::{
     Candidates, ScaleAndMin, Symmetric, positive_scale, scale_and_min, symmetric_scale, symmetric_scale_by_rounds,
 };
 use super::simd::{Floats, LANES, Simd};
+use super::weighting::{ErrorWeights, Weighting, sum};
 
 /// One number for each sub-block of [`LANES`] super-blocks, at most.
 pub(super) type OfSubBlocks<T> = [T; QK_K];
-
-/// How much each weight's error counts.
-#[derive(Clone, Copy)]
-pub(super) enum Weighting {
-    /// As its size.
-    Size,
-    /// As its size, plus the root mean square of the sub-block.
-    SizeAndRms,
-    /// As its square.
-    Square,
-    /// As its importance times √(w² + s·`times`/`over`), where s is the sum of squares of its block.
-    Importance { times: f32, over: f32 },
-    /// As its importance times √(w² + mean square of its row).
-    ImportanceInRow,
-    /// As its importance.
-    ImportanceAlone,
-}
 
 /// A type whose sub-blocks of `SUB` weights, `N_SUB` in a super-block, have a scale and a minimum.
 pub(super) trait WithMin<const SUB: usize, const N_SUB: usize, const SIZE: usize> {
@@ -127,7 +111,7 @@ fn search<S: Simd, const SUB: usize>(
 ) -> Searched<S> {
     let mut searched =
         Searched { found: [ScaleAndMin::none(simd); LANES], scales: [0.0; QK_K], mins: [0.0; QK_K], sums: [0.0; QK_K] };
-    let weights = Weights::<QK_K, SUB>::new(simd, batch, weighting);
+    let weights = ErrorWeights::<QK_K, SUB>::new(simd, batch, weighting);
     let groups = batch.x.as_flattened().as_chunks().0.chunks(LANES);
     for (i, sub_blocks) in groups.enumerate() {
         let x = group(simd, sub_blocks);
@@ -141,76 +125,6 @@ fn search<S: Simd, const SUB: usize>(
         }
     }
     searched
-}
-
-/// Lane by lane, from the first to the last.
-#[inline(always)]
-pub(super) fn sum<S: Simd, const N: usize>(simd: S, x: &[S::F; N]) -> S::F {
-    let mut sum = simd.splat(0.0);
-    for &x in x {
-        sum = sum + x;
-    }
-    sum
-}
-
-/// How much errors count, for the runs of `SUB` weights of a batch.
-pub(super) struct Weights<'a, const LEN: usize, const SUB: usize> {
-    weighting: Weighting,
-    importance: &'a [[f32; SUB]],
-    /// What is added to squares, by block.
-    sigma2: [f32; LANES],
-}
-
-impl<'a, const LEN: usize, const SUB: usize> Weights<'a, LEN, SUB> {
-    #[inline(always)]
-    pub(super) fn new<S: Simd>(simd: S, batch: Batch<'a, LEN>, weighting: Weighting) -> Self {
-        let sigma2 = match weighting {
-            Weighting::Importance { times, over } => {
-                let sum_x2 = sums_of_squares(simd, batch.x.as_flattened(), LEN);
-                (simd.splat(times) * sum_x2 / simd.splat(over)).to_array()
-            }
-            _ => batch.mean_squares,
-        };
-        Self { weighting, importance: batch.importance.unwrap_or_default().as_flattened().as_chunks().0, sigma2 }
-    }
-
-    /// Those of group `i`, whose weights are `x`.
-    #[inline(always)]
-    pub(super) fn of<S: Simd>(&self, simd: S, x: &[S::F; SUB], i: usize) -> [S::F; SUB] {
-        let mut weights = *x;
-        let importance = || group(simd, &self.importance[i * LANES..self.importance.len().min((i + 1) * LANES)]);
-        match self.weighting {
-            Weighting::Size => {
-                for weight in &mut weights {
-                    *weight = weight.abs();
-                }
-            }
-            Weighting::SizeAndRms => {
-                let mut sum_x2 = simd.splat(0.0);
-                for &x in x {
-                    sum_x2 = sum_x2 + x * x;
-                }
-                let rms = (sum_x2 / simd.splat(SUB as f32)).sqrt();
-                for weight in &mut weights {
-                    *weight = rms + weight.abs();
-                }
-            }
-            Weighting::Square => {
-                for weight in &mut weights {
-                    *weight = *weight * *weight;
-                }
-            }
-            Weighting::Importance { .. } | Weighting::ImportanceInRow => {
-                let sigma2: [f32; LANES] = std::array::from_fn(|lane| self.sigma2[(i * LANES + lane) * SUB / LEN]);
-                let sigma2 = simd.load(&sigma2);
-                for (weight, importance) in weights.iter_mut().zip(importance()) {
-                    *weight = importance * (sigma2 + *weight * *weight).sqrt();
-                }
-            }
-            Weighting::ImportanceAlone => weights = importance(),
-        }
-        weights
-    }
 }
 
 /// A type whose sub-blocks of 16 weights have a scale only.
@@ -252,7 +166,7 @@ where
 {
     let sub_blocks: &[[f32; SUB]] = batch.x.as_flattened().as_chunks().0;
     let is_plain = batch.importance.is_none();
-    let weights = Weights::<QK_K, SUB>::new(simd, batch, if is_plain { Weighting::Square } else { T::IMPORTANCE });
+    let weights = ErrorWeights::<QK_K, SUB>::new(simd, batch, if is_plain { Weighting::Square } else { T::IMPORTANCE });
 
     if is_plain || !T::SEARCHES_SCALES {
         for (i, (sub_blocks, block)) in sub_blocks.chunks(LANES).zip(blocks).enumerate() {
