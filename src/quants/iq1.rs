@@ -22,8 +22,8 @@
 use super::batch::BlockEncoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, Neighbours, POINTS_IQ1, Point};
-use super::lattice::{number, scale_code, sigma2, unit, weigh};
-use super::simd::Simd;
+use super::lattice::{nearest, number, scale_code, sigma2, unit, weigh};
+use super::simd::{Floats, LANES, Mask, Simd};
 use super::{QK_K, REQUIRED, field, field_mut};
 
 /// Weights of a group.
@@ -100,38 +100,35 @@ impl BlockEncoder<QK_K, 56> for M {
 fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut [u8; 50]) {
     const N: usize = 32;
     block.fill(0);
-    let neighbours = grids::IQ1.neighbours();
     let mut importance = [0.0; QK_K];
     weigh(w, matrix, sigma2(w, 2.0), &mut importance);
-
-    let mut qh = [0u16; QK_K / N];
-    let mut scales = [0.0; QK_K / N];
-    for (ib, (x, importance)) in w.as_chunks::<N>().0.iter().zip(importance.as_chunks::<N>().0).enumerate() {
-        if farthest(x) < MAX_EPS_S {
-            continue;
+    let neighbours = grids::IQ1.neighbours();
+    let mut fits = [Fit::default(); QK_K / N];
+    for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
+        if farthest(x) >= MAX_EPS_S {
+            let order = ascending(x);
+            *fit = Fit::new(&order, best_split_s(simd, x, importance, &order));
         }
-        let order = ascending(x);
-        let Some(split) = best_split_s(x, importance, &order) else { continue };
-        let fit = fit(neighbours, x, importance, &order, split);
-        for (k, &point) in fit.points[..N / DIM].iter().enumerate() {
-            let number = number(neighbours, point);
-            block[2 + N / DIM * ib + k] = number as u8;
-            qh[ib] |= number >> 8 << (3 * k);
-        }
-        qh[ib] |= u16::from(fit.down & 1) << 15;
-        scales[ib] = fit.scale;
     }
+    let points = fit_to_grid(simd, neighbours, w, &importance, &mut fits);
+
+    let scales = fits.map(|fit| fit.scale);
     // Without any scale ggml does not come to store which way the points are moved.
     let unit = unit(&scales, 15.0);
     if let Some((d, _)) = unit {
         write_f16(d * 1.125, field_mut(block, 0));
     }
-    for ((out, qh), scale) in field_mut::<16>(block, 34).as_chunks_mut().0.iter_mut().zip(qh).zip(scales) {
-        let qh = match unit {
-            Some((_, id)) => qh | u16::from(scale_code(scale, id, 7)) << 12,
-            None => qh & 0xfff,
+    for (ib, (fit, points)) in fits.iter().zip(points.as_chunks::<{ N / DIM }>().0).enumerate() {
+        let mut qh = match unit {
+            Some((_, id)) => u16::from(scale_code(fit.scale, id, 7)) << 12 | u16::from(fit.down & 1) << 15,
+            None => 0,
         };
-        *out = qh.to_le_bytes();
+        for (k, &point) in points.iter().enumerate() {
+            let number = number(neighbours, point);
+            block[2 + N / DIM * ib + k] = number as u8;
+            qh |= number >> 8 << (3 * k);
+        }
+        *field_mut(block, 34 + 2 * ib) = qh.to_le_bytes();
     }
 }
 
@@ -139,44 +136,39 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut
 fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 56]) {
     const N: usize = 16;
     block.fill(0);
-    let neighbours = grids::IQ1.neighbours();
     let mut importance = [0.0; QK_K];
     match matrix {
         Some(matrix) => weigh(w, matrix, sigma2(w, 2.0), &mut importance),
         None => importance = w.map(|x| x * x),
     }
-
-    let mut points = [0; QK_K / DIM];
-    let mut downs = [0; QK_K / N];
-    let mut scales = [0.0; QK_K / N];
-    for (ib, (x, importance)) in w.as_chunks::<N>().0.iter().zip(importance.as_chunks::<N>().0).enumerate() {
-        if farthest(x) < MAX_EPS_M {
-            continue;
+    let neighbours = grids::IQ1.neighbours();
+    let mut fits = [Fit::default(); QK_K / N];
+    for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
+        if farthest(x) >= MAX_EPS_M {
+            let order = ascending(x);
+            *fit = Fit::new(&order, best_split_m(simd, x, importance, &order));
         }
-        let order = ascending(x);
-        let Some(split) = best_split_m(x, importance, &order) else { continue };
-        let fit = fit(neighbours, x, importance, &order, split);
-        points[2 * ib..][..2].copy_from_slice(&fit.points[..2]);
-        (scales[ib], downs[ib]) = (fit.scale, fit.down);
     }
+    let points = fit_to_grid(simd, neighbours, w, &importance, &mut fits);
+
     for (k, &point) in points.iter().enumerate() {
         let number = number(neighbours, point);
         block[k] = number as u8;
         block[32 + k / 2] |= (number >> 8 << (4 * (k % 2))) as u8;
     }
     // Without any scale ggml does not come to store which way the points are moved.
-    let Some((mut d, id)) = unit(&scales, 15.0) else { return };
+    let Some((mut d, id)) = unit(&fits.map(|fit| fit.scale), 15.0) else { return };
     let mut words = [0u16; 4];
     let (mut sumqx, mut sumq2) = (0.0, 0.0);
-    for (ib, scale) in scales.into_iter().enumerate() {
-        let l = scale_code(scale, id, 7);
+    for (ib, fit) in fits.iter().enumerate() {
+        let l = scale_code(fit.scale, id, 7);
         words[ib / 4] |= u16::from(l) << (3 * (ib % 4));
-        block[32 + ib] |= (downs[ib] & 1) << 3 | (downs[ib] >> 1) << 7;
+        block[32 + ib] |= (fit.down & 1) << 3 | (fit.down >> 1 & 1) << 7;
         for k in 2 * ib..2 * ib + 2 {
-            let values = values(downs[ib] >> (k % 2));
+            let values = values(fit.down >> (k % 2)).map(|value| value * f32::from(2 * l + 1));
             let (x, importance) = (&w.as_chunks::<DIM>().0[k], &importance.as_chunks::<DIM>().0[k]);
             for ((x, w), code) in x.iter().zip(importance).zip(codes(points[k])) {
-                let q = values[usize::from(code)] * f32::from(2 * l + 1);
+                let q = values[usize::from(code)];
                 sumqx += w * q * x;
                 sumq2 += w * q * q;
             }
@@ -193,29 +185,35 @@ fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
     }
 }
 
+#[inline(always)]
 fn codes(point: Point) -> [u8; DIM] {
     grids::Grid::<DIM>::codes(point)
 }
 
-fn values(down: u8) -> &'static [f32; 3] {
-    if down & 1 == 0 { &UP } else { &DOWN }
+/// What codes stand for; code 3 is none.
+#[inline(always)]
+fn values(down: u8) -> [f32; 4] {
+    let [a, b, c] = if down & 1 == 0 { UP } else { DOWN };
+    [a, b, c, 0.0]
 }
 
+#[inline(always)]
 fn farthest(x: &[f32]) -> f32 {
     x.iter().fold(x[0].abs(), |max, x| if max > x.abs() { max } else { x.abs() })
 }
 
 /// The places of the weights in ascending order; those of equal ones stay in theirs.
+#[inline(always)]
 fn ascending<const N: usize>(x: &[f32; N]) -> [u8; N] {
-    let mut order = std::array::from_fn(|i| i as u8);
-    order.sort_by_key(|&i| rank(x[usize::from(i)]));
-    order
-}
-
-/// An integer that ascends with the float, the same for both zeros. NaN has one too: sorting would panic without.
-fn rank(x: f32) -> i32 {
-    let bits = (x + 0.0).to_bits().cast_signed();
-    if bits < 0 { bits ^ i32::MAX } else { bits }
+    // Sorted are integers that ascend with the float, the same for both zeros, and then with the place.
+    let mut keys = [0; N];
+    for ((i, key), x) in keys.iter_mut().enumerate().zip(x) {
+        let bits = (x + 0.0).to_bits();
+        let ascending = if bits >> 31 == 0 { bits ^ 1 << 31 } else { !bits };
+        *key = u64::from(ascending) << 8 | i as u64;
+    }
+    keys.sort_unstable();
+    keys.map(|key| key as u8)
 }
 
 /// Where a sorted sub-block is cut: codes 0 before `first`, 1 up to `second`, and then 2.
@@ -223,143 +221,244 @@ fn rank(x: f32) -> i32 {
 struct Split {
     first: usize,
     second: usize,
-    /// For each group of the sub-block a bit, set if its points are moved down. In IQ1_S all are the same.
-    down: u8,
+    /// Which of the ways to move the groups, in ggml's order.
+    way: usize,
     scale: f32,
+    /// By which splits are compared: the square of the sum of products, divided by the sum of squares.
+    score: f32,
 }
 
-/// The best of all splits of a sub-block whose groups are all moved the same way. None if no weight has importance.
-fn best_split_s(x: &[f32; 32], importance: &[f32; 32], order: &[u8; 32]) -> Option<Split> {
+impl Split {
+    /// No split at all, worse than any.
+    const NONE: Self = Self { first: 0, second: 0, way: usize::MAX, scale: 0.0, score: f32::MIN };
+
+    /// Whether a split with these sums is better.
+    #[inline(always)]
+    fn is_below(&self, sumqx: f32, sumq2: f32) -> bool {
+        sumq2 > 0.0 && sumqx * sumqx > self.score * sumq2
+    }
+
+    /// Becomes the best of itself and the splits at `first` whose second cut is a lane, after `second`, and whose groups
+    /// are moved in each of the ways. ggml takes them in turn, first by cut, then by way, and keeps each that is better
+    /// than the one it has. Most are not: vectors find the next one that is.
+    #[inline(always)]
+    fn improve<S: Simd, const WAYS: usize>(
+        &mut self,
+        simd: S,
+        (first, second): (usize, usize),
+        sumqx: [S::F; WAYS],
+        sumq2: [S::F; WAYS],
+    ) {
+        let mut lanes = self.lanes_above(simd, &sumqx, &sumq2);
+        if lanes == 0 {
+            return;
+        }
+        let (mut sums_qx, mut sums_q2) = ([[0.0; LANES]; WAYS], [[0.0; LANES]; WAYS]);
+        for way in 0..WAYS {
+            (sums_qx[way], sums_q2[way]) = (sumqx[way].to_array(), sumq2[way].to_array());
+        }
+        while lanes != 0 {
+            let lane = lanes.trailing_zeros() as usize % LANES;
+            for way in 0..WAYS {
+                let (sumqx, sumq2) = (sums_qx[way][lane], sums_q2[way][lane]);
+                if self.is_below(sumqx, sumq2) {
+                    let scale = sumqx / sumq2;
+                    *self = Self { first, second: second + lane, way, scale, score: scale * sumqx };
+                }
+            }
+            lanes = self.lanes_above(simd, &sumqx, &sumq2) & (!1 << lane);
+        }
+    }
+
+    /// The lanes that are better in any way.
+    #[inline(always)]
+    fn lanes_above<S: Simd, const WAYS: usize>(&self, simd: S, sumqx: &[S::F; WAYS], sumq2: &[S::F; WAYS]) -> u32 {
+        let (zero, score) = (simd.splat(0.0), simd.splat(self.score));
+        let mut lanes = 0;
+        for way in 0..WAYS {
+            let is_above = zero.less(sumq2[way]) & (score * sumq2[way]).less(sumqx[way] * sumqx[way]);
+            lanes |= is_above.bits();
+        }
+        lanes
+    }
+}
+
+/// A number for each place of a second cut, and lanes beyond the last, where they are NaN and so no split.
+type Cuts<const LEN: usize> = [f32; LEN];
+
+/// As many from `at` on as a vector has.
+#[inline(always)]
+fn lanes<S: Simd, const LEN: usize>(simd: S, cuts: &Cuts<LEN>, at: usize) -> S::F {
+    match cuts[at..].first_chunk() {
+        Some(lanes) => simd.load(lanes),
+        None => simd.splat(f32::NAN),
+    }
+}
+
+/// The best of all splits of a sub-block whose groups are all moved the same way.
+#[inline(always)]
+fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: &[u8; 32]) -> Split {
     const N: usize = 32;
-    let (mut sumx, mut sumw) = ([0.0; N + 1], [0.0; N + 1]);
+    const LEN: usize = N + LANES;
+    let (mut sumx, mut sumw) = ([f32::NAN; LEN], [f32::NAN; LEN]);
+    (sumx[0], sumw[0]) = (0.0, 0.0);
     for (j, &i) in order.iter().enumerate() {
-        let i = usize::from(i);
+        let i = usize::from(i) % N;
         sumx[j + 1] = sumx[j] + importance[i] * x[i];
         sumw[j + 1] = sumw[j] + importance[i];
     }
-    let mut best = None;
-    let mut best_score = f32::MIN;
+    // What the weights after the second cut add, for each of the ways.
+    let above_x = [UP, DOWN].map(|v| sumx.map(|sum| (sumx[N] - sum) * v[2]));
+    let above_w = [UP, DOWN].map(|v| sumw.map(|sum| (sumw[N] - sum) * v[2] * v[2]));
+    let mut best = Split::NONE;
     for first in 0..=N {
-        for second in first..=N {
-            for (down, v) in [(0, UP), (0xf, DOWN)] {
-                let sumqx = sumx[first] * v[0] + (sumx[second] - sumx[first]) * v[1] + (sumx[N] - sumx[second]) * v[2];
-                let sumq2 = sumw[first] * v[0] * v[0]
-                    + (sumw[second] - sumw[first]) * v[1] * v[1]
-                    + (sumw[N] - sumw[second]) * v[2] * v[2];
-                if sumq2 > 0.0 && sumqx * sumqx > best_score * sumq2 {
-                    let scale = sumqx / sumq2;
-                    best_score = scale * sumqx;
-                    best = Some(Split { first, second, down, scale });
-                }
-            }
+        let below_x = [UP, DOWN].map(|v| sumx[first] * v[0]);
+        let below_w = [UP, DOWN].map(|v| sumw[first] * v[0] * v[0]);
+        for second in (first..=N).step_by(LANES) {
+            let delta = simd.splat(DELTA);
+            let middle_x = (lanes(simd, &sumx, second) - simd.splat(sumx[first])) * delta;
+            let middle_w = (lanes(simd, &sumw, second) - simd.splat(sumw[first])) * delta * delta;
+            let sumqx = [
+                simd.splat(below_x[0]) + middle_x + lanes(simd, &above_x[0], second),
+                simd.splat(below_x[1]) - middle_x + lanes(simd, &above_x[1], second),
+            ];
+            let sumq2 = [
+                simd.splat(below_w[0]) + middle_w + lanes(simd, &above_w[0], second),
+                simd.splat(below_w[1]) + middle_w + lanes(simd, &above_w[1], second),
+            ];
+            best.improve(simd, (first, second), sumqx, sumq2);
         }
     }
-    best
+    // All groups alike.
+    Split { way: if best.way == 1 { 0xf } else { best.way }, ..best }
 }
 
-/// The best of all splits of a sub-block whose two groups are moved independently. None if no weight has importance.
-fn best_split_m(x: &[f32; 16], importance: &[f32; 16], order: &[u8; 16]) -> Option<Split> {
+/// The best of all splits of a sub-block whose two groups are moved independently.
+#[inline(always)]
+fn best_split_m<S: Simd>(simd: S, x: &[f32; 16], importance: &[f32; 16], order: &[u8; 16]) -> Split {
     const N: usize = 16;
+    const LEN: usize = N + LANES;
     // For each group.
-    let (mut sumx, mut sumw) = ([[0.0; N + 1]; 2], [[0.0; N + 1]; 2]);
-    for (j, &i) in order.iter().enumerate() {
-        let i = usize::from(i);
-        for group in 0..2 {
+    let (mut sumx, mut sumw) = ([[f32::NAN; LEN]; 2], [[f32::NAN; LEN]; 2]);
+    for group in 0..2 {
+        (sumx[group][0], sumw[group][0]) = (0.0, 0.0);
+        for (j, &i) in order.iter().enumerate() {
+            let i = usize::from(i) % N;
             let is_own = i / DIM == group;
             sumx[group][j + 1] = if is_own { sumx[group][j] + importance[i] * x[i] } else { sumx[group][j] };
             sumw[group][j + 1] = if is_own { sumw[group][j] + importance[i] } else { sumw[group][j] };
         }
     }
     // Neighbouring values are 1 apart, and so are their squares by these constants.
-    let step = |v: [f32; 3]| (v[2], v[0] * v[0] - v[1] * v[1], v[1] * v[1] - v[2] * v[2]);
-    let ways = [step(UP), step(DOWN)];
-    let mut best = None;
-    let mut best_score = f32::MIN;
+    let step_1 = [UP, DOWN].map(|v| v[0] * v[0] - v[1] * v[1]);
+    let step_2 = [UP, DOWN].map(|v| v[1] * v[1] - v[2] * v[2]);
+    let second_w = [0, 1].map(|group| step_2.map(|step| sumw[group].map(|sum: f32| sum * step)));
+    let all_x = [0, 1].map(|group| [UP, DOWN].map(|v| sumx[group][N] * v[2]));
+    let all_w = [0, 1].map(|group| [UP, DOWN].map(|v| sumw[group][N] * v[2] * v[2]));
+    let mut best = Split::NONE;
     for first in 0..=N {
-        for second in first..=N {
-            let sums: [[(f32, f32); 2]; 2] = std::array::from_fn(|group| {
-                let (sumx, sumw) = (&sumx[group], &sumw[group]);
-                let sx = sumx[first] + sumx[second];
-                ways.map(|(v, c1, c2)| (sumx[N] * v - sx, sumw[N] * v * v + sumw[first] * c1 + sumw[second] * c2))
-            });
-            for (a, b) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let (sumqx, sumq2) = (sums[0][a].0 + sums[1][b].0, sums[0][a].1 + sums[1][b].1);
-                if sumq2 > 0.0 && sumqx * sumqx > best_score * sumq2 {
-                    let scale = sumqx / sumq2;
-                    best_score = scale * sumqx;
-                    best = Some(Split { first, second, down: (a | b << 1) as u8, scale });
+        for second in (first..=N).step_by(LANES) {
+            let zero = simd.splat(0.0);
+            let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
+            for group in 0..2 {
+                let cut_x = simd.splat(sumx[group][first]) + lanes(simd, &sumx[group], second);
+                for way in 0..2 {
+                    let below_w = all_w[group][way] + sumw[group][first] * step_1[way];
+                    qx[group][way] = simd.splat(all_x[group][way]) - cut_x;
+                    q2[group][way] = simd.splat(below_w) + lanes(simd, &second_w[group][way], second);
                 }
             }
+            let ([a, b], [c, d]) = (qx[0], qx[1]);
+            let sumqx = [a + c, a + d, b + c, b + d];
+            let ([a, b], [c, d]) = (q2[0], q2[1]);
+            let sumq2 = [a + c, a + d, b + c, b + d];
+            best.improve(simd, (first, second), sumqx, sumq2);
         }
     }
-    best
+    // The first group's way counts twice in ggml's order; here it has the lowest bit.
+    Split { way: [0, 2, 1, 3].get(best.way).copied().unwrap_or(usize::MAX), ..best }
 }
 
-/// A sub-block on the grid.
+/// A sub-block's scale, moves and codes.
+#[derive(Clone, Copy, Default)]
 struct Fit {
     scale: f32,
+    /// For each group a bit, set if its points are moved down.
     down: u8,
     /// As many as the sub-block has groups.
     points: [Point; 4],
 }
 
-/// Brings the codes of a split to the grid, and fits the scale if that changed them.
-fn fit<const N: usize>(
-    neighbours: &Neighbours,
-    x: &[f32; N],
-    importance: &[f32; N],
-    order: &[u8; N],
-    split: Split,
-) -> Fit {
-    let Split { first, second, mut down, mut scale } = split;
-    // A negative scale turns codes and moves round.
-    let turn = scale < 0.0;
-    if turn {
-        (scale, down) = (-scale, !down);
-    }
-    let mut points = [0; 4];
-    for (j, &i) in order.iter().enumerate() {
-        let code = Point::from(j >= first) + Point::from(j >= second);
-        let code = if turn { 2 - code } else { code };
-        points[usize::from(i) / DIM] |= code << (2 * (usize::from(i) % DIM));
-    }
-    let groups = || x.as_chunks::<DIM>().0.iter().zip(importance.as_chunks::<DIM>().0).enumerate();
-    let mut is_on_grid = true;
-    for (k, (x, importance)) in groups() {
-        if neighbours.index(points[k]).is_none() {
-            is_on_grid = false;
-            points[k] = nearest(neighbours.of(points[k]), x, importance, scale, values(down >> k));
+impl Fit {
+    /// What a split means, whether its codes are on the grid or not; nothing without a split.
+    #[inline(always)]
+    fn new<const N: usize>(order: &[u8; N], split: Split) -> Self {
+        if split.way == usize::MAX {
+            return Self::default();
         }
+        // A negative scale turns codes and moves round.
+        let turn = split.scale < 0.0;
+        let code_of = if turn { [2, 1, 0] } else { [0, 1, 2] };
+        let mut points = [0; 4];
+        for (j, &i) in order.iter().enumerate() {
+            let code = code_of[usize::from(j >= split.first) + usize::from(j >= split.second)];
+            points[usize::from(i) / DIM % 4] |= code << (2 * (usize::from(i) % DIM));
+        }
+        let down = if turn { !split.way } else { split.way } as u8;
+        Self { scale: split.scale.abs(), down, points }
     }
-    if !is_on_grid {
+}
+
+/// Brings the codes of all sub-blocks to the grid, and fits the scale of those that this changed.
+#[inline(always)]
+fn fit_to_grid<S: Simd, const N_SUB: usize>(
+    simd: S,
+    neighbours: &Neighbours,
+    w: &[f32; QK_K],
+    importance: &[f32; QK_K],
+    fits: &mut [Fit; N_SUB],
+) -> [Point; QK_K / DIM] {
+    let n_groups = QK_K / DIM / N_SUB;
+    let mut points = [0; QK_K / DIM];
+    for (points, fit) in points.chunks_exact_mut(n_groups).zip(&*fits) {
+        points.copy_from_slice(&fit.points[..n_groups]);
+    }
+    let wanted = points;
+    let (x, importance) = (w.as_chunks::<DIM>().0, importance.as_chunks::<DIM>().0);
+    for (at, tasks) in points.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        if tasks.iter().all(|&point| neighbours.index(point).is_some()) {
+            continue;
+        }
+        let group = |t: usize| 4 * at + t;
+        let of = |t: usize| &fits[group(t) / n_groups];
+        let scales = simd.splat_quads(&std::array::from_fn(|t| of(t).scale));
+        let values = [0, 1, 2, 3].map(|t| values(of(t).down >> (group(t) % n_groups)));
+        let values = scales * simd.load_quads([&values[0], &values[1], &values[2], &values[3]]);
+        let mut errors = [values; DIM];
+        for (i, error) in errors.iter_mut().enumerate() {
+            let difference = values - simd.splat_quads(&std::array::from_fn(|t| x[group(t)][i]));
+            *error = simd.splat_quads(&std::array::from_fn(|t| importance[group(t)][i])) * difference * difference;
+        }
+        nearest(simd, neighbours, &errors, tasks);
+    }
+
+    for (ib, fit) in fits.iter_mut().enumerate() {
+        let groups = n_groups * ib..n_groups * (ib + 1);
+        if points[groups.clone()] == wanted[groups.clone()] {
+            continue;
+        }
         let (mut sumqx, mut sumq2) = (0.0, 0.0);
-        for (k, (x, importance)) in groups() {
-            let values = values(down >> k);
-            for ((x, w), code) in x.iter().zip(importance).zip(codes(points[k])) {
+        for k in groups {
+            let values = values(fit.down >> (k % n_groups));
+            for ((x, w), code) in x[k].iter().zip(&importance[k]).zip(codes(points[k])) {
                 let q = values[usize::from(code)];
                 sumqx += w * q * x;
                 sumq2 += w * q * q;
             }
         }
         if sumqx > 0.0 && sumq2 > 0.0 {
-            scale = sumqx / sumq2;
+            fit.scale = sumqx / sumq2;
         }
     }
-    Fit { scale, down, points }
-}
-
-/// The neighbour with the least weighted distance (`iq1_find_best_neighbour2`).
-fn nearest(near: &[Point], x: &[f32; DIM], importance: &[f32; DIM], scale: f32, values: &[f32; 3]) -> Point {
-    let (mut best, mut best_error) = (near[0], f32::MAX);
-    for &point in near {
-        let mut error = 0.0;
-        for ((x, w), code) in x.iter().zip(importance).zip(codes(point)) {
-            let difference = scale * values[usize::from(code)] - x;
-            error += w * difference * difference;
-        }
-        if error < best_error {
-            (best, best_error) = (point, error);
-        }
-    }
-    best
+    points
 }

@@ -183,7 +183,7 @@ pub(super) fn search<S: Simd, const N: usize, const DIM: usize>(
         for k in 0..n_groups {
             let tasks = &mut trial[k].as_flattened_mut()[n_tasks * at..][..n_tasks];
             let (x, root) = (&weights.x.as_chunks::<DIM>().0[k], &weights.root.as_chunks::<DIM>().0[k]);
-            nearest(simd, neighbours, x, root, odd_codes, tasks);
+            nearest(simd, neighbours, &errors(simd, x, root, odd_codes), tasks);
         }
     }
 
@@ -228,7 +228,7 @@ pub(super) fn search<S: Simd, const N: usize, const DIM: usize>(
             }
             let (x, root) = (&weights.x.as_chunks::<DIM>().0[k], &weights.root.as_chunks::<DIM>().0[k]);
             let mut tasks = [round_group(simd, x, id).to_array()[0] as Point; MAX_TASKS];
-            nearest(simd, neighbours, x, root, odd_codes, &mut tasks[..n_tasks]);
+            nearest(simd, neighbours, &errors(simd, x, root, odd_codes), &mut tasks[..n_tasks]);
             *point = tasks[0];
         }
         let (sumqx, sumq2) = sums::<N, DIM>(weights, &found.points);
@@ -279,26 +279,31 @@ fn nearest_int_lanes<S: Simd>(simd: S, x: S::F) -> S::F {
     ((x + magic).bits() & simd.splat_int(0x007f_ffff) | simd.splat_int(0x4b00_0000)).float_of_bits() - magic
 }
 
-/// Replaces the codes of each task by the neighbour with the least weighted distance, the first of equals
-/// (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`). `odd_codes` are those of each task times its scale.
-///
-/// ggml squares and adds for each neighbour. But a code adds one of three (or eight) values, so those are computed first,
-/// in the lanes of each task, and neighbours only look them up and add; which they do in ggml's order, a neighbour a lane.
+/// What each code adds to the weighted distance: vector i for place i of a group, in the lanes of each task. `values` are
+/// what the codes stand for, times the scale.
 #[inline(always)]
-fn nearest<S: Simd, const DIM: usize>(
+fn errors<S: Simd, const DIM: usize>(simd: S, x: &[f32; DIM], importance: &[f32; DIM], values: S::F) -> [S::F; DIM] {
+    let mut errors = [values; DIM];
+    for i in 0..DIM {
+        let difference = values - simd.splat(x[i]);
+        errors[i] = simd.splat(importance[i]) * difference * difference;
+    }
+    errors
+}
+
+/// Replaces the codes of each task by the neighbour with the least weighted distance, the first of equals
+/// (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`, `iq1_find_best_neighbour2`).
+///
+/// ggml squares and adds for each neighbour. But a code adds one of three (or eight) values, so those come computed,
+/// and neighbours only look them up and add; which they do in ggml's order, a neighbour a lane.
+#[inline(always)]
+pub(super) fn nearest<S: Simd, const DIM: usize>(
     simd: S,
     neighbours: &Neighbours,
-    x: &[f32; DIM],
-    root: &[f32; DIM],
-    odd_codes: S::F,
+    errors: &[S::F; DIM],
     tasks: &mut [Point],
 ) {
     let n = Grid::<DIM>::CHUNK;
-    let mut errors = [odd_codes; DIM];
-    for i in 0..DIM {
-        let difference = odd_codes - simd.splat(x[i]);
-        errors[i] = simd.splat(root[i]) * difference * difference;
-    }
     let mut near: [&[Point]; MAX_TASKS] = [&[]; MAX_TASKS];
     let mut n_chunks = 1;
     for (near, &mut task) in near.iter_mut().zip(&mut *tasks) {
