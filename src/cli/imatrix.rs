@@ -81,8 +81,8 @@ pub(super) fn run(args: &MatrixArgs, global: &Global) -> Result<Exit> {
     };
     // A long run must not end for a reason that was there before it.
     let inputs = model.paths().chain([args.text.as_path()]).map(Path::to_owned).collect();
-    let options = WriteOptions { overwrite: args.overwrite, inputs };
-    options.check(&args.output, sums.file_len())?;
+    let options = WriteOptions { overwrite: args.overwrite, inputs, ..WriteOptions::default() };
+    options.check_name(&args.output, sums.file_len())?;
     warn(args, &transformer);
 
     let asked = Asked::new("chunks", n_chunks);
