@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::progress::Progress;
-use super::types::MixtureArgs;
+use super::types::{HEADING, MixtureArgs};
 use super::{Exit, Global, output};
 use crate::gguf::{Limits, Model};
 use crate::pipeline;
@@ -40,7 +40,7 @@ pub(super) struct QuantizeArgs {
     /// Quantise tensors that are quantised already; their error adds up
     #[arg(long)]
     allow_requantize: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = HEADING)]
     mixture: MixtureArgs,
 }
 

@@ -134,7 +134,9 @@ pub enum Error {
         to: GgmlType,
     },
     /// A tensor would be written in a type that is worthless without an importance matrix.
-    #[error("tensor {tensor} would be {ty}, which is worthless without an importance matrix; ask for a finer --type")]
+    #[error(
+        "tensor {tensor} would be {ty}, worthless without an importance matrix: give --imatrix FILE or a finer --type"
+    )]
     ImportanceMissing {
         /// The tensor.
         tensor: String,
@@ -377,20 +379,20 @@ fn plan_tensors(
     let infos = pairs.iter().map(|pair| pair.info(inputs));
     let tensors: Vec<_> = infos.map(|t| mixture::Tensor { name: t.name(), ne: t.ne(), ty: t.ty() }).collect();
     let choices =
-        recipe.output.choose(inputs.source(inputs.template()).metadata(), &tensors, has_importance(recipe))?;
+        recipe.output.choose(inputs.source(inputs.template()).metadata(), &tensors, has_importance(inputs))?;
     warnings.extend(compat::fallback_warnings(&tensors, &choices));
     pairs.into_iter().zip(choices).map(|(pair, choice)| TensorPlan::new(inputs, pair, choice.ty)).collect()
 }
 
 /// Whether there is an importance matrix, which some mixtures ask.
-fn has_importance(_: &Recipe) -> bool {
+fn has_importance(_: &Inputs) -> bool {
     false
 }
 
 /// Refuses types that are worthless without an importance matrix.
 fn check_importance(tensors: &[TensorPlan], inputs: &Inputs, recipe: &Recipe) -> Result<(), Error> {
     let lacks = |t: &&TensorPlan| {
-        !t.is_copy(inputs) && !has_importance(recipe) && requires_importance(&t.name, t.ty, &recipe.output)
+        !t.is_copy(inputs) && !has_importance(inputs) && requires_importance(&t.name, t.ty, &recipe.output)
     };
     match tensors.iter().find(lacks) {
         Some(t) => Err(Error::ImportanceMissing { tensor: t.name.clone(), ty: t.ty }),
