@@ -10,7 +10,7 @@ use clap::Args;
 use super::imatrix_args::ImatrixArgs;
 use super::job::WriteArgs;
 use super::progress::Progress;
-use super::types::MixtureArgs;
+use super::types::{HEADING, MixtureArgs};
 use super::{Exit, Global, output};
 use crate::gguf::{Limits, Model};
 use crate::pipeline;
@@ -41,7 +41,7 @@ pub(super) struct QuantizeArgs {
     /// Quantise tensors that are quantised already; their error adds up
     #[arg(long)]
     allow_requantize: bool,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = HEADING)]
     mixture: MixtureArgs,
     #[command(flatten)]
     imatrix: ImatrixArgs,

@@ -11,19 +11,21 @@ use crate::plan::mixture::{Options, Override};
 use crate::plan::{self, OutputType};
 use crate::quants;
 
+/// What the help calls these options.
+pub(super) const HEADING: &str = "Types, as in llama-quantize";
+
 /// The types of a model that something is added to.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TypeArgs {
     /// keep (the model's own type for every tensor), or a file type of llama-quantize, such as F16, Q8_0 or Q4_K_M
     #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "keep")]
     name: String,
-    #[command(flatten)]
+    #[command(flatten, next_help_heading = HEADING)]
     mixture: MixtureArgs,
 }
 
 /// What can be asked for besides a file type.
 #[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "Types, as in llama-quantize")]
 pub(super) struct MixtureArgs {
     /// One type for every tensor, no mixture
     #[arg(long)]

@@ -139,7 +139,9 @@ pub enum Error {
         to: GgmlType,
     },
     /// A tensor would be written in a type that is worthless without an importance matrix.
-    #[error("tensor {tensor} would be {ty}, which is worthless without an importance matrix; ask for a finer --type")]
+    #[error(
+        "tensor {tensor} would be {ty}, worthless without an importance matrix: give --imatrix FILE or a finer --type"
+    )]
     ImportanceMissing {
         /// The tensor.
         tensor: String,
@@ -303,7 +305,10 @@ impl MergePlan {
         warnings.extend(importance::check(inputs, &tensors)?);
         let mut metadata = model.metadata().clone();
         metadata::make_whole(&mut metadata);
-        importance::describe(&mut metadata, inputs.importance());
+        if let Some(matrix) = inputs.importance() {
+            // Without one, the keys of an earlier quantisation stay, as in llama-quantize.
+            importance::describe(&mut metadata, Some(matrix));
+        }
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
         recipe.output.describe(&mut metadata, &types);
         Self::from_parts(metadata, tensors, warnings, Vec::new())

@@ -483,7 +483,10 @@ def writable_types(chatvec: Chatvec) -> list[str]:
 
 def metadata(path: Path) -> dict:
     skipped = ("GGUF.version", "GGUF.tensor_count", "GGUF.kv_count")
-    return {f.name: f.contents() for f in gguf.GGUFReader(path).fields.values() if f.name not in skipped}
+    values = {f.name: f.contents() for f in gguf.GGUFReader(path).fields.values() if f.name not in skipped}
+    # COPY of a file that does not say its type: both guess, and only llama-quantize adds that it did.
+    values["general.file_type"] &= ~int(gguf.LlamaFileType.GUESSED)
+    return values
 
 
 def compare_bytes(args) -> int:
