@@ -240,14 +240,14 @@ struct Sums<S: Simd, const WAYS: usize> {
 }
 
 impl<S: Simd, const WAYS: usize> Sums<S, WAYS> {
-    /// The lanes whose score is above in any way.
+    /// The lanes whose score is above in any way. Where a sum of squares is not positive, a lane may be among them that has
+    /// no score.
     #[inline(always)]
     fn lanes_above(&self, simd: S, score: f32) -> u32 {
-        let (zero, score) = (simd.splat(0.0), simd.splat(score));
-        let mut above = zero.less(zero);
-        for way in 0..WAYS {
-            let (qx, q2) = (self.qx[way], self.q2[way]);
-            above = above | zero.less(q2) & (score * q2).less(qx * qx);
+        let score = simd.splat(score);
+        let mut above = (score * self.q2[0]).less(self.qx[0] * self.qx[0]);
+        for way in 1..WAYS {
+            above = above | (score * self.q2[way]).less(self.qx[way] * self.qx[way]);
         }
         above.bits()
     }
@@ -397,8 +397,6 @@ struct SortedM {
     /// For each group.
     sumx: [Cuts<{ 16 + LANES }>; 2],
     sumw: [Cuts<{ 16 + LANES }>; 2],
-    /// For each group and way, what the second cut takes away.
-    second_w: [[Cuts<{ 16 + LANES }>; 2]; 2],
     /// For each group and way, the sums without cuts.
     all_x: [[f32; 2]; 2],
     all_w: [[f32; 2]; 2],
@@ -413,19 +411,22 @@ impl SortedM {
     #[inline(always)]
     fn new(x: &[f32; 16], importance: &[f32; 16], order: &[u8; 16]) -> Self {
         let (mut sumx, mut sumw) = ([[f32::NAN; 16 + LANES]; 2], [[f32::NAN; 16 + LANES]; 2]);
+        // A weight adds 0 to the sums of the group that is not its own.
+        let mut own = [[[0.0; 2]; 16]; 2];
+        for (j, &i) in order.iter().enumerate() {
+            let i = usize::from(i) % Self::N;
+            own[i / DIM][j] = [importance[i] * x[i], importance[i]];
+        }
         for group in 0..2 {
             (sumx[group][0], sumw[group][0]) = (0.0, 0.0);
-            for (j, &i) in order.iter().enumerate() {
-                let i = usize::from(i) % Self::N;
-                let is_own = i / DIM == group;
-                sumx[group][j + 1] = if is_own { sumx[group][j] + importance[i] * x[i] } else { sumx[group][j] };
-                sumw[group][j + 1] = if is_own { sumw[group][j] + importance[i] } else { sumw[group][j] };
+            for (j, [x, w]) in own[group].into_iter().enumerate() {
+                sumx[group][j + 1] = sumx[group][j] + x;
+                sumw[group][j + 1] = sumw[group][j] + w;
             }
         }
-        let second_w = sumw.map(|sumw| Self::SECOND.map(|step| sumw.map(|sum| sum * step)));
         let all_x = sumx.map(|sumx| [UP, DOWN].map(|v| sumx[Self::N] * v[2]));
         let all_w = sumw.map(|sumw| [UP, DOWN].map(|v| sumw[Self::N] * v[2] * v[2]));
-        Self { sumx, sumw, second_w, all_x, all_w }
+        Self { sumx, sumw, all_x, all_w }
     }
 
     #[inline(always)]
@@ -434,10 +435,11 @@ impl SortedM {
         let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
         for group in 0..2 {
             let cuts_x = simd.splat(self.sumx[group][first]) + lanes(simd, &self.sumx[group], second);
+            let second_w = lanes(simd, &self.sumw[group], second);
             for way in 0..2 {
                 let first_w = self.all_w[group][way] + self.sumw[group][first] * Self::FIRST[way];
                 qx[group][way] = simd.splat(self.all_x[group][way]) - cuts_x;
-                q2[group][way] = simd.splat(first_w) + lanes(simd, &self.second_w[group][way], second);
+                q2[group][way] = simd.splat(first_w) + second_w * simd.splat(Self::SECOND[way]);
             }
         }
         let [[a, b], [c, d]] = qx;
