@@ -65,7 +65,7 @@ impl<const DIM: usize> Grid<DIM> {
         std::array::from_fn(|i| (point >> (Self::BITS * i as u32)) as u8 & ((1 << Self::BITS) - 1))
     }
 
-    /// What the encoders ask, made once: for IQ1's grid that takes some 20 ms.
+    /// What the encoders ask, made once.
     pub(super) fn neighbours(&self) -> &Neighbours {
         self.neighbours.get_or_init(|| self.find_neighbours())
     }
@@ -78,26 +78,35 @@ impl<const DIM: usize> Grid<DIM> {
         for (index, &point) in self.points.iter().enumerate() {
             places[usize::from(point)].index = Some(index as u16);
         }
-        let codes: Vec<[u8; DIM]> = self.points.iter().map(|&point| Self::codes(point)).collect();
+        // Distances add up from those of both halves of a point.
+        let half_bits = Self::BITS * DIM as u32 / 2;
+        let halves: Vec<Vec<u8>> = (0..1 << half_bits)
+            .map(|a| {
+                let distance =
+                    |b| Self::codes(a).into_iter().zip(Self::codes(b)).map(|(a, b)| a.abs_diff(b).pow(2)).sum();
+                (0..1 << half_bits).map(distance).collect()
+            })
+            .collect();
+        let low = (1 << half_bits) - 1;
         let mut points = Vec::new();
         let mut distances = vec![0u8; self.points.len()];
         for (u, place) in places.iter_mut().enumerate() {
-            let own = Self::codes(u as Point);
-            if own.iter().any(|&code| i32::from(code) >= Self::N_CODES) {
+            if Self::codes(u as Point).iter().any(|&code| i32::from(code) >= Self::N_CODES) {
                 continue;
             }
             place.start = points.len() as u32;
             if place.index.is_some() {
                 points.push(u as Point);
             } else {
-                for (distance, codes) in distances.iter_mut().zip(&codes) {
-                    // At most 4·7².
-                    *distance = own.iter().zip(codes).map(|(a, b)| a.abs_diff(*b) * a.abs_diff(*b)).sum();
+                let (to_low, to_high) = (&halves[u & low], &halves[u >> half_bits]);
+                // How many points have each distance, at most 4·7².
+                let mut n_at = [0; 256];
+                for (distance, &point) in distances.iter_mut().zip(self.points) {
+                    *distance = to_low[usize::from(point) & low] + to_high[usize::from(point) >> half_bits];
+                    n_at[usize::from(*distance)] += 1;
                 }
-                let mut shell = 0;
-                for _ in 0..self.n_shells {
-                    let Some(next) = distances.iter().copied().filter(|&d| d > shell).min() else { break };
-                    shell = next;
+                let shells = (0..=u8::MAX).filter(|&d| n_at[usize::from(d)] > 0).take(self.n_shells);
+                for shell in shells {
                     points.extend(self.points.iter().zip(&distances).filter(|(_, d)| **d == shell).map(|(p, _)| *p));
                 }
             }

@@ -228,59 +228,88 @@ struct Split {
     score: f32,
 }
 
+/// The sums of splits, a split a lane, for each way to move the groups.
+#[derive(Clone, Copy)]
+struct Sums<S: Simd, const WAYS: usize> {
+    qx: [S::F; WAYS],
+    q2: [S::F; WAYS],
+}
+
+impl<S: Simd, const WAYS: usize> Sums<S, WAYS> {
+    /// The lanes whose score is above in any way. Where a sum of squares is not positive, a lane may be among them that has
+    /// no score.
+    #[inline(always)]
+    fn lanes_above(&self, simd: S, score: f32) -> u32 {
+        let score = simd.splat(score);
+        let mut above = (score * self.q2[0]).less(self.qx[0] * self.qx[0]);
+        for way in 1..WAYS {
+            above = above | (score * self.q2[way]).less(self.qx[way] * self.qx[way]);
+        }
+        above.bits()
+    }
+
+    /// The highest score.
+    #[inline(always)]
+    fn highest(&self, simd: S) -> f32 {
+        let mut highest = simd.splat(f32::MIN);
+        for way in 0..WAYS {
+            // NaN, where there is no split, is not higher.
+            highest = (self.qx[way] * self.qx[way] / self.q2[way]).max(highest);
+        }
+        highest.to_array().into_iter().fold(f32::MIN, f32::max)
+    }
+}
+
 impl Split {
     /// No split at all, worse than any.
     const NONE: Self = Self { first: 0, second: 0, way: usize::MAX, scale: 0.0, score: f32::MIN };
 
-    /// Whether a split with these sums is better.
-    #[inline(always)]
-    fn is_below(&self, sumqx: f32, sumq2: f32) -> bool {
-        sumq2 > 0.0 && sumqx * sumqx > self.score * sumq2
-    }
-
-    /// Becomes the best of itself and the splits at `first` whose second cut is a lane, after `second`, and whose groups
-    /// are moved in each of the ways. ggml takes them in turn, first by cut, then by way, and keeps each that is better
-    /// than the one it has. Most are not: vectors find the next one that is.
+    /// Becomes the best of itself and the splits at `first` whose second cut is a lane, after `second`. ggml takes them in
+    /// turn, first by cut, then by way, and keeps each that is better than the one it has. Most are not: vectors find the
+    /// next one that is. Those not above `floor` may be passed over.
     #[inline(always)]
     fn improve<S: Simd, const WAYS: usize>(
         &mut self,
         simd: S,
         (first, second): (usize, usize),
-        sumqx: [S::F; WAYS],
-        sumq2: [S::F; WAYS],
+        sums: &Sums<S, WAYS>,
+        floor: f32,
     ) {
-        let mut lanes = self.lanes_above(simd, &sumqx, &sumq2);
+        let mut lanes = sums.lanes_above(simd, self.score.max(floor));
         if lanes == 0 {
             return;
         }
         let (mut sums_qx, mut sums_q2) = ([[0.0; LANES]; WAYS], [[0.0; LANES]; WAYS]);
         for way in 0..WAYS {
-            (sums_qx[way], sums_q2[way]) = (sumqx[way].to_array(), sumq2[way].to_array());
+            (sums_qx[way], sums_q2[way]) = (sums.qx[way].to_array(), sums.q2[way].to_array());
         }
         while lanes != 0 {
             let lane = lanes.trailing_zeros() as usize % LANES;
             for way in 0..WAYS {
                 let (sumqx, sumq2) = (sums_qx[way][lane], sums_q2[way][lane]);
-                if self.is_below(sumqx, sumq2) {
+                if sumq2 > 0.0 && sumqx * sumqx > self.score * sumq2 {
                     let scale = sumqx / sumq2;
                     *self = Self { first, second: second + lane, way, scale, score: scale * sumqx };
                 }
             }
-            lanes = self.lanes_above(simd, &sumqx, &sumq2) & (!1 << lane);
+            lanes = sums.lanes_above(simd, self.score.max(floor)) & (!1 << lane);
         }
     }
+}
 
-    /// The lanes that are better in any way.
-    #[inline(always)]
-    fn lanes_above<S: Simd, const WAYS: usize>(&self, simd: S, sumqx: &[S::F; WAYS], sumq2: &[S::F; WAYS]) -> u32 {
-        let (zero, score) = (simd.splat(0.0), simd.splat(self.score));
-        let mut lanes = 0;
-        for way in 0..WAYS {
-            let is_above = zero.less(sumq2[way]) & (score * sumq2[way]).less(sumqx[way] * sumqx[way]);
-            lanes |= is_above.bits();
-        }
-        lanes
-    }
+/// A score so far below `highest`, the score of some split, that passing over all splits not above it changes nothing.
+///
+/// ggml's comparison is that of exact quotients but for rounding, a factor of 1 ± 2⁻²¹. A split that is passed over can be
+/// the last one kept only if no other is clearly better, and there is the one with `highest`. It can keep another out only
+/// if that is no better than it by such a factor; and that other the next, by one more. There are at most 33·34 splits
+/// after one another, so all that may come out otherwise is below 1 + 2⁻¹⁰ times the floor, and the split with `highest`
+/// replaces it. This holds where nothing underflows or overflows; elsewhere there is no floor.
+#[inline(always)]
+fn floor_below(highest: f32, importance: &[f32], sum_importance: f32) -> f32 {
+    let is_tame = |x: f32| (1e-12..1e12).contains(&x);
+    let is_sound =
+        is_tame(highest) & is_tame(sum_importance) & importance.iter().fold(true, |all, &w| all & (w >= 0.0));
+    if is_sound { highest * (1.0 - 1.0 / 512.0) } else { f32::MIN }
 }
 
 /// A number for each place of a second cut, and lanes beyond the last, where they are NaN and so no split.
@@ -295,84 +324,138 @@ fn lanes<S: Simd, const LEN: usize>(simd: S, cuts: &Cuts<LEN>, at: usize) -> S::
     }
 }
 
+/// The sorted weights of a sub-block whose groups are all moved the same way.
+struct SortedS {
+    sumx: Cuts<{ 32 + LANES }>,
+    sumw: Cuts<{ 32 + LANES }>,
+    /// What the weights after the second cut add, for each of the ways.
+    above_x: [Cuts<{ 32 + LANES }>; 2],
+    above_w: [Cuts<{ 32 + LANES }>; 2],
+}
+
+impl SortedS {
+    const N: usize = 32;
+
+    #[inline(always)]
+    fn new(x: &[f32; 32], importance: &[f32; 32], order: &[u8; 32]) -> Self {
+        let (mut sumx, mut sumw) = ([f32::NAN; 32 + LANES], [f32::NAN; 32 + LANES]);
+        (sumx[0], sumw[0]) = (0.0, 0.0);
+        for (j, &i) in order.iter().enumerate() {
+            let i = usize::from(i) % Self::N;
+            sumx[j + 1] = sumx[j] + importance[i] * x[i];
+            sumw[j + 1] = sumw[j] + importance[i];
+        }
+        let above_x = [UP, DOWN].map(|v| sumx.map(|sum| (sumx[Self::N] - sum) * v[2]));
+        let above_w = [UP, DOWN].map(|v| sumw.map(|sum| (sumw[Self::N] - sum) * v[2] * v[2]));
+        Self { sumx, sumw, above_x, above_w }
+    }
+
+    #[inline(always)]
+    fn sums<S: Simd>(&self, simd: S, first: usize, second: usize) -> Sums<S, 2> {
+        let Self { sumx, sumw, above_x, above_w } = self;
+        let [below_x, below_w] = [sumx[first], sumw[first]];
+        let delta = simd.splat(DELTA);
+        let middle_x = (lanes(simd, sumx, second) - simd.splat(below_x)) * delta;
+        let middle_w = (lanes(simd, sumw, second) - simd.splat(below_w)) * delta * delta;
+        Sums {
+            qx: [
+                simd.splat(below_x * UP[0]) + middle_x + lanes(simd, &above_x[0], second),
+                simd.splat(below_x * DOWN[0]) - middle_x + lanes(simd, &above_x[1], second),
+            ],
+            q2: [
+                simd.splat(below_w * UP[0] * UP[0]) + middle_w + lanes(simd, &above_w[0], second),
+                simd.splat(below_w * DOWN[0] * DOWN[0]) + middle_w + lanes(simd, &above_w[1], second),
+            ],
+        }
+    }
+}
+
 /// The best of all splits of a sub-block whose groups are all moved the same way.
 #[inline(always)]
 fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: &[u8; 32]) -> Split {
-    const N: usize = 32;
-    const LEN: usize = N + LANES;
-    let (mut sumx, mut sumw) = ([f32::NAN; LEN], [f32::NAN; LEN]);
-    (sumx[0], sumw[0]) = (0.0, 0.0);
-    for (j, &i) in order.iter().enumerate() {
-        let i = usize::from(i) % N;
-        sumx[j + 1] = sumx[j] + importance[i] * x[i];
-        sumw[j + 1] = sumw[j] + importance[i];
-    }
-    // What the weights after the second cut add, for each of the ways.
-    let above_x = [UP, DOWN].map(|v| sumx.map(|sum| (sumx[N] - sum) * v[2]));
-    let above_w = [UP, DOWN].map(|v| sumw.map(|sum| (sumw[N] - sum) * v[2] * v[2]));
+    const N: usize = SortedS::N;
+    let sorted = SortedS::new(x, importance, order);
+    // Three parts of like size are a good guess.
+    let highest = sorted.sums(simd, 9, 9).highest(simd).max(sorted.sums(simd, 12, 12).highest(simd));
+    let floor = floor_below(highest, importance, sorted.sumw[N]);
     let mut best = Split::NONE;
     for first in 0..=N {
-        let below_x = [UP, DOWN].map(|v| sumx[first] * v[0]);
-        let below_w = [UP, DOWN].map(|v| sumw[first] * v[0] * v[0]);
         for second in (first..=N).step_by(LANES) {
-            let delta = simd.splat(DELTA);
-            let middle_x = (lanes(simd, &sumx, second) - simd.splat(sumx[first])) * delta;
-            let middle_w = (lanes(simd, &sumw, second) - simd.splat(sumw[first])) * delta * delta;
-            let sumqx = [
-                simd.splat(below_x[0]) + middle_x + lanes(simd, &above_x[0], second),
-                simd.splat(below_x[1]) - middle_x + lanes(simd, &above_x[1], second),
-            ];
-            let sumq2 = [
-                simd.splat(below_w[0]) + middle_w + lanes(simd, &above_w[0], second),
-                simd.splat(below_w[1]) + middle_w + lanes(simd, &above_w[1], second),
-            ];
-            best.improve(simd, (first, second), sumqx, sumq2);
+            best.improve(simd, (first, second), &sorted.sums(simd, first, second), floor);
         }
     }
     // All groups alike.
     Split { way: if best.way == 1 { 0xf } else { best.way }, ..best }
 }
 
+/// The sorted weights of a sub-block whose two groups are moved independently.
+struct SortedM {
+    /// For each group.
+    sumx: [Cuts<{ 16 + LANES }>; 2],
+    sumw: [Cuts<{ 16 + LANES }>; 2],
+    /// For each group and way, the sums without cuts.
+    all_x: [[f32; 2]; 2],
+    all_w: [[f32; 2]; 2],
+}
+
+impl SortedM {
+    const N: usize = 16;
+    // Neighbouring values are 1 apart, and so are their squares by these constants.
+    const FIRST: [f32; 2] = [UP[0] * UP[0] - UP[1] * UP[1], DOWN[0] * DOWN[0] - DOWN[1] * DOWN[1]];
+    const SECOND: [f32; 2] = [UP[1] * UP[1] - UP[2] * UP[2], DOWN[1] * DOWN[1] - DOWN[2] * DOWN[2]];
+
+    #[inline(always)]
+    fn new(x: &[f32; 16], importance: &[f32; 16], order: &[u8; 16]) -> Self {
+        let (mut sumx, mut sumw) = ([[f32::NAN; 16 + LANES]; 2], [[f32::NAN; 16 + LANES]; 2]);
+        // A weight adds 0 to the sums of the group that is not its own.
+        let mut own = [[[0.0; 2]; 16]; 2];
+        for (j, &i) in order.iter().enumerate() {
+            let i = usize::from(i) % Self::N;
+            own[i / DIM][j] = [importance[i] * x[i], importance[i]];
+        }
+        for group in 0..2 {
+            (sumx[group][0], sumw[group][0]) = (0.0, 0.0);
+            for (j, [x, w]) in own[group].into_iter().enumerate() {
+                sumx[group][j + 1] = sumx[group][j] + x;
+                sumw[group][j + 1] = sumw[group][j] + w;
+            }
+        }
+        let all_x = sumx.map(|sumx| [UP, DOWN].map(|v| sumx[Self::N] * v[2]));
+        let all_w = sumw.map(|sumw| [UP, DOWN].map(|v| sumw[Self::N] * v[2] * v[2]));
+        Self { sumx, sumw, all_x, all_w }
+    }
+
+    #[inline(always)]
+    fn sums<S: Simd>(&self, simd: S, first: usize, second: usize) -> Sums<S, 4> {
+        let zero = simd.splat(0.0);
+        let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
+        for group in 0..2 {
+            let cuts_x = simd.splat(self.sumx[group][first]) + lanes(simd, &self.sumx[group], second);
+            let second_w = lanes(simd, &self.sumw[group], second);
+            for way in 0..2 {
+                let first_w = self.all_w[group][way] + self.sumw[group][first] * Self::FIRST[way];
+                qx[group][way] = simd.splat(self.all_x[group][way]) - cuts_x;
+                q2[group][way] = simd.splat(first_w) + second_w * simd.splat(Self::SECOND[way]);
+            }
+        }
+        let [[a, b], [c, d]] = qx;
+        let [[e, f], [g, h]] = q2;
+        Sums { qx: [a + c, a + d, b + c, b + d], q2: [e + g, e + h, f + g, f + h] }
+    }
+}
+
 /// The best of all splits of a sub-block whose two groups are moved independently.
 #[inline(always)]
 fn best_split_m<S: Simd>(simd: S, x: &[f32; 16], importance: &[f32; 16], order: &[u8; 16]) -> Split {
-    const N: usize = 16;
-    const LEN: usize = N + LANES;
-    // For each group.
-    let (mut sumx, mut sumw) = ([[f32::NAN; LEN]; 2], [[f32::NAN; LEN]; 2]);
-    for group in 0..2 {
-        (sumx[group][0], sumw[group][0]) = (0.0, 0.0);
-        for (j, &i) in order.iter().enumerate() {
-            let i = usize::from(i) % N;
-            let is_own = i / DIM == group;
-            sumx[group][j + 1] = if is_own { sumx[group][j] + importance[i] * x[i] } else { sumx[group][j] };
-            sumw[group][j + 1] = if is_own { sumw[group][j] + importance[i] } else { sumw[group][j] };
-        }
-    }
-    // Neighbouring values are 1 apart, and so are their squares by these constants.
-    let step_1 = [UP, DOWN].map(|v| v[0] * v[0] - v[1] * v[1]);
-    let step_2 = [UP, DOWN].map(|v| v[1] * v[1] - v[2] * v[2]);
-    let second_w = [0, 1].map(|group| step_2.map(|step| sumw[group].map(|sum: f32| sum * step)));
-    let all_x = [0, 1].map(|group| [UP, DOWN].map(|v| sumx[group][N] * v[2]));
-    let all_w = [0, 1].map(|group| [UP, DOWN].map(|v| sumw[group][N] * v[2] * v[2]));
+    const N: usize = SortedM::N;
+    let sorted = SortedM::new(x, importance, order);
+    // Three parts of like size are a good guess.
+    let highest = sorted.sums(simd, 5, 5).highest(simd);
+    let floor = floor_below(highest, importance, sorted.sumw[0][N] + sorted.sumw[1][N]);
     let mut best = Split::NONE;
     for first in 0..=N {
         for second in (first..=N).step_by(LANES) {
-            let zero = simd.splat(0.0);
-            let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
-            for group in 0..2 {
-                let cut_x = simd.splat(sumx[group][first]) + lanes(simd, &sumx[group], second);
-                for way in 0..2 {
-                    let below_w = all_w[group][way] + sumw[group][first] * step_1[way];
-                    qx[group][way] = simd.splat(all_x[group][way]) - cut_x;
-                    q2[group][way] = simd.splat(below_w) + lanes(simd, &second_w[group][way], second);
-                }
-            }
-            let ([a, b], [c, d]) = (qx[0], qx[1]);
-            let sumqx = [a + c, a + d, b + c, b + d];
-            let ([a, b], [c, d]) = (q2[0], q2[1]);
-            let sumq2 = [a + c, a + d, b + c, b + d];
-            best.improve(simd, (first, second), sumqx, sumq2);
+            best.improve(simd, (first, second), &sorted.sums(simd, first, second), floor);
         }
     }
     // The first group's way counts twice in ggml's order; here it has the lowest bit.
