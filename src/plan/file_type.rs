@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn mixtures_and_types_without_encoder_are_refused_by_name() {
-        for (name, pure) in [("Q4_K_M", false), ("q4_0", false), ("IQ4_XS", true), ("TQ1_0", true)] {
+        for (name, pure) in [("Q4_K_M", false), ("q4_0", false), ("IQ4_XS", true)] {
             let e = OutputType::parse(name, pure).unwrap_err();
             assert!(matches!(e, Error::NotYet { .. }) && e.to_string().contains(name), "{e}");
         }
