@@ -14,9 +14,11 @@
 //! | part | types |
 //! |---|---|
 //! | `float` | F32, F16, BF16 |
-//! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
+//! | `legacy`, `legacy_importance` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
-//! | `search` | the scale searches of the K encoders |
+//! | `iq4` | IQ4_NL and IQ4_XS |
+//! | `super_block` | what the K encoders have in common |
+//! | `search`, `weighting` | searches for scales, and how much the error of a weight counts in them |
 //! | `ternary` | TQ1_0, TQ2_0: super-blocks of 256 weights of three values |
 //! | `fp4` | MXFP4, NVFP4: floats of 4 bits and one scale |
 //! | `bits` | Q1_0, Q2_0: one scale for 128 or 64 weights |
@@ -29,7 +31,9 @@ mod bits;
 mod dot;
 mod float;
 mod fp4;
+mod iq4;
 mod legacy;
+mod legacy_importance;
 mod planes;
 mod q2_k;
 mod q3_k;
@@ -40,7 +44,9 @@ mod rounding;
 mod scales;
 mod search;
 mod simd;
+mod super_block;
 mod ternary;
+mod weighting;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
@@ -48,7 +54,6 @@ pub use simd::{Level, UnknownLevel, limit_level};
 
 use crate::ggml::GgmlType;
 use batch::Rows;
-use simd::{Kernel, Simd};
 
 /// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is an error.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -121,6 +126,8 @@ pub fn is_supported(ty: GgmlType) -> bool {
             | Q4_K
             | Q5_K
             | Q6_K
+            | IQ4_NL
+            | IQ4_XS
             | TQ1_0
             | TQ2_0
             | MXFP4
@@ -177,6 +184,8 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
         GgmlType::Q4_K => decode_blocks(level, src, dst, q4_k::decode),
         GgmlType::Q5_K => decode_blocks(level, src, dst, q5_k::decode),
         GgmlType::Q6_K => decode_blocks(level, src, dst, q6_k::decode),
+        GgmlType::IQ4_NL => batch::decode::<iq4::Iq4Nl, _, _>(level, src, dst),
+        GgmlType::IQ4_XS => batch::decode::<iq4::Iq4Xs, _, _>(level, src, dst),
         GgmlType::TQ1_0 => decode_blocks(level, src, dst, ternary::decode_tq1_0),
         GgmlType::TQ2_0 => decode_blocks(level, src, dst, ternary::decode_tq2_0),
         GgmlType::MXFP4 => decode_blocks(level, src, dst, fp4::decode_mxfp4),
@@ -240,16 +249,30 @@ pub fn quantize_rows_at(
         GgmlType::F32 => encode_blocks(level, src, dst, float::encode_f32),
         GgmlType::F16 => encode_blocks(level, src, dst, float::encode_f16),
         GgmlType::BF16 => encode_blocks(level, src, dst, float::encode_bf16),
+        GgmlType::Q4_0 if importance.is_some() => {
+            batch::encode::<legacy_importance::Symmetric<4>, _, 18>(level, rows, dst)
+        }
         GgmlType::Q4_0 => encode_blocks(level, src, dst, legacy::encode_q4_0),
+        GgmlType::Q4_1 if importance.is_some() => {
+            batch::encode::<legacy_importance::WithMin<4>, _, 20>(level, rows, dst)
+        }
         GgmlType::Q4_1 => encode_blocks(level, src, dst, legacy::encode_q4_1),
+        GgmlType::Q5_0 if importance.is_some() => {
+            batch::encode::<legacy_importance::Symmetric<5>, _, 22>(level, rows, dst)
+        }
         GgmlType::Q5_0 => encode_blocks(level, src, dst, legacy::encode_q5_0),
+        GgmlType::Q5_1 if importance.is_some() => {
+            batch::encode::<legacy_importance::WithMin<5>, _, 24>(level, rows, dst)
+        }
         GgmlType::Q5_1 => encode_blocks(level, src, dst, legacy::encode_q5_1),
         GgmlType::Q8_0 => encode_blocks(level, src, dst, legacy::encode_q8_0),
-        GgmlType::Q2_K => encode_blocks(level, src, dst, q2_k::encode),
-        GgmlType::Q3_K => encode_blocks(level, src, dst, q3_k::encode),
-        GgmlType::Q4_K => encode_blocks(level, src, dst, q4_k::encode),
-        GgmlType::Q5_K => encode_blocks(level, src, dst, q5_k::encode),
-        GgmlType::Q6_K => encode_blocks(level, src, dst, q6_k::encode),
+        GgmlType::Q2_K => batch::encode::<q2_k::Q2K, _, _>(level, rows, dst),
+        GgmlType::Q3_K => batch::encode::<q3_k::Q3K, _, _>(level, rows, dst),
+        GgmlType::Q4_K => batch::encode::<q4_k::Q4K, _, _>(level, rows, dst),
+        GgmlType::Q5_K => batch::encode::<q5_k::Q5K, _, _>(level, rows, dst),
+        GgmlType::Q6_K => batch::encode::<q6_k::Q6K, _, _>(level, rows, dst),
+        GgmlType::IQ4_NL => batch::encode::<iq4::Iq4Nl, _, _>(level, rows, dst),
+        GgmlType::IQ4_XS => batch::encode::<iq4::Iq4Xs, _, _>(level, rows, dst),
         GgmlType::TQ1_0 => encode_blocks(level, src, dst, ternary::encode_tq1_0),
         GgmlType::TQ2_0 => encode_blocks(level, src, dst, ternary::encode_tq2_0),
         GgmlType::MXFP4 => encode_blocks(level, src, dst, fp4::encode_mxfp4),

@@ -102,6 +102,8 @@ pub(super) trait Simd: Copy {
     fn load_quads(self, quads: [&[f32; 4]; 4]) -> Self::F;
     /// `x` in every lane.
     fn splat_int(self, x: i32) -> Self::I;
+    /// The bytes of an array, from 0 to 255.
+    fn load_bytes(self, x: &[u8; LANES]) -> Self::I;
 }
 
 /// Lanes of f32, which `+`, `-`, `*` and `/` take one by one.
@@ -152,8 +154,10 @@ pub(super) trait Ints:
     fn shr(self, bits: u32) -> Self;
     /// The f32 of these bits.
     fn float_of_bits(self) -> Self::F;
-    /// The lane of `table` that the low four bits of each lane say.
+    /// The lane of `table` that each lane says; of its bits only the low four count.
     fn lookup(self, table: Self::F) -> Self::F;
+    /// As [`lookup`](Self::lookup), for lanes from 0 to 7.
+    fn lookup_8(self, table: Self::F) -> Self::F;
 }
 
 /// A yes or no for each lane.

@@ -45,6 +45,11 @@ impl Simd for Scalar {
     fn splat_int(self, x: i32) -> I {
         I([x; LANES])
     }
+
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; LANES]) -> I {
+        I(x.map(i32::from))
+    }
 }
 
 /// An operator, lane by lane.
@@ -181,6 +186,11 @@ impl Ints for I {
     #[inline(always)]
     fn lookup(self, table: F) -> F {
         F(self.0.map(|x| table.0[(x & 15) as usize]))
+    }
+
+    #[inline(always)]
+    fn lookup_8(self, table: F) -> F {
+        self.lookup(table)
     }
 }
 

@@ -83,6 +83,14 @@ impl Simd for Avx2 {
     fn splat_int(self, x: i32) -> I {
         avx2!(I(_mm256_set1_epi32(x), _mm256_set1_epi32(x)))
     }
+
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; LANES]) -> I {
+        avx2!({
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            I(_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x)))
+        })
+    }
 }
 
 /// An operator, register by register.
@@ -256,6 +264,11 @@ impl Ints for I {
     #[inline(always)]
     fn lookup(self, table: F) -> F {
         avx2!(F(lookup(self.0, table), lookup(self.1, table)))
+    }
+
+    #[inline(always)]
+    fn lookup_8(self, table: F) -> F {
+        avx2!(F(_mm256_permutevar8x32_ps(table.0, self.0), _mm256_permutevar8x32_ps(table.0, self.1)))
     }
 }
 

@@ -75,6 +75,11 @@ impl Simd for Avx512 {
     fn splat_int(self, x: i32) -> I {
         avx512!(I(_mm512_set1_epi32(x)))
     }
+
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; LANES]) -> I {
+        avx512!(I(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
+    }
 }
 
 /// An operator by one instruction.
@@ -240,6 +245,11 @@ impl Ints for I {
     #[inline(always)]
     fn lookup(self, table: F) -> F {
         avx512!(F(_mm512_permutexvar_ps(self.0, table.0)))
+    }
+
+    #[inline(always)]
+    fn lookup_8(self, table: F) -> F {
+        self.lookup(table)
     }
 }
 
