@@ -37,7 +37,7 @@ fn weight(kind: usize, i: usize, random: &mut Random) -> f32 {
         7 => [0.0, random.weight()][usize::from(i % 32 == i / 32 % 32)],
         8 => random.weight() - 10.0,
         9 => random.weight() + 10.0,
-        10 => random.weight() * [0.01, 100.0][usize::from(i % 97 == 0)],
+        10 => random.weight() * [0.01, 100.0][usize::from(i.is_multiple_of(97))],
         _ => 0.7,
     }
 }
