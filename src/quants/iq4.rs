@@ -226,7 +226,7 @@ impl<S: Simd> Nearest<S> {
         let is_below = x.less(self.first);
         let second = is_below.select(self.second[0], self.second[1]);
         let quarter = bit(simd, is_below, 2) | bit(simd, x.less(second), 1);
-        let eighth = quarter + quarter | bit(simd, x.less(quarter.lookup_8(self.third)), 1);
+        let eighth = quarter.shl(1) | bit(simd, x.less(quarter.lookup_8(self.third)), 1);
         (eighth, x.less(eighth.lookup_8(self.fourth)))
     }
 

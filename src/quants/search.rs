@@ -335,7 +335,7 @@ pub(super) fn symmetric_scale_by_rounds<S: Simd, const N: usize>(simd: S, x: &[S
                 & (sumlx * sumlx * new_sl2).less(new_slx * new_slx * suml2);
             if is_better.any() {
                 is_changed = true;
-                *code = is_better.select(new_l, l);
+                *code = l + is_better.select(new_l - l, zero);
                 sumlx = is_better.select(new_slx, sumlx);
                 suml2 = is_better.select(new_sl2, suml2);
             }
@@ -446,7 +446,7 @@ pub(super) fn positive_scale<S: Simd, const N: usize>(
                 & (sumlx * sumlx * new_sl2).less(new_slx * new_slx * suml2);
             if is_better.any() {
                 is_changed = true;
-                *code = is_better.select(nearest_u8(simd, new_l), l);
+                *code = l + is_better.select(nearest_u8(simd, new_l) - l, zero);
                 sumlx = is_better.select(new_slx, sumlx);
                 suml2 = is_better.select(new_sl2, suml2);
             }
