@@ -23,7 +23,7 @@ use super::batch::Encoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, Neighbours, POINTS_IQ1, Point};
 use super::lattice::{nearest, number, scale_code, sigma2, unit, weigh};
-use super::simd::{Floats, LANES, Mask, Simd};
+use super::simd::{Floats, Ints, LANES, Mask, Simd};
 use super::{QK_K, REQUIRED, field, field_mut};
 
 /// Weights of a group.
@@ -110,7 +110,7 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut
     let mut fits = [Fit::default(); QK_K / N];
     for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
         if farthest(x) >= MAX_EPS_S {
-            let order = ascending(x);
+            let order = ascending(simd, x);
             *fit = Fit::new(&order, best_split_s(simd, x, importance, &order));
         }
     }
@@ -149,7 +149,7 @@ fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
     let mut fits = [Fit::default(); QK_K / N];
     for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
         if farthest(x) >= MAX_EPS_M {
-            let order = ascending(x);
+            let order = ascending(simd, x);
             *fit = Fit::new(&order, best_split_m(simd, x, importance, &order));
         }
     }
@@ -208,8 +208,30 @@ fn farthest(x: &[f32]) -> f32 {
 
 /// The places of the weights in ascending order; those of equal ones stay in theirs.
 #[inline(always)]
-fn ascending<const N: usize>(x: &[f32; N]) -> [u8; N] {
-    // Sorted are integers that ascend with the float, the same for both zeros, and then with the place.
+fn ascending<S: Simd, const N: usize>(simd: S, x: &[f32; N]) -> [u8; N] {
+    let mut order = [0; N];
+    let mut taken = 0u32;
+    for (v, own) in x.as_chunks::<LANES>().0.iter().enumerate() {
+        let own = simd.load(own);
+        let mut n_less = simd.splat(0.0);
+        for &x in x {
+            n_less = n_less + simd.splat(x).less(own).select(simd.splat(1.0), simd.splat(0.0));
+        }
+        for (k, n_less) in n_less.int().to_array().into_iter().enumerate() {
+            let place = n_less as usize % N;
+            order[place] = (LANES * v + k) as u8;
+            taken |= 1 << place;
+        }
+    }
+    // Equal weights, and NaN, want the same place.
+    let all = u32::MAX >> (32 - N);
+    if taken == all { order } else { sorted(x) }
+}
+
+/// As [`ascending`], for any weights.
+#[cold]
+fn sorted<const N: usize>(x: &[f32; N]) -> [u8; N] {
+    // What is sorted are integers that ascend with the float, the same for both zeros, and then with the place.
     let mut keys = [0; N];
     for ((i, key), x) in keys.iter_mut().enumerate().zip(x) {
         let bits = (x + 0.0).to_bits();
@@ -380,7 +402,7 @@ fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: 
     const N: usize = SortedS::N;
     let sorted = SortedS::new(x, importance, order);
     // Three parts of like size are a good guess.
-    let highest = sorted.sums(simd, 9, 9).highest(simd).max(sorted.sums(simd, 12, 12).highest(simd));
+    let highest = sorted.sums(simd, 8, 8).highest(simd).max(sorted.sums(simd, 10, 10).highest(simd));
     let floor = floor_below(highest, importance, sorted.sumw[N]);
     let mut best = Split::NONE;
     for first in 0..=N {
@@ -454,7 +476,7 @@ fn best_split_m<S: Simd>(simd: S, x: &[f32; 16], importance: &[f32; 16], order: 
     const N: usize = SortedM::N;
     let sorted = SortedM::new(x, importance, order);
     // Three parts of like size are a good guess.
-    let highest = sorted.sums(simd, 5, 5).highest(simd);
+    let highest = sorted.sums(simd, 4, 4).highest(simd).max(sorted.sums(simd, 5, 5).highest(simd));
     let floor = floor_below(highest, importance, sorted.sumw[0][N] + sorted.sumw[1][N]);
     let mut best = Split::NONE;
     for first in 0..=N {
