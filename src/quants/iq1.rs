@@ -290,17 +290,11 @@ impl Split {
     /// No split at all, worse than any.
     const NONE: Self = Self { first: 0, second: 0, way: usize::MAX, scale: 0.0, score: f32::MIN };
 
-    /// Becomes the best of itself and the splits at `first` whose second cut is a lane, after `second`. ggml takes them in
-    /// turn, first by cut, then by way, and keeps each that is better than the one it has. Most are not: vectors find the
-    /// next one that is. Those not above `floor` may be passed over.
+    /// Becomes the best of itself and the splits at `cuts`. ggml takes them in turn, first by cut, then by way, and keeps
+    /// each that is better than the one it has. Most are not: vectors find the next one that is. Those not above `floor` may
+    /// be passed over.
     #[inline(always)]
-    fn improve<S: Simd, const WAYS: usize>(
-        &mut self,
-        simd: S,
-        (first, second): (usize, usize),
-        sums: &Sums<S, WAYS>,
-        floor: f32,
-    ) {
+    fn improve<S: Simd, const WAYS: usize>(&mut self, simd: S, cuts: [Cuts; 2], sums: &Sums<S, WAYS>, floor: f32) {
         let mut lanes = sums.lanes_above(simd, self.score.max(floor));
         if lanes == 0 {
             return;
@@ -315,7 +309,8 @@ impl Split {
                 let (sumqx, sumq2) = (sums_qx[way][lane], sums_q2[way][lane]);
                 if sumq2 > 0.0 && sumqx * sumqx > self.score * sumq2 {
                     let scale = sumqx / sumq2;
-                    *self = Self { first, second: second + lane, way, scale, score: scale * sumqx };
+                    let Cuts { first, second } = cuts[lane / HALF];
+                    *self = Self { first, second: second + lane % HALF, way, scale, score: scale * sumqx };
                 }
             }
             lanes = sums.lanes_above(simd, self.score.max(floor)) & (!1 << lane);
@@ -338,25 +333,59 @@ fn floor_below(highest: f32, importance: &[f32], sum_importance: f32) -> f32 {
     if is_sound { highest * (1.0 - 1.0 / 512.0) } else { f32::MIN }
 }
 
-/// A number for each place of a second cut, and lanes beyond the last, where they are NaN and so no split.
-type Cuts<const LEN: usize> = [f32; LEN];
+/// Lanes of half a vector.
+const HALF: usize = LANES / 2;
 
-/// As many from `at` on as a vector has.
+/// The splits in half a vector: one first cut, and the second cuts from `second` on.
+#[derive(Clone, Copy)]
+struct Cuts {
+    first: usize,
+    second: usize,
+}
+
+/// All splits of `N` weights, in ggml's order; filled up with second cuts beyond the last, which are none.
+const fn all_cuts<const N: usize, const LEN: usize>() -> [[Cuts; 2]; LEN] {
+    let mut all = [[Cuts { first: N, second: N + 1 }; 2]; LEN];
+    let (mut at, mut first) = (0, 0);
+    while first <= N {
+        let mut second = first;
+        while second <= N {
+            all[at / 2][at % 2] = Cuts { first, second };
+            at += 1;
+            second += HALF;
+        }
+        first += 1;
+    }
+    assert!(at.div_ceil(2) == LEN);
+    all
+}
+
+static CUTS_S: [[Cuts; 2]; 43] = all_cuts::<32, 43>();
+static CUTS_M: [[Cuts; 2]; 14] = all_cuts::<16, 14>();
+
+/// A number for each place of a cut, and beyond the last NaN, so that no split is there.
+type AtCut<const LEN: usize> = [f32; LEN];
+
 #[inline(always)]
-fn lanes<S: Simd, const LEN: usize>(simd: S, cuts: &Cuts<LEN>, at: usize) -> S::F {
-    match cuts[at..].first_chunk() {
-        Some(lanes) => simd.load(lanes),
-        None => simd.splat(f32::NAN),
+fn at_first<S: Simd, const LEN: usize>(simd: S, numbers: &AtCut<LEN>, [a, b]: [Cuts; 2]) -> S::F {
+    simd.splat_halves(&[numbers[a.first], numbers[b.first]])
+}
+
+#[inline(always)]
+fn at_second<S: Simd, const LEN: usize>(simd: S, numbers: &AtCut<LEN>, [a, b]: [Cuts; 2]) -> S::F {
+    match (numbers[a.second..].first_chunk(), numbers[b.second..].first_chunk()) {
+        (Some(a), Some(b)) => simd.load_halves([a, b]),
+        _ => simd.splat(f32::NAN),
     }
 }
 
 /// The sorted weights of a sub-block whose groups are all moved the same way.
 struct SortedS {
-    sumx: Cuts<{ 32 + LANES }>,
-    sumw: Cuts<{ 32 + LANES }>,
+    sumx: AtCut<{ 32 + LANES }>,
+    sumw: AtCut<{ 32 + LANES }>,
     /// What the weights after the second cut add, for each of the ways.
-    above_x: [Cuts<{ 32 + LANES }>; 2],
-    above_w: [Cuts<{ 32 + LANES }>; 2],
+    above_x: [AtCut<{ 32 + LANES }>; 2],
+    above_w: [AtCut<{ 32 + LANES }>; 2],
 }
 
 impl SortedS {
@@ -377,20 +406,21 @@ impl SortedS {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, simd: S, first: usize, second: usize) -> Sums<S, 2> {
+    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> Sums<S, 2> {
         let Self { sumx, sumw, above_x, above_w } = self;
-        let [below_x, below_w] = [sumx[first], sumw[first]];
+        let (below_x, below_w) = (at_first(simd, sumx, cuts), at_first(simd, sumw, cuts));
         let delta = simd.splat(DELTA);
-        let middle_x = (lanes(simd, sumx, second) - simd.splat(below_x)) * delta;
-        let middle_w = (lanes(simd, sumw, second) - simd.splat(below_w)) * delta * delta;
+        let middle_x = (at_second(simd, sumx, cuts) - below_x) * delta;
+        let middle_w = (at_second(simd, sumw, cuts) - below_w) * delta * delta;
+        let (up, down) = (simd.splat(UP[0]), simd.splat(DOWN[0]));
         Sums {
             qx: [
-                simd.splat(below_x * UP[0]) + middle_x + lanes(simd, &above_x[0], second),
-                simd.splat(below_x * DOWN[0]) - middle_x + lanes(simd, &above_x[1], second),
+                below_x * up + middle_x + at_second(simd, &above_x[0], cuts),
+                below_x * down - middle_x + at_second(simd, &above_x[1], cuts),
             ],
             q2: [
-                simd.splat(below_w * UP[0] * UP[0]) + middle_w + lanes(simd, &above_w[0], second),
-                simd.splat(below_w * DOWN[0] * DOWN[0]) + middle_w + lanes(simd, &above_w[1], second),
+                below_w * up * up + middle_w + at_second(simd, &above_w[0], cuts),
+                below_w * down * down + middle_w + at_second(simd, &above_w[1], cuts),
             ],
         }
     }
@@ -402,13 +432,12 @@ fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: 
     const N: usize = SortedS::N;
     let sorted = SortedS::new(x, importance, order);
     // Three parts of like size are a good guess.
-    let highest = sorted.sums(simd, 8, 8).highest(simd).max(sorted.sums(simd, 10, 10).highest(simd));
+    let row = |first| [Cuts { first, second: first }, Cuts { first, second: first + HALF }];
+    let highest = sorted.sums(simd, row(8)).highest(simd).max(sorted.sums(simd, row(10)).highest(simd));
     let floor = floor_below(highest, importance, sorted.sumw[N]);
     let mut best = Split::NONE;
-    for first in 0..=N {
-        for second in (first..=N).step_by(LANES) {
-            best.improve(simd, (first, second), &sorted.sums(simd, first, second), floor);
-        }
+    for &cuts in &CUTS_S {
+        best.improve(simd, cuts, &sorted.sums(simd, cuts), floor);
     }
     // All groups alike.
     Split { way: if best.way == 1 { 0xf } else { best.way }, ..best }
@@ -417,8 +446,8 @@ fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: 
 /// The sorted weights of a sub-block whose two groups are moved independently.
 struct SortedM {
     /// For each group.
-    sumx: [Cuts<{ 16 + LANES }>; 2],
-    sumw: [Cuts<{ 16 + LANES }>; 2],
+    sumx: [AtCut<{ 16 + LANES }>; 2],
+    sumw: [AtCut<{ 16 + LANES }>; 2],
     /// For each group and way, the sums without cuts.
     all_x: [[f32; 2]; 2],
     all_w: [[f32; 2]; 2],
@@ -452,16 +481,18 @@ impl SortedM {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, simd: S, first: usize, second: usize) -> Sums<S, 4> {
+    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> Sums<S, 4> {
         let zero = simd.splat(0.0);
         let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
         for group in 0..2 {
-            let cuts_x = simd.splat(self.sumx[group][first]) + lanes(simd, &self.sumx[group], second);
-            let second_w = lanes(simd, &self.sumw[group], second);
+            let (sumx, sumw) = (&self.sumx[group], &self.sumw[group]);
+            let cuts_x = at_first(simd, sumx, cuts) + at_second(simd, sumx, cuts);
+            let (first_w, second_w) = (at_first(simd, sumw, cuts), at_second(simd, sumw, cuts));
             for way in 0..2 {
-                let first_w = self.all_w[group][way] + self.sumw[group][first] * Self::FIRST[way];
+                let all_w = simd.splat(self.all_w[group][way]);
                 qx[group][way] = simd.splat(self.all_x[group][way]) - cuts_x;
-                q2[group][way] = simd.splat(first_w) + second_w * simd.splat(Self::SECOND[way]);
+                q2[group][way] =
+                    all_w + first_w * simd.splat(Self::FIRST[way]) + second_w * simd.splat(Self::SECOND[way]);
             }
         }
         let [[a, b], [c, d]] = qx;
@@ -476,13 +507,12 @@ fn best_split_m<S: Simd>(simd: S, x: &[f32; 16], importance: &[f32; 16], order: 
     const N: usize = SortedM::N;
     let sorted = SortedM::new(x, importance, order);
     // Three parts of like size are a good guess.
-    let highest = sorted.sums(simd, 4, 4).highest(simd).max(sorted.sums(simd, 5, 5).highest(simd));
+    let row = |first| Cuts { first, second: 8 };
+    let highest = sorted.sums(simd, [row(4), row(5)]).highest(simd);
     let floor = floor_below(highest, importance, sorted.sumw[0][N] + sorted.sumw[1][N]);
     let mut best = Split::NONE;
-    for first in 0..=N {
-        for second in (first..=N).step_by(LANES) {
-            best.improve(simd, (first, second), &sorted.sums(simd, first, second), floor);
-        }
+    for &cuts in &CUTS_M {
+        best.improve(simd, cuts, &sorted.sums(simd, cuts), floor);
     }
     // The first group's way counts twice in ggml's order; here it has the lowest bit.
     Split { way: [0, 2, 1, 3].get(best.way).copied().unwrap_or(usize::MAX), ..best }

@@ -75,6 +75,8 @@ pub(super) trait Simd: Copy {
     fn load_quads(self, quads: [&[f32; 4]; 4]) -> Self::F;
     /// `x` in every lane.
     fn splat_int(self, x: i32) -> Self::I;
+    /// Twice eight numbers, one after the other.
+    fn load_halves(self, halves: [&[f32; 8]; 2]) -> Self::F;
     /// Each of the numbers in four lanes, one after the other.
     fn splat_quads(self, x: &[f32; 4]) -> Self::F;
     /// Each of the numbers in eight lanes, one after the other.
