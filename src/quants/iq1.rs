@@ -601,3 +601,56 @@ fn fit_to_grid<S: Simd, const N_SUB: usize>(
     }
     points
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quants::simd::{Kernel, Level, run};
+
+    struct Both<'a>(&'a [f32; 32], &'a [f32; 32]);
+
+    impl Kernel for Both<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Self(x, importance) = self;
+            let order = ascending(simd, x);
+            assert_eq!(order, sorted(x));
+            let split = best_split_s(simd, x, importance, &order);
+            // As ggml has it: all splits in turn.
+            let sorted = SortedS::new(x, importance, &order);
+            let mut best = Split::NONE;
+            for &cuts in &CUTS_S {
+                best.improve(simd, cuts, &sorted.sums(simd, cuts), f32::MIN);
+            }
+            let all_alike = if best.way == 1 { 0xf } else { best.way };
+            assert_eq!((split.first, split.second, split.way), (best.first, best.second, all_alike));
+            assert_eq!(split.scale.to_bits(), best.scale.to_bits());
+        }
+    }
+
+    #[test]
+    fn passing_over_splits_changes_nothing() {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from((state >> 16) as i16) / 32768.0
+        };
+        for round in 0..3000 {
+            let scale = [1.0, 1e-3, 1e-15, 1e9][round % 4];
+            let steps = [1000.0, 2.0, 5.0][round % 3];
+            let x = std::array::from_fn(|_| (next() * steps).round() / steps * scale);
+            let importance = std::array::from_fn(|i| if (round + i) % 5 == 0 { 0.0 } else { next().powi(2) });
+            for level in Level::available() {
+                run(level, Both(&x, &importance));
+            }
+        }
+    }
+
+    #[test]
+    fn equal_weights_stay_in_their_order() {
+        let x = [2.0, -0.0, 1.0, 0.0, 2.0, -1.0, 0.0, 1.0, 2.0, 3.0, -1.0, 0.0, 1.0, 4.0, -2.0, -0.0];
+        assert_eq!(sorted(&x), [14, 5, 10, 1, 3, 6, 11, 15, 2, 7, 12, 0, 4, 8, 9, 13]);
+    }
+}
