@@ -313,3 +313,40 @@ const OCTAL_512: OctalSet = [
     0x0000000100000020, 0x0000000000000a00, 0x0004100140050091, 0x0000002800100204, 0x0000020001024112, 0x0000080024000004,
     0x0000010000010822, 0x0000000400040000, 0x0000000002000004, 0x0000000000000001,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn neighbours_are_the_nearest_points<const DIM: usize>(grid: &Grid<DIM>) {
+        let neighbours = grid.neighbours();
+        let distance = |a: Point, b: Point| -> i32 {
+            let squares = Grid::<DIM>::codes(a).into_iter().zip(Grid::<DIM>::codes(b));
+            squares.map(|(a, b)| (i32::from(a) - i32::from(b)).pow(2)).sum()
+        };
+        for (u, _) in neighbours.places.iter().enumerate().filter(|(_, place)| place.len > 0).step_by(37) {
+            let u = u as Point;
+            let near = neighbours.of(u);
+            assert_eq!(near.len() % Grid::<DIM>::CHUNK, 0);
+            if let Some(index) = neighbours.index(u) {
+                assert_eq!((grid.points[usize::from(index)], near[0]), (u, u));
+                continue;
+            }
+            let mut all: Vec<(i32, Point)> = grid.points.iter().map(|&point| (distance(u, point), point)).collect();
+            all.sort_unstable();
+            let mut shells: Vec<i32> = all.iter().map(|&(d, _)| d).collect();
+            shells.dedup();
+            let farthest = shells[grid.n_shells - 1];
+            let expected: Vec<Point> =
+                all.iter().take_while(|&&(d, _)| d <= farthest).map(|&(_, point)| point).collect();
+            assert_eq!(near[..expected.len()], expected);
+            assert!(near[expected.len()..].iter().all(|point| Some(point) == expected.last()));
+        }
+    }
+
+    #[test]
+    fn neighbours_are_ordered_by_distance_and_number() {
+        [&IQ2_XXS, &IQ2_XS, &IQ2_S, &IQ1].map(neighbours_are_the_nearest_points);
+        [&IQ3_XXS, &IQ3_S].map(neighbours_are_the_nearest_points);
+    }
+}

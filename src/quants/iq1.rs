@@ -23,7 +23,7 @@ use super::batch::BlockEncoder;
 use super::float::{read_f16, write_f16};
 use super::grids::{self, Neighbours, POINTS_IQ1, Point};
 use super::lattice::{nearest, number, scale_code, sigma2, unit, weigh};
-use super::simd::{Floats, LANES, Mask, Simd};
+use super::simd::{Floats, Ints, LANES, Mask, Simd};
 use super::{QK_K, REQUIRED, field, field_mut};
 
 /// Weights of a group.
@@ -106,7 +106,7 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut
     let mut fits = [Fit::default(); QK_K / N];
     for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
         if farthest(x) >= MAX_EPS_S {
-            let order = ascending(x);
+            let order = ascending(simd, x);
             *fit = Fit::new(&order, best_split_s(simd, x, importance, &order));
         }
     }
@@ -145,7 +145,7 @@ fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
     let mut fits = [Fit::default(); QK_K / N];
     for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
         if farthest(x) >= MAX_EPS_M {
-            let order = ascending(x);
+            let order = ascending(simd, x);
             *fit = Fit::new(&order, best_split_m(simd, x, importance, &order));
         }
     }
@@ -204,8 +204,30 @@ fn farthest(x: &[f32]) -> f32 {
 
 /// The places of the weights in ascending order; those of equal ones stay in theirs.
 #[inline(always)]
-fn ascending<const N: usize>(x: &[f32; N]) -> [u8; N] {
-    // Sorted are integers that ascend with the float, the same for both zeros, and then with the place.
+fn ascending<S: Simd, const N: usize>(simd: S, x: &[f32; N]) -> [u8; N] {
+    let mut order = [0; N];
+    let mut taken = 0u32;
+    for (v, own) in x.as_chunks::<LANES>().0.iter().enumerate() {
+        let own = simd.load(own);
+        let mut n_less = simd.splat(0.0);
+        for &x in x {
+            n_less = n_less + simd.splat(x).less(own).select(simd.splat(1.0), simd.splat(0.0));
+        }
+        for (k, n_less) in n_less.int().to_array().into_iter().enumerate() {
+            let place = n_less as usize % N;
+            order[place] = (LANES * v + k) as u8;
+            taken |= 1 << place;
+        }
+    }
+    // Equal weights, and NaN, want the same place.
+    let all = u32::MAX >> (32 - N);
+    if taken == all { order } else { sorted(x) }
+}
+
+/// As [`ascending`], for any weights.
+#[cold]
+fn sorted<const N: usize>(x: &[f32; N]) -> [u8; N] {
+    // What is sorted are integers that ascend with the float, the same for both zeros, and then with the place.
     let mut keys = [0; N];
     for ((i, key), x) in keys.iter_mut().enumerate().zip(x) {
         let bits = (x + 0.0).to_bits();
@@ -264,17 +286,11 @@ impl Split {
     /// No split at all, worse than any.
     const NONE: Self = Self { first: 0, second: 0, way: usize::MAX, scale: 0.0, score: f32::MIN };
 
-    /// Becomes the best of itself and the splits at `first` whose second cut is a lane, after `second`. ggml takes them in
-    /// turn, first by cut, then by way, and keeps each that is better than the one it has. Most are not: vectors find the
-    /// next one that is. Those not above `floor` may be passed over.
+    /// Becomes the best of itself and the splits at `cuts`. ggml takes them in turn, first by cut, then by way, and keeps
+    /// each that is better than the one it has. Most are not: vectors find the next one that is. Those not above `floor` may
+    /// be passed over.
     #[inline(always)]
-    fn improve<S: Simd, const WAYS: usize>(
-        &mut self,
-        simd: S,
-        (first, second): (usize, usize),
-        sums: &Sums<S, WAYS>,
-        floor: f32,
-    ) {
+    fn improve<S: Simd, const WAYS: usize>(&mut self, simd: S, cuts: [Cuts; 2], sums: &Sums<S, WAYS>, floor: f32) {
         let mut lanes = sums.lanes_above(simd, self.score.max(floor));
         if lanes == 0 {
             return;
@@ -289,7 +305,8 @@ impl Split {
                 let (sumqx, sumq2) = (sums_qx[way][lane], sums_q2[way][lane]);
                 if sumq2 > 0.0 && sumqx * sumqx > self.score * sumq2 {
                     let scale = sumqx / sumq2;
-                    *self = Self { first, second: second + lane, way, scale, score: scale * sumqx };
+                    let Cuts { first, second } = cuts[lane / HALF];
+                    *self = Self { first, second: second + lane % HALF, way, scale, score: scale * sumqx };
                 }
             }
             lanes = sums.lanes_above(simd, self.score.max(floor)) & (!1 << lane);
@@ -312,25 +329,59 @@ fn floor_below(highest: f32, importance: &[f32], sum_importance: f32) -> f32 {
     if is_sound { highest * (1.0 - 1.0 / 512.0) } else { f32::MIN }
 }
 
-/// A number for each place of a second cut, and lanes beyond the last, where they are NaN and so no split.
-type Cuts<const LEN: usize> = [f32; LEN];
+/// Lanes of half a vector.
+const HALF: usize = LANES / 2;
 
-/// As many from `at` on as a vector has.
+/// The splits in half a vector: one first cut, and the second cuts from `second` on.
+#[derive(Clone, Copy)]
+struct Cuts {
+    first: usize,
+    second: usize,
+}
+
+/// All splits of `N` weights, in ggml's order; filled up with second cuts beyond the last, which are none.
+const fn all_cuts<const N: usize, const LEN: usize>() -> [[Cuts; 2]; LEN] {
+    let mut all = [[Cuts { first: N, second: N + 1 }; 2]; LEN];
+    let (mut at, mut first) = (0, 0);
+    while first <= N {
+        let mut second = first;
+        while second <= N {
+            all[at / 2][at % 2] = Cuts { first, second };
+            at += 1;
+            second += HALF;
+        }
+        first += 1;
+    }
+    assert!(at.div_ceil(2) == LEN);
+    all
+}
+
+static CUTS_S: [[Cuts; 2]; 43] = all_cuts::<32, 43>();
+static CUTS_M: [[Cuts; 2]; 14] = all_cuts::<16, 14>();
+
+/// A number for each place of a cut, and beyond the last NaN, so that no split is there.
+type AtCut<const LEN: usize> = [f32; LEN];
+
 #[inline(always)]
-fn lanes<S: Simd, const LEN: usize>(simd: S, cuts: &Cuts<LEN>, at: usize) -> S::F {
-    match cuts[at..].first_chunk() {
-        Some(lanes) => simd.load(lanes),
-        None => simd.splat(f32::NAN),
+fn at_first<S: Simd, const LEN: usize>(simd: S, numbers: &AtCut<LEN>, [a, b]: [Cuts; 2]) -> S::F {
+    simd.splat_halves(&[numbers[a.first], numbers[b.first]])
+}
+
+#[inline(always)]
+fn at_second<S: Simd, const LEN: usize>(simd: S, numbers: &AtCut<LEN>, [a, b]: [Cuts; 2]) -> S::F {
+    match (numbers[a.second..].first_chunk(), numbers[b.second..].first_chunk()) {
+        (Some(a), Some(b)) => simd.load_halves([a, b]),
+        _ => simd.splat(f32::NAN),
     }
 }
 
 /// The sorted weights of a sub-block whose groups are all moved the same way.
 struct SortedS {
-    sumx: Cuts<{ 32 + LANES }>,
-    sumw: Cuts<{ 32 + LANES }>,
+    sumx: AtCut<{ 32 + LANES }>,
+    sumw: AtCut<{ 32 + LANES }>,
     /// What the weights after the second cut add, for each of the ways.
-    above_x: [Cuts<{ 32 + LANES }>; 2],
-    above_w: [Cuts<{ 32 + LANES }>; 2],
+    above_x: [AtCut<{ 32 + LANES }>; 2],
+    above_w: [AtCut<{ 32 + LANES }>; 2],
 }
 
 impl SortedS {
@@ -351,20 +402,21 @@ impl SortedS {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, simd: S, first: usize, second: usize) -> Sums<S, 2> {
+    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> Sums<S, 2> {
         let Self { sumx, sumw, above_x, above_w } = self;
-        let [below_x, below_w] = [sumx[first], sumw[first]];
+        let (below_x, below_w) = (at_first(simd, sumx, cuts), at_first(simd, sumw, cuts));
         let delta = simd.splat(DELTA);
-        let middle_x = (lanes(simd, sumx, second) - simd.splat(below_x)) * delta;
-        let middle_w = (lanes(simd, sumw, second) - simd.splat(below_w)) * delta * delta;
+        let middle_x = (at_second(simd, sumx, cuts) - below_x) * delta;
+        let middle_w = (at_second(simd, sumw, cuts) - below_w) * delta * delta;
+        let (up, down) = (simd.splat(UP[0]), simd.splat(DOWN[0]));
         Sums {
             qx: [
-                simd.splat(below_x * UP[0]) + middle_x + lanes(simd, &above_x[0], second),
-                simd.splat(below_x * DOWN[0]) - middle_x + lanes(simd, &above_x[1], second),
+                below_x * up + middle_x + at_second(simd, &above_x[0], cuts),
+                below_x * down - middle_x + at_second(simd, &above_x[1], cuts),
             ],
             q2: [
-                simd.splat(below_w * UP[0] * UP[0]) + middle_w + lanes(simd, &above_w[0], second),
-                simd.splat(below_w * DOWN[0] * DOWN[0]) + middle_w + lanes(simd, &above_w[1], second),
+                below_w * up * up + middle_w + at_second(simd, &above_w[0], cuts),
+                below_w * down * down + middle_w + at_second(simd, &above_w[1], cuts),
             ],
         }
     }
@@ -376,13 +428,12 @@ fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: 
     const N: usize = SortedS::N;
     let sorted = SortedS::new(x, importance, order);
     // Three parts of like size are a good guess.
-    let highest = sorted.sums(simd, 9, 9).highest(simd).max(sorted.sums(simd, 12, 12).highest(simd));
+    let row = |first| [Cuts { first, second: first }, Cuts { first, second: first + HALF }];
+    let highest = sorted.sums(simd, row(8)).highest(simd).max(sorted.sums(simd, row(10)).highest(simd));
     let floor = floor_below(highest, importance, sorted.sumw[N]);
     let mut best = Split::NONE;
-    for first in 0..=N {
-        for second in (first..=N).step_by(LANES) {
-            best.improve(simd, (first, second), &sorted.sums(simd, first, second), floor);
-        }
+    for &cuts in &CUTS_S {
+        best.improve(simd, cuts, &sorted.sums(simd, cuts), floor);
     }
     // All groups alike.
     Split { way: if best.way == 1 { 0xf } else { best.way }, ..best }
@@ -391,8 +442,8 @@ fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: 
 /// The sorted weights of a sub-block whose two groups are moved independently.
 struct SortedM {
     /// For each group.
-    sumx: [Cuts<{ 16 + LANES }>; 2],
-    sumw: [Cuts<{ 16 + LANES }>; 2],
+    sumx: [AtCut<{ 16 + LANES }>; 2],
+    sumw: [AtCut<{ 16 + LANES }>; 2],
     /// For each group and way, the sums without cuts.
     all_x: [[f32; 2]; 2],
     all_w: [[f32; 2]; 2],
@@ -426,16 +477,18 @@ impl SortedM {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, simd: S, first: usize, second: usize) -> Sums<S, 4> {
+    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> Sums<S, 4> {
         let zero = simd.splat(0.0);
         let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
         for group in 0..2 {
-            let cuts_x = simd.splat(self.sumx[group][first]) + lanes(simd, &self.sumx[group], second);
-            let second_w = lanes(simd, &self.sumw[group], second);
+            let (sumx, sumw) = (&self.sumx[group], &self.sumw[group]);
+            let cuts_x = at_first(simd, sumx, cuts) + at_second(simd, sumx, cuts);
+            let (first_w, second_w) = (at_first(simd, sumw, cuts), at_second(simd, sumw, cuts));
             for way in 0..2 {
-                let first_w = self.all_w[group][way] + self.sumw[group][first] * Self::FIRST[way];
+                let all_w = simd.splat(self.all_w[group][way]);
                 qx[group][way] = simd.splat(self.all_x[group][way]) - cuts_x;
-                q2[group][way] = simd.splat(first_w) + second_w * simd.splat(Self::SECOND[way]);
+                q2[group][way] =
+                    all_w + first_w * simd.splat(Self::FIRST[way]) + second_w * simd.splat(Self::SECOND[way]);
             }
         }
         let [[a, b], [c, d]] = qx;
@@ -450,13 +503,12 @@ fn best_split_m<S: Simd>(simd: S, x: &[f32; 16], importance: &[f32; 16], order: 
     const N: usize = SortedM::N;
     let sorted = SortedM::new(x, importance, order);
     // Three parts of like size are a good guess.
-    let highest = sorted.sums(simd, 5, 5).highest(simd);
+    let row = |first| Cuts { first, second: 8 };
+    let highest = sorted.sums(simd, [row(4), row(5)]).highest(simd);
     let floor = floor_below(highest, importance, sorted.sumw[0][N] + sorted.sumw[1][N]);
     let mut best = Split::NONE;
-    for first in 0..=N {
-        for second in (first..=N).step_by(LANES) {
-            best.improve(simd, (first, second), &sorted.sums(simd, first, second), floor);
-        }
+    for &cuts in &CUTS_M {
+        best.improve(simd, cuts, &sorted.sums(simd, cuts), floor);
     }
     // The first group's way counts twice in ggml's order; here it has the lowest bit.
     Split { way: [0, 2, 1, 3].get(best.way).copied().unwrap_or(usize::MAX), ..best }
@@ -544,4 +596,57 @@ fn fit_to_grid<S: Simd, const N_SUB: usize>(
         }
     }
     points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quants::simd::{Kernel, Level, run};
+
+    struct Both<'a>(&'a [f32; 32], &'a [f32; 32]);
+
+    impl Kernel for Both<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, simd: S) {
+            let Self(x, importance) = self;
+            let order = ascending(simd, x);
+            assert_eq!(order, sorted(x));
+            let split = best_split_s(simd, x, importance, &order);
+            // As ggml has it: all splits in turn.
+            let sorted = SortedS::new(x, importance, &order);
+            let mut best = Split::NONE;
+            for &cuts in &CUTS_S {
+                best.improve(simd, cuts, &sorted.sums(simd, cuts), f32::MIN);
+            }
+            let all_alike = if best.way == 1 { 0xf } else { best.way };
+            assert_eq!((split.first, split.second, split.way), (best.first, best.second, all_alike));
+            assert_eq!(split.scale.to_bits(), best.scale.to_bits());
+        }
+    }
+
+    #[test]
+    fn passing_over_splits_changes_nothing() {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f32::from((state >> 16) as i16) / 32768.0
+        };
+        for round in 0..3000 {
+            let scale = [1.0, 1e-3, 1e-15, 1e9][round % 4];
+            let steps = [1000.0, 2.0, 5.0][round % 3];
+            let x = std::array::from_fn(|_| (next() * steps).round() / steps * scale);
+            let importance = std::array::from_fn(|i| if (round + i) % 5 == 0 { 0.0 } else { next().powi(2) });
+            for level in Level::available() {
+                run(level, Both(&x, &importance));
+            }
+        }
+    }
+
+    #[test]
+    fn equal_weights_stay_in_their_order() {
+        let x = [2.0, -0.0, 1.0, 0.0, 2.0, -1.0, 0.0, 1.0, 2.0, 3.0, -1.0, 0.0, 1.0, 4.0, -2.0, -0.0];
+        assert_eq!(sorted(&x), [14, 5, 10, 1, 3, 6, 11, 15, 2, 7, 12, 0, 4, 8, 9, 13]);
+    }
 }

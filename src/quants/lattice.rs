@@ -434,3 +434,93 @@ pub(super) fn signed<const N: usize>(values: &[i8; N], scale: f32, signs: u8, w:
 pub(super) fn number(neighbours: &Neighbours, point: Point) -> u16 {
     neighbours.index(point).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ggml::GgmlType;
+    use crate::quants::{Level, dequantize_row, quantize_rows_at, requires_importance};
+
+    const TYPES: [GgmlType; 7] = [
+        GgmlType::IQ2_XXS,
+        GgmlType::IQ2_XS,
+        GgmlType::IQ3_XXS,
+        GgmlType::IQ1_S,
+        GgmlType::IQ3_S,
+        GgmlType::IQ2_S,
+        GgmlType::IQ1_M,
+    ];
+
+    /// Some numbers of every kind, from −1 to 1.
+    fn noise(n: usize) -> Vec<f32> {
+        let mut state = 0x9e37_79b9_u32;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as i32 as f32 / i32::MAX as f32
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    fn inputs() -> Vec<Vec<f32>> {
+        let noise = noise(4 * QK_K);
+        let map = |f: &dyn Fn(usize, f32) -> f32| noise.iter().enumerate().map(|(i, &x)| f(i, x)).collect();
+        vec![
+            map(&|_, x| x * x * x),
+            map(&|_, x| (x * 3.0).round() / 3.0),
+            map(&|_, x| 0.5f32.copysign(x)),
+            map(&|i, x| if i / 16 % 3 == 0 { 0.0 } else { x }),
+            map(&|i, x| if i % 97 == 0 { 1e4 * x } else { 1e-3 * x }),
+            map(&|_, x| x * 1e-39),
+            map(&|i, _| if i % 2 == 0 { 0.0 } else { -0.0 }),
+        ]
+    }
+
+    fn encode(level: Level, ty: GgmlType, x: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
+        let mut blocks = vec![0xa5; x.len() / ty.block_len() * ty.block_size()];
+        quantize_rows_at(level, ty, x, importance, &mut blocks).expect("whole blocks");
+        blocks
+    }
+
+    #[test]
+    fn every_level_gives_the_bytes_of_scalar_code() {
+        let importance: Vec<f32> =
+            noise(2 * QK_K).iter().enumerate().map(|(i, x)| if i % 7 == 0 { 0.0 } else { x * x }).collect();
+        for ty in TYPES {
+            for (n, x) in inputs().iter().enumerate() {
+                for importance in [None, Some(&importance[..])] {
+                    if importance.is_none() && requires_importance(ty) {
+                        continue;
+                    }
+                    let expected = encode(Level::Scalar, ty, x, importance);
+                    for level in Level::available() {
+                        assert!(encode(level, ty, x, importance) == expected, "{ty}, {level}, input {n}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_and_importance_without_meaning_are_encoded_somehow() {
+        let strange = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, -1.0, 0.0, -0.0];
+        let strange: Vec<f32> = noise(2 * QK_K).iter().map(|x| strange[(x.to_bits() >> 5 & 7) as usize]).collect();
+        for ty in TYPES {
+            for level in Level::available() {
+                for x in [&noise(2 * QK_K), &strange] {
+                    let blocks = encode(level, ty, x, Some(&strange));
+                    dequantize_row(ty, &blocks, &mut vec![0.0; x.len()]).expect("whole blocks");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn seven_signs_tell_the_eighth() {
+        for seven in 0..128 {
+            assert_eq!(even_signs(seven).count_ones() % 2, 0);
+            assert_eq!(even_signs(seven) & 0x7f, seven as u8);
+        }
+    }
+}

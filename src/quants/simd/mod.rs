@@ -106,6 +106,8 @@ pub(super) trait Simd: Copy {
     fn splat_int(self, x: i32) -> Self::I;
     /// The bytes of an array, from 0 to 255.
     fn load_bytes(self, x: &[u8; LANES]) -> Self::I;
+    /// Twice eight numbers, one after the other.
+    fn load_halves(self, halves: [&[f32; 8]; 2]) -> Self::F;
     /// Each of the numbers in four lanes, one after the other.
     fn splat_quads(self, x: &[f32; 4]) -> Self::F;
     /// Each of the numbers in eight lanes, one after the other.

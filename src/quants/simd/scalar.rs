@@ -52,6 +52,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_halves(self, halves: [&[f32; 8]; 2]) -> F {
+        F(from_fn(|k| halves[k / 8][k % 8]))
+    }
+
+    #[inline(always)]
     fn splat_quads(self, x: &[f32; 4]) -> F {
         F(from_fn(|k| x[k / 4]))
     }

@@ -93,6 +93,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_halves(self, [a, b]: [&[f32; 8]; 2]) -> F {
+        avx2!(F(_mm256_loadu_ps(a.as_ptr()), _mm256_loadu_ps(b.as_ptr())))
+    }
+
+    #[inline(always)]
     fn splat_quads(self, [a, b, c, d]: &[f32; 4]) -> F {
         avx2!(F(
             _mm256_set_m128(_mm_set1_ps(*b), _mm_set1_ps(*a)), //

@@ -82,6 +82,14 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_halves(self, [a, b]: [&[f32; 8]; 2]) -> F {
+        avx512!({
+            let low = _mm512_castps256_ps512(_mm256_loadu_ps(a.as_ptr()));
+            F(_mm512_insertf32x8::<1>(low, _mm256_loadu_ps(b.as_ptr())))
+        })
+    }
+
+    #[inline(always)]
     fn splat_quads(self, x: &[f32; 4]) -> F {
         avx512!({
             let quads = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
