@@ -307,35 +307,38 @@ pub(super) fn symmetric_scale_by_rounds<S: Simd, const N: usize>(simd: S, x: &[S
     let is_empty = amax.less(simd.splat(GROUP_MAX_EPS));
 
     let iscale = simd.splat(-nmax) / max;
-    let mut codes = [zero; N];
+    // What each weight adds to the sums is kept: rounds are most of the work.
+    let (mut codes, mut lx, mut l2) = ([zero; N], [zero; N], [zero; N]);
     let (mut sumlx, mut suml2) = (zero, zero);
-    for (&x, code) in x.iter().zip(&mut codes) {
+    for (i, &x) in x.iter().enumerate() {
         let l = (iscale * x).round().max(lowest).min(highest);
-        *code = l;
         let w = x * x;
-        sumlx = sumlx + w * x * l;
-        suml2 = suml2 + w * l * l;
+        (codes[i], lx[i], l2[i]) = (l, w * x * l, w * l * l);
+        sumlx = sumlx + lx[i];
+        suml2 = suml2 + l2[i];
     }
     // ggml stops a sub-block after a round without a change. Another round would change nothing either, as it starts from
     // the same sums: a lane that is done may run along.
     for _ in 0..5 {
         let mut is_changed = false;
-        for (&x, code) in x.iter().zip(&mut codes) {
-            let l = *code;
+        for (i, &x) in x.iter().enumerate() {
+            let l = codes[i];
             let w = x * x;
-            let wx = w * x;
-            let slx = sumlx - wx * l;
-            let sl2 = suml2 - w * l * l;
+            let slx = sumlx - lx[i];
+            let sl2 = suml2 - l2[i];
             let new_l = nearest(simd, x * sl2 / slx).max(lowest).min(highest);
-            let new_slx = slx + wx * new_l;
-            let new_sl2 = sl2 + w * new_l * new_l;
+            let (new_lx, new_l2) = (w * x * new_l, w * new_l * new_l);
+            let (new_slx, new_sl2) = (slx + new_lx, sl2 + new_l2);
             let is_better = zero.less(slx)
                 & !new_l.equal(l)
                 & zero.less(new_sl2)
                 & (sumlx * sumlx * new_sl2).less(new_slx * new_slx * suml2);
             if is_better.any() {
                 is_changed = true;
-                *code = l + is_better.select(new_l - l, zero);
+                // Not a select, which would become a masked store, and that is slow.
+                codes[i] = l + is_better.select(new_l - l, zero);
+                let l = codes[i];
+                (lx[i], l2[i]) = (w * x * l, w * l * l);
                 sumlx = is_better.select(new_slx, sumlx);
                 suml2 = is_better.select(new_sl2, suml2);
             }
