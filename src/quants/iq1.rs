@@ -168,10 +168,10 @@ fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
         let l = scale_code(fit.scale, id, 7);
         words[ib / 4] |= u16::from(l) << (3 * (ib % 4));
         block[32 + ib] |= (fit.down & 1) << 3 | (fit.down >> 1 & 1) << 7;
-        for k in 2 * ib..2 * ib + 2 {
+        for (k, &point) in points.iter().enumerate().skip(2 * ib).take(2) {
             let values = values(fit.down >> (k % 2)).map(|value| value * f32::from(2 * l + 1));
             let (x, importance) = (&w.as_chunks::<DIM>().0[k], &importance.as_chunks::<DIM>().0[k]);
-            for ((x, w), code) in x.iter().zip(importance).zip(codes(points[k])) {
+            for ((x, w), code) in x.iter().zip(importance).zip(codes(point)) {
                 let q = values[usize::from(code)];
                 sumqx += w * q * x;
                 sumq2 += w * q * q;
