@@ -19,7 +19,7 @@
 //! up to the C library, and the sums and so the bytes depend on it. Here equal values stay in their order, as they do with
 //! glibc, which merges arrays of this size in every release.
 
-use super::batch::Encoder;
+use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
 use super::grids::{self, Neighbours, POINTS_IQ1, Point};
 use super::lattice::{nearest, number, scale_code, sigma2, unit, weigh};
@@ -81,22 +81,22 @@ const MAX_EPS_M: f32 = 1e-7;
 pub(super) struct S;
 
 impl Encoder<QK_K, 50> for S {
-    const BLOCK_LEN: usize = QK_K;
-
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 50]) {
-        encode_s(simd, w, matrix.expect(REQUIRED), block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 50]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_s(simd, w, matrix.expect(REQUIRED), block);
+        }
     }
 }
 
 pub(super) struct M;
 
 impl Encoder<QK_K, 56> for M {
-    const BLOCK_LEN: usize = QK_K;
-
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 56]) {
-        encode_m(simd, w, matrix, block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 56]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_m(simd, w, matrix, block);
+        }
     }
 }
 

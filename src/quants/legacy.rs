@@ -24,10 +24,10 @@ use super::rounding::{round_away, whole_code};
 use super::{field, field_mut};
 
 /// Weights in a block.
-const QK: usize = 32;
+pub(super) const QK: usize = 32;
 
 type Weights = [f32; QK];
-type Codes = [u8; QK];
+pub(super) type Codes = [u8; QK];
 
 pub(super) fn decode_q4_0(block: &[u8; 18], w: &mut Weights) {
     let d = read_f16(field(block, 0));
@@ -98,6 +98,17 @@ pub(super) fn encode_q8_0(w: &Weights, block: &mut [u8; 34]) {
     let id = inverse(d);
     write_f16(d, field_mut(block, 0));
     *field_mut(block, 2) = each_code(w, |w| round_away(w * id));
+}
+
+/// Codes of 4 or 5 bits, as all types but Q8_0 end with them.
+#[inline(always)]
+pub(super) fn pack<const BITS: u32>(q: &Codes, bytes: &mut [u8]) {
+    if BITS == 5 {
+        pack_fifth_bits(q, field_mut(bytes, 0));
+        pack_nibbles(q, field_mut(bytes, 4));
+    } else {
+        pack_nibbles(q, field_mut(bytes, 0));
+    }
 }
 
 /// Codes of Q4_0 and Q5_0. The weight farthest from zero, of two with both signs the first, becomes code 0; its scale

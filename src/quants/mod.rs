@@ -14,11 +14,13 @@
 //! | part | types |
 //! |---|---|
 //! | `float` | F32, F16, BF16 |
-//! | `legacy` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
+//! | `legacy`, `legacy_importance` | Q4_0, Q4_1, Q5_0, Q5_1, Q8_0: 32 weights and one scale |
 //! | `q2_k` to `q6_k` | the K types: super-blocks of 256 weights, whose sub-blocks have small scales of their own |
 //! | `iq1`, `iq2`, `iq3` | IQ1_S, IQ1_M; IQ2_XXS, IQ2_XS, IQ2_S; IQ3_XXS, IQ3_S: super-blocks of points on a grid |
-//! | `search` | the scale searches of the K encoders |
 //! | `lattice`, `grids` | the search of the IQ2 and IQ3 encoders, and the grids |
+//! | `iq4` | IQ4_NL and IQ4_XS |
+//! | `super_block` | what the K encoders have in common |
+//! | `search`, `weighting` | searches for scales, and how much the error of a weight counts in them |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
 //! | `simd`, `batch` | vector instructions, and rows cut into what they take |
@@ -30,8 +32,10 @@ mod grids;
 mod iq1;
 mod iq2;
 mod iq3;
+mod iq4;
 mod lattice;
 mod legacy;
+mod legacy_importance;
 mod planes;
 mod q2_k;
 mod q3_k;
@@ -42,6 +46,8 @@ mod rounding;
 mod scales;
 mod search;
 mod simd;
+mod super_block;
+mod weighting;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
@@ -122,6 +128,8 @@ pub fn is_supported(ty: GgmlType) -> bool {
             | Q4_K
             | Q5_K
             | Q6_K
+            | IQ4_NL
+            | IQ4_XS
             | IQ2_XXS
             | IQ2_XS
             | IQ3_XXS
@@ -186,6 +194,8 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
         GgmlType::IQ3_S => decode_blocks(level, src, dst, iq3::decode_s),
         GgmlType::IQ2_S => decode_blocks(level, src, dst, iq2::decode_s),
         GgmlType::IQ1_M => decode_blocks(level, src, dst, iq1::decode_m),
+        GgmlType::IQ4_NL => batch::decode::<iq4::Iq4Nl, _, _>(level, src, dst),
+        GgmlType::IQ4_XS => batch::decode::<iq4::Iq4Xs, _, _>(level, src, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -243,16 +253,28 @@ pub fn quantize_rows_at(
         GgmlType::F32 => float::encode_f32(src, dst),
         GgmlType::F16 => float::encode_f16(src, dst),
         GgmlType::BF16 => float::encode_bf16(src, dst),
+        GgmlType::Q4_0 if importance.is_some() => {
+            batch::encode::<legacy_importance::Symmetric<4>, _, 18>(level, rows, dst)
+        }
         GgmlType::Q4_0 => encode_blocks(level, src, dst, legacy::encode_q4_0),
+        GgmlType::Q4_1 if importance.is_some() => {
+            batch::encode::<legacy_importance::WithMin<4>, _, 20>(level, rows, dst)
+        }
         GgmlType::Q4_1 => encode_blocks(level, src, dst, legacy::encode_q4_1),
+        GgmlType::Q5_0 if importance.is_some() => {
+            batch::encode::<legacy_importance::Symmetric<5>, _, 22>(level, rows, dst)
+        }
         GgmlType::Q5_0 => encode_blocks(level, src, dst, legacy::encode_q5_0),
+        GgmlType::Q5_1 if importance.is_some() => {
+            batch::encode::<legacy_importance::WithMin<5>, _, 24>(level, rows, dst)
+        }
         GgmlType::Q5_1 => encode_blocks(level, src, dst, legacy::encode_q5_1),
         GgmlType::Q8_0 => encode_blocks(level, src, dst, legacy::encode_q8_0),
-        GgmlType::Q2_K => encode_blocks(level, src, dst, q2_k::encode),
-        GgmlType::Q3_K => encode_blocks(level, src, dst, q3_k::encode),
-        GgmlType::Q4_K => encode_blocks(level, src, dst, q4_k::encode),
-        GgmlType::Q5_K => encode_blocks(level, src, dst, q5_k::encode),
-        GgmlType::Q6_K => encode_blocks(level, src, dst, q6_k::encode),
+        GgmlType::Q2_K => batch::encode::<q2_k::Q2K, _, _>(level, rows, dst),
+        GgmlType::Q3_K => batch::encode::<q3_k::Q3K, _, _>(level, rows, dst),
+        GgmlType::Q4_K => batch::encode::<q4_k::Q4K, _, _>(level, rows, dst),
+        GgmlType::Q5_K => batch::encode::<q5_k::Q5K, _, _>(level, rows, dst),
+        GgmlType::Q6_K => batch::encode::<q6_k::Q6K, _, _>(level, rows, dst),
         GgmlType::IQ2_XXS => batch::encode::<iq2::Xxs, _, _>(level, rows, dst),
         GgmlType::IQ2_XS => batch::encode::<iq2::Xs, _, _>(level, rows, dst),
         GgmlType::IQ3_XXS => batch::encode::<iq3::Xxs, _, _>(level, rows, dst),
@@ -260,6 +282,8 @@ pub fn quantize_rows_at(
         GgmlType::IQ3_S => batch::encode::<iq3::S, _, _>(level, rows, dst),
         GgmlType::IQ2_S => batch::encode::<iq2::S, _, _>(level, rows, dst),
         GgmlType::IQ1_M => batch::encode::<iq1::M, _, _>(level, rows, dst),
+        GgmlType::IQ4_NL => batch::encode::<iq4::Iq4Nl, _, _>(level, rows, dst),
+        GgmlType::IQ4_XS => batch::encode::<iq4::Iq4Xs, _, _>(level, rows, dst),
         _ => return Err(Error::Unsupported { ty }),
     }
     Ok(())
@@ -330,9 +354,15 @@ impl<From, To, Convert: Fn(&From, &mut To)> Kernel for EachBlock<'_, From, To, C
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        for (from, to) in self.from.iter().zip(self.to) {
-            (self.convert)(from, to);
-        }
+        each_block(self.from, self.to, self.convert);
+    }
+}
+
+/// A function of its own because the compiler knows of arguments, and not of fields, that they do not overlap.
+#[inline(always)]
+fn each_block<From, To>(from: &[From], to: &mut [To], convert: impl Fn(&From, &mut To)) {
+    for (from, to) in from.iter().zip(to) {
+        convert(from, to);
     }
 }
 

@@ -7,19 +7,22 @@
 //! | 80..82 | `d` | f16: what the scales count |
 //! | 82..84 | `dmin` | f16: what the minimums count |
 //!
-//! w = (d·scale)·q − dmin·minimum. Encoder `quantize_row_q2_K_ref`, decoder `dequantize_row_q2_K` of ggml-quants.c.
+//! w = (d·scale)·q − dmin·minimum. Encoders `quantize_row_q2_K_ref` and `_impl`, decoder `dequantize_row_q2_K` of ggml-quants.c.
 
+use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
+use super::planes::{self, Codes};
 use super::rounding::nearest_int;
 use super::scales::largest;
-use super::search::{self, Candidates, LANES, requantize};
-use super::{QK_K, field, field_mut, planes};
+use super::search::Candidates;
+use super::simd::Simd;
+use super::super_block::{WithMin, encode_with_min};
+use super::weighting::Weighting;
+use super::{QK_K, field, field_mut};
 
 /// Weights in a sub-block.
 const SUB: usize = 16;
 const N_SUB: usize = QK_K / SUB;
-
-const CANDIDATES: Candidates = Candidates { nmax: 3.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: true };
 
 pub(super) fn decode(block: &[u8; 84], w: &mut [f32; QK_K]) {
     let scales: &[u8; N_SUB] = field(block, 0);
@@ -34,39 +37,47 @@ pub(super) fn decode(block: &[u8; 84], w: &mut [f32; QK_K]) {
     }
 }
 
-pub(super) fn encode(w: &[f32; QK_K], block: &mut [u8; 84]) {
-    let mut codes = [0; QK_K];
-    let (mut scales, mut mins) = ([0.0; N_SUB], [0.0; N_SUB]);
-    search::each_group::<SUB>(w, &mut codes, |x, codes, at| {
-        let weights = x.map(|x| x.map(f32::abs));
-        let (scale, min) = search::scale_and_min(x, &weights, &CANDIDATES, codes);
-        scales[at..at + LANES].copy_from_slice(&scale);
-        mins[at..at + LANES].copy_from_slice(&min);
-    });
+pub(super) struct Q2K;
 
-    // A search can end on a negative scale. Its low byte is stored as it is, so it spills into the minimum's bits, in
-    // ggml too: what counts below is therefore the byte, not the two numbers.
-    let (max_scale, max_min) = (largest(&scales), largest(&mins));
-    let stored: &mut [u8; N_SUB] = field_mut(block, 0);
-    stored.fill(0);
-    if max_scale > 0.0 {
-        let iscale = 15.0 / max_scale;
-        for (byte, scale) in stored.iter_mut().zip(scales) {
-            *byte = nearest_int(iscale * scale) as u8;
-        }
+impl Encoder<QK_K, 84> for Q2K {
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 84]]) {
+        encode_with_min::<S, Q2K, SUB, N_SUB, 84>(simd, batch, blocks);
     }
-    if max_min > 0.0 {
-        let iscale = 15.0 / max_min;
-        for (byte, min) in stored.iter_mut().zip(mins) {
-            *byte |= (nearest_int(iscale * min) << 4) as u8;
-        }
-    }
-    let stored = *stored;
-    let d = write_f16(if max_scale > 0.0 { max_scale / 15.0 } else { 0.0 }, field_mut(block, 80));
-    let dmin = write_f16(if max_min > 0.0 { max_min / 15.0 } else { 0.0 }, field_mut(block, 82));
+}
 
-    for ((w, codes), sc) in w.as_chunks::<SUB>().0.iter().zip(codes.as_chunks_mut::<SUB>().0).zip(stored) {
-        requantize(w, d * f32::from(sc & 0xf), dmin * f32::from(sc >> 4), 0.0, 3.0, codes);
+impl WithMin<SUB, N_SUB, 84> for Q2K {
+    const CANDIDATES: Candidates = Candidates { nmax: 3.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: true };
+    const PLAIN: Weighting = Weighting::Size;
+    const IMPORTANCE: Weighting = Weighting::Importance { times: 1.0, over: QK_K as f32 };
+    const MAX_SCALE: f32 = 15.0;
+
+    fn store(scales: &[f32; N_SUB], mins: &[f32; N_SUB], block: &mut [u8; 84]) -> [(f32, f32); N_SUB] {
+        // A search can end on a negative scale, whose code is then a byte that is not small.
+        let codes = |values: &[f32; N_SUB], max: f32| {
+            let inverse = if max > 0.0 { Self::MAX_SCALE / max } else { 0.0 };
+            values.map(|x| nearest_int(inverse * x) as u8)
+        };
+        let (max_scale, max_min) = (largest(scales), largest(mins));
+        let (ls, lm) = (codes(scales, max_scale), codes(mins, max_min));
+        Self::store_codes((max_scale / Self::MAX_SCALE, &ls), (max_min / Self::MAX_SCALE, &lm), block)
     }
-    planes::pack_pairs(&codes, 0, field_mut(block, 16));
+
+    /// The low byte of a code is stored as it is, so it spills into the minimum's bits, in ggml too: what counts is what a
+    /// decoder will read.
+    fn store_codes(
+        (d, ls): (f32, &[u8; N_SUB]),
+        (dmin, lm): (f32, &[u8; N_SUB]),
+        block: &mut [u8; 84],
+    ) -> [(f32, f32); N_SUB] {
+        let stored: [u8; N_SUB] = std::array::from_fn(|j| ls[j] | lm[j] << 4);
+        *field_mut(block, 0) = stored;
+        let d = write_f16(d, field_mut(block, 80));
+        let dmin = write_f16(dmin, field_mut(block, 82));
+        stored.map(|sc| (d * f32::from(sc & 0xf), dmin * f32::from(sc >> 4)))
+    }
+
+    fn pack(codes: &Codes, block: &mut [u8; 84]) {
+        planes::pack_pairs(codes, 0, field_mut(block, 16));
+    }
 }

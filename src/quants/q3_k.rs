@@ -8,12 +8,16 @@
 //! | 104..108 |  | byte j: bits 4 and 5 of scales j, j + 4, j + 8 and j + 12, from the low bits up |
 //! | 108..110 | `d` | f16: what the scales count |
 //!
-//! w = (d·(scale − 32))·(q − 4). Encoder `quantize_row_q3_K_ref`, decoder `dequantize_row_q3_K` of ggml-quants.c.
+//! w = (d·(scale − 32))·(q − 4). Encoders `quantize_row_q3_K_ref` and `_impl`, decoder `dequantize_row_q3_K` of ggml-quants.c.
 
+use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
+use super::planes::{self, Codes};
 use super::rounding::nearest_int;
-use super::search::{self, LANES, requantize};
-use super::{QK_K, field, field_mut, planes};
+use super::simd::Simd;
+use super::super_block::{WithoutMin, encode_symmetric, farthest};
+use super::weighting::Weighting;
+use super::{QK_K, field, field_mut};
 
 /// Weights in a sub-block.
 const SUB: usize = 16;
@@ -33,30 +37,42 @@ pub(super) fn decode(block: &[u8; 110], w: &mut [f32; QK_K]) {
     }
 }
 
-pub(super) fn encode(w: &[f32; QK_K], block: &mut [u8; 110]) {
-    let mut codes = [0; QK_K];
-    let mut scales = [0.0f32; N_SUB];
-    search::each_group::<SUB>(w, &mut codes, |x, codes, at| {
-        scales[at..at + LANES].copy_from_slice(&search::symmetric_scale_by_rounds(x, 4.0, codes));
-    });
+pub(super) struct Q3K;
 
-    // The scale farthest from zero becomes −32.
-    let max_scale = scales.iter().fold(0.0f32, |max, &scale| if scale.abs() > max.abs() { scale } else { max });
-    // Without any scale ggml stores zeros, which read as −32.
-    let (mut stored, mut d) = ([0; N_SUB], 0.0);
-    if max_scale != 0.0 {
+impl Encoder<QK_K, 110> for Q3K {
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 110]]) {
+        encode_symmetric::<S, Q3K, 110>(simd, batch, blocks);
+    }
+}
+
+impl WithoutMin<110> for Q3K {
+    const NMAX: f32 = 4.0;
+    const BY_ROUNDS: bool = true;
+    const IMPORTANCE: Weighting = Weighting::Importance { times: 2.0, over: QK_K as f32 };
+    const SEARCHES_SCALES: bool = true;
+
+    fn store(scales: &[f32; N_SUB], block: &mut [u8; 110]) -> Option<[f32; N_SUB]> {
+        // The scale farthest from zero becomes −32. Without any scale ggml stores zeros, which read as −32.
+        let max_scale = farthest(scales);
+        if max_scale == 0.0 {
+            return Some(Self::store_codes((0.0, &[0; N_SUB]), block));
+        }
         let iscale = -32.0 / max_scale;
-        stored = scales.map(|scale| ((nearest_int(iscale * scale) as i8).clamp(-32, 31) + 32).cast_unsigned());
-        d = 1.0 / iscale;
+        let codes = scales.map(|scale| ((nearest_int(iscale * scale) as i8).clamp(-32, 31) + 32).cast_unsigned());
+        Some(Self::store_codes((1.0 / iscale, &codes), block))
     }
-    pack_scales(&stored, field_mut(block, 96));
-    let d = write_f16(d, field_mut(block, 108));
 
-    for ((w, codes), scale) in w.as_chunks::<SUB>().0.iter().zip(codes.as_chunks_mut::<SUB>().0).zip(stored) {
-        requantize(w, d * (i32::from(scale) - 32) as f32, 0.0, -4.0, 3.0, codes);
+    fn store_codes((d, codes): (f32, &[u8; N_SUB]), block: &mut [u8; 110]) -> [f32; N_SUB] {
+        pack_scales(codes, field_mut(block, 96));
+        let d = write_f16(d, field_mut(block, 108));
+        codes.map(|code| d * (i32::from(code) - 32) as f32)
     }
-    planes::pack_bits(&codes, 2, field_mut(block, 0));
-    planes::pack_pairs(&codes, 0, field_mut(block, 32));
+
+    fn pack(codes: &Codes, block: &mut [u8; 110]) {
+        planes::pack_bits(codes, 2, field_mut(block, 0));
+        planes::pack_pairs(codes, 0, field_mut(block, 32));
+    }
 }
 
 #[inline]

@@ -7,12 +7,16 @@
 //! | 192..208 | `scales` | i8 |
 //! | 208..210 | `d` | f16: what the scales count |
 //!
-//! w = (d·scale)·(q − 32). Encoder `quantize_row_q6_K_ref`, decoder `dequantize_row_q6_K` of ggml-quants.c.
+//! w = (d·scale)·(q − 32). Encoders `quantize_row_q6_K_ref` and `_impl`, decoder `dequantize_row_q6_K` of ggml-quants.c.
 
+use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
 use super::planes::{self, Codes};
 use super::rounding::nearest_int;
-use super::search::{self, GROUP_MAX_EPS, LANES, requantize};
+use super::search::GROUP_MAX_EPS;
+use super::simd::Simd;
+use super::super_block::{WithoutMin, encode_symmetric, farthest};
+use super::weighting::Weighting;
 use super::{QK_K, field, field_mut};
 
 /// Weights in a sub-block.
@@ -32,29 +36,43 @@ pub(super) fn decode(block: &[u8; 210], w: &mut [f32; QK_K]) {
     }
 }
 
-pub(super) fn encode(w: &[f32; QK_K], block: &mut [u8; 210]) {
-    let mut codes = [0; QK_K];
-    let mut scales = [0.0f32; N_SUB];
-    search::each_group::<SUB>(w, &mut codes, |x, codes, at| {
-        scales[at..at + LANES].copy_from_slice(&search::symmetric_scale(x, 32.0, codes));
-    });
+pub(super) struct Q6K;
 
-    // The scale farthest from zero becomes −128.
-    let max_scale = scales.iter().fold(0.0f32, |max, &scale| if scale.abs() > max.abs() { scale } else { max });
-    if max_scale.abs() < GROUP_MAX_EPS {
-        block.fill(0);
-        return;
+impl Encoder<QK_K, 210> for Q6K {
+    #[inline(always)]
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 210]]) {
+        encode_symmetric::<S, Q6K, 210>(simd, batch, blocks);
     }
-    let iscale = -128.0 / max_scale;
-    let stored = scales.map(|scale| nearest_int(iscale * scale).min(127) as i8);
-    *field_mut(block, 192) = stored.map(i8::cast_unsigned);
-    let d = write_f16(1.0 / iscale, field_mut(block, 208));
+}
 
-    for ((w, codes), scale) in w.as_chunks::<SUB>().0.iter().zip(codes.as_chunks_mut::<SUB>().0).zip(stored) {
-        requantize(w, d * f32::from(scale), 0.0, -32.0, 31.0, codes);
+impl WithoutMin<210> for Q6K {
+    const NMAX: f32 = 32.0;
+    const BY_ROUNDS: bool = false;
+    const IMPORTANCE: Weighting = Weighting::ImportanceAlone;
+    const SEARCHES_SCALES: bool = false;
+
+    fn store(scales: &[f32; N_SUB], block: &mut [u8; 210]) -> Option<[f32; N_SUB]> {
+        // The scale farthest from zero becomes −128.
+        let max_scale = farthest(scales);
+        if max_scale.abs() < GROUP_MAX_EPS {
+            block.fill(0);
+            return None;
+        }
+        let iscale = -128.0 / max_scale;
+        let codes = scales.map(|scale| (nearest_int(iscale * scale).min(127) as i8).cast_unsigned());
+        Some(Self::store_codes((1.0 / iscale, &codes), block))
     }
-    pack_ql(&codes, field_mut(block, 0));
-    planes::pack_pairs(&codes, 4, field_mut(block, 128));
+
+    fn store_codes((d, codes): (f32, &[u8; N_SUB]), block: &mut [u8; 210]) -> [f32; N_SUB] {
+        *field_mut(block, 192) = *codes;
+        let d = write_f16(d, field_mut(block, 208));
+        codes.map(|code| d * f32::from(code.cast_signed()))
+    }
+
+    fn pack(codes: &Codes, block: &mut [u8; 210]) {
+        pack_ql(codes, field_mut(block, 0));
+        planes::pack_pairs(codes, 4, field_mut(block, 128));
+    }
 }
 
 #[inline(always)]

@@ -19,18 +19,6 @@ fn nearest(x: f32) -> f32 {
     f32::from_bits((x + MAGIC).to_bits() & 0x007f_ffff | 0x4b00_0000) - MAGIC
 }
 
-#[inline(always)]
-fn clamp(l: f32, lowest: f32, highest: f32) -> f32 {
-    let l = if l > lowest { l } else { lowest };
-    if l < highest { l } else { highest }
-}
-
-/// [`nearest_int`], clamped.
-#[inline(always)]
-pub(super) fn nearest_code(x: f32, lowest: f32, highest: f32) -> f32 {
-    clamp(nearest(x), lowest, highest)
-}
-
 /// The code of the integer below `x`, for `x` from 0 up, at most `highest`; 0 for NaN as arithmetic makes it.
 #[inline(always)]
 pub(super) fn whole_code(x: f32, highest: f32) -> u8 {

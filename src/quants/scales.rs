@@ -9,7 +9,7 @@
 
 use super::float::write_f16;
 use super::rounding::nearest_int;
-use super::{QK_K, field_mut};
+use super::{QK_K, field, field_mut};
 
 /// Sub-blocks of 32 weights in a super-block.
 pub(super) const N_SUB: usize = QK_K / 32;
@@ -45,9 +45,20 @@ pub(super) fn encode(scales: &[f32; N_SUB], mins: &[f32; N_SUB], head: &mut [u8;
         values.map(|x| (nearest_int(inverse * x) as u8).min(63))
     };
     let (ls, lm) = (codes(scales, max_scale), codes(mins, max_min));
-    let d = write_f16(max_scale / 63.0, field_mut(head, 0));
-    let dmin = write_f16(max_min / 63.0, field_mut(head, 2));
-    pack(&ls, &lm, field_mut(head, 4));
+    store((max_scale / 63.0, &ls), (max_min / 63.0, &lm), head)
+}
+
+/// Stores codes with their scales as [`encode`] does. A code that has more than six bits spills, in ggml too: what counts is
+/// what a decoder will read.
+pub(super) fn store(
+    (d, ls): (f32, &[u8; N_SUB]),
+    (dmin, lm): (f32, &[u8; N_SUB]),
+    head: &mut [u8; 16],
+) -> [(f32, f32); N_SUB] {
+    let d = write_f16(d, field_mut(head, 0));
+    let dmin = write_f16(dmin, field_mut(head, 2));
+    pack(ls, lm, field_mut(head, 4));
+    let (ls, lm) = unpack(field(head, 4));
     std::array::from_fn(|j| (d * f32::from(ls[j]), dmin * f32::from(lm[j])))
 }
 

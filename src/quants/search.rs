@@ -1,7 +1,7 @@
 //! The searches of the K encoders: for each sub-block the scale (and minimum) that leaves the least error.
 //!
-//! ggml takes one sub-block at a time (`make_qkx2_quants`, `make_q3_quants`, `make_qx_quants` in ggml-quants.c), and for
-//! each candidate sums over its weights:
+//! ggml takes one sub-block at a time (`make_qkx2_quants` and its like in ggml-quants.c), and for each candidate sums over
+//! its weights:
 //!
 //! ```text
 //! for each sub-block
@@ -11,71 +11,38 @@
 //! ```
 //!
 //! The additions may not be reordered, since f32 sums depend on order and the bytes on the sums. But sub-blocks know
-//! nothing of each other. So here the outer loop is the innermost: [`LANES`] sub-blocks are searched side by side, weight
-//! i of each in `x[i][lane]`, every lane doing the operations of ggml in its order. Lanes differ only where ggml branches;
-//! there both ways are computed and each lane selects. A candidate that ggml would skip costs its time, and nothing else:
-//! what it computes, often NaN, is dropped.
+//! nothing of each other. So here the outer loop is the innermost: [`LANES`](super::simd::LANES) sub-blocks are searched
+//! side by side, weight i of each in the lanes of `x[i]`, every lane doing the operations of ggml in its order. Lanes differ
+//! only where ggml branches; there both ways are computed and each lane selects. A candidate that ggml would skip costs its
+//! time, and nothing else: what it computes, often NaN, is dropped.
 //!
-//! The loops are functions of their own, and kept so: inlined into one body, the compiler mixed their lanes, turned selects
-//! into branches and took half as long again.
+//! The codes of the best candidate are not kept, but what they can be computed from once more: they are only wanted where
+//! the stored scale is zero.
 
-use super::QK_K;
-use super::rounding::{code_byte, nearest_code};
-
-/// Sub-blocks searched side by side: all of a type with sub-blocks of 32, half of one with 16.
-pub(super) const LANES: usize = 8;
-
-/// One value for each sub-block of a group.
-pub(super) type Lanes<T> = [T; LANES];
+use super::simd::{Floats, Ints, Mask, Simd};
 
 /// Scales below this count as zero (`GROUP_MAX_EPS`).
 pub(super) const GROUP_MAX_EPS: f32 = 1e-15;
 
-/// `LANES` sub-blocks of `N` weights, weight by weight.
-pub(super) type Group<const N: usize> = [Lanes<f32>; N];
+/// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the low bits of the sum.
+const MAGIC: f32 = 12_582_912.0;
 
-/// Lays `LANES` consecutive sub-blocks side by side.
+/// The nearest integer of any number, as ggml's `nearest_int` has it: without meaning beyond 2²² and for NaN, but the same.
 #[inline(always)]
-pub(super) fn group<const N: usize>(x: &[f32]) -> Group<N> {
-    let mut group = [[0.0; LANES]; N];
-    for (lane, sub_block) in x.as_chunks::<N>().0.iter().take(LANES).enumerate() {
-        for (row, &x) in group.iter_mut().zip(sub_block) {
-            row[lane] = x;
-        }
-    }
-    group
+fn nearest<S: Simd>(simd: S, x: S::F) -> S::F {
+    let bits = (x + simd.splat(MAGIC)).bits() & simd.splat_int(0x007f_ffff) | simd.splat_int(0x4b00_0000);
+    bits.float_of_bits() - simd.splat(MAGIC)
 }
 
-/// Writes the codes of a group, each plus `offset`, where its sub-blocks are, one after the other.
+/// The low eight bits of [`nearest`]: what is left of it in a `uint8_t`.
 #[inline(always)]
-fn ungroup<const N: usize>(codes: &Group<N>, offset: f32, out: &mut [u8]) {
-    for (lane, sub_block) in out.as_chunks_mut::<N>().0.iter_mut().take(LANES).enumerate() {
-        for (code, row) in sub_block.iter_mut().zip(codes) {
-            *code = code_byte(row[lane] + offset);
-        }
-    }
-}
-
-/// The codes of one sub-block for the scale and minimum that were stored, which replace those of the search. A scale of
-/// zero leaves the search's codes in place, as ggml does.
-#[inline(always)]
-pub(super) fn requantize<const N: usize>(
-    x: &[f32; N],
-    scale: f32,
-    min: f32,
-    lowest: f32,
-    highest: f32,
-    codes: &mut [u8; N],
-) {
-    if scale == 0.0 {
-        return;
-    }
-    for (code, x) in codes.iter_mut().zip(x) {
-        *code = code_byte(nearest_code((x + min) / scale, lowest, highest) - lowest);
-    }
+fn nearest_u8<S: Simd>(simd: S, x: S::F) -> S::F {
+    let bits = (x + simd.splat(MAGIC)).bits() & simd.splat_int(0xff) | simd.splat_int(0x4b00_0000);
+    bits.float_of_bits() - simd.splat(8_388_608.0)
 }
 
 /// What a search for scale and minimum tries (`rmin`, `rdelta`, `nstep`, `use_mad` of `make_qkx2_quants`).
+#[derive(Clone, Copy)]
 pub(super) struct Candidates {
     /// Largest code.
     pub(super) nmax: f32,
@@ -89,336 +56,408 @@ pub(super) struct Candidates {
     pub(super) use_mad: bool,
 }
 
-/// Scale and minimum for w ≈ scale·code − min, with codes from 0 to `nmax` written to `codes` (`make_qkx2_quants`).
-/// `weights` says how much each weight's error counts. The minimum is not negative.
-#[inline(always)]
-pub(super) fn scale_and_min<const N: usize>(
-    x: &Group<N>,
-    weights: &Group<N>,
-    candidates: &Candidates,
-    codes: &mut [u8],
-) -> (Lanes<f32>, Lanes<f32>) {
-    let &Candidates { nmax, rmin, rdelta, nstep, use_mad } = candidates;
+impl Candidates {
+    /// What is tried for a type with codes up to `nmax` when there is an importance matrix.
+    pub(super) const fn with_importance(nmax: f32) -> Self {
+        Self { nmax, rmin: -0.9, rdelta: 0.05, nstep: 36, use_mad: false }
+    }
+}
 
-    let mut min = x[0];
+/// What [`scale_and_min`] finds.
+#[derive(Clone, Copy)]
+pub(super) struct ScaleAndMin<S: Simd> {
+    /// w ≈ scale·code − min.
+    pub(super) scale: S::F,
+    /// Not negative.
+    pub(super) min: S::F,
+    /// The codes are the integers nearest to `iscale·(w − start)`.
+    iscale: S::F,
+    start: S::F,
+    /// All weights are the same, and not positive: there is no scale, and all codes are 0.
+    is_flat: S::M,
+}
+
+/// Scale and minimum for w ≈ scale·code − min, with codes from 0 to `nmax` (`make_qkx2_quants`; `make_qkx3_quants` is the
+/// same for weights that are given). `weights` says how much each weight's error counts.
+#[inline(always)]
+pub(super) fn scale_and_min<S: Simd, const N: usize>(
+    simd: S,
+    x: &[S::F; N],
+    weights: &[S::F; N],
+    candidates: &Candidates,
+) -> ScaleAndMin<S> {
+    let &Candidates { nmax, rmin, rdelta, nstep, use_mad } = candidates;
+    let zero = simd.splat(0.0);
+
+    let mut least = x[0];
     let mut max = x[0];
     let mut sum_w = weights[0];
-    let mut sum_x: Lanes<f32> = std::array::from_fn(|k| weights[0][k] * x[0][k]);
-    for (x, w) in x.iter().zip(weights).skip(1) {
-        for k in 0..LANES {
-            min[k] = if x[k] < min[k] { x[k] } else { min[k] };
-            max[k] = if x[k] > max[k] { x[k] } else { max[k] };
-            sum_w[k] += w[k];
-            sum_x[k] += w[k] * x[k];
-        }
+    let mut sum_x = weights[0] * x[0];
+    for (&x, &w) in x.iter().zip(weights).skip(1) {
+        least = x.min(least);
+        max = x.max(max);
+        sum_w = sum_w + w;
+        sum_x = sum_x + w * x;
     }
-    for min in &mut min {
-        *min = if *min > 0.0 { 0.0 } else { *min };
-    }
-    // Where max and min are now the same, ggml ends here: no scale, codes 0. Such a lane runs along and is set right at
-    // the end.
-    let first_min = min;
+    let first_min = zero.less(least).select(zero, least);
+    let is_flat = max.equal(first_min);
+    let mut min = first_min;
+    let mut best = ScaleAndMin { scale: zero, min, iscale: simd.splat(nmax) / (max - min), start: min, is_flat };
+    best.scale = simd.splat(1.0) / best.iscale;
+    let mut codes = [zero; N];
+    trial_codes(simd, x, (least, max, is_flat), best.iscale, min, nmax, &mut codes);
+    let mut best_error = line_error(simd, x, weights, &codes, best.scale, min, use_mad);
 
-    // The codes of the best candidate are not kept, but what they can be computed from once more.
-    let mut iscale = [0.0; LANES];
-    for k in 0..LANES {
-        iscale[k] = nmax / (max[k] - min[k]);
-    }
-    let (mut best_iscale, mut best_start) = (iscale, min);
-    let mut scale = iscale.map(|iscale| 1.0 / iscale);
-    let mut best_error = [0.0; LANES];
-    for (x, w) in x.iter().zip(weights) {
-        for k in 0..LANES {
-            let l = nearest_code(iscale[k] * (x[k] - min[k]), 0.0, nmax);
-            best_error[k] += w[k] * error(scale[k] * l + min[k] - x[k], use_mad);
-        }
-    }
-
-    let mut trial = [[0.0f32; LANES]; N];
     for step in 0..=nstep {
-        let n_steps = rmin + rdelta * step as f32 + nmax;
-        for k in 0..LANES {
-            iscale[k] = n_steps / (max[k] - min[k]);
+        let iscale = simd.splat(rmin + rdelta * step as f32 + nmax) / (max - min);
+        trial_codes(simd, x, (least, max, is_flat), iscale, min, nmax, &mut codes);
+        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+        for ((&x, &w), &l) in x.iter().zip(weights).zip(&codes) {
+            let wl = w * l;
+            sum_l = sum_l + wl;
+            sum_l2 = sum_l2 + wl * l;
+            sum_xl = sum_xl + wl * x;
         }
-        let sums = trial_sums(x, weights, &iscale, &min, nmax, &mut trial);
-        let line = fit_line(&sum_w, &sum_x, &sums);
-        let this_error = line_error(x, weights, &trial, &line, use_mad);
-        for k in 0..LANES {
-            let is_better = (line.determinant[k] > 0.0) & (this_error[k] < best_error[k]);
-            best_error[k] = if is_better { this_error[k] } else { best_error[k] };
-            best_iscale[k] = if is_better { iscale[k] } else { best_iscale[k] };
-            best_start[k] = if is_better { min[k] } else { best_start[k] };
-            scale[k] = if is_better { line.scale[k] } else { scale[k] };
-            min[k] = if is_better { line.min[k] } else { min[k] };
+
+        // The least-squares line through the codes; if its minimum has the wrong sign, the best line through 0.
+        let determinant = sum_w * sum_l2 - sum_l * sum_l;
+        let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
+        let mut this_min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
+        let is_wrong = zero.less(this_min);
+        if is_wrong.any() {
+            this_scale = is_wrong.select(sum_xl / sum_l2, this_scale);
+            this_min = is_wrong.select(zero, this_min);
         }
+
+        let error = line_error(simd, x, weights, &codes, this_scale, this_min, use_mad);
+        let is_better = zero.less(determinant) & error.less(best_error);
+        best_error = is_better.select(error, best_error);
+        best.iscale = is_better.select(iscale, best.iscale);
+        best.start = is_better.select(min, best.start);
+        best.scale = is_better.select(this_scale, best.scale);
+        min = is_better.select(this_min, min);
     }
 
-    for (x, best) in x.iter().zip(&mut trial) {
-        for k in 0..LANES {
-            let l = nearest_code(best_iscale[k] * (x[k] - best_start[k]), 0.0, nmax);
-            best[k] = if max[k] == first_min[k] { 0.0 } else { l };
-        }
-    }
-    ungroup(&trial, 0.0, codes);
-    for k in 0..LANES {
-        let is_flat = max[k] == first_min[k];
-        scale[k] = if is_flat { 0.0 } else { scale[k] };
-        min[k] = -if is_flat { first_min[k] } else { min[k] };
-    }
-    (scale, min)
+    best.scale = is_flat.select(zero, best.scale);
+    best.min = -is_flat.select(first_min, min);
+    best
 }
 
-/// Sums over the codes of a candidate: of l, l² and l·x, each times the weight.
-struct Sums {
-    l: Lanes<f32>,
-    l2: Lanes<f32>,
-    xl: Lanes<f32>,
-}
-
-/// A least-squares line: scale, minimum, and what was divided by to get them.
-struct Line {
-    determinant: Lanes<f32>,
-    scale: Lanes<f32>,
-    min: Lanes<f32>,
-}
-
-/// The sums for codes at `iscale` from `min` up, which are written to `trial`.
-#[inline(never)]
-fn trial_sums<const N: usize>(
-    x: &Group<N>,
-    weights: &Group<N>,
-    iscale: &Lanes<f32>,
-    min: &Lanes<f32>,
+/// The codes at `iscale` from `min` up, for weights between `least` and `max`. Those of flat lanes do not matter.
+#[inline(always)]
+fn trial_codes<S: Simd, const N: usize>(
+    simd: S,
+    x: &[S::F; N],
+    (least, max, is_flat): (S::F, S::F, S::M),
+    iscale: S::F,
+    min: S::F,
     nmax: f32,
-    trial: &mut Group<N>,
-) -> Sums {
-    let (mut sum_l, mut sum_l2, mut sum_xl) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-    for ((x, w), trial) in x.iter().zip(weights).zip(trial) {
-        for k in 0..LANES {
-            let l = nearest_code(iscale[k] * (x[k] - min[k]), 0.0, nmax);
-            trial[k] = l;
-            let wl = w[k] * l;
-            sum_l[k] += wl;
-            sum_l2[k] += wl * l;
-            sum_xl[k] += wl * x[k];
+    codes: &mut [S::F; N],
+) {
+    let (limit, zero, nmax) = (simd.splat(4_194_304.0), simd.splat(0.0), simd.splat(nmax));
+    // Rounding keeps the order of numbers: where both ends are small, all between are.
+    let is_small = (iscale * (max - min)).abs().less(limit) & (iscale * (least - min)).abs().less(limit);
+    if (!(is_small | is_flat)).any() {
+        for (&x, code) in x.iter().zip(codes) {
+            *code = nearest(simd, iscale * (x - min)).max(zero).min(nmax);
         }
+        return;
     }
-    Sums { l: sum_l, l2: sum_l2, xl: sum_xl }
-}
-
-/// The least-squares line through the codes of a candidate; if its minimum has the wrong sign, the best line through 0.
-#[inline(never)]
-fn fit_line(sum_w: &Lanes<f32>, sum_x: &Lanes<f32>, sums: &Sums) -> Line {
-    let (mut determinant, mut scale, mut min) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-    let mut through_0 = [0.0; LANES];
-    let Sums { l, l2, xl } = sums;
-    for k in 0..LANES {
-        through_0[k] = xl[k] / l2[k];
-        determinant[k] = sum_w[k] * l2[k] - l[k] * l[k];
-        scale[k] = (sum_w[k] * xl[k] - sum_x[k] * l[k]) / determinant[k];
-        min[k] = (l2[k] * sum_x[k] - l[k] * xl[k]) / determinant[k];
+    for (&x, code) in x.iter().zip(codes) {
+        *code = (iscale * (x - min)).round().max(zero).min(nmax);
     }
-    // Not in the loop above, where the selects became branches around the divisions.
-    for ((scale, min), through_0) in scale.iter_mut().zip(&mut min).zip(through_0) {
-        *scale = if *min > 0.0 { through_0 } else { *scale };
-        *min = if *min > 0.0 { 0.0 } else { *min };
-    }
-    Line { determinant, scale, min }
 }
 
 /// What a line leaves of the weights, summed.
-#[inline(never)]
-fn line_error<const N: usize>(
-    x: &Group<N>,
-    weights: &Group<N>,
-    trial: &Group<N>,
-    line: &Line,
+#[inline(always)]
+fn line_error<S: Simd, const N: usize>(
+    simd: S,
+    x: &[S::F; N],
+    weights: &[S::F; N],
+    codes: &[S::F; N],
+    scale: S::F,
+    min: S::F,
     use_mad: bool,
-) -> Lanes<f32> {
-    let mut sum = [0.0; LANES];
-    for ((x, w), trial) in x.iter().zip(weights).zip(trial) {
-        for k in 0..LANES {
-            sum[k] += w[k] * error(line.scale[k] * trial[k] + line.min[k] - x[k], use_mad);
-        }
+) -> S::F {
+    let mut sum = simd.splat(0.0);
+    for ((&x, &w), &code) in x.iter().zip(weights).zip(codes) {
+        let difference = scale * code + min - x;
+        sum = sum + w * if use_mad { difference.abs() } else { difference * difference };
     }
     sum
 }
 
-#[inline(always)]
-fn error(difference: f32, use_mad: bool) -> f32 {
-    if use_mad { difference.abs() } else { difference * difference }
+impl<S: Simd> ScaleAndMin<S> {
+    /// As if all weights were 0.
+    #[inline(always)]
+    pub(super) fn none(simd: S) -> Self {
+        let zero = simd.splat(0.0);
+        Self { scale: zero, min: zero, iscale: zero, start: zero, is_flat: zero.equal(zero) }
+    }
+
+    /// The codes for the scale and minimum that were stored, from 0 to `nmax`. A scale of zero leaves the codes of the
+    /// search in place, as ggml does.
+    #[inline(always)]
+    pub(super) fn codes<const N: usize>(self, simd: S, x: &[S::F; N], scale: S::F, min: S::F, nmax: f32) -> [S::F; N] {
+        let (zero, nmax) = (simd.splat(0.0), simd.splat(nmax));
+        let mut codes = [zero; N];
+        for (&x, code) in x.iter().zip(&mut codes) {
+            *code = nearest(simd, (x + min) / scale).max(zero).min(nmax);
+        }
+        let is_zero = scale.equal(zero);
+        if is_zero.any() {
+            for (found, code) in self.found_codes(simd, x, nmax).into_iter().zip(&mut codes) {
+                *code = is_zero.select(found, *code);
+            }
+        }
+        codes
+    }
+
+    /// The codes of the search, from 0 to `nmax`.
+    #[inline(always)]
+    pub(super) fn found_codes<const N: usize>(self, simd: S, x: &[S::F; N], nmax: S::F) -> [S::F; N] {
+        let zero = simd.splat(0.0);
+        let mut codes = [zero; N];
+        for (&x, code) in x.iter().zip(&mut codes) {
+            let l = nearest(simd, self.iscale * (x - self.start)).max(zero).min(nmax);
+            *code = self.is_flat.select(zero, l);
+        }
+        codes
+    }
+}
+
+/// What a search for a symmetric scale finds.
+#[derive(Clone, Copy)]
+pub(super) struct Symmetric<S: Simd, const N: usize> {
+    /// w ≈ scale·(code − nmax).
+    pub(super) scale: S::F,
+    /// Codes less nmax.
+    codes: [S::F; N],
+    /// No weight is worth the name: all codes are 0, not the code that stands for 0, for ggml leaves the search before it
+    /// adds nmax.
+    is_empty: S::M,
 }
 
 /// The value farthest from zero in each lane, of two with both signs the first, and its distance.
 #[inline(always)]
-fn farthest<const N: usize>(x: &Group<N>) -> (Lanes<f32>, Lanes<f32>) {
-    let (mut max, mut amax) = ([0.0; LANES], [0.0; LANES]);
-    for x in x {
-        for k in 0..LANES {
-            let is_farther = x[k].abs() > amax[k];
-            amax[k] = if is_farther { x[k].abs() } else { amax[k] };
-            max[k] = if is_farther { x[k] } else { max[k] };
-        }
+pub(super) fn farthest<S: Simd, const N: usize>(simd: S, x: &[S::F; N]) -> (S::F, S::F) {
+    let (mut max, mut amax) = (simd.splat(0.0), simd.splat(0.0));
+    for &x in x {
+        max = amax.less(x.abs()).select(x, max);
+        amax = x.abs().max(amax);
     }
     (max, amax)
 }
 
-/// The scale for w ≈ scale·(code − nmax), with codes from 0 to 2·nmax − 1 written to `codes`, errors counted by the
-/// square of the weight (`make_qx_quants` with `rmse_type` 1).
+/// The scale for w ≈ scale·(code − nmax), with codes from 0 to 2·nmax − 1, where `weights` says how much each weight's error
+/// counts (`make_qx_quants` with `rmse_type` 1, for which the weights are the squares if none are given).
 #[inline(always)]
-pub(super) fn symmetric_scale<const N: usize>(x: &Group<N>, nmax: f32, codes: &mut [u8]) -> Lanes<f32> {
-    let (lowest, highest) = (-nmax, nmax - 1.0);
-    let (max, amax) = farthest(x);
-
-    // The sums over the codes of one candidate.
-    let sums = |iscale: &Lanes<f32>| {
-        let (mut sumlx, mut suml2) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for x in x {
-            for k in 0..LANES {
-                let l = nearest_code(iscale[k] * x[k], lowest, highest);
-                let w = x[k] * x[k];
-                sumlx[k] += w * x[k] * l;
-                suml2[k] += w * l * l;
-            }
-        }
-        (sumlx, suml2)
-    };
-
-    let mut best_iscale = max.map(|max| -nmax / max);
-    let (sumlx, suml2) = sums(&best_iscale);
-    let (mut scale, mut best_gain) = ([0.0; LANES], [0.0; LANES]);
-    for k in 0..LANES {
-        scale[k] = if suml2[k] != 0.0 { sumlx[k] / suml2[k] } else { 0.0 };
-        best_gain[k] = scale[k] * sumlx[k];
-    }
-    for candidate in (-9i8..=9).filter(|&candidate| candidate != 0) {
-        let n_steps = -(nmax + 0.1 * f32::from(candidate));
-        let iscale = max.map(|max| n_steps / max);
-        let (sumlx, suml2) = sums(&iscale);
-        for k in 0..LANES {
-            let is_better = (suml2[k] > 0.0) & (sumlx[k] * sumlx[k] > best_gain[k] * suml2[k]);
-            let this_scale = sumlx[k] / suml2[k];
-            best_iscale[k] = if is_better { iscale[k] } else { best_iscale[k] };
-            best_gain[k] = if is_better { this_scale * sumlx[k] } else { best_gain[k] };
-            scale[k] = if is_better { this_scale } else { scale[k] };
-        }
-    }
-
-    let mut best = [[0.0f32; LANES]; N];
-    for (x, best) in x.iter().zip(&mut best) {
-        for k in 0..LANES {
-            best[k] = nearest_code(best_iscale[k] * x[k], lowest, highest);
-        }
-    }
-    finish_symmetric(best, nmax, &amax, scale, codes)
-}
-
-/// The scale for w ≈ scale·(code − nmax) as [`symmetric_scale`] has it, found by changing one code at a time while that
-/// helps, in at most five rounds (`make_q3_quants` with `do_rmse`).
-#[inline(always)]
-pub(super) fn symmetric_scale_by_rounds<const N: usize>(x: &Group<N>, nmax: f32, codes: &mut [u8]) -> Lanes<f32> {
-    let (lowest, highest) = (-nmax, nmax - 1.0);
-    let (max, amax) = farthest(x);
-
-    let mut best = [[0.0f32; LANES]; N];
-    let iscale = max.map(|max| -nmax / max);
-    let (mut sumlx, mut suml2) = ([0.0f32; LANES], [0.0f32; LANES]);
-    for (x, best) in x.iter().zip(&mut best) {
-        for k in 0..LANES {
-            let l = nearest_code(iscale[k] * x[k], lowest, highest);
-            best[k] = l;
-            let w = x[k] * x[k];
-            sumlx[k] += w * x[k] * l;
-            suml2[k] += w * l * l;
-        }
-    }
-    for part in 0..LANES / PART {
-        // ggml stops a sub-block after a round without a change. Another round would change nothing either, as it
-        // starts from the same sums: a lane that is done may run along.
-        for _ in 0..5 {
-            if improve_codes(part, x, &mut best, &mut sumlx, &mut suml2, lowest, highest) == [0; PART] {
-                break;
-            }
-        }
-    }
-    let scale = std::array::from_fn(|k| if suml2[k] > 0.0 { sumlx[k] / suml2[k] } else { 0.0 });
-    finish_symmetric(best, nmax, &amax, scale, codes)
-}
-
-/// Lanes of one call of [`improve_codes`]. Fewer lanes need fewer rounds until all are done, which more than pays: a
-/// third faster than with all eight.
-const PART: usize = 4;
-
-/// One round of [`symmetric_scale_by_rounds`] for a part of the lanes: each code in turn becomes the best one for the
-/// scale that the others give, if that is a gain. Lanes with a change are not 0 in the result.
-#[inline(never)]
-fn improve_codes<const N: usize>(
-    part: usize,
-    x: &Group<N>,
-    codes: &mut Group<N>,
-    sumlx: &mut Lanes<f32>,
-    suml2: &mut Lanes<f32>,
-    lowest: f32,
-    highest: f32,
-) -> [u32; PART] {
-    let sumlx = &mut sumlx.as_chunks_mut::<PART>().0[part];
-    let suml2 = &mut suml2.as_chunks_mut::<PART>().0[part];
-    let mut is_changed = [0; PART];
-    for (x, codes) in x.iter().zip(codes) {
-        let (x, codes) = (&x.as_chunks::<PART>().0[part], &mut codes.as_chunks_mut::<PART>().0[part]);
-        for k in 0..PART {
-            let l = codes[k];
-            let w = x[k] * x[k];
-            let slx = sumlx[k] - w * x[k] * l;
-            let sl2 = suml2[k] - w * l * l;
-            let new_l = nearest_code(x[k] * sl2 / slx, lowest, highest);
-            let new_slx = slx + w * x[k] * new_l;
-            let new_sl2 = sl2 + w * new_l * new_l;
-            let is_better = (slx > 0.0)
-                & (new_l != l)
-                & (new_sl2 > 0.0)
-                & (new_slx * new_slx * suml2[k] > sumlx[k] * sumlx[k] * new_sl2);
-            codes[k] = if is_better { new_l } else { l };
-            sumlx[k] = if is_better { new_slx } else { sumlx[k] };
-            suml2[k] = if is_better { new_sl2 } else { suml2[k] };
-            is_changed[k] |= if is_better { u32::MAX } else { 0 };
-        }
-    }
-    is_changed
-}
-
-/// Ends a symmetric search with the codes `best`. Lanes without a weight worth the name get scale 0 and codes 0, not the
-/// code that stands for 0: ggml leaves the search before it adds `nmax`.
-#[inline(always)]
-fn finish_symmetric<const N: usize>(
-    mut best: Group<N>,
+pub(super) fn symmetric_scale<S: Simd, const N: usize>(
+    simd: S,
+    x: &[S::F; N],
+    weights: &[S::F; N],
     nmax: f32,
-    amax: &Lanes<f32>,
-    mut scale: Lanes<f32>,
-    codes: &mut [u8],
-) -> Lanes<f32> {
-    for best in &mut best {
-        for k in 0..LANES {
-            best[k] = if amax[k] < GROUP_MAX_EPS { -nmax } else { best[k] };
+) -> Symmetric<S, N> {
+    let zero = simd.splat(0.0);
+    let (lowest, highest) = (simd.splat(-nmax), simd.splat(nmax - 1.0));
+    let (max, amax) = farthest(simd, x);
+    let is_empty = amax.less(simd.splat(GROUP_MAX_EPS));
+    let mut wx = *x;
+    for (wx, &w) in wx.iter_mut().zip(weights) {
+        *wx = w * *wx;
+    }
+
+    let mut best_iscale = simd.splat(-nmax) / max;
+    let (mut scale, mut best_gain) = (zero, zero);
+    for candidate in [0i8, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9] {
+        let iscale = simd.splat(-(nmax + 0.1 * f32::from(candidate))) / max;
+        let (mut sumlx, mut suml2) = (zero, zero);
+        for ((&x, &w), &wx) in x.iter().zip(weights).zip(&wx) {
+            // No product is larger than nmax + 1.
+            let l = (iscale * x).round().max(lowest).min(highest);
+            sumlx = sumlx + wx * l;
+            suml2 = suml2 + w * l * l;
+        }
+        let this_scale = sumlx / suml2;
+        if candidate == 0 {
+            scale = suml2.equal(zero).select(zero, this_scale);
+            best_gain = scale * sumlx;
+        } else {
+            let is_better = zero.less(suml2) & (best_gain * suml2).less(sumlx * sumlx);
+            best_iscale = is_better.select(iscale, best_iscale);
+            best_gain = is_better.select(this_scale * sumlx, best_gain);
+            scale = is_better.select(this_scale, scale);
         }
     }
-    ungroup(&best, nmax, codes);
-    for k in 0..LANES {
-        scale[k] = if amax[k] < GROUP_MAX_EPS { 0.0 } else { scale[k] };
+
+    let mut codes = [zero; N];
+    for (&x, code) in x.iter().zip(&mut codes) {
+        *code = nearest(simd, best_iscale * x).max(lowest).min(highest);
     }
-    scale
+    Symmetric { scale: is_empty.select(zero, scale), codes, is_empty }
 }
 
-/// Runs a search over a super-block, `LANES` sub-blocks of `N` weights at a time; `search` gets the group, its codes and
-/// the number of its first sub-block.
+/// The scale for w ≈ scale·(code − nmax) as [`symmetric_scale`] has it, errors counted by the square of the weight, found by
+/// changing one code at a time while that helps, in at most five rounds (`make_q3_quants` with `do_rmse`).
 #[inline(always)]
-pub(super) fn each_group<const N: usize>(
-    x: &[f32; QK_K],
-    codes: &mut [u8; QK_K],
-    mut search: impl FnMut(&Group<N>, &mut [u8], usize),
-) {
-    let groups = x.chunks_exact(N * LANES).zip(codes.chunks_exact_mut(N * LANES));
-    for (i, (x, codes)) in groups.enumerate() {
-        search(&group(x), codes, i * LANES);
+pub(super) fn symmetric_scale_by_rounds<S: Simd, const N: usize>(simd: S, x: &[S::F; N], nmax: f32) -> Symmetric<S, N> {
+    let zero = simd.splat(0.0);
+    let (lowest, highest) = (simd.splat(-nmax), simd.splat(nmax - 1.0));
+    let (max, amax) = farthest(simd, x);
+    let is_empty = amax.less(simd.splat(GROUP_MAX_EPS));
+
+    let iscale = simd.splat(-nmax) / max;
+    let mut codes = [zero; N];
+    let (mut sumlx, mut suml2) = (zero, zero);
+    for (&x, code) in x.iter().zip(&mut codes) {
+        let l = (iscale * x).round().max(lowest).min(highest);
+        *code = l;
+        let w = x * x;
+        sumlx = sumlx + w * x * l;
+        suml2 = suml2 + w * l * l;
     }
+    // ggml stops a sub-block after a round without a change. Another round would change nothing either, as it starts from
+    // the same sums: a lane that is done may run along.
+    for _ in 0..5 {
+        let mut is_changed = false;
+        for (&x, code) in x.iter().zip(&mut codes) {
+            let l = *code;
+            let w = x * x;
+            let wx = w * x;
+            let slx = sumlx - wx * l;
+            let sl2 = suml2 - w * l * l;
+            let new_l = nearest(simd, x * sl2 / slx).max(lowest).min(highest);
+            let new_slx = slx + wx * new_l;
+            let new_sl2 = sl2 + w * new_l * new_l;
+            let is_better = zero.less(slx)
+                & !new_l.equal(l)
+                & zero.less(new_sl2)
+                & (sumlx * sumlx * new_sl2).less(new_slx * new_slx * suml2);
+            if is_better.any() {
+                is_changed = true;
+                *code = l + is_better.select(new_l - l, zero);
+                sumlx = is_better.select(new_slx, sumlx);
+                suml2 = is_better.select(new_sl2, suml2);
+            }
+        }
+        if !is_changed {
+            break;
+        }
+    }
+    let scale = zero.less(suml2).select(sumlx / suml2, zero);
+    Symmetric { scale: is_empty.select(zero, scale), codes, is_empty }
+}
+
+impl<S: Simd, const N: usize> Symmetric<S, N> {
+    /// As if all weights were 0.
+    #[inline(always)]
+    pub(super) fn none(simd: S) -> Self {
+        let zero = simd.splat(0.0);
+        Self { scale: zero, codes: [zero; N], is_empty: zero.equal(zero) }
+    }
+
+    /// The codes of the search, from 0 to 2·nmax − 1.
+    #[inline(always)]
+    pub(super) fn found_codes(&self, simd: S, nmax: f32) -> [S::F; N] {
+        let mut codes = self.codes;
+        for code in &mut codes {
+            *code = self.is_empty.select(simd.splat(0.0), *code + simd.splat(nmax));
+        }
+        codes
+    }
+
+    /// The codes for the scale that was stored, from 0 to 2·nmax − 1. A scale of zero leaves the codes of the search in
+    /// place, as ggml does.
+    #[inline(always)]
+    pub(super) fn codes(&self, simd: S, x: &[S::F; N], scale: S::F, nmax: f32) -> [S::F; N] {
+        let zero = simd.splat(0.0);
+        let (lowest, highest) = (simd.splat(-nmax), simd.splat(nmax - 1.0));
+        let mut codes = [zero; N];
+        for (&x, code) in x.iter().zip(&mut codes) {
+            *code = nearest(simd, x / scale).max(lowest).min(highest) - lowest;
+        }
+        let is_zero = scale.equal(zero);
+        if is_zero.any() {
+            for (found, code) in self.found_codes(simd, nmax).into_iter().zip(&mut codes) {
+                *code = is_zero.select(found, *code);
+            }
+        }
+        codes
+    }
+}
+
+/// The scale for x ≈ scale·code and its codes, from 0 to `nmax`, for a few numbers that are mostly positive: the scales, or
+/// minimums, of sub-blocks (`make_qp_quants`). Codes of negative numbers are what is left of them in a byte.
+#[inline(always)]
+pub(super) fn positive_scale<S: Simd, const N: usize>(
+    simd: S,
+    x: &[S::F; N],
+    weights: &[S::F; N],
+    nmax: f32,
+) -> (S::F, [S::F; N]) {
+    let zero = simd.splat(0.0);
+    let top = simd.splat(nmax);
+    let mut max = zero;
+    for &x in x {
+        max = max.max(x);
+    }
+    let is_empty = max.less(simd.splat(GROUP_MAX_EPS));
+
+    let mut best_iscale = top / max;
+    let mut least_error = zero;
+    for candidate in [0i8, -4, -3, -2, -1, 1, 2, 3, 4] {
+        let iscale = simd.splat(0.1 * f32::from(candidate) + nmax) / max;
+        let scale = simd.splat(1.0) / iscale;
+        let mut error = zero;
+        for (&x, &w) in x.iter().zip(weights) {
+            let l = if candidate == 0 { nearest_u8(simd, iscale * x) } else { nearest(simd, iscale * x).min(top) };
+            let difference = x - scale * l;
+            error = error + w * difference * difference;
+        }
+        let is_better = error.less(least_error);
+        if candidate == 0 {
+            least_error = error;
+        } else {
+            least_error = is_better.select(error, least_error);
+            best_iscale = is_better.select(iscale, best_iscale);
+        }
+    }
+
+    let mut codes = [zero; N];
+    let (mut sumlx, mut suml2) = (zero, zero);
+    for ((&x, &w), code) in x.iter().zip(weights).zip(&mut codes) {
+        let l = nearest(simd, best_iscale * x).min(top);
+        *code = nearest_u8(simd, l);
+        sumlx = sumlx + w * x * l;
+        suml2 = suml2 + w * l * l;
+    }
+    for _ in 0..5 {
+        let mut is_changed = false;
+        for ((&x, &w), code) in x.iter().zip(weights).zip(&mut codes) {
+            let l = *code;
+            let slx = sumlx - w * x * l;
+            let sl2 = suml2 - w * l * l;
+            let new_l = nearest(simd, x * sl2 / slx).min(top);
+            let new_slx = slx + w * x * new_l;
+            let new_sl2 = sl2 + w * new_l * new_l;
+            let is_better = zero.less(slx)
+                & zero.less(sl2)
+                & !new_l.equal(l)
+                & (sumlx * sumlx * new_sl2).less(new_slx * new_slx * suml2);
+            if is_better.any() {
+                is_changed = true;
+                *code = l + is_better.select(nearest_u8(simd, new_l) - l, zero);
+                sumlx = is_better.select(new_slx, sumlx);
+                suml2 = is_better.select(new_sl2, suml2);
+            }
+        }
+        if !is_changed {
+            break;
+        }
+    }
+    for code in &mut codes {
+        *code = is_empty.select(zero, *code);
+    }
+    let scale = zero.less(suml2).select(sumlx / suml2, zero);
+    (is_empty.select(zero, scale), codes)
 }

@@ -21,6 +21,8 @@ use std::ops::{Add, BitAnd, BitOr, Div, Mul, Neg, Not, Sub};
 pub(super) mod dot;
 mod level;
 mod scalar;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code, reason = "instructions that not every processor has")]
 mod x86;
@@ -85,6 +87,8 @@ pub(super) trait Simd: Copy {
     fn widen_quads(self, quads: [&[u16; 4]; 4]) -> Self::I;
     /// Twice eight integers, one after the other.
     fn widen_halves(self, halves: [&[u16; 8]; 2]) -> Self::I;
+    /// The bytes of an array, from 0 to 255.
+    fn load_bytes(self, x: &[u8; LANES]) -> Self::I;
 }
 
 /// Lanes of f32, which `+`, `-`, `*` and `/` take one by one.
@@ -139,12 +143,14 @@ pub(super) trait Ints:
     fn shr(self, bits: u32) -> Self;
     /// The f32 of these bits.
     fn float_of_bits(self) -> Self::F;
-    /// The lane of `table` that the low four bits of each lane say.
+    /// The lane of `table` that each lane says; of its bits only the low four count.
     fn lookup(self, table: Self::F) -> Self::F;
     /// The lane of `table` that the low two bits of each lane say, among the four lanes from the same multiple of four on.
     fn lookup_in_quads(self, table: Self::F) -> Self::F;
     /// The lane of `table` that the low three bits of each lane say, among the eight lanes of the same half.
     fn lookup_in_halves(self, table: Self::F) -> Self::F;
+    /// As [`lookup`](Self::lookup), for lanes from 0 to 7.
+    fn lookup_8(self, table: Self::F) -> Self::F;
 }
 
 /// A yes or no for each lane.

@@ -70,6 +70,11 @@ impl Simd for Scalar {
     fn widen_halves(self, halves: [&[u16; 8]; 2]) -> I {
         I(from_fn(|k| i32::from(halves[k / 8][k % 8])))
     }
+
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; LANES]) -> I {
+        I(x.map(i32::from))
+    }
 }
 
 /// An operator, lane by lane.
@@ -231,6 +236,11 @@ impl Ints for I {
     #[inline(always)]
     fn lookup_in_halves(self, table: F) -> F {
         F(from_fn(|k| table.0[k / 8 * 8 + (self.0[k] & 7) as usize]))
+    }
+
+    #[inline(always)]
+    fn lookup_8(self, table: F) -> F {
+        self.lookup(table)
     }
 }
 

@@ -104,6 +104,14 @@ impl Simd for Avx2 {
             _mm256_cvtepu16_epi32(_mm_loadu_si128(b.as_ptr().cast())),
         ))
     }
+
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; LANES]) -> I {
+        avx2!({
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            I(_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x)))
+        })
+    }
 }
 
 /// An operator, register by register.
@@ -318,6 +326,11 @@ impl Ints for I {
     #[inline(always)]
     fn lookup_in_halves(self, table: F) -> F {
         avx2!(F(_mm256_permutevar8x32_ps(table.0, self.0), _mm256_permutevar8x32_ps(table.1, self.1)))
+    }
+
+    #[inline(always)]
+    fn lookup_8(self, table: F) -> F {
+        avx2!(F(_mm256_permutevar8x32_ps(table.0, self.0), _mm256_permutevar8x32_ps(table.0, self.1)))
     }
 }
 

@@ -110,6 +110,11 @@ impl Simd for Avx512 {
     fn widen_halves(self, [a, b]: [&[u16; 8]; 2]) -> I {
         avx512!(I(_mm512_cvtepu16_epi32(_mm256_loadu2_m128i(b.as_ptr().cast(), a.as_ptr().cast()))))
     }
+
+    #[inline(always)]
+    fn load_bytes(self, x: &[u8; LANES]) -> I {
+        avx512!(I(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()))))
+    }
 }
 
 /// An operator by one instruction.
@@ -303,6 +308,11 @@ impl Ints for I {
             let index = _mm512_ternarylogic_epi32::<0xe4>(self.0, half, _mm512_set1_epi32(7));
             F(_mm512_permutexvar_ps(index, table.0))
         })
+    }
+
+    #[inline(always)]
+    fn lookup_8(self, table: F) -> F {
+        self.lookup(table)
     }
 }
 
