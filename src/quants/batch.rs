@@ -24,6 +24,14 @@ pub(super) struct Batch<'a, const LEN: usize> {
     pub(super) mean_squares: [f32; LANES],
 }
 
+impl<'a, const LEN: usize> Batch<'a, LEN> {
+    /// The weights of each block, and how much their errors count, for encoders that take one block at a time.
+    #[inline(always)]
+    pub(super) fn each_block(self) -> impl Iterator<Item = (&'a [f32; LEN], Option<&'a [f32; LEN]>)> {
+        self.x.iter().enumerate().map(move |(k, x)| (x, self.importance.map(|importance| &importance[k])))
+    }
+}
+
 /// An encoder of blocks of `LEN` weights and `SIZE` bytes.
 pub(super) trait Encoder<const LEN: usize, const SIZE: usize> {
     /// Whether it has to know the mean square of each row, where there is an importance matrix.
@@ -31,21 +39,6 @@ pub(super) trait Encoder<const LEN: usize, const SIZE: usize> {
 
     /// Encodes as many blocks as there are in the batch; every byte is written. Implementations are `#[inline(always)]`.
     fn encode<S: Simd>(simd: S, batch: Batch<'_, LEN>, blocks: &mut [[u8; SIZE]]);
-}
-
-/// An encoder that does not look beyond a block.
-pub(super) trait BlockEncoder<const LEN: usize, const SIZE: usize> {
-    /// Encodes a block; every byte is written. Implementations are `#[inline(always)]`.
-    fn encode<S: Simd>(simd: S, x: &[f32; LEN], importance: Option<&[f32; LEN]>, block: &mut [u8; SIZE]);
-}
-
-impl<E: BlockEncoder<LEN, SIZE>, const LEN: usize, const SIZE: usize> Encoder<LEN, SIZE> for E {
-    #[inline(always)]
-    fn encode<S: Simd>(simd: S, batch: Batch<'_, LEN>, blocks: &mut [[u8; SIZE]]) {
-        for (i, (x, block)) in batch.x.iter().zip(blocks).enumerate() {
-            <E as BlockEncoder<LEN, SIZE>>::encode(simd, x, batch.importance.map(|all| &all[i]), block);
-        }
-    }
 }
 
 /// Encodes rows with `E`.

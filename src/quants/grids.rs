@@ -346,7 +346,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_ordered_by_distance_and_number() {
-        [&IQ2_XXS, &IQ2_XS, &IQ2_S, &IQ1].map(neighbours_are_the_nearest_points);
-        [&IQ3_XXS, &IQ3_S].map(neighbours_are_the_nearest_points);
+        [&IQ2_XXS, &IQ2_XS, &IQ2_S, &IQ1].into_iter().for_each(neighbours_are_the_nearest_points);
+        [&IQ3_XXS, &IQ3_S].into_iter().for_each(neighbours_are_the_nearest_points);
     }
 }

@@ -19,7 +19,7 @@
 //! up to the C library, and the sums and so the bytes depend on it. Here equal values stay in their order, as they do with
 //! glibc, which merges arrays of this size in every release.
 
-use super::batch::BlockEncoder;
+use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
 use super::grids::{self, Neighbours, POINTS_IQ1, Point};
 use super::lattice::{nearest, number, scale_code, sigma2, unit, weigh};
@@ -80,19 +80,23 @@ const MAX_EPS_M: f32 = 1e-7;
 
 pub(super) struct S;
 
-impl BlockEncoder<QK_K, 50> for S {
+impl Encoder<QK_K, 50> for S {
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 50]) {
-        encode_s(simd, w, matrix.expect(REQUIRED), block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 50]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_s(simd, w, matrix.expect(REQUIRED), block);
+        }
     }
 }
 
 pub(super) struct M;
 
-impl BlockEncoder<QK_K, 56> for M {
+impl Encoder<QK_K, 56> for M {
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 56]) {
-        encode_m(simd, w, matrix, block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 56]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_m(simd, w, matrix, block);
+        }
     }
 }
 
@@ -164,10 +168,10 @@ fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
         let l = scale_code(fit.scale, id, 7);
         words[ib / 4] |= u16::from(l) << (3 * (ib % 4));
         block[32 + ib] |= (fit.down & 1) << 3 | (fit.down >> 1 & 1) << 7;
-        for k in 2 * ib..2 * ib + 2 {
+        for (k, &point) in points.iter().enumerate().skip(2 * ib).take(2) {
             let values = values(fit.down >> (k % 2)).map(|value| value * f32::from(2 * l + 1));
             let (x, importance) = (&w.as_chunks::<DIM>().0[k], &importance.as_chunks::<DIM>().0[k]);
-            for ((x, w), code) in x.iter().zip(importance).zip(codes(points[k])) {
+            for ((x, w), code) in x.iter().zip(importance).zip(codes(point)) {
                 let q = values[usize::from(code)];
                 sumqx += w * q * x;
                 sumq2 += w * q * q;

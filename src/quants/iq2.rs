@@ -23,7 +23,7 @@
 //! number is even. Encoders `quantize_row_iq2_xxs_impl` and its like, decoders `dequantize_row_iq2_xxs` and its like of
 //! ggml-quants.c.
 
-use super::batch::BlockEncoder;
+use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ2_S, POINTS_IQ2_XS, POINTS_IQ2_XXS};
 use super::lattice::{self, Again, Candidates, Weights, even_signs, number, scale_code, sigma2, signed, unit, weigh};
@@ -82,28 +82,34 @@ fn sub_scale(d: f32, scales: &[u8; 8], k: usize) -> f32 {
 
 pub(super) struct Xxs;
 
-impl BlockEncoder<QK_K, 66> for Xxs {
+impl Encoder<QK_K, 66> for Xxs {
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 66]) {
-        encode_xxs(simd, w, matrix.expect(REQUIRED), block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 66]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_xxs(simd, w, matrix.expect(REQUIRED), block);
+        }
     }
 }
 
 pub(super) struct Xs;
 
-impl BlockEncoder<QK_K, 74> for Xs {
+impl Encoder<QK_K, 74> for Xs {
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 74]) {
-        encode_xs(simd, w, matrix.expect(REQUIRED), block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 74]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_xs(simd, w, matrix.expect(REQUIRED), block);
+        }
     }
 }
 
 pub(super) struct S;
 
-impl BlockEncoder<QK_K, 82> for S {
+impl Encoder<QK_K, 82> for S {
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 82]) {
-        encode_s(simd, w, matrix, block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 82]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_s(simd, w, matrix, block);
+        }
     }
 }
 

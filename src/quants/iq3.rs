@@ -18,7 +18,7 @@
 //! w = ±(d·(1 + 2·scale))·(2·code + 1). Encoders `quantize_row_iq3_xxs_impl` and `quantize_row_iq3_s_impl`, decoders
 //! `dequantize_row_iq3_xxs` and `dequantize_row_iq3_s` of ggml-quants.c.
 
-use super::batch::BlockEncoder;
+use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ3_S, POINTS_IQ3_XXS};
 use super::lattice::{self, Again, Candidates, Weights, even_signs, number, scale_code, sigma2, signed, unit, weigh};
@@ -70,19 +70,23 @@ fn importance(w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>) -> [f32; QK_K] {
 
 pub(super) struct Xxs;
 
-impl BlockEncoder<QK_K, 98> for Xxs {
+impl Encoder<QK_K, 98> for Xxs {
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 98]) {
-        encode_xxs(simd, w, matrix, block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 98]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_xxs(simd, w, matrix, block);
+        }
     }
 }
 
 pub(super) struct S;
 
-impl BlockEncoder<QK_K, 110> for S {
+impl Encoder<QK_K, 110> for S {
     #[inline(always)]
-    fn encode<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, block: &mut [u8; 110]) {
-        encode_s(simd, w, matrix, block);
+    fn encode<S: Simd>(simd: S, batch: Batch<'_, QK_K>, blocks: &mut [[u8; 110]]) {
+        for ((w, matrix), block) in batch.each_block().zip(blocks) {
+            encode_s(simd, w, matrix, block);
+        }
     }
 }
 

@@ -57,7 +57,7 @@ impl Weights {
         for (signs, w) in signs.iter_mut().zip(w.as_chunks::<8>().0) {
             for (i, &w) in w.iter().enumerate() {
                 // A NaN is negative in ggml.
-                *signs |= u8::from(!(w >= 0.0)) << i;
+                *signs |= u8::from(w < 0.0 || w.is_nan()) << i;
             }
         }
         let x = w.map(|w| if w >= 0.0 { w } else { -w });
@@ -180,8 +180,8 @@ pub(super) fn search<S: Simd, const N: usize, const DIM: usize>(
     let mut trial = rounded;
     for (scales, at) in scales.as_flattened().chunks_exact(n_tasks).zip(0..).take(n_candidates.div_ceil(n_tasks)) {
         let odd_codes = spread::<S, DIM>(simd, scales) * odd_codes::<S, DIM>(simd);
-        for k in 0..n_groups {
-            let tasks = &mut trial[k].as_flattened_mut()[n_tasks * at..][..n_tasks];
+        for (k, trial) in trial.iter_mut().enumerate().take(n_groups) {
+            let tasks = &mut trial.as_flattened_mut()[n_tasks * at..][..n_tasks];
             let (x, root) = (&weights.x.as_chunks::<DIM>().0[k], &weights.root.as_chunks::<DIM>().0[k]);
             nearest(simd, neighbours, &errors(simd, x, root, odd_codes), tasks);
         }
@@ -315,8 +315,8 @@ pub(super) fn nearest<S: Simd, const DIM: usize>(
     for chunk in 0..n_chunks {
         let points = chunk_of::<S, DIM>(simd, &near, chunk);
         let mut error = lookup::<S, DIM>(points, errors[0]);
-        for i in 1..DIM {
-            error = error + lookup::<S, DIM>(points.shr(Grid::<DIM>::BITS * i as u32), errors[i]);
+        for (i, &errors) in errors.iter().enumerate().skip(1) {
+            error = error + lookup::<S, DIM>(points.shr(Grid::<DIM>::BITS * i as u32), errors);
         }
         let is_less = error.less(best);
         best = is_less.select(error, best);

@@ -133,6 +133,8 @@ pub fn is_supported(ty: GgmlType) -> bool {
             | Q4_K
             | Q5_K
             | Q6_K
+            | IQ4_NL
+            | IQ4_XS
             | IQ2_XXS
             | IQ2_XS
             | IQ3_XXS
