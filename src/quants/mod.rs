@@ -118,39 +118,7 @@ pub enum Error {
 
 /// Whether rows of this type can be converted, in both directions.
 pub fn is_supported(ty: GgmlType) -> bool {
-    use GgmlType::*;
-    matches!(
-        ty,
-        F32 | F16
-            | BF16
-            | Q4_0
-            | Q4_1
-            | Q5_0
-            | Q5_1
-            | Q8_0
-            | Q2_K
-            | Q3_K
-            | Q4_K
-            | Q5_K
-            | Q6_K
-            | IQ4_NL
-            | IQ4_XS
-            | IQ2_XXS
-            | IQ2_XS
-            | IQ3_XXS
-            | IQ1_S
-            | IQ4_NL
-            | IQ3_S
-            | IQ2_S
-            | IQ4_XS
-            | IQ1_M
-            | TQ1_0
-            | TQ2_0
-            | MXFP4
-            | NVFP4
-            | Q1_0
-            | Q2_0
-    )
+    ty.is_weight_type()
 }
 
 /// Every type that [`is_supported`], in the order of ids.

@@ -5,7 +5,7 @@ mod greedy;
 mod hostile;
 mod peers;
 mod properties;
-mod synthetic;
+pub(crate) mod synthetic;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -21,6 +21,8 @@ mod gguf_roundtrip;
 mod gguf_rs_differential;
 // The output: its bytes, the places it may not take, and what a failure leaves behind.
 mod gguf_writer;
+// Importance matrices: files, what is gathered, and what is encoded with one, against llama-imatrix and llama-quantize.
+mod imatrix;
 // Log-probabilities and greedy answers, against llama.cpp.
 mod infer;
 // What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it refuses.

@@ -4,7 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 
 use chatvec::ggml::GgmlType;
-use chatvec::quants::{Error, dequantize_row, is_supported, quantize_row, supported};
+use chatvec::quants::{
+    Error, Level, dequantize_row, dequantize_row_at, is_supported, quantize_row, quantize_rows, quantize_rows_at,
+    requires_importance, supported,
+};
 use sha2::{Digest, Sha256};
 
 /// What `fixtures/quants/make.py` wrote.
@@ -13,15 +16,19 @@ struct Golden {
     n_weights: usize,
     distributions: Vec<String>,
     input: Vec<f32>,
+    /// Of a row of `n_weights`.
+    importance: Vec<f32>,
     types: Vec<GoldenType>,
 }
 
 struct GoldenType {
     ty: GgmlType,
-    /// By distribution.
+    /// By distribution: of the blocks without importance, if there are any.
     decoded_sha256: Vec<String>,
-    /// By distribution, one after the other.
-    blocks: Vec<u8>,
+    /// By distribution, one after the other; none if the type requires importance.
+    blocks: Option<Vec<u8>>,
+    /// The same with importance; none if the type does not heed it.
+    weighted_blocks: Option<Vec<u8>>,
     random_blocks: Vec<u8>,
     random_weights: Vec<f32>,
 }
@@ -43,10 +50,12 @@ impl Golden {
         let golden_type = |entry: &serde_json::Value| {
             let name = entry["name"].as_str().unwrap();
             let sha256 = |d: &String| entry["decoded_sha256"][d].as_str().unwrap().to_owned();
+            let is = |key: &str| entry[key].as_bool().unwrap();
             GoldenType {
                 ty: name.parse().unwrap(),
                 decoded_sha256: distributions.iter().map(sha256).collect(),
-                blocks: fixture(&format!("{name}.blocks")),
+                blocks: (!is("requires_importance")).then(|| fixture(&format!("{name}.blocks"))),
+                weighted_blocks: is("heeds_importance").then(|| fixture(&format!("{name}.imatrix.blocks"))),
                 random_blocks: fixture(&format!("{name}.random.blocks")),
                 random_weights: floats(&fixture(&format!("{name}.random.f32"))),
             }
@@ -55,6 +64,7 @@ impl Golden {
             n_weights: manifest["n_weights"].as_u64().unwrap() as usize,
             types: manifest["types"].as_array().unwrap().iter().map(golden_type).collect(),
             input: floats(&fixture("input.f32")),
+            importance: floats(&fixture("importance.f32")),
             distributions,
         }
     }
@@ -70,10 +80,16 @@ fn row_size(ty: GgmlType, n_weights: usize) -> usize {
     ty.size_of(n_weights as u64).unwrap() as usize
 }
 
+/// Encodes without importance, or, where there must be one, with the same for each weight.
 fn encode(ty: GgmlType, weights: &[f32]) -> Vec<u8> {
+    let same = vec![1.0; weights.len()];
+    encode_at(Level::current(), ty, weights, requires_importance(ty).then_some(&same[..]))
+}
+
+fn encode_at(level: Level, ty: GgmlType, weights: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
     // Not zeroed: the encoder must write every byte.
     let mut blocks = vec![0xa5; row_size(ty, weights.len())];
-    quantize_row(ty, weights, &mut blocks).unwrap();
+    quantize_rows_at(level, ty, weights, importance, &mut blocks).unwrap();
     blocks
 }
 
@@ -137,10 +153,32 @@ fn golden_vectors_cover_every_supported_type() {
 fn encodes_to_the_bytes_of_ggml() {
     let golden = Golden::read();
     for reference in &golden.types {
-        let size = row_size(reference.ty, golden.n_weights);
+        let ty = reference.ty;
+        assert_eq!(reference.blocks.is_none(), requires_importance(ty), "{ty}");
+        let size = row_size(ty, golden.n_weights);
         for (name, row, i) in golden.rows() {
-            assert_same_blocks(reference.ty, name, &encode(reference.ty, row), &reference.blocks[i * size..][..size]);
+            for level in Level::available() {
+                if let Some(blocks) = &reference.blocks {
+                    let found = encode_at(level, ty, row, None);
+                    assert_same_blocks(ty, &format!("{name} {level}"), &found, &blocks[i * size..][..size]);
+                }
+                // A type that does not heed it encodes as without.
+                let weighted = reference.weighted_blocks.as_ref().or(reference.blocks.as_ref()).unwrap();
+                let found = encode_at(level, ty, row, Some(&golden.importance));
+                assert_same_blocks(ty, &format!("{name} {level} imatrix"), &found, &weighted[i * size..][..size]);
+            }
         }
+    }
+}
+
+#[test]
+fn each_row_is_encoded_with_the_same_importance() {
+    let golden = Golden::read();
+    let n_rows = golden.distributions.len();
+    for reference in &golden.types {
+        let Some(expected) = &reference.weighted_blocks else { continue };
+        let found = encode_at(Level::current(), reference.ty, &golden.input, Some(&golden.importance));
+        assert_same_blocks(reference.ty, &format!("{n_rows} rows"), &found, expected);
     }
 }
 
@@ -149,13 +187,17 @@ fn decodes_to_the_bits_of_ggml() {
     let golden = Golden::read();
     for reference in &golden.types {
         let size = row_size(reference.ty, golden.n_weights);
+        let blocks = reference.blocks.as_ref().or(reference.weighted_blocks.as_ref()).unwrap();
         for (name, _, i) in golden.rows() {
-            let mut sha256 = Sha256::new();
-            for weight in decode(reference.ty, &reference.blocks[i * size..][..size]) {
-                sha256.update(weight.to_le_bytes());
+            for level in Level::available() {
+                let mut row = vec![f32::NAN; golden.n_weights];
+                dequantize_row_at(level, reference.ty, &blocks[i * size..][..size], &mut row).unwrap();
+                let mut sha256 = Sha256::new();
+                row.iter().for_each(|weight| sha256.update(weight.to_le_bytes()));
+                let found: String = sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+                let expected = &reference.decoded_sha256[i];
+                assert_eq!(found, *expected, "{} {name} {level}: SHA-256 of the decoded row", reference.ty);
             }
-            let found: String = sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-            assert_eq!(found, reference.decoded_sha256[i], "{} {name}: SHA-256 of the decoded row", reference.ty);
         }
     }
 }
@@ -201,7 +243,9 @@ fn blocks_need_no_alignment() {
         let row = &golden.input[..golden.n_weights];
         let blocks = encode(ty, row);
         let mut shifted = vec![0; blocks.len() + 1];
-        quantize_row(ty, row, &mut shifted[1..]).unwrap();
+        let same = vec![1.0; row.len()];
+        let importance = requires_importance(ty).then_some(&same[..]);
+        quantize_rows(ty, row, importance, &mut shifted[1..]).unwrap();
         assert_same_blocks(ty, "shifted by a byte", &shifted[1..], &blocks);
         assert_same_bits(ty, "shifted by a byte", &decode(ty, &shifted[1..]), &decode(ty, &blocks));
     }
@@ -211,19 +255,50 @@ fn blocks_need_no_alignment() {
 fn says_which_length_does_not_fit() {
     for ty in supported() {
         let (n_weights, expected_bytes) = (ty.block_len() * 2, ty.block_size() * 2);
+        let ones = vec![1.0; n_weights];
+        let importance = requires_importance(ty).then_some(&ones[..]);
+        let encode = |n_weights: usize, n_bytes: usize| {
+            quantize_rows(ty, &vec![0.0; n_weights], importance, &mut vec![0; n_bytes])
+        };
         for found_bytes in [0, expected_bytes - 1, expected_bytes + 1] {
             let error = Error::Length { ty, n_weights, expected_bytes, found_bytes };
-            assert_eq!(quantize_row(ty, &vec![0.0; n_weights], &mut vec![0; found_bytes]), Err(error.clone()));
+            assert_eq!(encode(n_weights, found_bytes), Err(error.clone()));
             assert_eq!(dequantize_row(ty, &vec![0; found_bytes], &mut vec![0.0; n_weights]), Err(error));
         }
         if ty.is_quantized() {
             let n_weights = n_weights + 1;
             let error = Error::PartialBlock { ty, n_weights };
-            assert_eq!(quantize_row(ty, &vec![0.0; n_weights], &mut vec![0; expected_bytes]), Err(error.clone()));
+            assert_eq!(encode(n_weights, expected_bytes), Err(error.clone()));
             assert_eq!(dequantize_row(ty, &vec![0; expected_bytes], &mut vec![0.0; n_weights]), Err(error));
         }
-        assert_eq!(quantize_row(ty, &[], &mut []), Ok(()));
+        assert_eq!(encode(0, 0), Ok(()));
         assert_eq!(dequantize_row(ty, &[], &mut []), Ok(()));
+    }
+}
+
+#[test]
+fn says_which_importance_does_not_fit() {
+    for ty in supported() {
+        let (len, size) = (ty.block_len(), ty.block_size());
+        let encode = |n_blocks: usize, importance: Option<&[f32]>| {
+            quantize_rows(ty, &vec![1.0; n_blocks * len], importance, &mut vec![0; n_blocks * size])
+        };
+        match requires_importance(ty) {
+            true => assert_eq!(encode(2, None), Err(Error::ImportanceMissing { ty })),
+            false => assert_eq!(encode(2, None), Ok(())),
+        }
+        let ones = vec![1.0; 4 * len];
+        for (n_blocks, row_blocks) in [(2, 1), (2, 2), (4, 2), (0, 2)] {
+            assert_eq!(encode(n_blocks, Some(&ones[..row_blocks * len])), Ok(()), "{ty}");
+        }
+        for (n_blocks, row_len) in [(2, 0), (2, 4 * len), (3, 2 * len), (2, len / 2 + 2 * len)] {
+            let n_weights = n_blocks * len;
+            if row_len > 0 && n_weights.is_multiple_of(row_len) {
+                continue;
+            }
+            let error = Error::ImportanceLength { ty, n_weights, row_len };
+            assert_eq!(encode(n_blocks, Some(&ones[..row_len])), Err(error), "{ty}");
+        }
     }
 }
 

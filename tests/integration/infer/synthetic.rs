@@ -53,7 +53,7 @@ fn byte_symbols() -> Vec<String> {
 }
 
 /// The model of a variant.
-pub(super) fn draft(goldens: &Json, variant: &str) -> Draft {
+pub(crate) fn draft(goldens: &Json, variant: &str) -> Draft {
     let (entry, tokenizer) = (&goldens["variants"][variant], &goldens["tokenizer"]);
     let mut draft = Draft::default();
     for (key, value) in entry["metadata"].as_object().expect("keys") {
