@@ -9,7 +9,8 @@
 //! are those of ggml/src/ggml-quants.c at ggml 0.26, cited by function name beside the code.
 //!
 //! The codec refuses types whose blocks it does not know ([`Error::Unsupported`]). It does not look for NaN or infinity:
-//! such weights give blocks without meaning, but never a panic. Nothing here allocates.
+//! such weights give blocks without meaning, but never a panic. Nothing here allocates,
+//! but for the neighbours in a grid (`grids`), which are found once.
 //!
 //! | part | types |
 //! |---|---|
