@@ -53,7 +53,13 @@ pub enum Error {
         found: String,
     },
     /// A type that cannot be written.
-    #[error("a patch cannot be encoded as {ty}: there is no encoder for it yet")]
+    #[error(
+        "a patch cannot be encoded as {ty}: {}",
+        match quants::requires_importance(*.ty) {
+            true => "that takes an importance matrix, and a vector has none; IQ2_S and Q2_K are near in size",
+            false => "there is no encoder for it",
+        }
+    )]
     Encoding {
         /// The type.
         ty: GgmlType,
@@ -91,7 +97,7 @@ pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
 /// # Errors
 /// [`Error::Encoding`], [`Error::Plan`].
 pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, encoding: GgmlType) -> Result<MergePlan, Error> {
-    if !quants::is_supported(encoding) {
+    if !quants::is_supported(encoding) || quants::requires_importance(encoding) {
         return Err(Error::Encoding { ty: encoding });
     }
     let architecture = inputs.source(inputs.template()).metadata().architecture().unwrap_or_default();

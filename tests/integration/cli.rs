@@ -219,9 +219,10 @@ fn has_keys(object: &Json, keys: &[&str]) {
     assert_eq!(found, keys);
 }
 
-const RUN: [&str; 12] = [
+const RUN: [&str; 13] = [
     "output",
     "output_bytes",
+    "output_files",
     "n_tensors",
     "n_changed",
     "total",

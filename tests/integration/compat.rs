@@ -223,22 +223,10 @@ fn a_big_endian_file_is_refused_by_name() {
 }
 
 #[test]
-fn types_without_a_codec_are_refused_by_name() {
-    // Ids and names of ggml; every one of these has weights, and none is decoded yet.
-    for (ty, word) in [(16, "IQ2_XXS"), (20, "IQ4_NL"), (23, "IQ4_XS")] {
-        let tensor = "blk.0.ffn_up.weight";
-        refused(5, &["chat.gguf", tensor, word, "decoded"], |trio| {
-            let tensor = trio.chat.tensor(tensor);
-            (tensor.ty, tensor.data) = (ty, None);
-        });
-        refused(5, &["cp.gguf", tensor, word], |trio| {
-            let tensor = trio.cp.tensor(tensor);
-            (tensor.ty, tensor.data) = (ty, None);
-        });
-    }
-    for name in ["IQ4_XS", "iq2_xxs"] {
-        refused_with(&["--type", name], 5, &["--type", name, "no encoder"], |_| {});
-        refused_with(&["--type", name, "--pure"], 5, &["--type", name, "no encoder"], |_| {});
+fn types_that_are_worthless_without_an_importance_matrix_are_refused_by_name() {
+    for name in ["iq2_xxs", "IQ2_XS", "IQ2_M", "IQ1_S", "IQ1_M", "Q2_K_S"] {
+        refused_with(&["--type", name], 5, &["blk.", "--imatrix"], |_| {});
+        refused_with(&["--type", name, "--pure"], 5, &["--imatrix"], |_| {});
     }
 }
 

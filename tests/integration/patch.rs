@@ -78,8 +78,9 @@ fn every_encoding_can_be_applied_and_holds_most_of_the_vector() {
         let out = folder.path().join("out.gguf");
         apply(&paths.cp, &[text(&patch)], &out, &["--type", "F32", "--overwrite"]).says(0, &[]);
     }
-    let ran = extract(&paths, "iq4_xs", &folder.path().join("x.gguf"));
-    ran.says(5, &["IQ4_XS", "no encoder"]);
+    let ran = extract(&paths, "iq2_xs", &folder.path().join("x.gguf"));
+    ran.says(5, &["IQ2_XS", "importance matrix", "IQ2_S"]);
+    extract(&paths, "q8_k", &folder.path().join("x.gguf")).says(5, &["Q8_K", "no encoder"]);
     extract(&paths, "q9_k", &folder.path().join("x.gguf")).says(2, &["--encoding", "q9_k"]);
     assert!(!folder.path().join("x.gguf").exists());
 }

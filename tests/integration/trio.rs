@@ -104,7 +104,9 @@ pub(crate) fn encode(ty: u32, weights: &[f32]) -> Vec<u8> {
         _ => {
             let ty = GgmlType::from_id(ty).unwrap();
             let mut blocks = vec![0; ty.size_of(weights.len() as u64).unwrap() as usize];
-            quants::quantize_row(ty, weights, &mut blocks).unwrap();
+            let same = vec![1.0; weights.len()];
+            let importance = quants::requires_importance(ty).then_some(&same[..]);
+            quants::quantize_rows(ty, weights, importance, &mut blocks).unwrap();
             blocks
         }
     }

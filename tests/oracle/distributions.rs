@@ -30,7 +30,7 @@ impl Random {
 type Next = fn(&mut Random, usize) -> f32;
 
 /// Each distribution by name.
-pub(crate) const DISTRIBUTIONS: [(&str, Next); 12] = [
+pub(crate) const DISTRIBUTIONS: [(&str, Next); 14] = [
     ("normal", |r, _| r.normal() * 0.02),
     ("heavy tails", |r, _| r.normal().powi(3) * 0.02),
     ("uniform", |r, _| r.uniform() * 2.0 - 1.0),
@@ -57,6 +57,21 @@ pub(crate) const DISTRIBUTIONS: [(&str, Next); 12] = [
         let power = 2f32.powi((i / 32 % 40) as i32 - 20);
         let x = [power, power.next_up(), power.next_down(), power * 0.5, power * 0.75][(r.bits() % 5) as usize];
         if r.bits() & 1 == 0 { x } else { -x }
+    }),
+    // Every exponent there is, another for each 16 weights, the largest of which is a power of two.
+    ("every exponent", |r, i| {
+        let block = i / 16;
+        let exponent = (block * 7 + block / 277) % 277;
+        let power = 2f64.powi(exponent as i32 - 149);
+        if i % 16 == block % 16 { power as f32 } else { (power * f64::from(2.0 * r.uniform() - 1.0)) as f32 }
+    }),
+    ("any finite bits", |r, _| {
+        loop {
+            let x = f32::from_bits(r.bits());
+            if x.is_finite() {
+                break x;
+            }
+        }
     }),
 ];
 
