@@ -48,7 +48,8 @@ impl Encoder<QK_K, 84> for Q2K {
 }
 
 impl WithMin<SUB, N_SUB, 84> for Q2K {
-    const CANDIDATES: Candidates = Candidates { nmax: 3.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: true };
+    const CANDIDATES: Candidates =
+        Candidates { nmax: 3.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: true, is_bounded: false };
     const PLAIN: Weighting = Weighting::Size;
     const IMPORTANCE: Weighting = Weighting::Importance { times: 1.0, over: QK_K as f32 };
     const MAX_SCALE: f32 = 15.0;

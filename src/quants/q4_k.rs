@@ -39,7 +39,8 @@ impl Encoder<QK_K, 144> for Q4K {
 }
 
 impl WithMin<SUB, N_SUB, 144> for Q4K {
-    const CANDIDATES: Candidates = Candidates { nmax: 15.0, rmin: -1.0, rdelta: 0.1, nstep: 20, use_mad: false };
+    const CANDIDATES: Candidates =
+        Candidates { nmax: 15.0, rmin: -1.0, rdelta: 0.1, nstep: 20, use_mad: false, is_bounded: false };
     const PLAIN: Weighting = Weighting::SizeAndRms;
     const IMPORTANCE: Weighting = Weighting::Importance { times: 2.0, over: QK_K as f32 };
     const MAX_SCALE: f32 = 63.0;

@@ -40,7 +40,8 @@ impl Encoder<QK_K, 176> for Q5K {
 }
 
 impl WithMin<SUB, N_SUB, 176> for Q5K {
-    const CANDIDATES: Candidates = Candidates { nmax: 31.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: false };
+    const CANDIDATES: Candidates =
+        Candidates { nmax: 31.0, rmin: -0.5, rdelta: 0.1, nstep: 15, use_mad: false, is_bounded: false };
     const PLAIN: Weighting = Weighting::SizeAndRms;
     const IMPORTANCE: Weighting = Weighting::Importance { times: 2.0, over: QK_K as f32 };
     const MAX_SCALE: f32 = 63.0;

@@ -54,12 +54,15 @@ pub(super) struct Candidates {
     pub(super) nstep: usize,
     /// Whether the error is the mean absolute difference rather than the mean square.
     pub(super) use_mad: bool,
+    /// Whether what a candidate rounds is first brought into the range of codes, as `make_qkx3_quants` does since ggml 0.26.
+    /// Elsewhere numbers beyond 2²² become any code.
+    pub(super) is_bounded: bool,
 }
 
 impl Candidates {
     /// What is tried for a type with codes up to `nmax` when there is an importance matrix.
     pub(super) const fn with_importance(nmax: f32) -> Self {
-        Self { nmax, rmin: -0.9, rdelta: 0.05, nstep: 36, use_mad: false }
+        Self { nmax, rmin: -0.9, rdelta: 0.05, nstep: 36, use_mad: false, is_bounded: true }
     }
 }
 
@@ -75,6 +78,8 @@ pub(super) struct ScaleAndMin<S: Simd> {
     start: S::F,
     /// All weights are the same, and not positive: there is no scale, and all codes are 0.
     is_flat: S::M,
+    /// The codes are brought into range before they are rounded.
+    is_bounded: S::M,
 }
 
 /// Scale and minimum for w ≈ scale·code − min, with codes from 0 to `nmax` (`make_qkx2_quants`; `make_qkx3_quants` is the
@@ -86,7 +91,7 @@ pub(super) fn scale_and_min<S: Simd, const N: usize>(
     weights: &[S::F; N],
     candidates: &Candidates,
 ) -> ScaleAndMin<S> {
-    let &Candidates { nmax, rmin, rdelta, nstep, use_mad } = candidates;
+    let &Candidates { nmax, rmin, rdelta, nstep, use_mad, is_bounded } = candidates;
     let zero = simd.splat(0.0);
 
     let mut least = x[0];
@@ -102,7 +107,10 @@ pub(super) fn scale_and_min<S: Simd, const N: usize>(
     let first_min = zero.less(least).select(zero, least);
     let is_flat = max.equal(first_min);
     let mut min = first_min;
-    let mut best = ScaleAndMin { scale: zero, min, iscale: simd.splat(nmax) / (max - min), start: min, is_flat };
+    let iscale = simd.splat(nmax) / (max - min);
+    // Which lanes have found a candidate that is brought into range.
+    let is_bounded_lane = zero.less(zero);
+    let mut best = ScaleAndMin { scale: zero, min, iscale, start: min, is_flat, is_bounded: is_bounded_lane };
     best.scale = simd.splat(1.0) / best.iscale;
     let mut codes = [zero; N];
     trial_codes(simd, x, (least, max, is_flat), best.iscale, min, nmax, &mut codes);
@@ -110,7 +118,11 @@ pub(super) fn scale_and_min<S: Simd, const N: usize>(
 
     for step in 0..=nstep {
         let iscale = simd.splat(rmin + rdelta * step as f32 + nmax) / (max - min);
-        trial_codes(simd, x, (least, max, is_flat), iscale, min, nmax, &mut codes);
+        if is_bounded {
+            bounded_codes(simd, x, iscale, min, nmax, &mut codes);
+        } else {
+            trial_codes(simd, x, (least, max, is_flat), iscale, min, nmax, &mut codes);
+        }
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
         for ((&x, &w), &l) in x.iter().zip(weights).zip(&codes) {
             let wl = w * l;
@@ -134,6 +146,9 @@ pub(super) fn scale_and_min<S: Simd, const N: usize>(
         best_error = is_better.select(error, best_error);
         best.iscale = is_better.select(iscale, best.iscale);
         best.start = is_better.select(min, best.start);
+        if is_bounded {
+            best.is_bounded = best.is_bounded | is_better;
+        }
         best.scale = is_better.select(this_scale, best.scale);
         min = is_better.select(this_min, min);
     }
@@ -168,6 +183,23 @@ fn trial_codes<S: Simd, const N: usize>(
     }
 }
 
+/// The codes at `iscale` from `min` up, of products that are brought into range before they are rounded.
+#[inline(always)]
+fn bounded_codes<S: Simd, const N: usize>(
+    simd: S,
+    x: &[S::F; N],
+    iscale: S::F,
+    min: S::F,
+    nmax: f32,
+    codes: &mut [S::F; N],
+) {
+    let (zero, nmax) = (simd.splat(0.0), simd.splat(nmax));
+    for (&x, code) in x.iter().zip(codes) {
+        // What is no number becomes 0.
+        *code = (iscale * (x - min)).max(zero).min(nmax).round();
+    }
+}
+
 /// What a line leaves of the weights, summed.
 #[inline(always)]
 fn line_error<S: Simd, const N: usize>(
@@ -192,7 +224,14 @@ impl<S: Simd> ScaleAndMin<S> {
     #[inline(always)]
     pub(super) fn none(simd: S) -> Self {
         let zero = simd.splat(0.0);
-        Self { scale: zero, min: zero, iscale: zero, start: zero, is_flat: zero.equal(zero) }
+        Self {
+            scale: zero,
+            min: zero,
+            iscale: zero,
+            start: zero,
+            is_flat: zero.equal(zero),
+            is_bounded: zero.less(zero),
+        }
     }
 
     /// The codes for the scale and minimum that were stored, from 0 to `nmax`. A scale of zero leaves the codes of the
@@ -219,7 +258,9 @@ impl<S: Simd> ScaleAndMin<S> {
         let zero = simd.splat(0.0);
         let mut codes = [zero; N];
         for (&x, code) in x.iter().zip(&mut codes) {
-            let l = nearest(simd, self.iscale * (x - self.start)).max(zero).min(nmax);
+            let steps = self.iscale * (x - self.start);
+            let steps = self.is_bounded.select(steps.max(zero).min(nmax), steps);
+            let l = nearest(simd, steps).max(zero).min(nmax);
             *code = self.is_flat.select(zero, l);
         }
         codes
@@ -262,8 +303,10 @@ pub(super) fn symmetric_scale<S: Simd, const N: usize>(
     let (lowest, highest) = (simd.splat(-nmax), simd.splat(nmax - 1.0));
     let (max, amax) = farthest(simd, x);
     let is_empty = amax.less(simd.splat(GROUP_MAX_EPS));
-    let mut wx = *x;
-    for (wx, &w) in wx.iter_mut().zip(weights) {
+    // What is no number, as scales of scales can be, is rounded to 0.
+    let (mut wx, mut finite) = (*x, *x);
+    for ((wx, finite), &w) in wx.iter_mut().zip(&mut finite).zip(weights) {
+        *finite = wx.abs().less(simd.splat(f32::INFINITY)).select(*wx, zero);
         *wx = w * *wx;
     }
 
@@ -272,7 +315,7 @@ pub(super) fn symmetric_scale<S: Simd, const N: usize>(
     for candidate in [0i8, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9] {
         let iscale = simd.splat(-(nmax + 0.1 * f32::from(candidate))) / max;
         let (mut sumlx, mut suml2) = (zero, zero);
-        for ((&x, &w), &wx) in x.iter().zip(weights).zip(&wx) {
+        for ((&x, &w), &wx) in finite.iter().zip(weights).zip(&wx) {
             // No product is larger than nmax + 1.
             let l = (iscale * x).round().max(lowest).min(highest);
             sumlx = sumlx + wx * l;

@@ -4,7 +4,7 @@
 use chatvec::ggml::GgmlType::{self, *};
 use chatvec::quants::{Level, dequantize_row_at, is_supported, quantize_rows_at, requires_importance, supported};
 
-use crate::distributions::{DISTRIBUTIONS, Random, importance, weights};
+use crate::distributions::{DISTRIBUTIONS, Random, importance, overflows, weights};
 use crate::ggml;
 
 /// Lengths of rows: an odd and an even number of super-blocks.
@@ -15,9 +15,13 @@ const ROW_LENS: [usize; 2] = [768, 2048];
 fn n_weights(ty: GgmlType) -> usize {
     let asked = std::env::var("CHATVEC_ORACLE_WEIGHTS").ok();
     let asked = asked.map(|n| n.parse().expect("CHATVEC_ORACLE_WEIGHTS is a number"));
-    let is_slow = matches!(ty, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S);
-    let total = if is_slow { 1 << 18 } else { 1 << 22 };
+    let total = if is_on_grid(ty) { 1 << 18 } else { 1 << 22 };
     asked.unwrap_or(total / DISTRIBUTIONS.len())
+}
+
+/// The types whose codes are points of a grid.
+fn is_on_grid(ty: GgmlType) -> bool {
+    matches!(ty, IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S)
 }
 
 fn encode(level: Level, ty: GgmlType, x: &[f32], importance: Option<&[f32]>) -> Vec<u8> {
@@ -55,6 +59,10 @@ fn assert_same_bits(ty: GgmlType, what: &str, found: &[f32], expected: &[f32]) {
 fn encodes_and_decodes_as_ggml(ty: GgmlType) {
     assert!(is_supported(ty), "{ty}");
     for (d, (name, next)) in DISTRIBUTIONS.into_iter().enumerate() {
+        // Where sums overflow, ggml finds no point of the grid and ends the process.
+        if is_on_grid(ty) && overflows(name) {
+            continue;
+        }
         let row_len = ROW_LENS[d % 2];
         let x = weights(next, n_weights(ty).next_multiple_of(row_len));
         let matrix = importance(row_len, d as u64 + 1);

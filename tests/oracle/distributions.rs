@@ -75,6 +75,11 @@ pub(crate) const DISTRIBUTIONS: [(&str, Next); 14] = [
     }),
 ];
 
+/// Whether sums of squares of some of these weights are infinite.
+pub(crate) fn overflows(distribution: &str) -> bool {
+    ["every exponent", "any finite bits"].contains(&distribution)
+}
+
 /// `n` weights.
 pub(crate) fn weights(next: Next, n: usize) -> Vec<f32> {
     let mut random = Random::new(n as u64);

@@ -39,6 +39,9 @@ pub(crate) fn dequantize(ty: GgmlType, blocks: &[u8]) -> Vec<f32> {
     weights
 }
 
+/// An importance for each tensor of some names: rows of every slice, one after the other.
+pub(crate) type Matrix = Vec<(String, Vec<f32>)>;
+
 /// What `llama_model_quantize` is asked for.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Quantize<'a> {
@@ -47,7 +50,7 @@ pub(crate) struct Quantize<'a> {
     pub(crate) pure: bool,
     pub(crate) allow_requantize: bool,
     /// Of each tensor.
-    pub(crate) importance: Option<&'a [(String, Vec<f32>)]>,
+    pub(crate) importance: Option<&'a Matrix>,
 }
 
 /// `llama_model_quantize`; its messages are dropped.
@@ -57,13 +60,9 @@ pub(crate) fn quantize_model(input: &Path, output: &Path, options: &Quantize<'_>
     SILENCE.call_once(|| unsafe { sys::llama_log_set(Some(drop_message), ptr::null_mut()) });
     let path = |path: &Path| CString::new(path.to_str().expect("a path of the test's")).expect("no NUL");
     let (input, output) = (path(input), path(output));
-    let names: Vec<CString> = options
-        .importance
-        .unwrap_or_default()
-        .iter()
-        .map(|(name, _)| CString::new(name.as_str()).expect("no NUL"))
-        .collect();
-    let entries = options.importance.unwrap_or_default().iter().zip(&names);
+    let entries = options.importance.into_iter().flatten();
+    let names: Vec<CString> = entries.clone().map(|(name, _)| CString::new(name.as_str()).expect("no NUL")).collect();
+    let entries = entries.zip(&names);
     let mut matrix: Vec<sys::llama_model_imatrix_data> = entries
         .map(|((_, values), name)| sys::llama_model_imatrix_data {
             name: name.as_ptr(),

@@ -1,17 +1,17 @@
 //! `chatvec quantize` against `llama_model_quantize`: the same type for every tensor, and the same bytes.
 
 use std::collections::HashSet;
-use std::fs;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use chatvec::ggml::GgmlType;
-use chatvec::gguf::{Header, Limits, Metadata, Model, TensorSpec, Value, WriteOptions, Writer};
+use chatvec::gguf::{Array, Header, Limits, Metadata, Model, StringArray, TensorSpec, Value, WriteOptions, Writer};
 use chatvec::plan::FileType;
 use chatvec::quants::quantize_row;
 
 use crate::distributions::{Random, importance};
-use crate::ggml::{self, Quantize};
+use crate::ggml::{self, Matrix, Quantize};
 
 /// A model that llama-quantize takes: it looks at hyperparameters and tensors, not at a vocabulary.
 struct Shape {
@@ -152,7 +152,7 @@ fn write(path: &Path, metadata: Metadata, specs: Vec<TensorSpec>, mut make: impl
 }
 
 /// An importance for each matrix of a model, by name: what `llama_model_quantize` takes.
-fn matrix(model: &Model) -> Vec<(String, Vec<f32>)> {
+fn matrix(model: &Model) -> Matrix {
     let weights = model.tensors().filter(|t| t.n_dims() > 1).enumerate();
     weights
         .map(|(i, t)| {
@@ -163,14 +163,12 @@ fn matrix(model: &Model) -> Vec<(String, Vec<f32>)> {
 }
 
 /// Writes it as a file that `--imatrix` takes.
-fn write_matrix(path: &Path, model: &Model, matrix: &[(String, Vec<f32>)]) {
+fn write_matrix(path: &Path, model: &Model, matrix: &Matrix) {
     let mut metadata = Metadata::default();
     metadata.set("general.type", "imatrix");
-    let datasets = ["none"].into_iter().fold(chatvec::gguf::StringArray::default(), |mut all, s| {
-        all.push(s.as_bytes());
-        all
-    });
-    metadata.set("imatrix.datasets", Value::Array(chatvec::gguf::Array::Strings(datasets)));
+    let mut datasets = StringArray::default();
+    datasets.push(b"none");
+    metadata.set("imatrix.datasets", Value::Array(Array::Strings(datasets)));
     metadata.set("imatrix.chunk_count", Value::U32(1));
     metadata.set("imatrix.chunk_size", Value::U32(512));
     let mut specs = Vec::new();
@@ -191,8 +189,35 @@ fn write_matrix(path: &Path, model: &Model, matrix: &[(String, Vec<f32>)]) {
     });
 }
 
+fn open(path: &Path) -> Model {
+    Model::open(path, &Limits::default()).expect("a model")
+}
+
+/// Runs `chatvec quantize`; what it said if it failed.
+fn chatvec(input: &Path, output: &Path, options: &[&OsStr]) -> Result<(), String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatvec"));
+    command.arg("quantize").arg(input).arg("-o").arg(output).args(["--threads", "2"]).args(options);
+    let ran = command.output().expect("the command");
+    if ran.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&ran.stderr).into_owned()) }
+}
+
+/// Panics unless both have the same tensors, in the types and bytes of the other.
+fn assert_same_tensors(what: &str, ours: &Model, theirs: &Model) {
+    assert_eq!(ours.n_tensors(), theirs.n_tensors(), "{what}");
+    let data = |model: &Model, id| {
+        let mut data = vec![0; model.tensor(id).size() as usize];
+        model.read(id, 0, &mut data).expect("the data");
+        data
+    };
+    for (id, tensor) in ours.tensors().enumerate() {
+        let other = theirs.find(tensor.name()).expect("the same tensors");
+        assert_eq!(tensor.ty(), theirs.tensor(other).ty(), "{what}: {}", tensor.name());
+        assert!(data(ours, id) == data(theirs, other), "{what}: {} {}: bytes", tensor.name(), tensor.ty());
+    }
+}
+
 /// Quantises with both and compares. `importance` is the file and the same in memory.
-fn compare(input: &Path, file_type: &FileType, pure: bool, importance: Option<(&Path, &[(String, Vec<f32>)])>) {
+fn compare(input: &Path, file_type: &FileType, pure: bool, importance: Option<(&Path, &Matrix)>) {
     let what = format!("{}: {}, pure {pure}, importance {}", input.display(), file_type.name, importance.is_some());
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (ours, theirs) = (folder.path().join("ours.gguf"), folder.path().join("theirs.gguf"));
@@ -200,38 +225,25 @@ fn compare(input: &Path, file_type: &FileType, pure: bool, importance: Option<(&
     let matrix = importance.map(|(_, matrix)| matrix);
     let options = Quantize { file_type: file_type.id, pure, importance: matrix, ..Quantize::default() };
     let result = ggml::quantize_model(input, &theirs, &options);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_chatvec"));
-    command.arg("quantize").arg(input).arg("-o").arg(&ours).args(["--type", file_type.name, "--threads", "2"]);
+    let mut arguments = vec![OsStr::new("--type"), OsStr::new(file_type.name)];
     if pure {
-        command.arg("--pure");
+        arguments.push(OsStr::new("--pure"));
     }
     if let Some((path, _)) = importance {
-        command.arg("--imatrix").arg(path);
+        arguments.extend([OsStr::new("--imatrix"), path.as_os_str()]);
     }
-    let ran = command.output().expect("the command");
-    let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+    let ran = chatvec(input, &ours, &arguments);
     if result.is_err() {
-        assert!(!ran.status.success(), "{what}: llama.cpp refuses");
+        assert!(ran.is_err(), "{what}: llama.cpp refuses");
         return;
     }
-    assert!(ran.status.success(), "{what}: {said}");
-    let open = |path: &Path| Model::open(path, &Limits::default()).expect("a model");
+    ran.unwrap_or_else(|e| panic!("{what}: {e}"));
     let (source, ours, theirs) = (open(input), open(&ours), open(&theirs));
     assert!(ours.tensors().map(|t| t.name()).eq(source.tensors().map(|t| t.name())), "{what}: order");
-    assert_eq!(ours.n_tensors(), theirs.n_tensors(), "{what}");
     for key in ["general.file_type", "general.quantization_version"] {
         assert_eq!(ours.metadata().get(key), theirs.metadata().get(key), "{what}: {key}");
     }
-    for (id, tensor) in ours.tensors().enumerate() {
-        let other = theirs.find(tensor.name()).expect("the same tensors");
-        assert_eq!(tensor.ty(), theirs.tensor(other).ty(), "{what}: {}", tensor.name());
-        let data = |model: &Model, id| {
-            let mut data = vec![0; model.tensor(id).size() as usize];
-            model.read(id, 0, &mut data).expect("the data");
-            data
-        };
-        assert!(data(&ours, id) == data(&theirs, other), "{what}: {} {}: bytes", tensor.name(), tensor.ty());
-    }
+    assert_same_tensors(&what, &ours, &theirs);
 }
 
 /// Every file type that llama-quantize knows, some of which it refuses.
@@ -250,7 +262,7 @@ fn is_full() -> bool {
 
 fn compare_all(input: &Path, takes_slow: bool) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let model = Model::open(input, &Limits::default()).expect("a model");
+    let model = open(input);
     let (path, matrix) = (folder.path().join("imatrix.gguf"), matrix(&model));
     write_matrix(&path, &model, &matrix);
     let mut names = HashSet::new();
@@ -322,25 +334,7 @@ fn quantised_input_is_quantised_again_only_if_asked() {
     let options = Quantize { file_type: 15, allow_requantize: true, ..Quantize::default() };
     ggml::quantize_model(&input, &output, &options).expect("Q4_K_M");
     let ours = folder.path().join("ours.gguf");
-    let ran = Command::new(env!("CARGO_BIN_EXE_chatvec"))
-        .arg("quantize")
-        .arg(&input)
-        .arg("-o")
-        .arg(&ours)
-        .args(["--type", "Q4_K_M", "--allow-requantize"])
-        .output()
-        .expect("the command");
-    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
-    let open = |path: &Path| Model::open(path, &Limits::default()).expect("a model");
-    let (ours, theirs) = (open(&ours), open(&output));
-    for (id, tensor) in ours.tensors().enumerate() {
-        let other = theirs.find(tensor.name()).expect("the same tensors");
-        let data = |model: &Model, id| {
-            let mut data = vec![0; model.tensor(id).size() as usize];
-            model.read(id, 0, &mut data).expect("the data");
-            data
-        };
-        assert!(data(&ours, id) == data(&theirs, other), "{}", tensor.name());
-    }
-    assert!(fs::metadata(&input).is_ok());
+    let arguments = ["--type", "Q4_K_M", "--allow-requantize"].map(OsStr::new);
+    chatvec(&input, &ours, &arguments).unwrap_or_else(|e| panic!("{e}"));
+    assert_same_tensors("from Q8_0", &open(&ours), &open(&output));
 }
