@@ -161,7 +161,7 @@ fn of_plan(error: &plan::Error) -> Exit {
         Container(e) => of_container(e),
         Importance(e) => of_importance(e),
         Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } => Exit::Refused,
-        NotYet { .. }
+        NoRules { .. }
         | CannotEncode { .. }
         | CannotDecode { .. }
         | NoNumber { .. }

@@ -238,7 +238,9 @@ impl Job<'_> {
         types.extend(others.iter().flat_map(|(_, types)| types));
         types.sort();
         types.dedup();
-        let settings = SampleSettings { types, threads, memory: budget.memory, ..SampleSettings::default() };
+        let matrix = inputs.importance().map_or(0, |matrix| matrix.n_bytes());
+        let memory = budget.memory.saturating_sub(matrix);
+        let settings = SampleSettings { types, threads, memory, ..SampleSettings::default() };
         // What the recipe leaves out is not looked at: its types may be unreadable, and its size says nothing.
         let taken = pairs.into_iter().zip(plan.tensors()).filter(|(_, tensor)| tensor.kept.is_none());
         let pairs: Vec<Pair> = taken.map(|(pair, _)| pair).collect();

@@ -47,7 +47,7 @@ struct Global {
     /// Memory for buffers, such as 64MiB or 2GB; headers come on top
     #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB")]
     memory: bytesize::ByteSize,
-    /// Use no higher level of vector instructions than this (scalar, avx2, avx512); the output is the same
+    /// Encode and decode with no higher level of vector instructions than this (scalar, avx2, avx512); the bytes are the same
     #[arg(long, global = true, hide = true, value_name = "LEVEL")]
     simd: Option<quants::Level>,
 }

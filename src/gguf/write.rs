@@ -339,10 +339,18 @@ impl Complete {
     /// Gives the files their names. The first of several comes last: a set without it cannot be taken for a model.
     ///
     /// # Errors
-    /// [`Error::NotRenamed`]; the file is then kept under the name that the error gives, and so are those not yet renamed.
+    /// [`Error::NotRenamed`]; the file is then kept under the name that the error gives, and so are those not yet renamed. Of a
+    /// set that was to be replaced, the first file is kept beside them as `replaced.gguf`.
     pub fn publish(self) -> Result<Finished, Error> {
         let Complete { parts, len, files } = self;
         let (n_files, path) = (parts.len(), parts[0].1.clone());
+        if let Some(folder) = &files.folder
+            && files.overwrite
+            && path.exists()
+        {
+            // The first shard of an earlier set would be taken for that of a set in which some are new.
+            fs::rename(&path, folder.path().join("replaced.gguf")).map_err(Error::io(&path, "move away"))?;
+        }
         let mut parts = parts.into_iter().rev();
         while let Some((file, target)) = parts.next() {
             if let Err(e) = rename(file, &target, files.overwrite) {

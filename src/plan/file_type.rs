@@ -10,7 +10,6 @@ use super::Error;
 use super::mixture::{self, Options};
 use crate::ggml::GgmlType::{self, *};
 use crate::gguf::{Metadata, Value};
-use crate::quants;
 
 /// A file type: what `general.file_type` holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,7 +118,7 @@ impl OutputType {
     /// As [`OutputType::parse`], with everything else that can be asked for.
     ///
     /// # Errors
-    /// [`Error::NotYet`] for types without an encoder, [`Error::UnknownType`] for anything that is no type,
+    /// [`Error::NoRules`] for NVFP4 without `pure`, [`Error::UnknownType`] for anything that is no type,
     /// [`Error::NoMixture`] for options that have nothing to change.
     pub fn new(name: &str, options: Options) -> Result<Self, Error> {
         if name.eq_ignore_ascii_case("keep") || name.eq_ignore_ascii_case("copy") {
@@ -128,19 +127,13 @@ impl OutputType {
                 false => Err(Error::NoMixture),
             };
         }
-        let writable = |f: &&FileType| quants::is_supported(f.default_type);
         let by_id = || FileType::from_id(name.parse().ok()?);
         let Some(file_type) = FileType::from_name(name).or_else(by_id) else {
-            let known: Vec<&str> = FILE_TYPES.iter().filter(writable).map(|f| f.name).collect();
+            let known: Vec<&str> = FILE_TYPES.iter().map(|f| f.name).collect();
             return Err(Error::UnknownType { name: name.to_owned(), known: known.join(", ") });
         };
-        if !writable(&file_type) {
-            let reason = "there is no encoder for it; Q4_K_M and Q3_K_M are near in size";
-            return Err(Error::NotYet { name: name.to_owned(), reason });
-        }
         if file_type.name == "NVFP4" && !options.pure {
-            let reason = "llama.cpp has no mixture for it; give --pure for this one type in every tensor";
-            return Err(Error::NotYet { name: name.to_owned(), reason });
+            return Err(Error::NoRules { name: file_type.name });
         }
         Ok(OutputType::Mixture { file_type, options })
     }

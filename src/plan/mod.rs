@@ -68,13 +68,11 @@ pub enum Error {
         /// Its `general.type`.
         found: String,
     },
-    /// An output type that llama.cpp has and this crate cannot write yet.
-    #[error("the output type {name} cannot be written yet: {reason}")]
-    NotYet {
+    /// A file type for which llama.cpp has no rules which tensor gets which type.
+    #[error("llama.cpp has no mixture for the output type {name}; give --pure for this one type in every tensor")]
+    NoRules {
         /// The type as asked for.
-        name: String,
-        /// Why, and what can be had instead.
-        reason: &'static str,
+        name: &'static str,
     },
     /// An output type that does not exist.
     #[error("no output type is called {name:?}; known are keep, {known}")]
@@ -152,7 +150,7 @@ pub enum Error {
     #[error(transparent)]
     Type(#[from] TypeError),
     /// A tensor that the recipe changes has a type that cannot be written.
-    #[error("tensor {tensor} would have to be written as {ty}, which cannot be encoded yet; ask for another --type")]
+    #[error("tensor {tensor} would have to be written as {ty}, for which ggml has no encoder; ask for another --type")]
     CannotEncode {
         /// The tensor.
         tensor: String,
@@ -161,7 +159,7 @@ pub enum Error {
     },
     /// A tensor that takes part in the sum has a type that cannot be read.
     #[error(
-        "{}: tensor {tensor} is {ty}, which cannot be decoded yet; get this model as F16, Q8_0 or a K-quant",
+        "{}: tensor {tensor} is {ty}, for which ggml has no decoder; get this model as F16, Q8_0 or a K-quant",
         path.display()
     )]
     CannotDecode {

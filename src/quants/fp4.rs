@@ -71,8 +71,9 @@ fn value(code: u8) -> i8 {
 #[inline(always)]
 fn encode<const N: usize>(w: &[f32], amax: f32, d: f32, qs: &mut [u8; N]) {
     let (low, high) = w.split_at(N);
-    // Beyond this, differences are rounded so much that several values are equally near; see `nearest_far`.
-    if amax <= 24.0 * d {
+    // Beyond this, differences are rounded so much that several values are equally near, or values are infinite; see
+    // `nearest_far`.
+    if amax <= 24.0 * d && (24.0 * d).is_finite() {
         let d = THRESHOLDS.map(|t| t * d);
         for ((q, &low), &high) in qs.iter_mut().zip(low).zip(high) {
             *q = nearest(low, &d) | nearest(high, &d) << 4;

@@ -2,10 +2,11 @@
 //!
 //! A *row* is what ggml stores as `ne[0]` neighbouring weights; it is a whole number of blocks, and no block knows of
 //! its neighbours. So everything here works on any whole number of blocks: a part of a row, a row, or many rows that
-//! lie one after the other. Blocks are little-endian byte slices of no particular alignment, as a file holds them.
+//! lie one after the other. Encoding with an importance matrix is the exception: it takes whole rows, because some types
+//! weigh a block by the variance of its row. Blocks are little-endian byte slices of no particular alignment, as a file holds them.
 //!
-//! Decoding gives the bits of ggml's `to_float`; encoding gives the bytes of `ggml_quantize_chunk` without an importance
-//! matrix. That is a promise about the order of f32 operations: no fused multiply-add, no reassociated sum. The rules
+//! Decoding gives the bits of ggml's `to_float`; encoding gives the bytes of `ggml_quantize_chunk`, with or without an
+//! importance matrix, for finite weights at any [`Level`] of vector instructions. That is a promise about the order of f32 operations: no fused multiply-add, no reassociated sum. The rules
 //! are those of ggml/src/ggml-quants.c at ggml 0.26, cited by function name beside the code.
 //!
 //! The codec refuses types whose blocks it does not know ([`Error::Unsupported`]). It does not look for NaN or infinity:

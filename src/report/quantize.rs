@@ -74,8 +74,9 @@ impl Report for Quantize<'_> {
         if let Some((file, took)) = self.written {
             let (n, seconds) = (self.plan.tensors().len(), took.as_secs_f64());
             text += &format!(
-                "{}: {n} tensors, {} in {seconds:.2} s ({}/s)\n",
+                "{}: {}{n} tensors, {} in {seconds:.2} s ({}/s)\n",
                 file.path.display(),
+                super::run::shards(file),
                 bytes(file.len),
                 bytes((before as f64 / seconds.max(1e-9)) as u64)
             );
@@ -95,7 +96,8 @@ impl Report for Quantize<'_> {
         let [(before, bits_before), (after, bits_after)] = self.sizes();
         json!({
             "output": self.written.map(|(file, _)| file.path.to_string_lossy()),
-            "output_bytes": self.plan.header().file_len(),
+            "output_bytes": self.written.map_or(self.plan.header().file_len(), |(file, _)| file.len),
+            "output_files": self.written.map(|(file, _)| file.n_files),
             "n_tensors": self.plan.tensors().len(),
             "tensor_bytes_before": before,
             "tensor_bytes": after,

@@ -151,6 +151,6 @@ impl Report for Run<'_> {
 }
 
 /// How many files the first one stands for, if it is not alone.
-fn shards(file: &gguf::Finished) -> String {
+pub(super) fn shards(file: &gguf::Finished) -> String {
     if file.n_files == 1 { String::new() } else { format!("{} files, ", file.n_files) }
 }

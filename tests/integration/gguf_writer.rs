@@ -443,6 +443,31 @@ fn a_set_is_written_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_set_that_is_replaced_in_part_cannot_be_taken_for_a_model() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("out.gguf");
+    write_shards(&path, WriteOptions::default()).expect("a set");
+    let options = WriteOptions { split_max_size: Some(1600), ..overwrite() };
+    let writer = Writer::create(plan(&valid()), &path, &options).expect("a writer");
+    fill(&writer, &valid());
+    let complete = writer.complete(None).expect("a set");
+    // The second shard cannot take its name, after the third has.
+    let second = folder.path().join(shard_name("out", 2, 3));
+    fs::remove_file(&second).expect("a file");
+    fs::create_dir(&second).expect("a folder");
+    let error = complete.publish().expect_err("a folder is in the way");
+    let Error::NotRenamed { kept, .. } = &error else { panic!("{error}") };
+    let first = folder.path().join(shard_name("out", 1, 3));
+    assert!(!first.exists(), "old and new shards could be read as one model");
+    let kept = kept.parent().expect("a folder");
+    assert_eq!(names(kept), ["out-00001-of-00003.gguf", "out-00002-of-00003.gguf", "replaced.gguf"]);
+
+    fs::remove_dir(&second).expect("no folder");
+    write_shards(&path, overwrite()).expect("a set in place of what is left");
+    Model::open(&first, &Limits::default()).expect("a model");
+}
+
+#[test]
 fn an_unfinished_or_renamed_set_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("out.gguf");

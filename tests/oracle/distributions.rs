@@ -65,7 +65,10 @@ pub(crate) const DISTRIBUTIONS: [(&str, Next); 14] = [
         let power = 2f64.powi(exponent as i32 - 149);
         if i % 16 == block % 16 { power as f32 } else { (power * f64::from(2.0 * r.uniform() - 1.0)) as f32 }
     }),
-    ("any finite bits", |r, _| {
+    ("any finite bits", |r, i| {
+        if i % 64 == 5 {
+            return if i % 128 == 5 { f32::MAX } else { -f32::MAX.next_down() };
+        }
         loop {
             let x = f32::from_bits(r.bits());
             if x.is_finite() {

@@ -57,6 +57,8 @@ pub(super) fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
         }
         Level::Scalar => {}
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = level;
     kernel.run(scalar::Scalar)
 }
 
