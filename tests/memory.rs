@@ -81,8 +81,11 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
                 pipeline::run(&plan, &inputs, &Nowhere, &(), &budget).expect("a run");
                 let peak = peak_above(before);
                 assert!(peak <= needed + BESIDES, "{row_lens:?} {name} {threads}: {peak} above {needed}");
-                // And it is no idle figure.
-                assert!(peak + BESIDES >= needed / 2, "{row_lens:?} {name} {threads}: {peak} far below {needed}");
+                // And it is no idle figure; of several workers, one may have done all before another began.
+                assert!(
+                    threads > 1 || peak + BESIDES >= needed / 2,
+                    "{row_lens:?} {name} {threads}: {peak} far below {needed}"
+                );
             }
         }
         for memory in [1, 2 << 20] {

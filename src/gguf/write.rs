@@ -67,14 +67,15 @@ impl WriteOptions {
         }
         match fs::metadata(&target) {
             Ok(about) => {
+                // First of all, because to compare a pipe with a file waits for someone at its other end.
+                if !about.is_file() {
+                    let found = if about.is_dir() { "a folder" } else { "a device or pipe" };
+                    return Err(Error::OutputKind { path: path.to_owned(), found });
+                }
                 for input in &self.inputs {
                     if same_file::is_same_file(&target, input).unwrap_or(false) {
                         return Err(Error::OutputIsInput { path: path.to_owned(), input: input.clone() });
                     }
-                }
-                if !about.is_file() {
-                    let found = if about.is_dir() { "a folder" } else { "a device or pipe" };
-                    return Err(Error::OutputKind { path: path.to_owned(), found });
                 }
                 if !self.overwrite {
                     return Err(Error::OutputExists { path: path.to_owned() });

@@ -225,6 +225,18 @@ fn refuses_a_folder_and_names_only_a_folder_can_have() {
 }
 
 #[cfg(unix)]
+#[cfg(unix)]
+#[test]
+fn refuses_a_pipe_without_waiting_for_its_other_end() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (input, pipe) = (folder.path().join("in.gguf"), folder.path().join("pipe"));
+    fs::write(&input, "an input").expect("a file");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    let error = write_valid(&pipe, &inputs(&[&input])).expect_err("no file can be renamed to a pipe");
+    assert!(matches!(error, Error::OutputKind { .. }), "{error}");
+}
+
 #[test]
 fn refuses_a_device() {
     let error = write_valid(Path::new("/dev/null"), &overwrite()).expect_err("a device");
