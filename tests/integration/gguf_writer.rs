@@ -225,7 +225,6 @@ fn refuses_a_folder_and_names_only_a_folder_can_have() {
 }
 
 #[cfg(unix)]
-#[cfg(unix)]
 #[test]
 fn refuses_a_pipe_without_waiting_for_its_other_end() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -237,6 +236,7 @@ fn refuses_a_pipe_without_waiting_for_its_other_end() {
     assert!(matches!(error, Error::OutputKind { .. }), "{error}");
 }
 
+#[cfg(unix)]
 #[test]
 fn refuses_a_device() {
     let error = write_valid(Path::new("/dev/null"), &overwrite()).expect_err("a device");
