@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bstr::BStr;
 
-use super::{Error, mixture};
+use super::{Error, Protected, mixture};
 use crate::chat::TOKENS;
 use crate::ggml::GgmlType;
 use crate::gguf::{Metadata, Model, Value};
@@ -76,6 +76,11 @@ pub enum Warning {
         /// Their names.
         tensors: Vec<String>,
     },
+    /// Tensors that are not written as they would be by the types asked for, because rounding would take the vector.
+    Protected {
+        /// What is done about each.
+        changes: Vec<Protected>,
+    },
     /// A finding of the survey that the user chose to go past.
     Forced {
         /// What it said.
@@ -142,6 +147,17 @@ impl fmt::Display for Warning {
                 wanted.block_len(),
                 tensors[0]
             ),
+            Warning::Protected { changes } => {
+                let more = changes.iter().map(|c| c.more_bytes).sum::<u64>();
+                let n_promoted = changes.iter().filter(|c| c.ty != c.from).count();
+                let (n_dithered, size) = (changes.len() - n_promoted, bytesize::ByteSize::b(more).display().iec());
+                write!(f, "rounding to the nearest would take the vector from {} tensors: ", changes.len())?;
+                match (n_dithered, n_promoted) {
+                    (_, 0) => write!(f, "they are dithered, at the same size"),
+                    (0, _) => write!(f, "they get finer types, {size} more"),
+                    _ => write!(f, "{n_dithered} are dithered, {n_promoted} get finer types, {size} more"),
+                }
+            }
             Warning::Forced { finding } => write!(f, "forced: {finding}"),
         }
     }

@@ -8,6 +8,7 @@ mod file_type;
 mod importance;
 mod metadata;
 pub mod mixture;
+mod survival;
 mod types;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 pub use compat::{Warning, check, pairing_warnings};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use metadata::{MEASURED_KEYS, base_models, fill_measured};
+pub use survival::{Loss, LossPolicy, OnLoss, Protected, finer};
 pub use types::{fallback, is_quantizable, requires_importance};
 
 use crate::chat;
@@ -22,7 +24,7 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{Inputs, Kept, Pair, TensorRef, Term};
+use crate::survey::{Inputs, Kept, Pair, Rounding, TensorRef, Term};
 
 /// Why no plan could be made. Nothing has been written.
 #[derive(Debug, thiserror::Error)]
@@ -212,6 +214,8 @@ pub struct Recipe {
     pub output: OutputType,
     /// What becomes of the embeddings.
     pub embeddings: Embeddings,
+    /// What is done where rounding would take the vector.
+    pub loss: LossPolicy,
 }
 
 /// One tensor of the output.
@@ -223,6 +227,8 @@ pub struct TensorPlan {
     pub ne: Vec<u64>,
     /// Its type in the output.
     pub ty: GgmlType,
+    /// How its codes are found.
+    pub rounding: Rounding,
     /// The tensor that is added to; none when a vector is extracted.
     pub model: Option<TensorRef>,
     /// What is added, in order.
@@ -437,7 +443,8 @@ impl TensorPlan {
     /// [`Error::CannotDecode`], [`Error::CannotEncode`] if the codec cannot do what that takes.
     pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
         let ne = pair.info(inputs).ne().to_vec();
-        let plan = TensorPlan { name: pair.name, ne, ty, model: pair.model, terms: pair.terms, kept: pair.kept };
+        let Pair { name, model, terms, kept, .. } = pair;
+        let plan = TensorPlan { name, ne, ty, rounding: Rounding::Encoder, model, terms, kept };
         if plan.is_copy(inputs) {
             return Ok(plan);
         }

@@ -11,6 +11,7 @@ mod rounding;
 mod sample;
 mod source;
 mod sum;
+mod trial;
 
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
@@ -20,3 +21,4 @@ pub use source::{
     Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale,
 };
 pub use sum::{Sum, resize};
+pub use trial::{Encoding, Rounding, Trial, feedback, feedback_bytes, try_encodings};

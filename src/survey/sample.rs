@@ -57,6 +57,8 @@ pub struct TensorSurvey {
     pub moments: Moments,
     /// With `kept` and `error2`, for every type that was tried.
     pub by_type: BTreeMap<GgmlType, Moments>,
+    /// The same for the encoding that the tensor will have, where that is not its type's encoder.
+    pub chosen: Option<Moments>,
 }
 
 /// What a sample of rows says about the inputs of a run.
@@ -79,6 +81,16 @@ impl Survey {
         total
     }
 
+    /// As [`forecast`](Self::forecast), where tensors for which another encoding was chosen are written in that.
+    pub fn forecast_chosen(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
+        let mut total = Moments::default();
+        for t in &self.tensors {
+            let by_type = || ty_of(&t.name).and_then(|ty| t.by_type.get(&ty));
+            total += t.chosen.as_ref().or_else(by_type).copied().unwrap_or_default();
+        }
+        TypeForecast { survival: total.survival(), noise: total.noise() }
+    }
+
     /// What becomes of the vector if each tensor is written in the type that `ty_of` names; tensors without a type, or
     /// with one that was not tried, are left out.
     pub fn forecast(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
@@ -93,7 +105,7 @@ impl Survey {
 }
 
 /// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every type.
-const PIECE_WEIGHTS: u64 = 1 << 14;
+pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
 
 /// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
 const THREAD_BYTES: u64 = (Sum::BYTES_PER_WEIGHT + 3 * 4) * PIECE_WEIGHTS;
@@ -223,8 +235,14 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         Some(true2 * info.n_weights() as f64)
     });
     let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
-    let tensor =
-        TensorSurvey { name: pair.name.clone(), n_sampled, n_pieces, moments: moments.scaled(factor), by_type };
+    let tensor = TensorSurvey {
+        name: pair.name.clone(),
+        n_sampled,
+        n_pieces,
+        moments: moments.scaled(factor),
+        by_type,
+        chosen: None,
+    };
     let distances = Distances::new(base2 * factor, &unit_moments.scaled(factor), pair.model.is_some());
     Ok(Sample { tensor, distances, true2 })
 }
