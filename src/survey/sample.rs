@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
-use super::pairing::{Inputs, Pair, TensorRef, part_of};
+use super::pairing::{Inputs, Pair, Part, Rows, TensorRef, part_of, parts};
 use super::rounding::true_square;
 use super::source::{Error, decode, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
@@ -167,6 +167,8 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         is_possible && quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64)
     });
 
+    let parts: Vec<(Part, Rows<'_>)> =
+        parts(pair.model, &pair.terms).map(|part| (part, inputs.rows(&part, &[]))).collect();
     let mut raw = Vec::new();
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
@@ -180,13 +182,24 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
         let len = PIECE_WEIGHTS.min(row_len - start);
         n_seen += len;
-        let load = |at: TensorRef, out: &mut [f32]| {
+        let mut next = parts.iter();
+        let load = |_: TensorRef, out: &mut [f32]| {
+            let (part, rows) = next.next().expect("a sum asks for its parts in their order");
+            let (mut at, mut from) = (part.at, rows.find(row));
+            if from.is_none() && !part.is_difference {
+                // Both halves of a difference are the output's own row, so that it is zero.
+                (at, from) = (parts[0].0.at, parts[0].1.find(row));
+            }
+            let Some(from) = from else {
+                out.fill(0.0);
+                return Ok(());
+            };
             let source = inputs.source(at.source);
             let info = source.tensor(at.tensor);
             let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
             raw.resize(size(len) as usize, 0);
-            source.read(at.tensor, row * info.row_size() + size(start), &mut raw)?;
-            decode(source, at.tensor, row * row_len + start, &raw, out)
+            source.read(at.tensor, from * info.row_size() + size(start), &mut raw)?;
+            decode(source, at.tensor, from * row_len + start, &raw, out)
         };
         sum.compute(len as usize, pair.model, &pair.terms, false, load)?;
         moments.add(&sum.weights(sum.wanted()));
