@@ -50,9 +50,9 @@
 //! let inputs = Inputs::merge(open("cp-de")?, open("base")?, open("chat")?, 1.0);
 //! plan::check(&inputs)?;
 //! let pairs = survey::pair(&inputs)?;
-//! let (output, loss) = (OutputType::parse("Q8_0", false)?, LossPolicy::default());
-//! let recipe = Recipe { output, embeddings: Embeddings::All, loss };
-//! let plan = MergePlan::merge(&inputs, pairs, &recipe)?;
+//! let recipe = Recipe { output: OutputType::parse("Q8_0", false)?, ..Recipe::default() };
+//! let special = survey::special_tokens(&inputs)?;
+//! let plan = MergePlan::merge(&inputs, pairs, &recipe, special.as_ref())?;
 //!
 //! let folder = tempfile::tempdir()?;
 //! let out = folder.path().join("merged.gguf");

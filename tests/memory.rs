@@ -8,7 +8,7 @@ use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Error, Header, Limits, Metadata, Model, TensorSpec, Value};
 use chatvec::infer::{self, Session, Transformer};
 use chatvec::pipeline::{self, Budget, TensorSink};
-use chatvec::plan::{Embeddings, LossPolicy, MergePlan, OutputType, Recipe};
+use chatvec::plan::{MergePlan, OutputType, Recipe, SpecialTokens};
 use chatvec::survey::{self, Inputs, SampleSettings};
 use peak_alloc::PeakAlloc;
 
@@ -67,10 +67,10 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
         for (name, threads) in [("keep", 1), ("keep", 2), ("Q8_0", 1), ("Q8_0", 3)] {
             let recipe = Recipe {
                 output: OutputType::parse(name, true).expect("a type"),
-                embeddings: Embeddings::All,
-                loss: LossPolicy::default(),
+                special_tokens: SpecialTokens::None,
+                ..Recipe::default()
             };
-            let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe).expect("a plan");
+            let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe, None).expect("a plan");
             // The least that this many workers run in, found by the error's own figure.
             let least = match (Budget { memory: 1, threads }).needed(&plan, &inputs) {
                 Err(pipeline::Error::Budget { needed, .. }) => needed * threads as u64,

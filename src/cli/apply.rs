@@ -12,7 +12,7 @@ use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
 use crate::patch;
-use crate::plan::{self, MergePlan};
+use crate::plan;
 use crate::survey::Inputs;
 
 #[derive(Args, Debug)]
@@ -48,7 +48,7 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let more: Vec<(Model, f64)> = more.iter().map(open).collect::<Result<_>>()?;
     let inputs = Inputs::apply(model, open(first)?, more);
     let inputs = args.imatrix.add_to(inputs, global)?;
-    let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
+    let plan = |inputs: &Inputs, pairs| RecipeArgs::plan(inputs, pairs, &recipe);
     Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
 }
 

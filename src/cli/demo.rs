@@ -15,7 +15,7 @@ use crate::chat::Template;
 use crate::eval::PromptSet;
 use crate::gguf::{Limits, Model, WriteOptions, printable};
 use crate::pipeline::{self, Written};
-use crate::plan::{self, Embeddings, LossPolicy, MergePlan, OutputType, Recipe};
+use crate::plan::{self, MergePlan, OutputType, Recipe};
 use crate::report::{self, Report as _, Table};
 use crate::survey::{self, Inputs, SampleSettings};
 
@@ -56,6 +56,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0);
     plan::check(&inputs)?;
     let pairs = survey::pair(&inputs)?;
+    let special = survey::special_tokens(&inputs)?;
     let budget = global.budget();
     let settings = SampleSettings { threads: budget.threads, memory: budget.memory, ..SampleSettings::default() };
     if let Some(finding) = survey::survey(&inputs, &pairs, &settings)?.findings.first() {
@@ -65,9 +66,8 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let options = WriteOptions { overwrite: true, ..WriteOptions::default() };
     for (name, pure) in TYPES {
         let started = Instant::now();
-        let recipe =
-            Recipe { output: OutputType::parse(name, pure)?, embeddings: Embeddings::All, loss: LossPolicy::default() };
-        let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe)?;
+        let recipe = Recipe { output: OutputType::parse(name, pure)?, ..Recipe::default() };
+        let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe, special.as_ref())?;
         let path = args.output.join(format!("merged-{name}.gguf"));
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let written = pipeline::write(&plan, &inputs, &path, &options, &progress, &budget)?;

@@ -167,6 +167,9 @@ fn of_plan(error: &plan::Error) -> Exit {
         Container(e) => of_container(e),
         Importance(e) => of_importance(e),
         Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } => Exit::Refused,
+        Unshared { .. } | Vocabulary { .. } | MissingTokens { .. } => Exit::Refused,
+        CannotAddTokens { .. } => Exit::NotSupported,
+        UnknownToken { .. } | NoRows { .. } => Exit::Usage,
         NoRules { .. }
         | CannotEncode { .. }
         | CannotDecode { .. }

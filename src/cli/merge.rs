@@ -10,8 +10,8 @@ use super::job::{Job, OutputArgs, SmokeTest};
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
-use crate::plan::{self, LossPolicy, MergePlan, Recipe};
-use crate::survey::Inputs;
+use crate::plan::{self, LossPolicy, MergePlan, Recipe, SpecialTokens};
+use crate::survey::{self, Inputs, Pair};
 
 #[derive(Args, Debug)]
 pub(super) struct MergeArgs {
@@ -44,26 +44,27 @@ pub(super) struct MergeArgs {
 /// Which parts of a model take part.
 #[derive(Args, Clone, Debug)]
 pub(super) struct RecipeArgs {
-    /// Whether token embeddings and output take part
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Embeddings::All)]
+    /// Which rows of token embeddings and output take part
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Embeddings::Auto)]
     embeddings: Embeddings,
-    /// Tokens whose rows are taken from the chat model
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = SpecialTokens::None)]
-    special_tokens: SpecialTokens,
+    /// Tokens whose rows are taken from the chat model as they are: auto, none, or their texts with commas between
+    #[arg(long, value_name = "auto|none|TOKENS", default_value = "auto")]
+    special_tokens: String,
+    /// Give the model the tokens that the chat needs and it lacks, with the chat model's rows
+    #[arg(long)]
+    add_missing_tokens: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
 enum Embeddings {
-    /// Every row takes part
+    /// all if base and chat have every token of the model, else shared
+    Auto,
+    /// Every row; refused if a token is missing somewhere
     All,
+    /// Rows of the tokens that base and chat have too
+    Shared,
     /// They stay the model's
     Skip,
-}
-
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum SpecialTokens {
-    /// No row is treated specially
-    None,
 }
 
 /// What the help calls the options of [`LossArgs`].
@@ -117,12 +118,28 @@ impl LossArgs {
 
 impl RecipeArgs {
     pub(super) fn recipe(&self, types: &TypeArgs, loss: &LossArgs) -> Result<Recipe> {
-        let SpecialTokens::None = self.special_tokens;
         let embeddings = match self.embeddings {
+            Embeddings::Auto => plan::Embeddings::Auto,
             Embeddings::All => plan::Embeddings::All,
+            Embeddings::Shared => plan::Embeddings::Shared,
             Embeddings::Skip => plan::Embeddings::Skip,
         };
-        Ok(Recipe { output: types.parse()?, embeddings, loss: loss.policy() })
+        let special_tokens = match self.special_tokens.as_str() {
+            "auto" => SpecialTokens::Auto,
+            "none" => SpecialTokens::None,
+            texts => SpecialTokens::List(texts.split(',').map(str::to_owned).collect()),
+        };
+        let add_missing_tokens = self.add_missing_tokens;
+        Ok(Recipe { output: types.parse()?, embeddings, special_tokens, add_missing_tokens, loss: loss.policy() })
+    }
+
+    /// The plan of a merge by this recipe.
+    pub(super) fn plan(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<MergePlan> {
+        let special = match recipe.special_tokens {
+            SpecialTokens::None => None,
+            _ => survey::special_tokens(inputs)?,
+        };
+        Ok(MergePlan::merge(inputs, pairs, recipe, special.as_ref())?)
     }
 }
 
@@ -132,6 +149,6 @@ pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
     let (base, chat) = (open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let inputs = Inputs::merge(open(&args.model, "--model")?, base, chat, args.ratio);
     let inputs = args.imatrix.add_to(inputs, global)?;
-    let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
+    let plan = |inputs: &Inputs, pairs| RecipeArgs::plan(inputs, pairs, &recipe);
     Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
 }

@@ -8,6 +8,7 @@ mod file_type;
 mod importance;
 mod metadata;
 pub mod mixture;
+mod special;
 mod survival;
 mod types;
 
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 pub use compat::{Warning, check, pairing_warnings};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use metadata::{MEASURED_KEYS, base_models, fill_measured};
+pub use special::{SpecialRow, SpecialTokens};
 pub use survival::{Loss, LossPolicy, OnLoss, Protected, finer};
 pub use types::{fallback, is_quantizable, requires_importance};
 
@@ -24,7 +26,7 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{Inputs, Kept, Pair, Rounding, TensorRef, Term};
+use crate::survey::{self, Inputs, Kept, Pair, Part, Rounding, TensorRef, Term, has_row_per_token};
 
 /// Why no plan could be made. Nothing has been written.
 #[derive(Debug, thiserror::Error)]
@@ -172,6 +174,80 @@ pub enum Error {
         /// Its type there.
         ty: GgmlType,
     },
+    /// A token of the model that another file lacks, where all were to take part.
+    #[error(
+        "{} of the {of} tokens of {} are not in {}, among them {example:?}: not every row can take part; --embeddings shared \
+         leaves those out", n, model.display(), other.display()
+    )]
+    Unshared {
+        /// How many.
+        n: usize,
+        /// How many tokens the model has.
+        of: usize,
+        /// One of them.
+        example: String,
+        /// The model's file.
+        model: PathBuf,
+        /// The other file.
+        other: PathBuf,
+    },
+    /// Vocabularies that have little in common.
+    #[error(
+        "only {shared} of the {of} tokens of {} are in {}: the files are no siblings", model.display(), other.display()
+    )]
+    Vocabulary {
+        /// Tokens in both.
+        shared: usize,
+        /// Tokens of the smaller vocabulary.
+        of: usize,
+        /// The model's file.
+        model: PathBuf,
+        /// The other file.
+        other: PathBuf,
+    },
+    /// Tokens that a conversation needs and the model lacks.
+    #[error(
+        "{} lacks tokens that the chat of {} needs: {}; {}", model.display(), chat.display(), tokens.join(", "),
+        if *can_be_added {
+            "--add-missing-tokens gives it them with the chat model's rows, --special-tokens none goes on without"
+        } else {
+            "a patch has no rows for them; merge with base and chat themselves, or go on without by --special-tokens none"
+        }
+    )]
+    MissingTokens {
+        /// Their texts.
+        tokens: Vec<String>,
+        /// The model's file.
+        model: PathBuf,
+        /// The chat model's.
+        chat: PathBuf,
+        /// Whether there are rows for them.
+        can_be_added: bool,
+    },
+    /// A special token that the chat model does not have.
+    #[error(
+        "--special-tokens: {} has no special token {text:?}; chatvec inspect --chat lists those it has", path.display()
+    )]
+    UnknownToken {
+        /// The text.
+        text: String,
+        /// The chat model's file.
+        path: PathBuf,
+    },
+    /// Rows of special tokens are asked for, and there are none.
+    #[error("--special-tokens: {} is a patch, which has no rows of its own; use auto or none", path.display())]
+    NoRows {
+        /// The patch.
+        path: PathBuf,
+    },
+    /// A model whose tensors cannot grow by a token.
+    #[error("{}: no tokens can be added, since tensor {tensor} has a number for each", model.display())]
+    CannotAddTokens {
+        /// The tensor.
+        tensor: &'static str,
+        /// The model's file.
+        model: PathBuf,
+    },
     /// A ratio that cannot be read.
     #[error("a ratio must be a number, found {text:?}; write PATCH@0.5")]
     RatioText {
@@ -186,14 +262,18 @@ pub enum Error {
     },
 }
 
-/// What becomes of `token_embd` and `output`.
+/// Which rows of the tensors with a row for each token take part: `token_embd`, `output`, `per_layer_token_embd`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Embeddings {
-    /// Every row takes part, as any other tensor. Right where vocabularies are equal.
+    /// [`Embeddings::All`] where every token of the model is in all other files, else [`Embeddings::Shared`].
     #[default]
+    Auto,
+    /// Every row; a token of the model that another file lacks is an error.
     All,
-    /// They stay the model's.
+    /// The rows of tokens that base and chat have too; others stay the model's.
+    Shared,
+    /// None: they stay the model's.
     Skip,
 }
 
@@ -201,19 +281,25 @@ impl Embeddings {
     /// The word for it on the command line and in provenance.
     pub fn name(self) -> &'static str {
         match self {
+            Embeddings::Auto => "auto",
             Embeddings::All => "all",
+            Embeddings::Shared => "shared",
             Embeddings::Skip => "skip",
         }
     }
 }
 
 /// What is wanted of an output.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Recipe {
     /// The types of its tensors.
     pub output: OutputType,
     /// What becomes of the embeddings.
     pub embeddings: Embeddings,
+    /// Whose rows are taken from the chat model.
+    pub special_tokens: SpecialTokens,
+    /// Whether the model gets tokens that the chat needs and it lacks.
+    pub add_missing_tokens: bool,
     /// What is done where rounding would take the vector.
     pub loss: LossPolicy,
 }
@@ -235,6 +321,17 @@ pub struct TensorPlan {
     pub terms: Vec<Term>,
     /// Why nothing is added, where nothing is.
     pub kept: Option<Kept>,
+    /// Rows that are not a sum.
+    pub taken: Option<Taken>,
+}
+
+/// Rows of an output tensor that are those of another model, unscaled: special tokens that nobody trained the model on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// The tensor with these rows.
+    pub at: TensorRef,
+    /// The row in the output and the one there, by the first.
+    pub rows: Vec<(u32, u32)>,
 }
 
 /// Everything about an output that can be known before reading weights.
@@ -245,38 +342,49 @@ pub struct MergePlan {
     pub warnings: Vec<Warning>,
     /// What was taken over from the chat model's metadata.
     pub plumbing: Vec<chat::Change>,
+    /// Tokens whose rows are the chat model's, by their ids.
+    pub special_rows: Vec<SpecialRow>,
     header: Header,
 }
 
 impl MergePlan {
-    /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed.
+    /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed. `special` are the chat
+    /// model's special tokens, as [`survey::special_tokens`] finds them; without them no row is special.
     ///
     /// # Errors
     /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`],
-    /// [`Error::ImportanceMissing`], and those of [`mixture::choose`].
+    /// [`Error::ImportanceMissing`], those of [`mixture::choose`]; and where vocabularies differ [`Error::Unshared`],
+    /// [`Error::MissingTokens`], [`Error::UnknownToken`], [`Error::NoRows`], [`Error::CannotAddTokens`].
     ///
     /// # Panics
     /// If the inputs have no model to add to, or no vector.
-    pub fn merge(inputs: &Inputs, mut pairs: Vec<Pair>, recipe: &Recipe) -> Result<Self, Error> {
+    pub fn merge(
+        inputs: &Inputs,
+        mut pairs: Vec<Pair>,
+        recipe: &Recipe,
+        special: Option<&survey::SpecialTokens>,
+    ) -> Result<Self, Error> {
         let model = inputs.source(inputs.model().expect("a merge has a model"));
         check_ratios(inputs)?;
+        let embeddings = compat::embeddings(inputs, recipe.embeddings)?;
         let mut warnings = compat::pairing_warnings(inputs, &pairs);
         for pair in pairs.iter_mut().filter(|pair| pair.kept.is_none()) {
-            if recipe.embeddings == Embeddings::Skip && types::is_embedding(&pair.name) {
+            if recipe.embeddings == Embeddings::Skip && has_row_per_token(&pair.name) {
                 pair.terms.clear();
                 pair.kept = Some(Kept::Skipped);
             }
         }
         let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
+        let mut metadata = model.metadata().clone();
+        let special_rows = special::decide(inputs, recipe, special, &mut metadata)?;
+        special::take(inputs, inputs.talker(), &special_rows, &mut tensors)?;
         drop_lost_scales(&mut tensors, model);
         warnings.extend(importance::check(inputs, &tensors)?);
         check_importance(&tensors, inputs, recipe)?;
 
-        let mut metadata = model.metadata().clone();
         metadata::clean(&mut metadata);
         // The first vector with a template is the main one; a second vector adds to it.
-        let talker = inputs.vectors().iter().map(|v| inputs.source(v.plus).metadata()).find(|m| chat::has_template(m));
-        let talker = talker.unwrap_or_else(|| inputs.source(inputs.vectors()[0].plus).metadata());
+        let talker = inputs.source(inputs.talker().expect("a merge has a vector")).metadata();
         let chat::Transplant { changes, unusable } = chat::transplant(&mut metadata, talker);
         if !unusable.is_empty() {
             warnings.push(Warning::Unusable { keys: unusable });
@@ -287,8 +395,9 @@ impl MergePlan {
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
         recipe.output.describe(&mut metadata, &types);
         importance::describe(&mut metadata, inputs.importance());
-        metadata::provenance(&mut metadata, inputs, recipe);
-        Self::from_parts(metadata, tensors, warnings, changes)
+        metadata::provenance(&mut metadata, inputs, recipe, embeddings, &special_rows);
+        let plan = Self::from_parts(metadata, tensors, warnings, changes)?;
+        Ok(MergePlan { special_rows, ..plan })
     }
 
     /// Plans the model itself in other types, as llama-quantize does it: nothing is added, and of the metadata only what
@@ -348,7 +457,7 @@ impl MergePlan {
     ) -> Result<Self, Error> {
         let specs = tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty });
         let header = Header::new(metadata, specs)?;
-        Ok(MergePlan { tensors, warnings, plumbing, header })
+        Ok(MergePlan { tensors, warnings, plumbing, special_rows: Vec::new(), header })
     }
 
     /// The tensors, in the order of the output.
@@ -444,30 +553,51 @@ impl TensorPlan {
     pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
         let ne = pair.info(inputs).ne().to_vec();
         let Pair { name, model, terms, kept, .. } = pair;
-        let plan = TensorPlan { name, ne, ty, rounding: Rounding::Encoder, model, terms, kept };
-        if plan.is_copy(inputs) {
-            return Ok(plan);
+        let plan = TensorPlan { name, ne, ty, rounding: Rounding::Encoder, model, terms, kept, taken: None };
+        plan.check_types(inputs)?;
+        Ok(plan)
+    }
+
+    /// Whether the codec can do what this tensor takes.
+    fn check_types(&self, inputs: &Inputs) -> Result<(), Error> {
+        if self.is_copy(inputs) {
+            return Ok(());
         }
-        for at in plan.sources() {
+        for at in self.sources().chain(self.taken.iter().map(|taken| taken.at)) {
             let (source, info) = (inputs.source(at.source), inputs.source(at.source).tensor(at.tensor));
             if !quants::is_supported(info.ty()) {
                 let (path, tensor) = (source.path_of(at.tensor).to_owned(), info.name().to_owned());
                 return Err(Error::CannotDecode { path, tensor, ty: info.ty() });
             }
         }
-        if !quants::is_supported(ty) {
-            return Err(Error::CannotEncode { tensor: plan.name, ty });
+        if !quants::is_supported(self.ty) {
+            return Err(Error::CannotEncode { tensor: self.name.clone(), ty: self.ty });
         }
-        Ok(plan)
+        Ok(())
     }
 
     /// Every tensor that is read for this one.
     pub fn sources(&self) -> impl Iterator<Item = TensorRef> {
-        self.model.into_iter().chain(self.terms.iter().flat_map(|t| [Some(t.plus), t.minus]).flatten())
+        self.parts().map(|part| part.at)
     }
 
-    /// Whether the model's blocks are taken as they are.
+    /// The same, with what each is for.
+    pub fn parts(&self) -> impl Iterator<Item = Part> {
+        survey::parts(self.model, &self.terms)
+    }
+
+    /// The rows of [`TensorPlan::taken`] in the output.
+    pub fn taken_rows(&self) -> Vec<u32> {
+        self.taken.iter().flat_map(|taken| taken.rows.iter().map(|(row, _)| *row)).collect()
+    }
+
+    /// Whether nothing is read but the model's blocks, which are taken as they are.
     pub fn is_copy(&self, inputs: &Inputs) -> bool {
+        self.takes_blocks(inputs) && self.taken.is_none()
+    }
+
+    /// Whether the model's blocks are taken as they are, [`TensorPlan::taken`] rows aside.
+    pub fn takes_blocks(&self, inputs: &Inputs) -> bool {
         let same_type = |at: TensorRef| inputs.source(at.source).tensor(at.tensor).ty() == self.ty;
         self.terms.is_empty() && self.model.is_some_and(same_type)
     }

@@ -225,7 +225,7 @@ impl MergePlan {
         let before: HashMap<&str, f64> =
             lost.iter().filter_map(|loss| Some((loss.tensor.as_deref()?, loss.survival))).collect();
         let trials: HashMap<&str, &Trial> = trials.iter().map(|t| (t.name.as_str(), t)).collect();
-        let MergePlan { mut tensors, mut warnings, plumbing, header } = self;
+        let MergePlan { mut tensors, mut warnings, plumbing, special_rows, header } = self;
         let mut changes = Vec::new();
         for tensor in &mut tensors {
             let Some(trial) = trials.get(tensor.name.as_str()) else { continue };
@@ -260,7 +260,8 @@ impl MergePlan {
             metadata.set("chatvec.dithered", names(&|c| c.rounding != Rounding::Encoder));
             warnings.push(Warning::Protected { changes: changes.clone() });
         }
-        Ok((Self::from_parts(metadata, tensors, warnings, plumbing)?, changes))
+        let plan = Self::from_parts(metadata, tensors, warnings, plumbing)?;
+        Ok((MergePlan { special_rows, ..plan }, changes))
     }
 }
 

@@ -76,6 +76,22 @@ pub(super) fn encoding(tensor: &TensorPlan) -> String {
     }
 }
 
+/// The tokens whose rows are the chat model's, in a line; nothing if there are none.
+pub(super) fn special_rows(plan: &MergePlan) -> String {
+    const SHOWN: usize = 8;
+    let texts = |is_added: bool| {
+        let rows = plan.special_rows.iter().filter(|row| row.is_added == is_added);
+        let texts: Vec<String> = rows.map(|row| printable(&row.text)).collect();
+        match texts.len() {
+            0 => None,
+            n if n > SHOWN => Some(format!("{} … {n} in all", texts[..SHOWN].join(" "))),
+            _ => Some(texts.join(" ")),
+        }
+    };
+    let line = |what: &str, texts: Option<String>| texts.map_or_else(String::new, |texts| format!("{what}: {texts}\n"));
+    line("rows of the chat model for untrained special tokens", texts(false)) + &line("tokens added", texts(true))
+}
+
 /// The forecast for the plan's tensors in these types, in their order.
 fn forecast(plan: &MergePlan, survey: &Survey, types: &[GgmlType]) -> TypeForecast {
     let by_name: HashMap<&str, GgmlType> =
@@ -92,6 +108,7 @@ fn kept_name(kept: Option<Kept>) -> &'static str {
         Some(Kept::NoVector) => "kept: no vector",
         Some(Kept::NoPartner) => "kept: no partner",
         Some(Kept::Skipped) => "kept: left out",
+        Some(Kept::ByToken) => "kept: tokens differ",
     }
 }
 
@@ -117,6 +134,7 @@ impl Report for Plan<'_> {
         }
         let mut text = tensors.text();
         text += &format!("\n{}\n", Self::expectation(self.plan, self.survey, self.is_patch));
+        text += &special_rows(self.plan);
         if !self.types.is_empty() {
             let (survival, noise) = words(self.is_patch);
             text += if self.is_patch {
@@ -189,6 +207,7 @@ impl Report for Plan<'_> {
             "findings": self.survey.findings,
             "warnings": self.plan.warnings,
             "plumbing": self.plan.plumbing,
+            "special_tokens": self.plan.special_rows,
             "output_bytes": self.plan.header().file_len(),
             "disk_free_bytes": self.disk_free,
             "memory_bytes": self.memory,

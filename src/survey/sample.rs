@@ -7,8 +7,9 @@ use rayon::prelude::*;
 use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, part_of};
+use super::piece::Pieces;
 use super::rounding::true_square;
-use super::source::{Error, decode, divide_scale, multiply_scale};
+use super::source::{Error, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
@@ -179,6 +180,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         is_possible && quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64)
     });
 
+    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, row_len);
     let mut raw = Vec::new();
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
@@ -192,15 +194,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
         let len = PIECE_WEIGHTS.min(row_len - start);
         n_seen += len;
-        let load = |at: TensorRef, out: &mut [f32]| {
-            let source = inputs.source(at.source);
-            let info = source.tensor(at.tensor);
-            let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
-            raw.resize(size(len) as usize, 0);
-            source.read(at.tensor, row * info.row_size() + size(start), &mut raw)?;
-            decode(source, at.tensor, row * row_len + start, &raw, out)
-        };
-        sum.compute(len as usize, pair.model, &pair.terms, false, load)?;
+        pieces.compute(&mut sum, row, start, len)?;
         moments.add(&sum.weights(sum.wanted()));
         if let Some((base, chat)) = sum.first_pair() {
             resize(&mut unit, len as usize);

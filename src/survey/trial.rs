@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use super::moments::Moments;
-use super::pairing::{Inputs, Pair, TensorRef, Term};
+use super::pairing::{Inputs, Pair, Term};
+use super::piece::Pieces;
 use super::sample::{PIECE_WEIGHTS, SampleSettings};
-use super::source::{Error, decode, divide_scale, multiply_scale};
+use super::source::{Error, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
 use crate::ggml::GgmlType;
 use crate::quants::{self, Dither, Feedback, Gram, Place};
@@ -59,11 +60,9 @@ pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term]) -> Result<Feedback,
     let n_rows: u64 = ne.iter().skip(1).product();
     let n_sampled = n_rows.min(GRAM_ROWS);
     let mut gram = Gram::new(row_len as usize);
-    let (mut sum, mut raw) = (Sum::default(), Vec::new());
+    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, row_len));
     for i in 0..n_sampled {
-        let row = middle(i, n_sampled, n_rows);
-        let load = |at: TensorRef, out: &mut [f32]| read(inputs, at, row * row_len, &mut raw, out);
-        sum.compute(row_len as usize, None, terms, false, load)?;
+        pieces.compute(&mut sum, middle(i, n_sampled, n_rows), 0, row_len)?;
         gram.add_row(sum.delta());
     }
     Ok(gram.feedback())
@@ -77,16 +76,6 @@ pub fn feedback_bytes(row_len: u64) -> u64 {
 /// The middle of the i-th of `n_sampled` equal parts of `n`.
 pub(super) fn middle(i: u64, n_sampled: u64, n: u64) -> u64 {
     ((u128::from(i) * 2 + 1) * u128::from(n) / (u128::from(n_sampled) * 2)) as u64
-}
-
-/// Reads weights of a tensor from the `first` on, whole blocks.
-fn read(inputs: &Inputs, at: TensorRef, first: u64, raw: &mut Vec<u8>, out: &mut [f32]) -> Result<(), Error> {
-    let source = inputs.source(at.source);
-    let ty = source.tensor(at.tensor).ty();
-    let size = |n: u64| ty.size_of(n).expect("pieces begin and end at blocks");
-    raw.resize(size(out.len() as u64) as usize, 0);
-    source.read(at.tensor, size(first), raw)?;
-    decode(source, at.tensor, first, raw, out)
 }
 
 /// Tries encodings of tensors on a sample of their rows, as [`super::survey`] takes it. Encodings that the codec cannot do, or
@@ -129,7 +118,8 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
     let pieces_per_row = row_len.div_ceil(PIECE_WEIGHTS);
     let n_pieces = info.n_rows() * pieces_per_row;
     let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(2), n_pieces);
-    let (mut sum, mut raw, mut blocks) = (Sum::default(), Vec::new(), Vec::new());
+    let (mut sum, mut blocks) = (Sum::default(), Vec::new());
+    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, row_len);
     let (mut stored, mut got) = (Vec::new(), Vec::new());
     let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
     let mut n_seen = 0;
@@ -138,7 +128,7 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
         let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
         let (first, len) = (row * row_len + start, PIECE_WEIGHTS.min(row_len - start));
         n_seen += len;
-        sum.compute(len as usize, pair.model, &pair.terms, false, |at, out| read(inputs, at, first, &mut raw, out))?;
+        pieces.compute(&mut sum, row, start, len)?;
         resize(&mut stored, len as usize);
         resize(&mut got, len as usize);
         stored.copy_from_slice(sum.wanted());

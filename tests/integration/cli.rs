@@ -219,7 +219,7 @@ fn has_keys(object: &Json, keys: &[&str]) {
     assert_eq!(found, keys);
 }
 
-const RUN: [&str; 13] = [
+const RUN: [&str; 14] = [
     "output",
     "output_bytes",
     "output_files",
@@ -233,13 +233,15 @@ const RUN: [&str; 13] = [
     "findings",
     "seconds",
     "smoke",
+    "special_tokens",
 ];
-const PLAN: [&str; 9] = [
+const PLAN: [&str; 10] = [
     "tensors",
     "forecast",
     "findings",
     "warnings",
     "plumbing",
+    "special_tokens",
     "output_bytes",
     "disk_free_bytes",
     "memory_bytes",

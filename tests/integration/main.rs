@@ -49,3 +49,4 @@ mod tokenizer;
 mod support;
 // No tests: trios of models, and the crate run on them as a library and as a process.
 mod trio;
+mod vocabulary;
