@@ -37,7 +37,7 @@ pub(super) struct Group<'a> {
 }
 
 /// How much all inputs that the vector does not know of count, against the mean of those it knows. The bundled trio does
-/// not tell 0.05, 0.1 and 0.2 apart; 0.01 and 1 are worse (docs/SURVIVAL.md).
+/// not tell 0.01 to 0.2 apart; 1 is worse (docs/SURVIVAL.md).
 const RIDGE: f64 = 0.1;
 
 impl Gram {

@@ -333,6 +333,37 @@ class Study:
         return text
 
 
+def synthetic(chatvec: Chatvec, model: Path, text: Path, folder: Path) -> str:
+    """A vector that was made up, on a real model that is quantised: mixtures of 32 directions, the k-th with a share of 1/k, and
+    noise with a tenth of their energy; ‖τ‖/‖W‖ 3 % in every matrix."""
+    random, base, chat = np.random.default_rng(1), {}, {}
+    for name, t in read_tensors(model).items():
+        w = decode(t)
+        base[name] = chat[name] = Tensor(name, w.shape, F32, w.reshape(-1).view(np.uint8))
+        if w.ndim == 2:
+            rows, columns = w.shape
+            tau = (random.standard_normal((rows, 32)) / np.arange(1, 33)) @ random.standard_normal((32, columns))
+            tau = tau / np.linalg.norm(tau) + 0.3 * random.standard_normal(w.shape) / math.sqrt(w.size)
+            tau *= 0.03 * np.linalg.norm(w) / np.linalg.norm(tau)
+            w = np.float32(w + tau)
+            chat[name] = Tensor(name, w.shape, F32, w.reshape(-1).view(np.uint8))
+    paths = {role: rewrite(model, folder / f"{role}.gguf", t) for role, t in (("base", base), ("chat", chat))}
+    lines = ["| output | MiB | survival | noise | KL |", "|---|---|---|---|---|"]
+    for name, options in (("warn", ("--on-loss", "warn")), ("dither", ()), ("promote", ("--on-loss", "promote"))):
+        out = folder / f"{name}.gguf"
+        command = [chatvec.path, "merge", "--base", paths["base"], "--chat", paths["chat"], "--model", model, "-o", out,
+                   "--force", "--json", *options]
+        said = json.loads(subprocess.run(list(map(str, command)), capture_output=True, text=True).stdout)
+        command = [chatvec.path, "compare", paths["chat"], out, "--text", text, "-c", 256, "--chunks", 6, "--json"]
+        compared = json.loads(subprocess.run(list(map(str, command)), capture_output=True, text=True).stdout)
+        kl, total = compared["logits"]["kl"]["mean"], said["total"]
+        lines.append(f"| `--on-loss {name}` | {said['output_bytes'] / 2**20:.0f} | {total['survival']:.2f} | "
+                     f"{total['noise']:.2f} | {kl['value']:.3f} ± {kl['error']:.3f} |")
+        print(lines[-1], flush=True)
+        out.unlink()
+    return "\n".join(lines)
+
+
 def write(marks: dict[str, str]):
     text = DOCUMENT.read_text("utf-8")
     for mark, table in marks.items():
@@ -347,7 +378,15 @@ def main() -> int:
     parser.add_argument("--models-dir", type=Path, default=ROOT / "fixtures/models", help="folder of trio and prompts")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/SURVIVAL.md")
     parser.add_argument("--quick", action="store_true", help="only the vector at its size, without behaviour")
+    parser.add_argument("--synthetic", type=Path, metavar="MODEL", help="only a made-up vector on this quantised model")
     options = parser.parse_args()
+    if options.synthetic:
+        with work_folder(options.temp_dir) as folder:
+            text = ROOT / "README.md"
+            table = synthetic(Chatvec(options.chatvec), options.synthetic, text, folder)
+        if options.write:
+            write({"made-up vector": table})
+        return 0
     trio = find_trio(options.models_dir)
     if trio is None:
         raise SystemExit(f"no F16 trio in {options.models_dir}")
