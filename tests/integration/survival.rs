@@ -70,7 +70,7 @@ fn by_default_the_vector_stays_and_so_does_the_size() {
     ran.says(0, &["rounding to the nearest would take the vector from", "dithered, at the same size"]);
     assert!(!ran.err.contains("rounding took"), "{}", ran.err);
     for (tensor, survival) in survivals(&ran) {
-        assert!((0.9..1.1).contains(&survival), "{tensor}: {survival}");
+        assert!((0.9..1.2).contains(&survival), "{tensor}: {survival}");
     }
     paths.command(&nearest, &["--on-loss", "warn"]);
     assert_eq!(types(&out), types(&nearest));
@@ -94,7 +94,7 @@ fn promotion_takes_the_next_type_that_keeps_the_vector_and_says_what_it_costs() 
     let ran = paths.command(&out, &["--on-loss", "promote", "--json"]);
     ran.says(0, &["they get finer types, "]);
     for (tensor, survival) in survivals(&ran) {
-        assert!((0.9..1.1).contains(&survival), "{tensor}: {survival}");
+        assert!((0.9..1.2).contains(&survival), "{tensor}: {survival}");
     }
     let more: u64 = std::fs::metadata(&out).unwrap().len() - std::fs::metadata(&nearest).unwrap().len();
     let changes = changes(&ran);
@@ -148,7 +148,7 @@ fn noise_is_judged_too() {
     let json = ran.says(0, &["finer types"]).json();
     assert!(json["tensors"].as_array().unwrap().iter().all(|t| t["noise"].as_f64().unwrap() <= 3.0));
     for bad in ["-1", "nan", "much"] {
-        q2_k(&["--max-noise", bad]).says(2, &["--max-noise"]);
+        q2_k(&[&format!("--max-noise={bad}")]).says(2, &["--max-noise"]);
     }
 }
 
