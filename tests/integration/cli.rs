@@ -235,7 +235,7 @@ const RUN: [&str; 14] = [
     "smoke",
     "special_tokens",
 ];
-const PLAN: [&str; 10] = [
+const PLAN: [&str; 12] = [
     "tensors",
     "forecast",
     "findings",
@@ -245,6 +245,8 @@ const PLAN: [&str; 10] = [
     "output_bytes",
     "disk_free_bytes",
     "memory_bytes",
+    "peak_memory_bytes",
+    "seconds",
     "threads",
 ];
 const MEASURED: [&str; 5] = ["delta_ratio", "drift_ratio", "drift_cosine", "survival", "noise"];
