@@ -187,7 +187,7 @@ fn text(tokenizer: &Tokenizer, id: u32) -> String {
 fn markers(prompt: &str) -> impl Iterator<Item = &str> {
     let is_name = |name: &str| {
         let name = name.trim_matches('|').trim_start_matches('/');
-        name.len() > 1 && name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '▁' | '｜'))
+        !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '▁' | '｜'))
     };
     let closed = move |(at, open): (usize, char)| {
         let close = if open == '<' { '>' } else { ']' };

@@ -168,10 +168,19 @@ pub fn run(
     budget: &Budget,
 ) -> Result<Measured, Error> {
     let layout = budget.lay_out(plan, inputs)?;
-    work_off(plan, inputs, sink, observer, &layout, layout.chunks(plan))
+    let tallies = work_off(plan, inputs, sink, observer, &layout, layout.chunks(plan))?;
+    let mut measured = Measured::default();
+    for (tensor, tally) in plan.tensors().iter().zip(tallies) {
+        if tensor.kept.is_none() {
+            let moments = tally.total();
+            measured.total += moments;
+            measured.tensors.push(TensorResult { name: tensor.name.clone(), moments });
+        }
+    }
+    Ok(measured)
 }
 
-/// Works off chunks, in any order.
+/// Works off chunks, in any order. Gives what was added up of each tensor.
 fn work_off(
     plan: &MergePlan,
     inputs: &Inputs,
@@ -179,7 +188,7 @@ fn work_off(
     observer: &dyn Observer,
     layout: &Layout,
     chunks: impl Iterator<Item = Chunk> + Send,
-) -> Result<Measured, Error> {
+) -> Result<Vec<Tally>, Error> {
     let queue = Mutex::new(chunks);
     let tallies: Vec<Mutex<Tally>> = plan.tensors().iter().map(|_| Mutex::default()).collect();
     let stopped = AtomicBool::new(false);
@@ -219,15 +228,7 @@ fn work_off(
         return Err(error);
     }
 
-    let mut measured = Measured::default();
-    for (tensor, tally) in plan.tensors().iter().zip(tallies) {
-        if tensor.kept.is_none() {
-            let moments = tally.into_inner().unwrap_or_else(|e| e.into_inner()).total();
-            measured.total += moments;
-            measured.tensors.push(TensorResult { name: tensor.name.clone(), moments });
-        }
-    }
-    Ok(measured)
+    Ok(tallies.into_iter().map(|tally| tally.into_inner().unwrap_or_else(|e| e.into_inner())).collect())
 }
 
 /// Chunks that a rehearsal works off: about a second of work.

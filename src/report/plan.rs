@@ -33,11 +33,11 @@ pub struct Plan<'a> {
     pub time: Option<Duration>,
 }
 
-/// Bytes of a process that holds nothing yet: code and libraries.
-const PROCESS: u64 = 16 << 20;
+/// Bytes of a process that holds nothing yet: code, libraries, stacks. Measured (docs/PERFORMANCE.md, forecasts).
+const PROCESS: u64 = 8 << 20;
 
-/// Bytes of memory that a header takes for each of its bytes: the file's, a copy in the output, and maps of its tokens.
-const HEADER_FACTOR: u64 = 3;
+/// Bytes of memory for each byte of a header: as it is held, and as it is read or written.
+const HEADER_FACTOR: u64 = 2;
 
 impl Plan<'_> {
     fn source_types(&self, t: &TensorPlan) -> Vec<GgmlType> {
