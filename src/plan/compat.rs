@@ -213,8 +213,8 @@ const FAMILY: f64 = 0.6;
 /// Compares the headers of all inputs with the model's (or the chat model's, when a vector is extracted).
 ///
 /// # Errors
-/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::Mismatch`] where siblings cannot differ, and
-/// [`Error::Container`] for a big-endian file.
+/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::NoTensors`], [`Error::Mismatch`] where siblings cannot differ,
+/// and [`Error::Container`] for a big-endian file.
 pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
     inputs.require_little_endian()?;
     let mut warnings = Vec::new();
@@ -228,6 +228,9 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
         let kind = kind.filter(|t| *t != "mmproj" || !inputs.vectors().is_empty());
         if let Some(found) = kind.filter(|_| role != Role::Patch) {
             return Err(Error::NotAModel { path: other.path().to_owned(), found });
+        }
+        if other.n_tensors() == 0 && role != Role::Patch && !inputs.vectors().is_empty() {
+            return Err(Error::NoTensors { path: other.path().to_owned() });
         }
         let architecture = |model: &Model| match model.metadata().architecture() {
             Some(name) => Ok(name.to_owned()),

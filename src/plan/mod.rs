@@ -68,6 +68,12 @@ pub enum Error {
         /// Its `general.type`.
         found: String,
     },
+    /// A file with metadata alone, such as the vocabularies that convert_hf_to_gguf.py makes with --vocab-only.
+    #[error("{}: the file has no tensors, only metadata such as a vocabulary; give the model's own file", path.display())]
+    NoTensors {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file type for which llama.cpp has no rules which tensor gets which type.
     #[error("llama.cpp has no mixture for the output type {name}; give --pure for this one type in every tensor")]
     NoRules {
