@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest};
-use super::merge::RecipeArgs;
+use super::merge::{LOSS_HEADING, LossArgs, RecipeArgs};
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
@@ -27,6 +27,8 @@ pub(super) struct ApplyArgs {
     types: TypeArgs,
     #[command(flatten)]
     recipe: RecipeArgs,
+    #[command(flatten, next_help_heading = LOSS_HEADING)]
+    loss: LossArgs,
     #[command(flatten)]
     imatrix: ImatrixArgs,
     #[command(flatten)]
@@ -36,7 +38,7 @@ pub(super) struct ApplyArgs {
 }
 
 pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
-    let recipe = args.recipe.recipe(&args.types)?;
+    let recipe = args.recipe.recipe(&args.types, &args.loss)?;
     let model = Model::open(&args.model, &Limits::default()).context("--model")?;
     let open = |arg: &PathBuf| -> Result<(Model, f64)> {
         let (path, ratio) = split_ratio(arg)?;
@@ -47,7 +49,7 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let inputs = Inputs::apply(model, open(first)?, more);
     let inputs = args.imatrix.add_to(inputs, global)?;
     let plan = |inputs: &Inputs, pairs| RecipeArgs::plan(inputs, pairs, &recipe);
-    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
+    Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
 }
 
 /// A path and the ratio behind its last `@`. A file that has such a name as a whole is that file.

@@ -10,7 +10,7 @@ use super::job::{Job, OutputArgs, SmokeTest};
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::gguf::{Limits, Model};
-use crate::plan::{self, MergePlan, Recipe, SpecialTokens};
+use crate::plan::{self, LossPolicy, MergePlan, Recipe, SpecialTokens};
 use crate::survey::{self, Inputs, Pair};
 
 #[derive(Args, Debug)]
@@ -31,6 +31,8 @@ pub(super) struct MergeArgs {
     types: TypeArgs,
     #[command(flatten)]
     recipe: RecipeArgs,
+    #[command(flatten, next_help_heading = LOSS_HEADING)]
+    loss: LossArgs,
     #[command(flatten)]
     imatrix: ImatrixArgs,
     #[command(flatten)]
@@ -65,8 +67,57 @@ enum Embeddings {
     Skip,
 }
 
+/// What the help calls the options of [`LossArgs`].
+pub(super) const LOSS_HEADING: &str = "Where rounding would take the vector";
+
+/// What is done where rounding would take the vector.
+#[derive(Args, Clone, Debug)]
+pub(super) struct LossArgs {
+    /// What to do about tensors that would lose the vector
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnLoss::Dither)]
+    on_loss: OnLoss,
+    /// The least share of the vector that a tensor, and all together, must hold
+    #[arg(long, value_name = "SHARE", default_value_t = LossPolicy::default().min_survival, value_parser = bound)]
+    min_survival: f64,
+    /// The most rounding error they may have, in units of the vector
+    #[arg(long, value_name = "RATIO", default_value_t = LossPolicy::default().max_noise, value_parser = bound)]
+    max_noise: f64,
+}
+
+#[derive(Clone, Copy, ValueEnum, Debug)]
+enum OnLoss {
+    /// Choose their codes anew on the same grid, at the same size; a finer type where that does not help
+    Dither,
+    /// Give them the next finer type that keeps it
+    Promote,
+    /// Write them all the same, and say so
+    Warn,
+    /// End with an error
+    Fail,
+}
+
+fn bound(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(bound) if bound >= 0.0 => Ok(bound),
+        Ok(_) => Err("a bound is 0 or more".to_owned()),
+        Err(e) => Err(format!("{e}")),
+    }
+}
+
+impl LossArgs {
+    fn policy(&self) -> LossPolicy {
+        let on_loss = match self.on_loss {
+            OnLoss::Dither => plan::OnLoss::Dither,
+            OnLoss::Promote => plan::OnLoss::Promote,
+            OnLoss::Warn => plan::OnLoss::Warn,
+            OnLoss::Fail => plan::OnLoss::Fail,
+        };
+        LossPolicy { on_loss, min_survival: self.min_survival, max_noise: self.max_noise }
+    }
+}
+
 impl RecipeArgs {
-    pub(super) fn recipe(&self, types: &TypeArgs) -> Result<Recipe> {
+    pub(super) fn recipe(&self, types: &TypeArgs, loss: &LossArgs) -> Result<Recipe> {
         let embeddings = match self.embeddings {
             Embeddings::Auto => plan::Embeddings::Auto,
             Embeddings::All => plan::Embeddings::All,
@@ -79,7 +130,7 @@ impl RecipeArgs {
             texts => SpecialTokens::List(texts.split(',').map(str::to_owned).collect()),
         };
         let add_missing_tokens = self.add_missing_tokens;
-        Ok(Recipe { output: types.parse()?, embeddings, special_tokens, add_missing_tokens })
+        Ok(Recipe { output: types.parse()?, embeddings, special_tokens, add_missing_tokens, loss: loss.policy() })
     }
 
     /// The plan of a merge by this recipe.
@@ -93,11 +144,11 @@ impl RecipeArgs {
 }
 
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
-    let recipe = args.recipe.recipe(&args.types)?;
+    let recipe = args.recipe.recipe(&args.types, &args.loss)?;
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let (base, chat) = (open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let inputs = Inputs::merge(open(&args.model, "--model")?, base, chat, args.ratio);
     let inputs = args.imatrix.add_to(inputs, global)?;
     let plan = |inputs: &Inputs, pairs| RecipeArgs::plan(inputs, pairs, &recipe);
-    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
+    Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
 }

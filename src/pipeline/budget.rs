@@ -4,7 +4,7 @@ use super::chunk::{Chunk, SEGMENT_WEIGHTS, STRIP_BYTES_PER_WEIGHT, must_be_finit
 use super::{Error, rows_of};
 use crate::imatrix::ImportanceMatrix;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, minimum_rows};
+use crate::survey::{Inputs, Rounding, feedback_bytes, minimum_rows};
 
 /// What a run may use.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,7 +33,7 @@ pub(super) struct Layout {
     pub(super) n_workers: usize,
     /// Bytes of blocks a worker may have.
     block_bytes: u64,
-    /// Bytes of f32 scratch of a worker: those of the longest row.
+    /// Bytes of f32 scratch of a worker: those of the longest row, and what errors are passed on with.
     scratch: u64,
     /// For each tensor, bytes of one segment: the blocks of all sources and of the output.
     segments: Vec<u64>,
@@ -93,7 +93,9 @@ impl Need {
             true => 0,
             false => strip.saturating_mul(STRIP_BYTES_PER_WEIGHT),
         };
-        Need { segment, scratch }
+        // At worst each worker has a tensor of its own.
+        let feedback = if tensor.rounding == Rounding::Encoder { 0 } else { feedback_bytes(row_len) };
+        Need { segment, scratch: scratch.saturating_add(feedback) }
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use super::feedbacks::Feedbacks;
 use super::{Error, TensorSink};
 use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
-use crate::quants;
+use crate::quants::{self, Dither, Feedback, Place};
 use crate::survey::{
-    self, Inputs, Kept, Moments, Rows as SourceRows, Sum, TensorRef, TensorSource, check_finite, decode,
+    self, Inputs, Kept, Moments, Rounding, Rows as SourceRows, Sum, TensorRef, TensorSource, check_finite, decode,
     decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
 
@@ -41,6 +42,7 @@ impl Chunk {
 pub(super) struct Worker<'a> {
     inputs: &'a Inputs,
     sink: &'a dyn TensorSink,
+    feedbacks: &'a Feedbacks,
     /// Blocks of the output, then of the model, then of plus and minus of each term. One allocation, so that the largest
     /// chunk bounds it, and not the sum of each part's largest.
     blocks: Vec<u8>,
@@ -127,8 +129,13 @@ pub(super) const STRIP_BYTES_PER_WEIGHT: u64 = Sum::BYTES_PER_WEIGHT + 4;
 
 impl<'a> Worker<'a> {
     /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
-    pub(super) fn new(inputs: &'a Inputs, sink: &'a dyn TensorSink, block_bytes: usize) -> Self {
-        Worker { inputs, sink, blocks: vec![0; block_bytes], strip: Strip::default() }
+    pub(super) fn new(
+        inputs: &'a Inputs,
+        sink: &'a dyn TensorSink,
+        feedbacks: &'a Feedbacks,
+        block_bytes: usize,
+    ) -> Self {
+        Worker { inputs, sink, feedbacks, blocks: vec![0; block_bytes], strip: Strip::default() }
     }
 
     /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor that nothing is added to.
@@ -168,6 +175,14 @@ impl<'a> Worker<'a> {
         }
 
         let importance = inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
+        let feedback = match plan.rounding {
+            Rounding::Encoder => None,
+            Rounding::Dithered { amplitude } => {
+                let dither = Dither { seed: Dither::seed_of(&plan.name), amplitude };
+                Some((self.feedbacks.of(chunk.tensor, plan, self.inputs)?, dither))
+            }
+        };
+        let how = How { importance, grid: feedback.as_ref().map(|(feedback, dither)| (&**feedback, *dither)) };
         let mut sums = Vec::new();
         let mut row = 0;
         while row < chunk.n_rows {
@@ -176,7 +191,7 @@ impl<'a> Worker<'a> {
             while row < end {
                 let n_rows = strip_rows.min(end - row);
                 let out = &mut out[(row * chunk.row_size) as usize..((row + n_rows) * chunk.row_size) as usize];
-                segment += self.strip.compute(plan, chunk, &sources, row..row + n_rows, importance, out)?;
+                segment += self.strip.compute(plan, chunk, &sources, row..row + n_rows, how, out)?;
                 row += n_rows;
             }
             if plan.kept.is_none() {
@@ -187,6 +202,14 @@ impl<'a> Worker<'a> {
         self.sink.write(chunk.tensor, offset, out)?;
         Ok(sums)
     }
+}
+
+/// How weights become blocks, besides their type.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    importance: Option<RowImportance<'a>>,
+    /// What the codes are chosen anew with.
+    grid: Option<(&'a Feedback, Dither)>,
 }
 
 /// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
@@ -253,9 +276,10 @@ impl Strip {
         chunk: &Chunk,
         sources: &[Loaded<'_>],
         rows: Range<u64>,
-        importance: Option<RowImportance<'_>>,
+        how: How<'_>,
         out: &mut [u8],
     ) -> Result<Moments, Error> {
+        let importance = how.importance;
         let (row, n_rows) = (rows.start, rows.end - rows.start);
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
@@ -281,11 +305,17 @@ impl Strip {
             }
         };
         match model {
+            Some(model) if how.grid.is_some() => out.copy_from_slice(model.rows(row, n_rows)),
             Some(model) if plan.ty.is_quantized() || scaled.is_some() => {
                 rows.encode_changed(stored, self.sum.delta(), model.rows(row, n_rows), out);
             }
             // Floats decode and encode to the same bits, and the sum has kept what does not change.
             _ => rows.encode(stored, out),
+        }
+        if let Some((feedback, dither)) = how.grid {
+            let place = Place { row_len: chunk.row_len as usize, first_weight };
+            let rounded = quants::round_to_grid(plan.ty, out, stored, self.sum.delta(), place, feedback, dither);
+            rounded.expect("the plan chose a type with a grid");
         }
         quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
         if let Some(model) = scaled {

@@ -13,13 +13,15 @@
 //!     model, plus, minus → f32                           finite, or an error with tensor and index
 //!     δ = ratio·(plus − minus), += for each further term f32, in recipe order
 //!     out = model + δ                                    f32
-//!     out → blocks                                       blocks with δ = ±0 of an unchanged type are copied
+//!     out → blocks                                       blocks with δ = ±0 of an unchanged type are copied; where the
+//!                                                        plan says so, codes are chosen anew on the model's grid
 //!     blocks → f32, add to the sums                      f64
 //! write the chunk's blocks                               one positional write
 //! ```
 
 mod budget;
 mod chunk;
+mod feedbacks;
 mod tally;
 
 use std::path::Path;
@@ -35,6 +37,7 @@ use crate::plan::{self, MergePlan, TensorPlan};
 use crate::survey::{self, Inputs, Moments};
 use budget::Layout;
 use chunk::{Chunk, Worker};
+use feedbacks::Feedbacks;
 use tally::Tally;
 
 /// Where the blocks of the output go, from any thread in any order, each byte once.
@@ -191,6 +194,7 @@ fn work_off(
 ) -> Result<Vec<Tally>, Error> {
     let queue = Mutex::new(chunks);
     let tallies: Vec<Mutex<Tally>> = plan.tensors().iter().map(|_| Mutex::default()).collect();
+    let feedbacks = Feedbacks::default();
     let stopped = AtomicBool::new(false);
     let first_error: Mutex<Option<((usize, u64), Error)>> = Mutex::new(None);
     let fail = |at: (usize, u64), error: Error| {
@@ -207,7 +211,7 @@ fn work_off(
         .build()
         .map_err(|e| Error::Threads { threads: layout.n_workers, reason: e.to_string() })?;
     pool.broadcast(|_| {
-        let mut worker = Worker::new(inputs, sink, layout.largest_chunk());
+        let mut worker = Worker::new(inputs, sink, &feedbacks, layout.largest_chunk());
         while !stopped.load(Ordering::Relaxed) {
             let Some(chunk): Option<Chunk> = lock(&queue).next() else { return };
             let at = (chunk.tensor, chunk.first_row);

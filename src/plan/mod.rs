@@ -9,6 +9,7 @@ mod importance;
 mod metadata;
 pub mod mixture;
 mod special;
+mod survival;
 mod types;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ pub use compat::{Warning, check, pairing_warnings};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use metadata::{MEASURED_KEYS, base_models, fill_measured};
 pub use special::{SpecialRow, SpecialTokens};
+pub use survival::{Loss, LossPolicy, OnLoss, Protected, finer};
 pub use types::{fallback, is_quantizable, requires_importance};
 
 use crate::chat;
@@ -24,7 +26,7 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{self, Inputs, Kept, Pair, Part, TensorRef, Term, has_row_per_token};
+use crate::survey::{self, Inputs, Kept, Pair, Part, Rounding, TensorRef, Term, has_row_per_token};
 
 /// Why no plan could be made. Nothing has been written.
 #[derive(Debug, thiserror::Error)]
@@ -313,6 +315,8 @@ pub struct Recipe {
     pub special_tokens: SpecialTokens,
     /// Whether the model gets tokens that the chat needs and it lacks.
     pub add_missing_tokens: bool,
+    /// What is done where rounding would take the vector.
+    pub loss: LossPolicy,
 }
 
 /// One tensor of the output.
@@ -324,6 +328,8 @@ pub struct TensorPlan {
     pub ne: Vec<u64>,
     /// Its type in the output.
     pub ty: GgmlType,
+    /// How its codes are found.
+    pub rounding: Rounding,
     /// The tensor that is added to; none when a vector is extracted.
     pub model: Option<TensorRef>,
     /// What is added, in order.
@@ -561,8 +567,8 @@ impl TensorPlan {
     /// [`Error::CannotDecode`], [`Error::CannotEncode`] if the codec cannot do what that takes.
     pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
         let ne = pair.info(inputs).ne().to_vec();
-        let plan =
-            TensorPlan { name: pair.name, ne, ty, model: pair.model, terms: pair.terms, kept: pair.kept, taken: None };
+        let Pair { name, model, terms, kept, .. } = pair;
+        let plan = TensorPlan { name, ne, ty, rounding: Rounding::Encoder, model, terms, kept, taken: None };
         plan.check_types(inputs)?;
         Ok(plan)
     }

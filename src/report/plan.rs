@@ -9,7 +9,7 @@ use super::{Report, Table, bytes, number, percent, shape};
 use crate::ggml::GgmlType;
 use crate::gguf::printable;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, Kept, Survey, TensorSurvey, TypeForecast};
+use crate::survey::{Inputs, Kept, Rounding, Survey, TensorSurvey, TypeForecast};
 
 /// A plan with what the survey expects of it.
 pub struct Plan<'a> {
@@ -57,8 +57,8 @@ impl Plan<'_> {
 
     /// What the survey expects of a plan.
     pub fn expected(plan: &MergePlan, survey: &Survey) -> TypeForecast {
-        let types: Vec<GgmlType> = plan.tensors().iter().map(|t| t.ty).collect();
-        forecast(plan, survey, &types)
+        let types: HashMap<&str, GgmlType> = plan.tensors().iter().map(|t| (t.name.as_str(), t.ty)).collect();
+        survey.forecast_chosen(|name| types.get(name).copied())
     }
 
     /// The same in one line.
@@ -82,6 +82,14 @@ impl Plan<'_> {
 /// What survival and noise are called.
 pub(super) fn words(is_patch: bool) -> (&'static str, &'static str) {
     if is_patch { ("gain", "error") } else { ("survival", "noise") }
+}
+
+/// A tensor's type, and how its codes are found if that is unusual.
+pub(super) fn encoding(tensor: &TensorPlan) -> String {
+    match tensor.rounding {
+        Rounding::Encoder => tensor.ty.to_string(),
+        Rounding::Dithered { .. } => format!("{} dithered", tensor.ty),
+    }
 }
 
 /// The tokens whose rows are the chat model's, in a line; nothing if there are none.
@@ -128,12 +136,12 @@ impl Report for Plan<'_> {
         for t in self.plan.tensors() {
             let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
             let survey = surveyed.get(t.name.as_str());
-            let output = survey.and_then(|s| s.by_type.get(&t.ty));
+            let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty)));
             tensors.row([
                 printable(&t.name),
                 shape(&t.ne),
                 sources.join(" "),
-                t.ty.to_string(),
+                encoding(t),
                 bytes(t.size()),
                 percent(survey.and_then(|s| s.moments.delta_ratio())),
                 number(output.and_then(|m| m.survival())),
@@ -181,12 +189,13 @@ impl Report for Plan<'_> {
             .iter()
             .map(|t| {
                 let survey = surveyed.get(t.name.as_str());
-                let output = survey.and_then(|s| s.by_type.get(&t.ty));
+                let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty)));
                 json!({
                     "name": t.name,
                     "ne": t.ne,
                     "sources": self.source_types(t),
                     "type": t.ty,
+                    "rounding": t.rounding,
                     "bytes": t.size(),
                     "kept": t.kept,
                     "pieces": survey.map(|s| s.n_pieces),

@@ -7,11 +7,13 @@
 mod findings;
 mod moments;
 mod pairing;
+mod piece;
 mod rounding;
 mod sample;
 mod source;
 mod special;
 mod sum;
+mod trial;
 
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
@@ -24,3 +26,4 @@ pub use source::{
 };
 pub use special::{SpecialToken, SpecialTokens, special_tokens};
 pub use sum::{Sum, resize};
+pub use trial::{Encoding, Rounding, Trial, feedback, feedback_bytes, try_encodings};

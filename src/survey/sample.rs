@@ -6,9 +6,10 @@ use rayon::prelude::*;
 
 use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
-use super::pairing::{Inputs, Pair, Part, Rows, TensorRef, part_of, parts};
+use super::pairing::{Inputs, Pair, TensorRef, part_of};
+use super::piece::Pieces;
 use super::rounding::true_square;
-use super::source::{Error, decode, divide_scale, multiply_scale};
+use super::source::{Error, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
@@ -57,6 +58,8 @@ pub struct TensorSurvey {
     pub moments: Moments,
     /// With `kept` and `error2`, for every type that was tried.
     pub by_type: BTreeMap<GgmlType, Moments>,
+    /// The same for the encoding that the tensor will have, where that is not its type's encoder.
+    pub chosen: Option<Moments>,
 }
 
 /// What a sample of rows says about the inputs of a run.
@@ -79,6 +82,16 @@ impl Survey {
         total
     }
 
+    /// As [`forecast`](Self::forecast), where tensors for which another encoding was chosen are written in that.
+    pub fn forecast_chosen(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
+        let mut total = Moments::default();
+        for t in &self.tensors {
+            let by_type = || ty_of(&t.name).and_then(|ty| t.by_type.get(&ty));
+            total += t.chosen.as_ref().or_else(by_type).copied().unwrap_or_default();
+        }
+        TypeForecast { survival: total.survival(), noise: total.noise() }
+    }
+
     /// What becomes of the vector if each tensor is written in the type that `ty_of` names; tensors without a type, or
     /// with one that was not tried, are left out.
     pub fn forecast(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
@@ -93,7 +106,7 @@ impl Survey {
 }
 
 /// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every type.
-const PIECE_WEIGHTS: u64 = 1 << 14;
+pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
 
 /// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
 const THREAD_BYTES: u64 = (Sum::BYTES_PER_WEIGHT + 3 * 4) * PIECE_WEIGHTS;
@@ -167,8 +180,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         is_possible && quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64)
     });
 
-    let parts: Vec<(Part, Rows<'_>)> =
-        parts(pair.model, &pair.terms).map(|part| (part, inputs.rows(&part, &[]))).collect();
+    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, row_len);
     let mut raw = Vec::new();
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
@@ -182,26 +194,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
         let len = PIECE_WEIGHTS.min(row_len - start);
         n_seen += len;
-        let mut next = parts.iter();
-        let load = |_: TensorRef, out: &mut [f32]| {
-            let (part, rows) = next.next().expect("a sum asks for its parts in their order");
-            let (mut at, mut from) = (part.at, rows.find(row));
-            if from.is_none() && !part.is_difference {
-                // Both halves of a difference are the output's own row, so that it is zero.
-                (at, from) = (parts[0].0.at, parts[0].1.find(row));
-            }
-            let Some(from) = from else {
-                out.fill(0.0);
-                return Ok(());
-            };
-            let source = inputs.source(at.source);
-            let info = source.tensor(at.tensor);
-            let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
-            raw.resize(size(len) as usize, 0);
-            source.read(at.tensor, from * info.row_size() + size(start), &mut raw)?;
-            decode(source, at.tensor, from * row_len + start, &raw, out)
-        };
-        sum.compute(len as usize, pair.model, &pair.terms, false, load)?;
+        pieces.compute(&mut sum, row, start, len)?;
         moments.add(&sum.weights(sum.wanted()));
         if let Some((base, chat)) = sum.first_pair() {
             resize(&mut unit, len as usize);
@@ -236,8 +229,14 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         Some(true2 * info.n_weights() as f64)
     });
     let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
-    let tensor =
-        TensorSurvey { name: pair.name.clone(), n_sampled, n_pieces, moments: moments.scaled(factor), by_type };
+    let tensor = TensorSurvey {
+        name: pair.name.clone(),
+        n_sampled,
+        n_pieces,
+        moments: moments.scaled(factor),
+        by_type,
+        chosen: None,
+    };
     let distances = Distances::new(base2 * factor, &unit_moments.scaled(factor), pair.model.is_some());
     Ok(Sample { tensor, distances, true2 })
 }
