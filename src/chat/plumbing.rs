@@ -76,6 +76,7 @@ pub struct Transplant {
 pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     let mut done = Transplant::default();
     let map = TokenMap::new(model, chat);
+    let to_own = map.as_ref().map(TokenMap::inverted);
     let n_tokens = model.get_strings(TOKENS).map(|t| t.len());
     let chat_has_template = has_template(chat);
     let is_taken = |key: &str| is_plumbing_key(key) && (chat_has_template || !is_template_key(key));
@@ -87,7 +88,7 @@ pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     }
     model.retain(|key| !is_dropped(key));
     for (key, value) in chat.iter().filter(|(key, _)| is_taken(key)) {
-        let Some(value) = usable(key, value, map.as_ref(), n_tokens) else {
+        let Some(value) = usable(key, value, to_own.as_ref(), n_tokens) else {
             done.unusable.push(key.to_owned());
             continue;
         };
@@ -116,15 +117,15 @@ pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
 }
 
 /// The value of this key for the model, if llama.cpp takes it: it throws on another type, and ignores an id beyond the
-/// vocabulary.
-fn usable(key: &str, value: &Value, map: Option<&TokenMap>, n_tokens: Option<usize>) -> Option<Value> {
+/// vocabulary. `to_own` says where the model has the tokens of the chat model.
+fn usable(key: &str, value: &Value, to_own: Option<&TokenMap>, n_tokens: Option<usize>) -> Option<Value> {
     let is_usable = match (key, value) {
         ("tokenizer.chat_templates", Value::Array(names)) => names.as_strings().is_some(),
         ("tokenizer.chat_templates", _) => false,
         (key, value) if is_template_key(key) => value.as_str().is_some(),
         (_, Value::U32(id)) if key.ends_with("_id") => {
-            return match map {
-                Some(map) => map.find_own(*id).map(Value::U32),
+            return match to_own {
+                Some(map) => map.find(*id).map(Value::U32),
                 None => n_tokens.is_none_or(|n| (*id as usize) < n).then_some(Value::U32(*id)),
             };
         }

@@ -51,12 +51,19 @@ impl TokenMap {
         }
     }
 
-    /// The token of the own vocabulary that has this place in the other one.
-    pub fn find_own(&self, place: u32) -> Option<u32> {
-        match &self.places {
-            None => (place < self.n_own.min(self.n_other)).then_some(place),
-            Some(places) => places.iter().position(|p| *p == place && place != NONE).map(|id| id as u32),
-        }
+    /// The same the other way round: for each token of the other vocabulary its place in the own one.
+    #[must_use]
+    pub fn inverted(&self) -> TokenMap {
+        let places = self.places.as_ref().map(|places| {
+            let mut inverted = vec![NONE; self.n_other as usize];
+            for (id, &place) in (0..).zip(places) {
+                if let Some(own) = inverted.get_mut(place as usize) {
+                    *own = id;
+                }
+            }
+            inverted
+        });
+        TokenMap { places, n_own: self.n_other, n_other: self.n_own }
     }
 
     /// Whether both vocabularies have the same tokens at the same places.
@@ -213,6 +220,8 @@ mod tests {
         let own = [("a", 1), ("new", 1), ("<|im_end|>", 1), ("b", 1)];
         let other = [("b", 1), ("a", 1), ("old", 1), ("<|im_end|>", 3)];
         assert_eq!(places(&own, &other), [Some(1), None, Some(3), Some(0), None]);
+        let inverted = TokenMap::new(&vocabulary(&own), &vocabulary(&other)).unwrap().inverted();
+        assert_eq!([0, 1, 2, 3, 4].map(|id| inverted.find(id)), [Some(3), Some(0), None, Some(2), None]);
     }
 
     #[test]

@@ -229,26 +229,31 @@ const FAMILY: f64 = 0.6;
 /// Compares the headers of all inputs with the model's (or the chat model's, when a vector is extracted).
 ///
 /// # Errors
-/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::Mismatch`] where siblings cannot differ, and
-/// [`Error::Container`] for a big-endian file.
+/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::NoTensors`], [`Error::Mismatch`] where siblings cannot differ,
+/// and [`Error::Container`] for a big-endian file.
 pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
     inputs.require_little_endian()?;
     let mut warnings = Vec::new();
     let (own, own_role) = (inputs.source(inputs.template()), inputs.role(inputs.template()));
     for (id, (role, other)) in inputs.sources().enumerate() {
+        // Adapters, importance matrices and patches have a type of their own; models often have none.
+        let kind = other.metadata().get_str("general.type").filter(|t| *t != "model").map(ToString::to_string);
+        // What sees for a model had no type once, but an architecture of its own.
+        let kind = kind.or_else(|| (other.metadata().architecture() == Some("clip")).then(|| "mmproj".to_owned()));
+        // Its weights can be written in other types too.
+        let kind = kind.filter(|t| *t != "mmproj" || !inputs.vectors().is_empty());
+        if let Some(found) = kind.filter(|_| role != Role::Patch) {
+            return Err(Error::NotAModel { path: other.path().to_owned(), found });
+        }
+        if other.n_tensors() == 0 && role != Role::Patch && !inputs.vectors().is_empty() {
+            return Err(Error::NoTensors { path: other.path().to_owned() });
+        }
         let architecture = |model: &Model| match model.metadata().architecture() {
             Some(name) => Ok(name.to_owned()),
             None => Err(Error::NoArchitecture { path: model.path().to_owned() }),
         };
         let (expected, found) = (architecture(own)?, architecture(other)?);
         let compare = Compare { own, own_role: own_role.name(), other, role: role.name() };
-        // Adapters, importance matrices and patches have a type of their own; models often have none.
-        let kind = other.metadata().get_str("general.type").filter(|t| *t != "model");
-        // A multimodal projector has weights to write in other types too.
-        let kind = kind.filter(|t| *t != "mmproj" || !inputs.vectors().is_empty());
-        if let Some(kind) = kind.filter(|_| role != Role::Patch) {
-            return Err(Error::NotAModel { path: other.path().to_owned(), found: kind.to_string() });
-        }
         if expected != found {
             return Err(compare.mismatch("general.architecture", expected, found, NOT_SIBLINGS));
         }

@@ -62,15 +62,19 @@ pub enum Error {
     },
     /// A file of another kind in place of a model.
     #[error(
-        "{}: key general.type: expected \"model\", found {found:?}; {}",
-        path.display(),
-        if found == "chat-vector" { "a patch goes to chatvec apply" } else { "give the model's own file" }
+        "{}: key general.type: expected \"model\", found {found:?}; {}", path.display(), advice_for(found)
     )]
     NotAModel {
         /// The file.
         path: PathBuf,
         /// Its `general.type`.
         found: String,
+    },
+    /// A file with metadata alone, such as the vocabularies that convert_hf_to_gguf.py makes with --vocab-only.
+    #[error("{}: the file has no tensors, only metadata such as a vocabulary; give the model's own file", path.display())]
+    NoTensors {
+        /// The file.
+        path: PathBuf,
     },
     /// A file type for which llama.cpp has no rules which tensor gets which type.
     #[error("llama.cpp has no mixture for the output type {name}; give --pure for this one type in every tensor")]
@@ -260,6 +264,17 @@ pub enum Error {
         /// The ratio.
         ratio: f64,
     },
+}
+
+/// What to do with a file of this kind (gguf-py/gguf/constants.py, `GGUFType`, and this crate's own).
+fn advice_for(kind: &str) -> &'static str {
+    match kind {
+        "chat-vector" => "it is a patch, which goes to chatvec apply",
+        "adapter" => "it is a LoRA adapter: put it into its model first, with llama-export-lora, and give that",
+        "mmproj" => "it is the part of a model that sees or hears: give the language model's own file",
+        "imatrix" => "it is an importance matrix, which goes to --imatrix",
+        _ => "give the model's own file",
+    }
 }
 
 /// Which rows of the tensors with a row for each token take part: `token_embd`, `output`, `per_layer_token_embd`.

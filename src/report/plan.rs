@@ -1,6 +1,7 @@
 //! What a run would do.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
@@ -28,11 +29,26 @@ pub struct Plan<'a> {
     pub threads: usize,
     /// Bytes free on the disk of the output.
     pub disk_free: Option<u64>,
+    /// How long it would take, writing aside.
+    pub time: Option<Duration>,
 }
+
+/// Bytes of a process that holds nothing yet: code, libraries, stacks. Measured (docs/PERFORMANCE.md, forecasts).
+const PROCESS: u64 = 8 << 20;
+
+/// Bytes of memory for each byte of a header: as it is held, and as it is read or written.
+const HEADER_FACTOR: u64 = 2;
 
 impl Plan<'_> {
     fn source_types(&self, t: &TensorPlan) -> Vec<GgmlType> {
         t.sources().map(|at| self.inputs.source(at.source).tensor(at.tensor).ty()).collect()
+    }
+
+    /// The most memory that the process would have at a time, about.
+    fn peak_memory(&self) -> u64 {
+        let headers = self.inputs.sources().flat_map(|(_, model)| model.files()).map(|file| file.header().len());
+        let own = self.plan.header().len();
+        self.memory + PROCESS + HEADER_FACTOR * (headers.sum::<u64>() + own)
     }
 
     fn surveyed(&self) -> BTreeMap<&str, &TensorSurvey> {
@@ -152,11 +168,15 @@ impl Report for Plan<'_> {
             text += &types.text();
         }
         text += &format!(
-            "\noutput {}{}; buffers {} in {} threads\n",
+            "\noutput {}{}; buffers {} in {} threads, about {} of memory in all{}\n",
             bytes(self.plan.header().file_len()),
             self.disk_free.map_or_else(String::new, |free| format!(" (the disk has {} free)", bytes(free))),
             bytes(self.memory),
-            self.threads
+            self.threads,
+            bytes(self.peak_memory()),
+            self.time.map_or_else(String::new, |time| {
+                format!("; about {:.1} s, and what the disk takes to write", time.as_secs_f64())
+            }),
         );
         text
     }
@@ -211,6 +231,8 @@ impl Report for Plan<'_> {
             "output_bytes": self.plan.header().file_len(),
             "disk_free_bytes": self.disk_free,
             "memory_bytes": self.memory,
+            "peak_memory_bytes": self.peak_memory(),
+            "seconds": self.time.map(|time| time.as_secs_f64()),
             "threads": self.threads,
         })
     }

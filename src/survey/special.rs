@@ -9,7 +9,7 @@ use bstr::BString;
 use super::pairing::{Inputs, SourceId, TensorRef};
 use super::source::{Error, decode};
 use super::sum::resize;
-use crate::chat::{self, TOKENS};
+use crate::chat::{self, TOKENS, TokenMap};
 
 /// A row that went less far from the base than this share of what an ordinary row did is untrained. The trio's: 0 for the
 /// tokens of its template, .7 for its end of text, which it was trained on; a tenth of its ordinary tokens, too rare to have
@@ -82,9 +82,9 @@ pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
     let (Some(source), Some(model)) = (inputs.talker(), inputs.model()) else { return Ok(None) };
     let metadata = inputs.source(source).metadata();
     let Some(tokens) = metadata.get_strings(TOKENS) else { return Ok(None) };
-    let map = inputs.token_map(source);
+    let to_own = inputs.token_map(source).map(TokenMap::inverted);
     // For a model without tokens of its own they are at the same places.
-    let own = |chat: u32| map.map_or(Some(chat), |map| map.find_own(chat));
+    let own = |chat: u32| to_own.as_ref().map_or(Some(chat), |map| map.find(chat));
     let ids = chat::special_ids(metadata);
     let needed = ids.needed.into_iter().map(|id| (id, true));
     let [drift, output_drift] =

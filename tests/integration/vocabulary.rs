@@ -327,3 +327,56 @@ fn a_row_that_was_trained_is_a_sum_and_one_that_was_not_is_the_chat_models() {
         assert_eq!(json["special_tokens"].as_array().unwrap().len(), n, "{share}");
     }
 }
+
+/// What an audit of a changed chat model says.
+fn audit(spoil: impl FnOnce(&mut Draft)) -> Json {
+    let folder = tempfile::tempdir().unwrap();
+    let mut chat = Trio::bundled().chat;
+    spoil(&mut chat);
+    let path = chat.write(folder.path(), "chat.gguf");
+    let args = ["inspect", "--chat", "--json", path.to_str().unwrap()];
+    chatvec(args).says(0, &[]).json()["chat"].clone()
+}
+
+#[track_caller]
+fn has_problem(audit: &Json, words: &[&str]) {
+    let problems = audit["problems"].as_array().unwrap();
+    let is_it = |problem: &&Json| words.iter().all(|word| problem.as_str().unwrap().contains(word));
+    assert!(problems.iter().any(|problem| is_it(&problem)), "{words:?} in {problems:#?}");
+}
+
+#[test]
+fn an_audit_says_what_the_chat_is_made_of() {
+    let good = audit(|_| {});
+    assert_eq!(good["problems"], serde_json::json!([]));
+    assert_eq!((&good["templates"], &good["turn_end"]), (&serde_json::json!(["default"]), &"<|im_end|>".into()));
+    assert!(good["prompt"].as_str().unwrap().ends_with("<|im_start|>assistant\n"));
+    let needed: Vec<&Json> =
+        good["tokens"].as_array().unwrap().iter().filter(|t| t["is_needed"] == true).map(|t| &t["text"]).collect();
+    assert_eq!(needed, ["<|im_start|>", "<|im_end|>"]);
+
+    has_problem(&audit(|d| d.keys.retain(|(k, _)| k != b"tokenizer.chat_template")), &["no chat template", "ChatML"]);
+    let set = |template: &'static str| move |d: &mut Draft| d.set("tokenizer.chat_template", Val::str(template));
+    has_problem(&audit(set("{{ messages | nothing }}")), &["nothing"]);
+    has_problem(&audit(set("<|user|>{{ messages[0].content }}")), &["\"<|user|>\"", "looks like a special token"]);
+    has_problem(
+        &audit(|d| {
+            let tokens = texts(d);
+            let renamed: Vec<Vec<u8>> =
+                tokens.into_iter().map(|t| if t == b"<|im_end|>" { b"<|fin|>".to_vec() } else { t }).collect();
+            d.set(TOKENS, Val::strs(renamed));
+            d.set("tokenizer.ggml.eos_token_id", Val::U32(765));
+            let template = "{% for m in messages %}<|im_start|>{{ m.content }}<|fin|>{% endfor %}";
+            d.set("tokenizer.chat_template", Val::str(template));
+        }),
+        &["ends an answer with \"<|fin|>\"", "does not stop", "eot_token_id to 767"],
+    );
+    has_problem(
+        &audit(|d| change(d.tensor("token_embd.weight"), |weights| weights[767 * 256..].fill(0.0))),
+        &["\"<|im_end|>\"", "looks untrained", "0.000 of the usual norm"],
+    );
+    let twin = |d: &mut Draft| {
+        change(d.tensor("token_embd.weight"), |weights| weights.copy_within(766 * 256..767 * 256, 767 * 256));
+    };
+    has_problem(&audit(twin), &["\"<|im_end|>\"", "the row of \"<|im_start|>\""]);
+}
