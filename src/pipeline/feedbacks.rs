@@ -8,10 +8,13 @@ use crate::plan::TensorPlan;
 use crate::quants::Feedback;
 use crate::survey::{self, Inputs};
 
+/// The feedback of one tensor, once it is found; who looks for it holds the lock.
+type Slot = Arc<Mutex<Option<Arc<Feedback>>>>;
+
 /// The feedback of tensors in work, by their position in the plan.
 #[derive(Default)]
 pub(super) struct Feedbacks {
-    slots: Mutex<BTreeMap<usize, Arc<Mutex<Option<Arc<Feedback>>>>>>,
+    slots: Mutex<BTreeMap<usize, Slot>>,
 }
 
 impl Feedbacks {
