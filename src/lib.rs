@@ -40,7 +40,7 @@
 //! ```
 //! use chatvec::gguf::{Limits, Model, WriteOptions};
 //! use chatvec::pipeline::{self, Budget};
-//! use chatvec::plan::{self, Embeddings, MergePlan, OutputType, Recipe};
+//! use chatvec::plan::{self, MergePlan, OutputType, Recipe};
 //! use chatvec::survey::{self, Inputs};
 //!
 //! let open = |name: &str| {
@@ -50,7 +50,7 @@
 //! let inputs = Inputs::merge(open("cp-de")?, open("base")?, open("chat")?, 1.0);
 //! plan::check(&inputs)?;
 //! let pairs = survey::pair(&inputs)?;
-//! let recipe = Recipe { output: OutputType::parse("Q8_0", false)?, embeddings: Embeddings::All };
+//! let recipe = Recipe { output: OutputType::parse("Q8_0", false)?, ..Recipe::default() };
 //! let plan = MergePlan::merge(&inputs, pairs, &recipe)?;
 //!
 //! let folder = tempfile::tempdir()?;

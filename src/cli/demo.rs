@@ -15,7 +15,7 @@ use crate::chat::Template;
 use crate::eval::PromptSet;
 use crate::gguf::{Limits, Model, WriteOptions, printable};
 use crate::pipeline::{self, Written};
-use crate::plan::{self, Embeddings, MergePlan, OutputType, Recipe};
+use crate::plan::{self, MergePlan, OutputType, Recipe};
 use crate::report::{self, Report as _, Table};
 use crate::survey::{self, Inputs, SampleSettings};
 
@@ -65,7 +65,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let options = WriteOptions { overwrite: true, ..WriteOptions::default() };
     for (name, pure) in TYPES {
         let started = Instant::now();
-        let recipe = Recipe { output: OutputType::parse(name, pure)?, embeddings: Embeddings::All };
+        let recipe = Recipe { output: OutputType::parse(name, pure)?, ..Recipe::default() };
         let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe)?;
         let path = args.output.join(format!("merged-{name}.gguf"));
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());

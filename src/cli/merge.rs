@@ -2,35 +2,43 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use anyhow::{Result, bail};
+use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest};
+use super::recipe_args::{Prepared, RecipeArgs, parse_vector, prepare, presets, read};
 use super::types::TypeArgs;
 use super::{Exit, Global};
-use crate::gguf::{Limits, Model};
-use crate::plan::{self, MergePlan, Recipe};
-use crate::survey::Inputs;
+use crate::plan::{MergePlan, RecipeFile, VectorFile};
+use crate::survey::{Inputs, Method};
 
 #[derive(Args, Debug)]
+#[command(after_help = presets())]
 pub(super) struct MergeArgs {
     /// The base model that chat and model were both trained from
-    #[arg(long, value_name = "FILE")]
-    base: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    base: Option<PathBuf>,
     /// The chat model that was made from the base
-    #[arg(long, value_name = "FILE")]
-    chat: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "base", required_unless_present_any = ["vector", "recipe"])]
+    chat: Option<PathBuf>,
+    /// A vector: base and chat, or a patch; can be given several times. They part where both are files, else at the last colon
+    /// that is no drive's
+    #[arg(long, value_name = "BASE:CHAT[@R] | PATCH[@R]")]
+    vector: Vec<PathBuf>,
     /// The continual-pretrained model that is to chat
+    #[arg(long, value_name = "FILE", required_unless_present = "recipe")]
+    model: Option<PathBuf>,
+    /// How much of the vector of --base and --chat, or of a recipe's one vector, to add [default: 1]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    ratio: Option<f64>,
+    /// A recipe: TOML of chatvec's, mergekit's YAML, or an output to be made again. Options given beside it win
     #[arg(long, value_name = "FILE")]
-    model: PathBuf,
-    /// How much of the vector to add
-    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
-    ratio: f64,
+    recipe: Option<PathBuf>,
     #[command(flatten)]
     types: TypeArgs,
     #[command(flatten)]
-    recipe: RecipeArgs,
+    how: RecipeArgs,
     #[command(flatten)]
     imatrix: ImatrixArgs,
     #[command(flatten)]
@@ -39,48 +47,42 @@ pub(super) struct MergeArgs {
     smoke: SmokeTest,
 }
 
-/// Which parts of a model take part.
-#[derive(Args, Clone, Debug)]
-pub(super) struct RecipeArgs {
-    /// Whether token embeddings and output take part
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Embeddings::All)]
-    embeddings: Embeddings,
-    /// Tokens whose rows are taken from the chat model
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = SpecialTokens::None)]
-    special_tokens: SpecialTokens,
-}
-
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum Embeddings {
-    /// Every row takes part
-    All,
-    /// They stay the model's
-    Skip,
-}
-
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum SpecialTokens {
-    /// No row is treated specially
-    None,
-}
-
-impl RecipeArgs {
-    pub(super) fn recipe(&self, types: &TypeArgs) -> Result<Recipe> {
-        let SpecialTokens::None = self.special_tokens;
-        let embeddings = match self.embeddings {
-            Embeddings::All => plan::Embeddings::All,
-            Embeddings::Skip => plan::Embeddings::Skip,
+impl MergeArgs {
+    /// The recipe file, with the files that were given in place of its own.
+    fn file(&self) -> Result<RecipeFile> {
+        let mut file = match &self.recipe {
+            Some(path) => read(path)?,
+            None => RecipeFile::default(),
         };
-        Ok(Recipe { output: types.parse()?, embeddings })
+        file.model = self.model.clone().unwrap_or(file.model);
+        let mut vectors = Vec::new();
+        if let (Some(base), Some(chat)) = (&self.base, &self.chat) {
+            vectors.push(VectorFile::pair(base.clone(), chat.clone(), 1.0));
+        }
+        for arg in &self.vector {
+            let mut vector = parse_vector(arg)?;
+            // What would be a patch elsewhere is a model where models are averaged.
+            if self.how.method().unwrap_or(file.method) == Method::Linear && vector.patch.is_some() {
+                vector.chat = vector.patch.take();
+            }
+            vectors.push(vector);
+        }
+        if !vectors.is_empty() {
+            file.vectors = vectors;
+        }
+        if let Some(ratio) = self.ratio {
+            match &mut file.vectors[..] {
+                [first, ..] if self.base.is_some() => first.ratio = ratio.into(),
+                [one] => one.ratio = ratio.into(),
+                _ => bail!("--ratio is for one vector; write BASE:CHAT@R for each of several"),
+            }
+        }
+        Ok(file)
     }
 }
 
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
-    let recipe = args.recipe.recipe(&args.types)?;
-    let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
-    let (base, chat) = (open(&args.base, "--base")?, open(&args.chat, "--chat")?);
-    let inputs = Inputs::merge(open(&args.model, "--model")?, base, chat, args.ratio);
-    let inputs = args.imatrix.add_to(inputs, global)?;
+    let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.types, &args.imatrix, global)?;
     let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
     Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
 }

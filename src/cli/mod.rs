@@ -13,6 +13,7 @@ mod merge;
 mod output;
 mod progress;
 mod quantize;
+mod recipe_args;
 mod smoke;
 mod types;
 

@@ -14,7 +14,7 @@ use super::types::{HEADING, MixtureArgs};
 use super::{Exit, Global, output};
 use crate::gguf::{Limits, Model};
 use crate::pipeline;
-use crate::plan::{self, Embeddings, MergePlan, Recipe};
+use crate::plan::{self, MergePlan, Recipe};
 use crate::report;
 use crate::survey::{self, Inputs};
 
@@ -59,7 +59,7 @@ impl QuantizeArgs {
 pub(super) fn run(args: &QuantizeArgs, global: &Global) -> Result<Exit> {
     let started = Instant::now();
     let (path, name) = args.output_and_type();
-    let recipe = Recipe { output: args.mixture.output(&name)?, embeddings: Embeddings::All };
+    let recipe = Recipe { output: args.mixture.output(&name)?, ..Recipe::default() };
     let inputs = Inputs::quantize(Model::open(&args.model, &Limits::default())?);
     let inputs = args.imatrix.add_to(inputs, global)?;
     plan::check(&inputs)?;

@@ -8,8 +8,8 @@ use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
 use crate::quants;
 use crate::survey::{
-    Inputs, Kept, Moments, Sum, TensorRef, TensorSource, check_finite, decode, decode_unscaled, divide_scale,
-    minimum_rows, multiply_scale, resize,
+    Inputs, Kept, Moments, Selection, Sum, TensorRef, TensorSource, check_finite, decode, decode_unscaled,
+    divide_scale, minimum_rows, multiply_scale, resize,
 };
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
@@ -65,6 +65,15 @@ impl Loaded<'_> {
     }
 }
 
+/// A chunk whose sources are read.
+struct Computed<'a> {
+    plan: &'a TensorPlan,
+    chunk: &'a Chunk,
+    sources: &'a [Loaded<'a>],
+    selections: &'a [Selection],
+    importance: Option<RowImportance<'a>>,
+}
+
 /// f32 buffers of one strip.
 #[derive(Default)]
 struct Strip {
@@ -72,8 +81,10 @@ struct Strip {
     got: Vec<f32>,
 }
 
-/// Bytes of [`Strip`] for each weight.
-pub(super) const STRIP_BYTES_PER_WEIGHT: u64 = Sum::BYTES_PER_WEIGHT + 4;
+/// Bytes of [`Strip`] for each weight of a tensor.
+pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
+    Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + 4
+}
 
 impl<'a> Worker<'a> {
     /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
@@ -82,7 +93,12 @@ impl<'a> Worker<'a> {
     }
 
     /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor that nothing is added to.
-    pub(super) fn work(&mut self, plan: &TensorPlan, chunk: &Chunk) -> Result<Vec<Moments>, Error> {
+    pub(super) fn work(
+        &mut self,
+        plan: &TensorPlan,
+        chunk: &Chunk,
+        selections: &[Selection],
+    ) -> Result<Vec<Moments>, Error> {
         let (out, mut rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
         let mut sources = Vec::new();
         for at in plan.sources() {
@@ -105,6 +121,7 @@ impl<'a> Worker<'a> {
         }
 
         let importance = self.inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
+        let computed = Computed { plan, chunk, sources: &sources, selections, importance };
         let mut sums = Vec::new();
         let mut row = 0;
         while row < chunk.n_rows {
@@ -113,7 +130,7 @@ impl<'a> Worker<'a> {
             while row < end {
                 let n_rows = strip_rows.min(end - row);
                 let out = &mut out[(row * chunk.row_size) as usize..((row + n_rows) * chunk.row_size) as usize];
-                segment += self.strip.compute(plan, chunk, &sources, row..row + n_rows, importance, out)?;
+                segment += self.strip.compute(&computed, row..row + n_rows, out)?;
                 row += n_rows;
             }
             if plan.kept.is_none() {
@@ -127,7 +144,8 @@ impl<'a> Worker<'a> {
 
 /// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
 pub(super) fn must_be_finite(plan: &TensorPlan) -> bool {
-    matches!(plan.kept, Some(Kept::NoVector | Kept::NoPartner | Kept::Skipped)) && quants::is_supported(plan.ty)
+    matches!(plan.kept, Some(Kept::NoVector | Kept::NoPartner | Kept::Skipped | Kept::RatioZero))
+        && quants::is_supported(plan.ty)
 }
 
 impl Strip {
@@ -143,27 +161,19 @@ impl Strip {
     }
 
     /// Computes rows, counted from the first of the chunk, into `out`.
-    fn compute(
-        &mut self,
-        plan: &TensorPlan,
-        chunk: &Chunk,
-        sources: &[Loaded<'_>],
-        rows: Range<u64>,
-        importance: Option<RowImportance<'_>>,
-        out: &mut [u8],
-    ) -> Result<Moments, Error> {
+    fn compute(&mut self, computed: &Computed<'_>, rows: Range<u64>, out: &mut [u8]) -> Result<Moments, Error> {
+        let Computed { plan, chunk, sources, selections, importance } = *computed;
         let (row, n_rows) = (rows.start, rows.end - rows.start);
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
         let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
-        // `Sum` asks for the sources in the order of the plan.
-        let mut next = sources.iter();
-        let load = |_: TensorRef, out: &mut [f32]| {
-            let s = next.next().expect("sources are those of the plan");
+        let load = |at: TensorRef, out: &mut [f32]| {
+            let s = sources.iter().find(|s| s.at == at).expect("sources are those of the plan");
             let decode = if s.keeps_scale && plan.terms.is_empty() { decode_unscaled } else { decode };
             decode(s.source, s.at.tensor, first_weight, s.rows(row, n_rows), out)
         };
-        self.sum.compute(n, plan.model, &plan.terms, model.is_some(), load)?;
+        let combination = (&plan.combination, selections);
+        self.sum.combine(n, first_weight, plan.model, &plan.terms, combination, model.is_some(), load)?;
 
         let rows = Rows { ty: plan.ty, row_len: chunk.row_len as usize, first: chunk.first_row + row, importance };
         resize(&mut self.got, n);

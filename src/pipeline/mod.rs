@@ -17,9 +17,12 @@
 //!     blocks → f32, add to the sums                      f64
 //! write the chunk's blocks                               one positional write
 //! ```
+//!
+//! Vectors of which weights are selected, as by TIES, are read before, to know which.
 
 mod budget;
 mod chunk;
+mod prepare;
 mod tally;
 
 use std::path::Path;
@@ -166,6 +169,7 @@ pub fn run(
     budget: &Budget,
 ) -> Result<Measured, Error> {
     let layout = budget.lay_out(plan, inputs)?;
+    let selections = prepare::select(plan, inputs, observer, budget)?;
     let queue = Mutex::new(layout.chunks(plan));
     let tallies: Vec<Mutex<Tally>> = plan.tensors().iter().map(|_| Mutex::default()).collect();
     let stopped = AtomicBool::new(false);
@@ -178,11 +182,7 @@ pub fn run(
         }
     };
 
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(layout.n_workers)
-        .thread_name(|i| format!("merge-{i}"))
-        .build()
-        .map_err(|e| Error::Threads { threads: layout.n_workers, reason: e.to_string() })?;
+    let pool = pool(layout.n_workers)?;
     pool.broadcast(|_| {
         let mut worker = Worker::new(inputs, sink, layout.largest_chunk());
         while !stopped.load(Ordering::Relaxed) {
@@ -192,7 +192,7 @@ pub fn run(
                 return fail(at, Error::Cancelled);
             }
             let tensor = &plan.tensors()[chunk.tensor];
-            match worker.work(tensor, &chunk) {
+            match worker.work(tensor, &chunk, &selections[chunk.tensor]) {
                 Ok(sums) => {
                     lock(&tallies[chunk.tensor]).add(chunk.first_segment, sums);
                     observer.written(chunk.n_bytes());
@@ -265,6 +265,11 @@ pub fn write_unnamed(
     let is_merge = !inputs.vectors().is_empty();
     let metadata = is_merge.then(|| plan::fill_measured(plan.header().metadata(), &measured.total));
     Ok((writer.complete(metadata)?, measured))
+}
+
+fn pool(n_workers: usize) -> Result<rayon::ThreadPool, Error> {
+    let named = rayon::ThreadPoolBuilder::new().num_threads(n_workers).thread_name(|i| format!("merge-{i}"));
+    named.build().map_err(|e| Error::Threads { threads: n_workers, reason: e.to_string() })
 }
 
 /// A panic in another worker ends the run by itself; what it left under the lock is whole.

@@ -76,6 +76,13 @@ pub enum Warning {
         /// Their names.
         tensors: Vec<String>,
     },
+    /// A filter of a recipe that is for no tensor.
+    IdleFilter {
+        /// The filter.
+        filter: String,
+        /// The last words of the tensors' names.
+        known: String,
+    },
     /// A finding of the survey that the user chose to go past.
     Forced {
         /// What it said.
@@ -142,6 +149,9 @@ impl fmt::Display for Warning {
                 wanted.block_len(),
                 tensors[0]
             ),
+            Warning::IdleFilter { filter, known } => {
+                write!(f, "no tensor has {filter:?} in its name; the parts of this model are {known}")
+            }
             Warning::Forced { finding } => write!(f, "forced: {finding}"),
         }
     }

@@ -6,15 +6,24 @@
 mod compat;
 mod file_type;
 mod importance;
+mod mergekit;
+mod merging;
 mod metadata;
 pub mod mixture;
+mod ratios;
+mod recipe_file;
+mod setting;
 mod types;
 
 use std::path::PathBuf;
 
 pub use compat::{Warning, check, pairing_warnings};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
-pub use metadata::{MEASURED_KEYS, base_models, fill_measured};
+pub use merging::{Masks, Merging, VectorSettings};
+pub use metadata::{MEASURED_KEYS, RECIPE_KEY, base_models, fill_measured};
+pub use ratios::{PRESETS, Preset, Ratios, Rule};
+pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
+pub use setting::{Place, Scalar, Setting};
 pub use types::{fallback, is_quantizable, requires_importance};
 
 use crate::chat;
@@ -22,7 +31,7 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{Inputs, Kept, Pair, TensorRef, Term};
+use crate::survey::{Combination, Inputs, Kept, Pair, TensorRef, Term};
 
 /// Why no plan could be made. Nothing has been written.
 #[derive(Debug, thiserror::Error)]
@@ -176,6 +185,96 @@ pub enum Error {
         /// The text.
         text: String,
     },
+    /// A vector that cannot be read.
+    #[error("the vector {text:?}: {reason}; write BASE:CHAT@0.5 or PATCH@0.5")]
+    VectorText {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A ratio for some tensors that cannot be read.
+    #[error("the ratio {text:?} for some tensors: {reason}; write REGEX=R, such as attn_v=0.5")]
+    RatioRule {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A name of no preset.
+    #[error("no preset is called {name:?}; known are {known}")]
+    UnknownPreset {
+        /// The name.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A gradient with something that is no number.
+    #[error("a gradient over the layers must be of finite numbers, found {value}")]
+    Gradient {
+        /// What was found.
+        value: f64,
+    },
+    /// A rule for tensors that there are not.
+    #[error("no tensor's name has a match of {pattern:?}; the parts of this model are {known}")]
+    NothingMatches {
+        /// The expression.
+        pattern: String,
+        /// The last words of the tensors' names.
+        known: String,
+    },
+    /// A recipe for models of another depth.
+    #[error("the recipe is for models of {expected} layers, and these have {found}: layers cannot be left out")]
+    Layers {
+        /// What the recipe says.
+        expected: u64,
+        /// What the model says.
+        found: u64,
+    },
+    /// A tensor for which a recipe gives a vector no weight.
+    #[error(
+        "vector {vector} has no weight for tensor {tensor}: none of its filters is part of the name, and none is for all"
+    )]
+    NoWeight {
+        /// The tensor.
+        tensor: String,
+        /// The vector, counted from 1.
+        vector: usize,
+    },
+    /// A tensor that not every model of a linear merge has.
+    #[error("tensor {tensor} is not in every model; a linear merge needs it there")]
+    LinearGap {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A mean of nothing.
+    #[error("the ratios of tensor {tensor} add up to 0; a linear merge divides by their sum")]
+    LinearZero {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A recipe that is not what its name says.
+    #[error("the recipe is no {format} that is understood: {reason}")]
+    RecipeSyntax {
+        /// TOML or YAML.
+        format: &'static str,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A recipe that is too long to be one.
+    #[error("the recipe has more than {limit} bytes")]
+    RecipeTooLong {
+        /// The most it may have.
+        limit: u64,
+    },
+    /// A value of a recipe that cannot be meant, or done.
+    #[error("the recipe's {key}: {reason}")]
+    RecipeKey {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A ratio that is no number, or too small to be one in f32.
     #[error("a ratio must be a finite number that f32 can hold, found {ratio:e}")]
     Ratio {
@@ -185,7 +284,7 @@ pub enum Error {
 }
 
 /// What becomes of `token_embd` and `output`.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Embeddings {
     /// Every row takes part, as any other tensor. Right where vocabularies are equal.
@@ -212,6 +311,17 @@ pub struct Recipe {
     pub output: OutputType,
     /// What becomes of the embeddings.
     pub embeddings: Embeddings,
+    /// How vectors are combined, and how much of each every tensor gets.
+    pub merging: Merging,
+    /// The recipe in words, for the output's metadata ([`RecipeFile::recipe`]).
+    pub text: Option<String>,
+}
+
+impl Default for Recipe {
+    /// The plain sum of all tensors, in the model's own types.
+    fn default() -> Self {
+        Recipe { output: OutputType::Keep, embeddings: Embeddings::All, merging: Merging::default(), text: None }
+    }
 }
 
 /// One tensor of the output.
@@ -227,6 +337,8 @@ pub struct TensorPlan {
     pub model: Option<TensorRef>,
     /// What is added, in order.
     pub terms: Vec<Term>,
+    /// How the terms are combined.
+    pub combination: Combination,
     /// Why nothing is added, where nothing is.
     pub kept: Option<Kept>,
 }
@@ -247,7 +359,8 @@ impl MergePlan {
     ///
     /// # Errors
     /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`],
-    /// [`Error::ImportanceMissing`], and those of [`mixture::choose`].
+    /// [`Error::ImportanceMissing`], [`Error::NothingMatches`], [`Error::NoWeight`], [`Error::Layers`], [`Error::LinearGap`],
+    /// [`Error::LinearZero`], and those of [`mixture::choose`].
     ///
     /// # Panics
     /// If the inputs have no model to add to, or no vector.
@@ -261,6 +374,7 @@ impl MergePlan {
                 pair.kept = Some(Kept::Skipped);
             }
         }
+        recipe.merging.apply(inputs, &mut pairs, &mut warnings)?;
         let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
         drop_lost_scales(&mut tensors, model);
         warnings.extend(importance::check(inputs, &tensors)?);
@@ -375,6 +489,11 @@ impl MergePlan {
         &self.header
     }
 
+    /// How often the rows of the vectors are read at most, the writing pass included.
+    pub fn n_passes(&self) -> u32 {
+        self.tensors.iter().map(|tensor| tensor.combination.n_passes()).max().unwrap_or(1)
+    }
+
     /// The tensors that something is added to.
     pub fn n_changed(&self) -> usize {
         self.tensors.iter().filter(|t| t.kept.is_none()).count()
@@ -437,7 +556,8 @@ impl TensorPlan {
     /// [`Error::CannotDecode`], [`Error::CannotEncode`] if the codec cannot do what that takes.
     pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
         let ne = pair.info(inputs).ne().to_vec();
-        let plan = TensorPlan { name: pair.name, ne, ty, model: pair.model, terms: pair.terms, kept: pair.kept };
+        let Pair { name, model, terms, combination, kept, .. } = pair;
+        let plan = TensorPlan { name, ne, ty, model, terms, combination, kept };
         if plan.is_copy(inputs) {
             return Ok(plan);
         }
@@ -454,9 +574,16 @@ impl TensorPlan {
         Ok(plan)
     }
 
-    /// Every tensor that is read for this one.
+    /// Every tensor that is read for this one, once: the model's, then those of the terms in their order.
     pub fn sources(&self) -> impl Iterator<Item = TensorRef> {
-        self.model.into_iter().chain(self.terms.iter().flat_map(|t| [Some(t.plus), t.minus]).flatten())
+        let mut sources: Vec<TensorRef> = Vec::new();
+        let all = self.model.into_iter().chain(self.terms.iter().flat_map(|t| [Some(t.plus), t.minus]).flatten());
+        for at in all {
+            if !sources.contains(&at) {
+                sources.push(at);
+            }
+        }
+        sources.into_iter()
     }
 
     /// Whether the model's blocks are taken as they are.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::plan::words;
+use super::plan::{method_json, words};
 use super::{Report, Smoke, Table, bytes, number, percent};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, printable};
@@ -138,6 +138,7 @@ impl Report for Run<'_> {
             "output_files": self.written.file.n_files,
             "n_tensors": self.plan.tensors().len(),
             "n_changed": self.plan.n_changed(),
+            "method": method_json(self.plan),
             "total": measured(&self.written.measured.total),
             "parts": parts,
             "tensors": tensors,

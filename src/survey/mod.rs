@@ -4,6 +4,7 @@
 //! it, and [`survey`] reads a sample of rows and measures: how large the vector is against the model, how much of it will
 //! survive each type, and what looks wrong. It writes nothing and decides nothing; [`crate::plan`] does.
 
+mod combine;
 mod findings;
 mod moments;
 mod pairing;
@@ -12,6 +13,7 @@ mod sample;
 mod source;
 mod sum;
 
+pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{Inputs, Kept, Pair, Role, SourceId, TensorRef, Term, Vector, pair, part_of};

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::combine::Combination;
 use super::source::Error;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Model, TensorId, TensorInfo};
@@ -58,14 +59,34 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// A model and nothing that is added to it: to be quantised, or given sources and vectors by [`Inputs::add_source`] and
+    /// [`Inputs::add_vector`].
+    pub fn new(model: Model) -> Self {
+        Inputs { sources: vec![(Role::Model, model)], model: Some(0), vectors: Vec::new(), importance: None }
+    }
+
+    /// Takes a model that vectors can be made of. The one that is added to is source 0 already.
+    pub fn add_source(&mut self, role: Role, model: Model) -> SourceId {
+        self.sources.push((role, model));
+        self.sources.len() - 1
+    }
+
+    /// Adds a vector behind those there are. Vectors may have models in common, with each other and with what is added to.
+    ///
+    /// # Panics
+    /// If it names a source that there is not.
+    pub fn add_vector(&mut self, vector: Vector) {
+        assert!([Some(vector.plus), vector.minus].into_iter().flatten().all(|id| id < self.sources.len()), "a source");
+        self.vectors.push(vector);
+    }
+
     /// `model + ratio · (chat − base)`.
     pub fn merge(model: Model, base: Model, chat: Model, ratio: f64) -> Self {
-        Inputs {
-            sources: vec![(Role::Model, model), (Role::Base, base), (Role::Chat, chat)],
-            model: Some(0),
-            vectors: vec![Vector { ratio, plus: 2, minus: Some(1) }],
-            importance: None,
-        }
+        let mut inputs = Inputs::new(model);
+        let minus = Some(inputs.add_source(Role::Base, base));
+        let plus = inputs.add_source(Role::Chat, chat);
+        inputs.add_vector(Vector { ratio, plus, minus });
+        inputs
     }
 
     /// `chat − base`.
@@ -80,18 +101,17 @@ impl Inputs {
 
     /// A model that nothing is added to.
     pub fn quantize(model: Model) -> Self {
-        Inputs { sources: vec![(Role::Model, model)], model: Some(0), vectors: Vec::new(), importance: None }
+        Inputs::new(model)
     }
 
     /// `model + Σ ratio · patch`: the first patch and any further ones, each with its ratio.
     pub fn apply(model: Model, first: (Model, f64), more: impl IntoIterator<Item = (Model, f64)>) -> Self {
-        let mut sources = vec![(Role::Model, model)];
-        let mut vectors = Vec::new();
+        let mut inputs = Inputs::new(model);
         for (patch, ratio) in std::iter::once(first).chain(more) {
-            vectors.push(Vector { ratio, plus: sources.len(), minus: None });
-            sources.push((Role::Patch, patch));
+            let plus = inputs.add_source(Role::Patch, patch);
+            inputs.add_vector(Vector { ratio, plus, minus: None });
         }
-        Inputs { sources, model: Some(0), vectors, importance: None }
+        inputs
     }
 
     /// With a matrix that says how much the errors of the output's weights count.
@@ -175,6 +195,8 @@ pub struct TensorRef {
 /// One term of a sum: `ratio · (plus − minus)`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Term {
+    /// The vector it belongs to, by its position among those of the [`Inputs`].
+    pub vector: usize,
     /// The factor, as it is multiplied with.
     pub ratio: f32,
     /// What is added.
@@ -198,6 +220,8 @@ pub enum Kept {
     NoPartner,
     /// The recipe leaves it out.
     Skipped,
+    /// The recipe gives it of every vector a ratio of 0.
+    RatioZero,
 }
 
 /// An output tensor and what it is made of.
@@ -209,6 +233,8 @@ pub struct Pair {
     pub model: Option<TensorRef>,
     /// What is added, in order; empty exactly if `kept` says why.
     pub terms: Vec<Term>,
+    /// How the terms are combined.
+    pub combination: Combination,
     /// Why nothing is added.
     pub kept: Option<Kept>,
     /// Whether an `output.weight` of its own meets the tied `token_embd.weight` of another file.
@@ -236,12 +262,13 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
             name: info.name().to_owned(),
             model: inputs.model().map(|_| own),
             terms: Vec::new(),
+            combination: Combination::default(),
             kept: kept_by_nature(inputs.source(own.source), own.tensor),
             tied: false,
         };
         if pair.kept.is_none() {
-            for vector in inputs.vectors() {
-                add_vector(inputs, info, own, vector, &mut pair)?;
+            for (number, vector) in inputs.vectors().iter().enumerate() {
+                add_vector(inputs, info, own, (number, vector), &mut pair)?;
             }
             if pair.terms.is_empty() {
                 pair.kept = Some(if inputs.vectors().is_empty() { Kept::NoVector } else { Kept::NoPartner });
@@ -276,7 +303,7 @@ fn add_vector(
     inputs: &Inputs,
     info: &TensorInfo,
     own: TensorRef,
-    vector: &Vector,
+    (number, vector): (usize, &Vector),
     pair: &mut Pair,
 ) -> Result<(), Error> {
     let name = info.name();
@@ -311,7 +338,7 @@ fn add_vector(
         }
     }
     pair.tied |= plus_tied || minus_tied;
-    pair.terms.push(Term { ratio: vector.ratio as f32, plus, minus });
+    pair.terms.push(Term { vector: number, ratio: vector.ratio as f32, plus, minus });
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! The arithmetic of a merge on some weights of one tensor.
 
+use super::combine::{Combination, Method, Selection};
 use super::moments::Weights;
 use super::pairing::{TensorRef, Term};
 
@@ -12,6 +13,9 @@ pub struct Sum {
     minus: Vec<f32>,
     delta: Vec<f32>,
     wanted: Vec<f32>,
+    /// Where terms are combined by more than a sum: all of them, and scratch for twice a strip.
+    taus: Vec<f32>,
+    sums: Vec<f32>,
     has_model: bool,
     has_base: bool,
 }
@@ -19,6 +23,14 @@ pub struct Sum {
 impl Sum {
     /// Buffers of a [`Sum`]: bytes for each weight.
     pub const BYTES_PER_WEIGHT: u64 = 6 * 4;
+
+    /// The same where terms are combined in this way.
+    pub fn bytes_per_weight(n_terms: usize, combination: &Combination) -> u64 {
+        match combination.is_plain() || n_terms == 0 {
+            true => Self::BYTES_PER_WEIGHT,
+            false => Self::BYTES_PER_WEIGHT + 4 * (n_terms as u64 + 2),
+        }
+    }
 
     /// Loads `n` weights of each source and adds them up, in f32: the first term, then + each in order, then the model +
     /// that. With `keep_zeros` a weight that nothing is added to keeps the sign of its zero, as a copy would; else −0 + 0 is
@@ -52,8 +64,70 @@ impl Sum {
         }
         self.has_model = model.is_some();
         self.has_base = terms.first().is_some_and(|term| term.minus.is_some());
-        let Sum { model: own, delta, wanted, .. } = self;
-        match (model.is_some(), terms.is_empty()) {
+        self.finish(terms.is_empty(), keep_zeros);
+        Ok(())
+    }
+
+    /// As [`Sum::compute`], with the terms combined in this way. `selections` has what is selected of each term, and `first` is
+    /// the index in the tensor of the first weight.
+    ///
+    /// # Errors
+    /// As there.
+    #[expect(clippy::too_many_arguments, reason = "what a sum is made of")]
+    pub fn combine<E>(
+        &mut self,
+        n: usize,
+        first: u64,
+        model: Option<TensorRef>,
+        terms: &[Term],
+        (combination, selections): (&Combination, &[Selection]),
+        keep_zeros: bool,
+        mut load: impl FnMut(TensorRef, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if combination.is_plain() || terms.is_empty() {
+            return self.compute(n, model, terms, keep_zeros, load);
+        }
+        let Sum { model: own, base, minus, delta, wanted, taus, sums, .. } = self;
+        [&mut *own, base, minus, delta, wanted].into_iter().for_each(|buffer| resize(buffer, n));
+        resize(taus, n * terms.len());
+        resize(sums, 2 * n);
+        if let Some(at) = model {
+            load(at, own)?;
+        }
+        for ((i, term), tau) in terms.iter().enumerate().zip(taus.chunks_exact_mut(n.max(1))) {
+            load(term.plus, tau)?;
+            if let Some(at) = term.minus {
+                load(at, minus)?;
+                tau.iter_mut().zip(&*minus).for_each(|(t, m)| *t -= m);
+            }
+            if let Some(selection) = selections.get(i) {
+                selection.apply(first, tau);
+            }
+            if i == 0 {
+                std::mem::swap(base, minus);
+            }
+        }
+        self.has_model = model.is_some();
+        self.has_base = terms[0].minus.is_some();
+        let ratios: Vec<f32> = terms.iter().map(|term| term.ratio).collect();
+        let Sum { model: own, delta, wanted, taus, sums, .. } = self;
+        if combination.method == Method::Linear {
+            combination.average(&ratios, taus, wanted);
+            delta.copy_from_slice(wanted);
+            if self.has_model {
+                delta.iter_mut().zip(&*own).for_each(|(d, m)| *d -= m);
+            }
+            return Ok(());
+        }
+        combination.add_up(&ratios, taus, sums, delta);
+        self.finish(false, keep_zeros);
+        Ok(())
+    }
+
+    /// `wanted` from the model and what is added.
+    fn finish(&mut self, is_copy: bool, keep_zeros: bool) {
+        let Sum { model: own, delta, wanted, has_model, .. } = self;
+        match (*has_model, is_copy) {
             (true, true) => wanted.copy_from_slice(own),
             (false, _) => wanted.copy_from_slice(delta),
             (true, false) => {
@@ -65,7 +139,6 @@ impl Sum {
                 }
             }
         }
-        Ok(())
     }
 
     /// The sum.
@@ -76,11 +149,6 @@ impl Sum {
     /// What is added to the model.
     pub fn delta(&self) -> &[f32] {
         &self.delta
-    }
-
-    /// The weights of the first vector's base, if it has one, and those of its chat model.
-    pub(super) fn first_pair(&self) -> Option<(&[f32], &[f32])> {
-        self.has_base.then_some((&self.base, &self.plus))
     }
 
     /// The weights to be measured, where `got` is what the blocks of the sum decode to.
@@ -133,13 +201,13 @@ mod tests {
             out.fill(weights[at.tensor]);
             Ok(())
         };
-        let term = |plus, minus: Option<usize>| Term { ratio: 1.0, plus: at(plus), minus: minus.map(at) };
+        let term = |plus, minus: Option<usize>| Term { vector: 0, ratio: 1.0, plus: at(plus), minus: minus.map(at) };
         let mut sum = Sum::default();
         sum.compute(1, Some(at(0)), &[term(1, None), term(3, None), term(2, None)], true, load).unwrap();
         assert_eq!(sum.delta(), [0.0], "(1e8 + 0.5) − 1e8 in f32");
         sum.compute(1, Some(at(0)), &[term(1, None), term(2, None), term(3, None)], true, load).unwrap();
         assert_eq!((sum.delta(), sum.wanted()), (&[0.5][..], &[1.5][..]));
         sum.compute(1, None, &[term(0, Some(3))], true, load).unwrap();
-        assert_eq!((sum.wanted(), sum.first_pair()), (&[0.5][..], Some((&[0.5][..], &[1.0][..]))));
+        assert_eq!((sum.wanted(), sum.weights(&[]).base), (&[0.5][..], Some(&[0.5][..])));
     }
 }

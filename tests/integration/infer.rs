@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use chatvec::gguf::{Limits, Model};
 use chatvec::infer::{Session, Transformer};
 use chatvec::pipeline::{self, Budget};
-use chatvec::plan::{Embeddings, MergePlan, OutputType, Recipe};
+use chatvec::plan::{MergePlan, OutputType, Recipe};
 use chatvec::survey::{self, Inputs};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
@@ -92,7 +92,7 @@ fn merge(name: &str, pure: bool, path: &Path) {
     let part = |name: &str| open(&Path::new("fixtures/models").join(format!("tinyworld-A-{name}-F16.gguf")));
     let inputs = Inputs::merge(part("cp-de"), part("base"), part("chat"), 1.0);
     let pairs = survey::pair(&inputs).expect("siblings");
-    let recipe = Recipe { output: OutputType::parse(name, pure).expect("a type"), embeddings: Embeddings::All };
+    let recipe = Recipe { output: OutputType::parse(name, pure).expect("a type"), ..Recipe::default() };
     let plan = MergePlan::merge(&inputs, pairs, &recipe).expect("a plan");
     pipeline::write(&plan, &inputs, path, &overwrite(), &(), &Budget::default()).expect("a merge");
 }

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Limits, Model, Value, WriteOptions};
 use chatvec::pipeline::{self, Budget, Written};
-use chatvec::plan::{self, Embeddings, MergePlan, OutputType, Recipe};
+use chatvec::plan::{self, MergePlan, OutputType, Recipe};
 use chatvec::quants;
 use chatvec::survey::{self, Inputs};
 use half::{bf16, f16};
@@ -295,7 +295,7 @@ impl Trio {
 /// A recipe from the words of the command line.
 pub(crate) fn recipe(ty: &str) -> Recipe {
     let output = OutputType::parse(ty, true).unwrap_or_else(|e| panic!("{e}"));
-    Recipe { output, embeddings: Embeddings::All }
+    Recipe { output, ..Recipe::default() }
 }
 
 pub(crate) fn open(path: &Path) -> Model {
