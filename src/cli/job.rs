@@ -311,6 +311,7 @@ impl Job<'_> {
             .map(|(pair, planned)| Pair {
                 terms: planned.terms.clone(),
                 combination: planned.combination.clone(),
+                except: planned.taken_rows(),
                 ..pair
             })
             .collect();

@@ -147,7 +147,11 @@ impl fmt::Display for Warning {
                  else in its built-in ChatML, and neither may be what the vector teaches"
             ),
             Warning::Unusable { keys } => {
-                write!(f, "chat has values that llama.cpp would refuse, which are left out: {}", keys.join(", "))
+                write!(
+                    f,
+                    "chat has values that llama.cpp would refuse, or tokens that the model lacks; these keys are left out: {}",
+                    keys.join(", ")
+                )
             }
             Warning::ImportanceMissing { tensors, of } => write!(
                 f,

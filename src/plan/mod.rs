@@ -239,7 +239,7 @@ pub enum Error {
     },
     /// A special token that the chat model does not have.
     #[error(
-        "--special-tokens: {} has no special token {text:?}; chatvec inspect --chat lists those it has", path.display()
+        "--special-tokens: {} has no special token {text:?}: none of type control, and none that its templates write", path.display()
     )]
     UnknownToken {
         /// The text.
@@ -254,10 +254,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// A model whose tensors cannot grow by a token.
-    #[error("{}: no tokens can be added, since tensor {tensor} has a number for each", model.display())]
+    #[error("{}: no tokens can be added, since chat has nothing for them in tensor {tensor}", model.display())]
     CannotAddTokens {
         /// The tensor.
-        tensor: &'static str,
+        tensor: String,
         /// The model's file.
         model: PathBuf,
     },

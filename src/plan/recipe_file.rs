@@ -344,6 +344,9 @@ impl RecipeFile {
                 }
             }
         }
+        if self.add_missing_tokens && self.special_tokens == "none" {
+            return error("add-missing-tokens", "special-tokens is none, which leaves them alone".to_owned());
+        }
         for (key, bound) in [("min-survival", self.min_survival), ("max-noise", self.max_noise)] {
             if bound.is_some_and(|bound| bound.is_nan() || bound < 0.0) {
                 return error(key, "a bound is 0 or more".to_owned());

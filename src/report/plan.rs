@@ -36,6 +36,9 @@ pub struct Plan<'a> {
 /// Bytes of a process that holds nothing yet: code, libraries, stacks. Measured (docs/PERFORMANCE.md, forecasts).
 const PROCESS: u64 = 8 << 20;
 
+/// Bytes for each token of two vocabularies while one is found in the other.
+const MAP: u64 = 72;
+
 /// Bytes of memory for each byte of a header: as it is held, and as it is read or written.
 const HEADER_FACTOR: u64 = 2;
 
@@ -48,7 +51,9 @@ impl Plan<'_> {
     fn peak_memory(&self) -> u64 {
         let headers = self.inputs.sources().flat_map(|(_, model)| model.files()).map(|file| file.header().len());
         let own = self.plan.header().len();
-        self.memory + PROCESS + HEADER_FACTOR * (headers.sum::<u64>() + own)
+        let maps = (0..self.inputs.sources().len()).filter_map(|id| self.inputs.token_map(id));
+        let maps = maps.filter(|map| !map.is_identity()).map(|map| (map.n_own() + map.n_other()) as u64 * MAP);
+        self.memory + PROCESS + HEADER_FACTOR * (headers.sum::<u64>() + own) + maps.max().unwrap_or(0)
     }
 
     fn surveyed(&self) -> BTreeMap<&str, &TensorSurvey> {

@@ -27,6 +27,6 @@ pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{
     Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale,
 };
-pub use special::{SpecialToken, SpecialTokens, special_tokens};
+pub use special::{SpecialToken, SpecialTokens, is_readable_row, special_tokens};
 pub use sum::{Sum, resize};
 pub use trial::{Encoding, Rounding, Trial, feedback, feedback_bytes, try_encodings};

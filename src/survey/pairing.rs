@@ -375,6 +375,8 @@ pub struct Pair {
     pub kept: Option<Kept>,
     /// Whether an `output.weight` of its own meets the tied `token_embd.weight` of another file.
     pub tied: bool,
+    /// Rows that are no sums, sorted: the plan takes them from elsewhere. None before there is a plan.
+    pub except: Vec<u32>,
 }
 
 /// Finds for every tensor of the output what it is made of: by name, and `output.weight` from `token_embd.weight` in
@@ -385,29 +387,34 @@ pub struct Pair {
 pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     inputs.require_little_endian()?;
     let template = inputs.template();
-    let mut own: Vec<TensorRef> =
-        (0..inputs.source(template).n_tensors()).map(|tensor| TensorRef { source: template, tensor }).collect();
-    if inputs.model().is_none() && inputs.source(template).find(OUTPUT).is_none() {
-        let untied = inputs.vectors()[0].minus;
-        own.extend(untied.and_then(|source| Some(TensorRef { source, tensor: inputs.source(source).find(OUTPUT)? })));
+    let chat = inputs.source(template);
+    let mut own: Vec<(&str, TensorRef)> = Vec::new();
+    for (tensor, info) in chat.tensors().enumerate() {
+        own.push((info.name(), TensorRef { source: template, tensor }));
+    }
+    if inputs.model().is_none() && chat.find(OUTPUT).is_none() {
+        // The rows are chat's, whose embeddings are tied, also where base alone has the tensor.
+        let is_untied = inputs.vectors()[0].minus.is_some_and(|base| inputs.source(base).find(OUTPUT).is_some());
+        let tied = chat.find(TOKEN_EMBEDDINGS).filter(|_| is_untied);
+        own.extend(tied.map(|tensor| (OUTPUT, TensorRef { source: template, tensor })));
     }
     let mut pairs = Vec::new();
-    for own in own {
-        let info = inputs.source(own.source).tensor(own.tensor);
+    for (name, own) in own {
         let mut pair = Pair {
-            name: info.name().to_owned(),
+            name: name.to_owned(),
             model: inputs.model().map(|_| own),
             terms: Vec::new(),
             combination: Combination::default(),
             kept: kept_by_nature(inputs.source(own.source), own.tensor),
             tied: false,
+            except: Vec::new(),
         };
-        if info.name() == "output.bias" && inputs.vocabularies_differ() {
+        if name == "output.bias" && inputs.vocabularies_differ() {
             pair.kept = Some(Kept::ByToken);
         }
         if pair.kept.is_none() {
             for (number, vector) in inputs.vectors().iter().enumerate() {
-                add_vector(inputs, info, own, (number, vector), &mut pair)?;
+                add_vector(inputs, name, own, (number, vector), &mut pair)?;
             }
             if pair.terms.is_empty() {
                 pair.kept = Some(if inputs.vectors().is_empty() { Kept::NoVector } else { Kept::NoPartner });
@@ -427,6 +434,9 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
 /// The tensor that tied files do without.
 const OUTPUT: &str = "output.weight";
 
+/// What stands for it there.
+const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
+
 fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
     let info = model.tensor(id);
     let stem = info.name().strip_suffix(".weight").unwrap_or(info.name());
@@ -440,12 +450,12 @@ fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
 
 fn add_vector(
     inputs: &Inputs,
-    info: &TensorInfo,
+    name: &str,
     own: TensorRef,
     (number, vector): (usize, &Vector),
     pair: &mut Pair,
 ) -> Result<(), Error> {
-    let name = info.name();
+    let info = inputs.source(own.source).tensor(own.tensor);
     let (plus, plus_tied) = find(inputs, vector.plus, name);
     let (minus, minus_tied) = match vector.minus {
         Some(minus) => find(inputs, minus, name),
@@ -482,11 +492,14 @@ fn add_vector(
 }
 
 /// Tensors with a row for each token (src/llama-model.cpp: those made with `n_vocab` rows).
-const BY_TOKEN: [&str; 3] = ["token_embd.weight", OUTPUT, "per_layer_token_embd.weight"];
+const BY_TOKEN: [&str; 3] = [TOKEN_EMBEDDINGS, OUTPUT, "per_layer_token_embd.weight"];
+
+/// Ends of the names of those that layers for further tokens have of their own.
+const BY_TOKEN_OF_LAYERS: [&str; 2] = [".nextn.embed_tokens.weight", ".nextn.shared_head_head.weight"];
 
 /// Whether a tensor has this name, which is one of those with a row for each token.
 pub fn has_row_per_token(name: &str) -> bool {
-    BY_TOKEN.contains(&name)
+    BY_TOKEN.contains(&name) || BY_TOKEN_OF_LAYERS.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether the rows of a tensor belong to the tokens of its file, one to each.
@@ -514,7 +527,7 @@ fn find(inputs: &Inputs, source: SourceId, name: &str) -> (Option<TensorRef>, bo
     match model.find(name) {
         Some(tensor) => (Some(at(tensor)), false),
         None if name == OUTPUT => {
-            let tied = model.find("token_embd.weight").map(at);
+            let tied = model.find(TOKEN_EMBEDDINGS).map(at);
             (tied, tied.is_some())
         }
         None => (None, false),

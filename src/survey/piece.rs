@@ -22,15 +22,16 @@ pub(super) struct Pieces<'a> {
 }
 
 impl<'a> Pieces<'a> {
-    /// For `model`, if there is one, and what `terms` add to rows of this length.
+    /// For `model`, if there is one, and what `terms` add to rows of this length, those of `except` aside.
     pub(super) fn new(
         inputs: &'a Inputs,
         model: Option<TensorRef>,
         terms: &'a [Term],
         combination: &'a Combination,
+        except: &'a [u32],
         row_len: u64,
     ) -> Self {
-        let operands = operands(model, terms).map(|operand| (operand, inputs.rows(&operand, &[]))).collect();
+        let operands = operands(model, terms).map(|operand| (operand, inputs.rows(&operand, except))).collect();
         Pieces { inputs, model, terms, combination, selections: Vec::new(), operands, row_len, raw: Vec::new() }
     }
 

@@ -224,7 +224,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         (row, start, PIECE_WEIGHTS.min(row_len - start))
     });
     let n_seen: u64 = pieces.clone().map(|(.., len)| len).sum();
-    let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, row_len);
+    let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
     sources.select(n_seen, pieces.clone(), (&mut unit, &mut got))?;
     for piece in pieces {
         let (row, start, len) = piece;

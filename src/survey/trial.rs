@@ -61,7 +61,7 @@ pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term], combination: &Combi
     let n_rows: u64 = ne.iter().skip(1).product();
     let n_sampled = n_rows.min(GRAM_ROWS);
     let mut gram = Gram::new(row_len as usize);
-    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, combination, row_len));
+    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, combination, &[], row_len));
     for i in 0..n_sampled {
         pieces.compute(&mut sum, (middle(i, n_sampled, n_rows), 0, row_len))?;
         gram.add_row(sum.delta());
@@ -127,7 +127,7 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
         (row, start, PIECE_WEIGHTS.min(row_len - start))
     });
     let n_seen: u64 = sampled.clone().map(|(.., len)| len).sum();
-    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, row_len);
+    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
     pieces.select(n_seen, sampled.clone(), (&mut stored, &mut got))?;
     let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
     for (row, start, len) in sampled {
