@@ -8,8 +8,8 @@ use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Error, Header, Limits, Metadata, Model, TensorSpec, Value};
 use chatvec::infer::{self, Session, Transformer};
 use chatvec::pipeline::{self, Budget, TensorSink};
-use chatvec::plan::{MergePlan, OutputType, Recipe, SpecialTokens};
-use chatvec::survey::{self, Inputs, SampleSettings};
+use chatvec::plan::{MergePlan, Merging, OutputType, Recipe, SpecialTokens, VectorSettings};
+use chatvec::survey::{self, Inputs, Method, SampleSettings};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -64,12 +64,19 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
         let open = || Model::open(&path, &Limits::default()).expect("a valid file");
         let inputs = Inputs::merge(open(), open(), open(), 1.0);
         let pairs = survey::pair(&inputs).expect("siblings");
-        for (name, threads) in [("keep", 1), ("keep", 2), ("Q8_0", 1), ("Q8_0", 3)] {
-            let recipe = Recipe {
-                output: OutputType::parse(name, true).expect("a type"),
-                special_tokens: SpecialTokens::None,
-                ..Recipe::default()
-            };
+        for (name, threads, method) in [
+            ("keep", 1, Method::TaskArithmetic),
+            ("keep", 2, Method::TaskArithmetic),
+            ("Q8_0", 1, Method::TaskArithmetic),
+            ("Q8_0", 3, Method::TaskArithmetic),
+            ("keep", 1, Method::Ties),
+            ("Q8_0", 2, Method::DareTies),
+        ] {
+            let density = method.is_sparse().then(|| 0.5.into());
+            let vectors = vec![VectorSettings { weight: None, density }];
+            let merging = Merging { method, vectors, ..Merging::default() };
+            let output = OutputType::parse(name, true).expect("a type");
+            let recipe = Recipe { output, merging, special_tokens: SpecialTokens::None, ..Recipe::default() };
             let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe, None).expect("a plan");
             // The least that this many workers run in, found by the error's own figure.
             let least = match (Budget { memory: 1, threads }).needed(&plan, &inputs) {

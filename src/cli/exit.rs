@@ -178,7 +178,13 @@ fn of_plan(error: &plan::Error) -> Exit {
         | Rows { .. }
         | Requantize { .. }
         | ImportanceMissing { .. } => Exit::NotSupported,
+        Layers { .. } | LinearGap { .. } => Exit::Refused,
+        RecipeSyntax { .. } | RecipeTooLong { .. } => Exit::Malformed,
         UnknownType { .. } | NoMixture | Override { .. } | Type(_) | Ratio { .. } | RatioText { .. } => Exit::Usage,
+        VectorText { .. } | RatioRule { .. } | UnknownPreset { .. } | Gradient { .. } | NothingMatches { .. } => {
+            Exit::Usage
+        }
+        NoWeight { .. } | LinearZero { .. } | RecipeKey { .. } => Exit::Usage,
     }
 }
 

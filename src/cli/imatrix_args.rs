@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::Global;
 use crate::imatrix::ImportanceMatrix;
+use crate::plan::RecipeFile;
 use crate::survey::Inputs;
 
 #[derive(Args, Clone, Debug)]
@@ -23,6 +24,20 @@ pub(super) struct ImatrixArgs {
 }
 
 impl ImatrixArgs {
+    /// Puts what was given in place of what a recipe says.
+    pub(super) fn overlay(&self, file: &mut RecipeFile) {
+        if let ImatrixArgs { imatrix: Some(path), include_weights, exclude_weights } = self.clone() {
+            file.imatrix = Some(path);
+            (file.include_weights, file.exclude_weights) = (include_weights, exclude_weights);
+        }
+    }
+
+    /// What a recipe says.
+    pub(super) fn of(file: &RecipeFile) -> Self {
+        let RecipeFile { imatrix, include_weights, exclude_weights, .. } = file.clone();
+        ImatrixArgs { imatrix, include_weights, exclude_weights }
+    }
+
     /// The inputs with the matrix, if one is asked for.
     pub(super) fn add_to(&self, inputs: Inputs, global: &Global) -> Result<Inputs> {
         let Some(path) = &self.imatrix else { return Ok(inputs) };

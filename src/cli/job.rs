@@ -307,7 +307,13 @@ impl Job<'_> {
         let settings = SampleSettings { types, threads, memory, ..SampleSettings::default() };
         // What the recipe leaves out is not looked at: its types may be unreadable, and its size says nothing.
         let taken = pairs.into_iter().zip(plan.tensors()).filter(|(_, tensor)| tensor.kept.is_none());
-        let pairs: Vec<Pair> = taken.map(|(pair, _)| pair).collect();
+        let pairs: Vec<Pair> = taken
+            .map(|(pair, planned)| Pair {
+                terms: planned.terms.clone(),
+                combination: planned.combination.clone(),
+                ..pair
+            })
+            .collect();
         let survey = survey::survey(inputs, &pairs, &settings)?;
         match self.recipe {
             Some(recipe) => {

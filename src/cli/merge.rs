@@ -2,35 +2,44 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use anyhow::{Result, bail};
+use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest};
+use super::loss_args::{LOSS_HEADING, LossArgs};
+use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan, prepare, presets, read};
 use super::types::TypeArgs;
 use super::{Exit, Global};
-use crate::gguf::{Limits, Model};
-use crate::plan::{self, LossPolicy, MergePlan, Recipe, SpecialTokens};
-use crate::survey::{self, Inputs, Pair};
+use crate::plan::{RecipeFile, VectorFile};
+use crate::survey::{Inputs, Method};
 
 #[derive(Args, Debug)]
+#[command(after_help = presets())]
 pub(super) struct MergeArgs {
     /// The base model that chat and model were both trained from
-    #[arg(long, value_name = "FILE")]
-    base: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "chat")]
+    base: Option<PathBuf>,
     /// The chat model that was made from the base
-    #[arg(long, value_name = "FILE")]
-    chat: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "base", required_unless_present_any = ["vector", "recipe"])]
+    chat: Option<PathBuf>,
+    /// A vector: base and chat, or a patch; can be given several times. They part where both are files, else at the last colon
+    /// that is no drive's
+    #[arg(long, value_name = "BASE:CHAT[@R] | PATCH[@R]")]
+    vector: Vec<PathBuf>,
     /// The continual-pretrained model that is to chat
+    #[arg(long, value_name = "FILE", required_unless_present = "recipe")]
+    model: Option<PathBuf>,
+    /// How much of the vector of --base and --chat, or of a recipe's one vector, to add [default: 1]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    ratio: Option<f64>,
+    /// A recipe: TOML of chatvec's, mergekit's YAML, or an output to be made again. Options given beside it win
     #[arg(long, value_name = "FILE")]
-    model: PathBuf,
-    /// How much of the vector to add
-    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
-    ratio: f64,
+    recipe: Option<PathBuf>,
     #[command(flatten)]
     types: TypeArgs,
     #[command(flatten)]
-    recipe: RecipeArgs,
+    how: RecipeArgs,
     #[command(flatten, next_help_heading = LOSS_HEADING)]
     loss: LossArgs,
     #[command(flatten)]
@@ -41,114 +50,42 @@ pub(super) struct MergeArgs {
     smoke: SmokeTest,
 }
 
-/// Which parts of a model take part.
-#[derive(Args, Clone, Debug)]
-pub(super) struct RecipeArgs {
-    /// Which rows of token embeddings and output take part
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = Embeddings::Auto)]
-    embeddings: Embeddings,
-    /// Tokens whose rows are taken from the chat model as they are: auto, none, or their texts with commas between
-    #[arg(long, value_name = "auto|none|TOKENS", default_value = "auto")]
-    special_tokens: String,
-    /// Give the model the tokens that the chat needs and it lacks, with the chat model's rows
-    #[arg(long)]
-    add_missing_tokens: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum Embeddings {
-    /// all if base and chat have every token of the model, else shared
-    Auto,
-    /// Every row; refused if a token is missing somewhere
-    All,
-    /// Rows of the tokens that base and chat have too
-    Shared,
-    /// They stay the model's
-    Skip,
-}
-
-/// What the help calls the options of [`LossArgs`].
-pub(super) const LOSS_HEADING: &str = "Where rounding would take the vector";
-
-/// What is done where rounding would take the vector.
-#[derive(Args, Clone, Debug)]
-pub(super) struct LossArgs {
-    /// What to do about tensors that would lose the vector
-    #[arg(long, value_name = "WHAT", value_enum, default_value_t = OnLoss::Dither)]
-    on_loss: OnLoss,
-    /// The least share of the vector that a tensor, and all together, must hold
-    #[arg(long, value_name = "SHARE", default_value_t = LossPolicy::default().min_survival, value_parser = bound)]
-    min_survival: f64,
-    /// The most rounding error they may have, in units of the vector
-    #[arg(long, value_name = "RATIO", default_value_t = LossPolicy::default().max_noise, value_parser = bound)]
-    max_noise: f64,
-}
-
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum OnLoss {
-    /// Choose their codes anew on the same grid, at the same size; a finer type where that does not help
-    Dither,
-    /// Give them the next finer type that keeps it
-    Promote,
-    /// Write them all the same, and say so
-    Warn,
-    /// End with an error
-    Fail,
-}
-
-fn bound(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(bound) if bound >= 0.0 => Ok(bound),
-        Ok(_) => Err("a bound is 0 or more".to_owned()),
-        Err(e) => Err(format!("{e}")),
-    }
-}
-
-impl LossArgs {
-    fn policy(&self) -> LossPolicy {
-        let on_loss = match self.on_loss {
-            OnLoss::Dither => plan::OnLoss::Dither,
-            OnLoss::Promote => plan::OnLoss::Promote,
-            OnLoss::Warn => plan::OnLoss::Warn,
-            OnLoss::Fail => plan::OnLoss::Fail,
+impl MergeArgs {
+    /// The recipe file, with the files that were given in place of its own.
+    fn file(&self) -> Result<RecipeFile> {
+        let mut file = match &self.recipe {
+            Some(path) => read(path)?,
+            None => RecipeFile::default(),
         };
-        LossPolicy { on_loss, min_survival: self.min_survival, max_noise: self.max_noise }
-    }
-}
-
-impl RecipeArgs {
-    pub(super) fn recipe(&self, types: &TypeArgs, loss: &LossArgs) -> Result<Recipe> {
-        let embeddings = match self.embeddings {
-            Embeddings::Auto => plan::Embeddings::Auto,
-            Embeddings::All => plan::Embeddings::All,
-            Embeddings::Shared => plan::Embeddings::Shared,
-            Embeddings::Skip => plan::Embeddings::Skip,
-        };
-        let special_tokens = match self.special_tokens.as_str() {
-            "auto" => SpecialTokens::Auto,
-            "none" => SpecialTokens::None,
-            texts => SpecialTokens::List(texts.split(',').map(str::to_owned).collect()),
-        };
-        let add_missing_tokens = self.add_missing_tokens;
-        Ok(Recipe { output: types.parse()?, embeddings, special_tokens, add_missing_tokens, loss: loss.policy() })
-    }
-
-    /// The plan of a merge by this recipe.
-    pub(super) fn plan(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<MergePlan> {
-        let special = match recipe.special_tokens {
-            SpecialTokens::None => None,
-            _ => survey::special_tokens(inputs)?,
-        };
-        Ok(MergePlan::merge(inputs, pairs, recipe, special.as_ref())?)
+        file.model = self.model.clone().unwrap_or(file.model);
+        let mut vectors = Vec::new();
+        if let (Some(base), Some(chat)) = (&self.base, &self.chat) {
+            vectors.push(VectorFile::pair(base.clone(), chat.clone(), 1.0));
+        }
+        for arg in &self.vector {
+            let mut vector = parse_vector(arg)?;
+            // What would be a patch elsewhere is a model where models are averaged.
+            if self.how.method().unwrap_or(file.method) == Method::Linear && vector.patch.is_some() {
+                vector.chat = vector.patch.take();
+            }
+            vectors.push(vector);
+        }
+        if !vectors.is_empty() {
+            file.vectors = vectors;
+        }
+        if let Some(ratio) = self.ratio {
+            match &mut file.vectors[..] {
+                [first, ..] if self.base.is_some() => first.ratio = ratio.into(),
+                [one] => one.ratio = ratio.into(),
+                _ => bail!("--ratio is for one vector; write BASE:CHAT@R for each of several"),
+            }
+        }
+        Ok(file)
     }
 }
 
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
-    let recipe = args.recipe.recipe(&args.types, &args.loss)?;
-    let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
-    let (base, chat) = (open(&args.base, "--base")?, open(&args.chat, "--chat")?);
-    let inputs = Inputs::merge(open(&args.model, "--model")?, base, chat, args.ratio);
-    let inputs = args.imatrix.add_to(inputs, global)?;
-    let plan = |inputs: &Inputs, pairs| RecipeArgs::plan(inputs, pairs, &recipe);
+    let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
+    let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
     Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
 }

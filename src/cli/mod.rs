@@ -9,10 +9,12 @@ mod imatrix;
 mod imatrix_args;
 mod inspect;
 mod job;
+mod loss_args;
 mod merge;
 mod output;
 mod progress;
 mod quantize;
+mod recipe_args;
 mod smoke;
 mod types;
 

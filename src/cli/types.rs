@@ -1,6 +1,6 @@
 //! The types of an output, asked for in llama-quantize's words.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -8,7 +8,7 @@ use clap::Args;
 use super::output::complain;
 use crate::ggml::GgmlType;
 use crate::plan::mixture::{Options, Override};
-use crate::plan::{self, OutputType};
+use crate::plan::{self, OutputType, RecipeFile};
 use crate::quants;
 
 /// What the help calls these options.
@@ -18,8 +18,9 @@ pub(super) const HEADING: &str = "Types, as in llama-quantize";
 #[derive(Args, Clone, Debug)]
 pub(super) struct TypeArgs {
     /// keep (the model's own type for every tensor), or a file type of llama-quantize, such as F16, Q8_0 or Q4_K_M
-    #[arg(short = 't', long = "type", value_name = "TYPE", default_value = "keep")]
-    name: String,
+    /// [default: keep]
+    #[arg(short = 't', long = "type", value_name = "TYPE")]
+    name: Option<String>,
     #[command(flatten, next_help_heading = HEADING)]
     mixture: MixtureArgs,
 }
@@ -48,9 +49,43 @@ pub(super) struct MixtureArgs {
 }
 
 impl TypeArgs {
-    pub(super) fn parse(&self) -> Result<OutputType> {
-        self.mixture.output(&self.name)
+    /// Puts what was given in place of what a recipe says. Another type comes without the options of the recipe's.
+    pub(super) fn overlay(&self, file: &mut RecipeFile) -> Result<()> {
+        if let Some(name) = &self.name {
+            let RecipeFile { ty, pure, tensor_type, output_tensor_type, token_embedding_type, .. } = file;
+            ty.clone_from(name);
+            (*pure, file.leave_output_tensor) = (false, false);
+            tensor_type.clear();
+            (*output_tensor_type, *token_embedding_type) = (None, None);
+        }
+        let given = &self.mixture;
+        file.pure |= given.pure;
+        file.leave_output_tensor |= given.leave_output_tensor;
+        let mut overrides = given.tensor_type.clone();
+        if let Some(path) = &given.tensor_type_file {
+            overrides.extend(tensor_types(path)?.iter().map(ToString::to_string));
+        }
+        file.tensor_type.splice(0..0, overrides);
+        file.output_tensor_type = given.output_tensor_type.clone().or(file.output_tensor_type.take());
+        file.token_embedding_type = given.token_embedding_type.clone().or(file.token_embedding_type.take());
+        // The same as the plan will read, with the names of options in what is wrong.
+        let all = MixtureArgs {
+            pure: file.pure,
+            tensor_type: file.tensor_type.clone(),
+            tensor_type_file: None,
+            output_tensor_type: file.output_tensor_type.clone(),
+            token_embedding_type: file.token_embedding_type.clone(),
+            leave_output_tensor: file.leave_output_tensor,
+        };
+        all.output(&file.ty).map(drop)
     }
+}
+
+/// Reads a file of REGEX=TYPE.
+fn tensor_types(path: &Path) -> Result<Vec<Override>> {
+    let named = || format!("--tensor-type-file: {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(named)?;
+    Override::parse_list(&text).with_context(named)
 }
 
 impl MixtureArgs {
@@ -63,9 +98,7 @@ impl MixtureArgs {
             .collect::<Result<_, _>>()
             .context("--tensor-type")?;
         if let Some(path) = &self.tensor_type_file {
-            let named = || format!("--tensor-type-file: {}", path.display());
-            let text = std::fs::read_to_string(path).with_context(named)?;
-            overrides.extend(Override::parse_list(&text).with_context(named)?);
+            overrides.extend(tensor_types(path)?);
         }
         let options = Options {
             pure: self.pure,

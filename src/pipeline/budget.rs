@@ -1,7 +1,7 @@
 //! Cutting the work so that it fits in memory.
 
-use super::chunk::{Chunk, SEGMENT_WEIGHTS, STRIP_BYTES_PER_WEIGHT, must_be_finite};
-use super::{Error, rows_of};
+use super::chunk::{Chunk, SEGMENT_WEIGHTS, must_be_finite, strip_bytes_per_weight};
+use super::{Error, prepare, rows_of};
 use crate::imatrix::ImportanceMatrix;
 use crate::plan::{MergePlan, TensorPlan};
 use crate::survey::{Inputs, Rounding, feedback_bytes, minimum_rows};
@@ -54,7 +54,13 @@ impl Budget {
     pub fn needed(&self, plan: &MergePlan, inputs: &Inputs) -> Result<(u64, usize), Error> {
         let layout = self.lay_out(plan, inputs)?;
         let worker = layout.largest_chunk() as u64 + layout.scratch;
-        Ok((worker * layout.n_workers as u64 + importance_bytes(inputs), layout.n_workers))
+        let (before, _) = prepare::needed(plan, inputs, self)?;
+        Ok(((worker * layout.n_workers as u64).max(before) + importance_bytes(inputs), layout.n_workers))
+    }
+
+    /// Bytes that are left for buffers.
+    pub(super) fn memory_for_buffers(&self, inputs: &Inputs) -> u64 {
+        self.memory.saturating_sub(importance_bytes(inputs))
     }
 
     pub(super) fn lay_out(&self, plan: &MergePlan, inputs: &Inputs) -> Result<Layout, Error> {
@@ -63,7 +69,7 @@ impl Budget {
         let largest = needs.iter().zip(plan.tensors()).max_by_key(|(need, _)| need.segment);
         let (segment, name) = largest.map_or((0, ""), |(need, tensor)| (need.segment, tensor.name.as_str()));
         let worker = segment.saturating_add(scratch).max(1);
-        let memory = self.memory.saturating_sub(importance_bytes(inputs));
+        let memory = self.memory_for_buffers(inputs);
         if worker > memory {
             let needed = worker.saturating_add(importance_bytes(inputs));
             return Err(Error::Budget { tensor: name.to_owned(), needed, budget: self.memory });
@@ -91,7 +97,7 @@ impl Need {
         let strip = minimum_rows(row_len).min(n_rows).saturating_mul(row_len);
         let scratch = match tensor.is_copy(inputs) && !must_be_finite(tensor) {
             true => 0,
-            false => strip.saturating_mul(STRIP_BYTES_PER_WEIGHT),
+            false => strip.saturating_mul(strip_bytes_per_weight(tensor)),
         };
         // At worst each worker has a tensor of its own.
         let feedback = if tensor.rounding == Rounding::Encoder { 0 } else { feedback_bytes(row_len) };
@@ -100,7 +106,7 @@ impl Need {
 }
 
 /// Rows of a segment: the unit of adding up. It depends on the row's length alone; chunks are whole segments.
-fn segment_rows(row_len: u64) -> u64 {
+pub(super) fn segment_rows(row_len: u64) -> u64 {
     let strip = minimum_rows(row_len);
     (SEGMENT_WEIGHTS / (strip * row_len.max(1))).max(1) * strip
 }

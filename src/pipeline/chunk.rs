@@ -9,8 +9,8 @@ use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
 use crate::quants::{self, Dither, Feedback, Place};
 use crate::survey::{
-    self, Inputs, Kept, Moments, Rounding, Rows as SourceRows, Sum, TensorRef, TensorSource, check_finite, decode,
-    decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
+    self, Inputs, Kept, Moments, Operand, Rounding, Rows as SourceRows, Selection, Sum, TensorRef, TensorSource,
+    check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
@@ -52,14 +52,13 @@ pub(super) struct Worker<'a> {
 /// A source of a chunk and its blocks.
 struct Loaded<'a> {
     source: &'a dyn TensorSource,
+    operand: Operand,
     at: TensorRef,
     ty: GgmlType,
     row_size: u64,
     blocks: &'a [u8],
     /// Which rows of the tensor those of the output are.
     rows: SourceRows<'a>,
-    /// Whether rows that it lacks are zero, and not those of the first source: with a pair of these the difference is.
-    is_difference: bool,
     /// Whether it is the model, and has scales of its own that the output keeps.
     keeps_scale: bool,
 }
@@ -106,7 +105,7 @@ impl Loaded<'_> {
             let blocks = self.rows(in_chunk.start, run.end - run.start);
             match from {
                 Some(from) => decode(self.source, self.at.tensor, from * row_len, blocks, out)?,
-                None if self.is_difference || std::ptr::eq(self, first) => out.fill(0.0),
+                None if self.rows.is_difference() || std::ptr::eq(self, first) => out.fill(0.0),
                 None => first.decode(first, chunk, in_chunk, decode, out)?,
             }
         }
@@ -117,6 +116,15 @@ impl Loaded<'_> {
 /// [`decode`], or [`decode_unscaled`].
 type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), survey::Error>;
 
+/// A chunk whose sources are read.
+struct Computed<'a> {
+    plan: &'a TensorPlan,
+    chunk: &'a Chunk,
+    sources: &'a [Loaded<'a>],
+    selections: &'a [Selection],
+    how: How<'a>,
+}
+
 /// f32 buffers of one strip.
 #[derive(Default)]
 struct Strip {
@@ -124,8 +132,10 @@ struct Strip {
     got: Vec<f32>,
 }
 
-/// Bytes of [`Strip`] for each weight.
-pub(super) const STRIP_BYTES_PER_WEIGHT: u64 = Sum::BYTES_PER_WEIGHT + 4;
+/// Bytes of [`Strip`] for each weight of a tensor.
+pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
+    Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + 4
+}
 
 impl<'a> Worker<'a> {
     /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
@@ -139,23 +149,27 @@ impl<'a> Worker<'a> {
     }
 
     /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor that nothing is added to.
-    pub(super) fn work(&mut self, plan: &TensorPlan, chunk: &Chunk) -> Result<Vec<Moments>, Error> {
+    pub(super) fn work(
+        &mut self,
+        plan: &TensorPlan,
+        chunk: &Chunk,
+        selections: &[Selection],
+    ) -> Result<Vec<Moments>, Error> {
         let inputs = self.inputs;
         let (out, mut rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
         let taken = plan.taken_rows();
         let mut sources: Vec<Loaded<'_>> = Vec::new();
-        for part in plan.parts() {
-            let at = part.at;
+        for operand in plan.operands() {
+            let at = operand.at;
             let info = inputs.source(at.source).tensor(at.tensor);
             let (ty, row_size) = (info.ty(), info.row_size());
             let is_model = plan.model == Some(at) && sources.is_empty();
-            let rows = inputs.rows(&part, if is_model { &[] } else { &taken });
+            let rows = inputs.rows(&operand, if is_model { &[] } else { &taken });
             let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
             Loaded::read(at, rows, chunk, inputs, blocks)?;
             let keeps_scale = is_model && plan.keeps_scale(inputs);
             let source: &dyn TensorSource = inputs.source(at.source);
-            let is_difference = part.is_difference;
-            sources.push(Loaded { source, at, ty, row_size, blocks, rows, is_difference, keeps_scale });
+            sources.push(Loaded { source, operand, at, ty, row_size, blocks, rows, keeps_scale });
             rest = after;
         }
         let offset = chunk.first_row * chunk.row_size;
@@ -183,6 +197,7 @@ impl<'a> Worker<'a> {
             }
         };
         let how = How { importance, grid: feedback.as_ref().map(|(feedback, dither)| (&**feedback, *dither)) };
+        let computed = Computed { plan, chunk, sources: &sources, selections, how };
         let mut sums = Vec::new();
         let mut row = 0;
         while row < chunk.n_rows {
@@ -191,7 +206,7 @@ impl<'a> Worker<'a> {
             while row < end {
                 let n_rows = strip_rows.min(end - row);
                 let out = &mut out[(row * chunk.row_size) as usize..((row + n_rows) * chunk.row_size) as usize];
-                segment += self.strip.compute(plan, chunk, &sources, row..row + n_rows, how, out)?;
+                segment += self.strip.compute(&computed, row..row + n_rows, out)?;
                 row += n_rows;
             }
             if plan.kept.is_none() {
@@ -214,7 +229,8 @@ struct How<'a> {
 
 /// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
 pub(super) fn must_be_finite(plan: &TensorPlan) -> bool {
-    matches!(plan.kept, Some(Kept::NoVector | Kept::NoPartner | Kept::Skipped)) && quants::is_supported(plan.ty)
+    matches!(plan.kept, Some(Kept::NoVector | Kept::NoPartner | Kept::Skipped | Kept::RatioZero))
+        && quants::is_supported(plan.ty)
 }
 
 impl Strip {
@@ -270,28 +286,21 @@ impl Strip {
     }
 
     /// Computes rows, counted from the first of the chunk, into `out`.
-    fn compute(
-        &mut self,
-        plan: &TensorPlan,
-        chunk: &Chunk,
-        sources: &[Loaded<'_>],
-        rows: Range<u64>,
-        how: How<'_>,
-        out: &mut [u8],
-    ) -> Result<Moments, Error> {
+    fn compute(&mut self, computed: &Computed<'_>, rows: Range<u64>, out: &mut [u8]) -> Result<Moments, Error> {
+        let Computed { plan, chunk, sources, selections, how } = *computed;
         let importance = how.importance;
         let (row, n_rows) = (rows.start, rows.end - rows.start);
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
         let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
-        // `Sum` asks for the sources in the order of the plan.
-        let mut next = sources.iter();
-        let load = |_: TensorRef, out: &mut [f32]| {
-            let s = next.next().expect("sources are those of the plan");
+        let load = |operand: Operand, out: &mut [f32]| {
+            let operand = plan.operand(operand);
+            let s = sources.iter().find(|s| s.operand == operand).expect("sources are those of the plan");
             let decode = if s.keeps_scale && plan.terms.is_empty() { decode_unscaled } else { decode };
             s.decode(&sources[0], chunk, rows.clone(), decode, out)
         };
-        self.sum.compute(n, plan.model, &plan.terms, model.is_some(), load)?;
+        let combination = (&plan.combination, selections);
+        self.sum.combine(n, first_weight, plan.model, &plan.terms, combination, model.is_some(), load)?;
 
         let rows = Rows { ty: plan.ty, row_len: chunk.row_len as usize, first: chunk.first_row + row, importance };
         resize(&mut self.got, n);

@@ -30,7 +30,7 @@ impl Feedbacks {
         if let Some(feedback) = &*found {
             return Ok(feedback.clone());
         }
-        let feedback = Arc::new(survey::feedback(inputs, &plan.ne, &plan.terms)?);
+        let feedback = Arc::new(survey::feedback(inputs, &plan.ne, &plan.terms, &plan.combination)?);
         *found = Some(feedback.clone());
         Ok(feedback)
     }

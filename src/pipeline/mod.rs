@@ -18,10 +18,13 @@
 //!     blocks → f32, add to the sums                      f64
 //! write the chunk's blocks                               one positional write
 //! ```
+//!
+//! Vectors of which weights are selected, as by TIES, are read before, to know which.
 
 mod budget;
 mod chunk;
 mod feedbacks;
+mod prepare;
 mod tally;
 
 use std::path::Path;
@@ -34,7 +37,7 @@ pub use budget::Budget;
 use crate::ggml::GgmlType;
 use crate::gguf;
 use crate::plan::{self, MergePlan, TensorPlan};
-use crate::survey::{self, Inputs, Moments};
+use crate::survey::{self, Inputs, Moments, Selection};
 use budget::Layout;
 use chunk::{Chunk, Worker};
 use feedbacks::Feedbacks;
@@ -171,7 +174,8 @@ pub fn run(
     budget: &Budget,
 ) -> Result<Measured, Error> {
     let layout = budget.lay_out(plan, inputs)?;
-    let tallies = work_off(plan, inputs, sink, observer, &layout, layout.chunks(plan))?;
+    let selections = prepare::select(plan, inputs, observer, budget)?;
+    let tallies = work_off(plan, inputs, sink, observer, &layout, &selections, layout.chunks(plan))?;
     let mut measured = Measured::default();
     for (tensor, tally) in plan.tensors().iter().zip(tallies) {
         if tensor.kept.is_none() {
@@ -190,6 +194,7 @@ fn work_off(
     sink: &dyn TensorSink,
     observer: &dyn Observer,
     layout: &Layout,
+    selections: &[Vec<Selection>],
     chunks: impl Iterator<Item = Chunk> + Send,
 ) -> Result<Vec<Tally>, Error> {
     let queue = Mutex::new(chunks);
@@ -205,11 +210,7 @@ fn work_off(
         }
     };
 
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(layout.n_workers)
-        .thread_name(|i| format!("merge-{i}"))
-        .build()
-        .map_err(|e| Error::Threads { threads: layout.n_workers, reason: e.to_string() })?;
+    let pool = pool(layout.n_workers)?;
     pool.broadcast(|_| {
         let mut worker = Worker::new(inputs, sink, &feedbacks, layout.largest_chunk());
         while !stopped.load(Ordering::Relaxed) {
@@ -219,7 +220,7 @@ fn work_off(
                 return fail(at, Error::Cancelled);
             }
             let tensor = &plan.tensors()[chunk.tensor];
-            match worker.work(tensor, &chunk) {
+            match worker.work(tensor, &chunk, &selections[chunk.tensor]) {
                 Ok(sums) => {
                     lock(&tallies[chunk.tensor]).add(chunk.first_segment, sums);
                     observer.written(chunk.n_bytes());
@@ -269,9 +270,11 @@ pub fn rehearse(
     let mut bytes = 0;
     let chunks: Vec<Chunk> = layout.chunks(plan).enumerate().filter(|(i, _)| is_tried(*i)).map(|(_, c)| c).collect();
     chunks.iter().for_each(|chunk| bytes += chunk.n_bytes());
-    let started = Instant::now();
-    work_off(plan, inputs, &Nowhere, observer, &layout, chunks.into_iter())?;
-    Ok(started.elapsed().mul_f64(all as f64 / bytes.max(1) as f64))
+    let before = Instant::now();
+    let selections = prepare::select(plan, inputs, observer, budget)?;
+    let (before, started) = (before.elapsed(), Instant::now());
+    work_off(plan, inputs, &Nowhere, observer, &layout, &selections, chunks.into_iter())?;
+    Ok(before + started.elapsed().mul_f64(all as f64 / bytes.max(1) as f64))
 }
 
 /// An output that is done.
@@ -323,6 +326,11 @@ pub fn write_unnamed(
     let is_merge = !inputs.vectors().is_empty();
     let metadata = is_merge.then(|| plan::fill_measured(plan.header().metadata(), &measured.total));
     Ok((writer.complete(metadata)?, measured))
+}
+
+fn pool(n_workers: usize) -> Result<rayon::ThreadPool, Error> {
+    let named = rayon::ThreadPoolBuilder::new().num_threads(n_workers).thread_name(|i| format!("merge-{i}"));
+    named.build().map_err(|e| Error::Threads { threads: n_workers, reason: e.to_string() })
 }
 
 /// A panic in another worker ends the run by itself; what it left under the lock is whole.

@@ -94,6 +94,13 @@ pub enum Warning {
         /// What is done about each.
         changes: Vec<Protected>,
     },
+    /// A filter of a recipe that is for no tensor.
+    IdleFilter {
+        /// The filter.
+        filter: String,
+        /// The last words of the tensors' names.
+        known: String,
+    },
     /// A finding of the survey that the user chose to go past.
     Forced {
         /// What it said.
@@ -177,6 +184,9 @@ impl fmt::Display for Warning {
                     (0, _) => write!(f, "they get finer types, {size} more"),
                     _ => write!(f, "{n_dithered} are dithered, {n_promoted} get finer types, {size} more"),
                 }
+            }
+            Warning::IdleFilter { filter, known } => {
+                write!(f, "no tensor has {filter:?} in its name; the parts of this model are {known}")
             }
             Warning::Forced { finding } => write!(f, "forced: {finding}"),
         }

@@ -1,6 +1,7 @@
 //! The output's metadata: what is dropped, and where it comes from.
 //!
-//! Nothing here depends on the time, the place or the name of a file, so that the same inputs give the same bytes.
+//! Nothing here depends on the time or the place, and only the recipe on the names of files, so that the same inputs give the
+//! same bytes.
 
 use super::{Embeddings, Recipe, SpecialRow};
 use crate::gguf::{Array, Metadata, Value};
@@ -10,6 +11,9 @@ use crate::survey::{Inputs, Moments};
 /// size; NaN says that there is no such number, as with the survival of a zero vector.
 pub const MEASURED_KEYS: [&str; 4] =
     ["chatvec.delta_ratio", "chatvec.drift_cosine", "chatvec.survival", "chatvec.noise"];
+
+/// The recipe in words, which can be run again.
+pub const RECIPE_KEY: &str = "chatvec.recipe";
 
 /// The layout of the `chatvec.*` keys.
 const PROVENANCE_VERSION: u32 = 1;
@@ -70,11 +74,15 @@ pub(super) fn provenance(
     metadata.set("chatvec.sources", Value::Array(Array::Strings(roles)));
     let ratios: Vec<f32> = inputs.vectors().iter().map(|v| v.ratio as f32).collect();
     metadata.set("chatvec.ratios", Value::Array(Array::from_f32s(&ratios)));
+    metadata.set("chatvec.method", recipe.merging.method.name());
     metadata.set("chatvec.output_type", recipe.output.name().as_str());
     metadata.set("chatvec.embeddings", embeddings.name());
     // By their texts: whoever has the file sees whose rows are not sums.
     let texts = special.iter().map(|row| row.text.as_str()).collect();
     metadata.set("chatvec.special_tokens", Value::Array(Array::Strings(texts)));
+    if let Some(text) = &recipe.text {
+        metadata.set(RECIPE_KEY, text.as_str());
+    }
     for key in MEASURED_KEYS {
         metadata.set(key, Value::F64(f64::NAN));
     }

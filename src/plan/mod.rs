@@ -6,8 +6,13 @@
 mod compat;
 mod file_type;
 mod importance;
+mod mergekit;
+mod merging;
 mod metadata;
 pub mod mixture;
+mod ratios;
+mod recipe_file;
+mod setting;
 mod special;
 mod survival;
 mod types;
@@ -16,7 +21,11 @@ use std::path::PathBuf;
 
 pub use compat::{Warning, check, pairing_warnings};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
-pub use metadata::{MEASURED_KEYS, base_models, fill_measured};
+pub use merging::{Masks, Merging, VectorSettings};
+pub use metadata::{MEASURED_KEYS, RECIPE_KEY, base_models, fill_measured};
+pub use ratios::{PRESETS, Preset, Ratios, Rule};
+pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
+pub use setting::{Place, Scalar, Setting};
 pub use special::{SpecialRow, SpecialTokens};
 pub use survival::{Loss, LossPolicy, OnLoss, Protected, finer};
 pub use types::{fallback, is_quantizable, requires_importance};
@@ -26,7 +35,7 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{self, Inputs, Kept, Pair, Part, Rounding, TensorRef, Term, has_row_per_token};
+use crate::survey::{self, Combination, Inputs, Kept, Operand, Pair, Rounding, TensorRef, Term, has_row_per_token};
 
 /// Why no plan could be made. Nothing has been written.
 #[derive(Debug, thiserror::Error)]
@@ -258,6 +267,96 @@ pub enum Error {
         /// The text.
         text: String,
     },
+    /// A vector that cannot be read.
+    #[error("the vector {text:?}: {reason}; write BASE:CHAT@0.5 or PATCH@0.5")]
+    VectorText {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A ratio for some tensors that cannot be read.
+    #[error("the ratio {text:?} for some tensors: {reason}; write REGEX=R, such as attn_v=0.5")]
+    RatioRule {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A name of no preset.
+    #[error("no preset is called {name:?}; known are {known}")]
+    UnknownPreset {
+        /// The name.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A gradient with something that is no number.
+    #[error("a gradient over the layers must be of finite numbers, found {value}")]
+    Gradient {
+        /// What was found.
+        value: f64,
+    },
+    /// A rule for tensors that there are not.
+    #[error("no tensor's name has a match of {pattern:?}; the parts of this model are {known}")]
+    NothingMatches {
+        /// The expression.
+        pattern: String,
+        /// The last words of the tensors' names.
+        known: String,
+    },
+    /// A recipe for models of another depth.
+    #[error("the recipe is for models of {expected} layers, and these have {found}: layers cannot be left out")]
+    Layers {
+        /// What the recipe says.
+        expected: u64,
+        /// What the model says.
+        found: u64,
+    },
+    /// A tensor for which a recipe gives a vector no weight.
+    #[error(
+        "vector {vector} has no weight for tensor {tensor}: none of its filters is part of the name, and none is for all"
+    )]
+    NoWeight {
+        /// The tensor.
+        tensor: String,
+        /// The vector, counted from 1.
+        vector: usize,
+    },
+    /// A tensor that not every model of a linear merge has.
+    #[error("tensor {tensor} is not in every model; a linear merge needs it there")]
+    LinearGap {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A mean of nothing.
+    #[error("the ratios of tensor {tensor} add up to 0; a linear merge divides by their sum")]
+    LinearZero {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A recipe that is not what its name says.
+    #[error("the recipe is no {format} that is understood: {reason}")]
+    RecipeSyntax {
+        /// TOML or YAML.
+        format: &'static str,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A recipe that is too long to be one.
+    #[error("the recipe has more than {limit} bytes")]
+    RecipeTooLong {
+        /// The most it may have.
+        limit: u64,
+    },
+    /// A value of a recipe that cannot be meant, or done.
+    #[error("the recipe's {key}: {reason}")]
+    RecipeKey {
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A ratio that is no number, or too small to be one in f32.
     #[error("a ratio must be a finite number that f32 can hold, found {ratio:e}")]
     Ratio {
@@ -278,7 +377,7 @@ fn advice_for(kind: &str) -> &'static str {
 }
 
 /// Which rows of the tensors with a row for each token take part: `token_embd`, `output`, `per_layer_token_embd`.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Embeddings {
     /// [`Embeddings::All`] where every token of the model is in all other files, else [`Embeddings::Shared`].
@@ -317,6 +416,10 @@ pub struct Recipe {
     pub add_missing_tokens: bool,
     /// What is done where rounding would take the vector.
     pub loss: LossPolicy,
+    /// How vectors are combined, and how much of each every tensor gets.
+    pub merging: Merging,
+    /// The recipe in words, for the output's metadata ([`RecipeFile::recipe`]).
+    pub text: Option<String>,
 }
 
 /// One tensor of the output.
@@ -334,6 +437,8 @@ pub struct TensorPlan {
     pub model: Option<TensorRef>,
     /// What is added, in order.
     pub terms: Vec<Term>,
+    /// How the terms are combined.
+    pub combination: Combination,
     /// Why nothing is added, where nothing is.
     pub kept: Option<Kept>,
     /// Rows that are not a sum.
@@ -368,7 +473,8 @@ impl MergePlan {
     ///
     /// # Errors
     /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`],
-    /// [`Error::ImportanceMissing`], those of [`mixture::choose`]; and where vocabularies differ [`Error::Unshared`],
+    /// [`Error::ImportanceMissing`], [`Error::NothingMatches`], [`Error::NoWeight`], [`Error::Layers`], [`Error::LinearGap`],
+    /// [`Error::LinearZero`], those of [`mixture::choose`]; and where vocabularies differ [`Error::Unshared`],
     /// [`Error::MissingTokens`], [`Error::UnknownToken`], [`Error::NoRows`], [`Error::CannotAddTokens`].
     ///
     /// # Panics
@@ -389,6 +495,7 @@ impl MergePlan {
                 pair.kept = Some(Kept::Skipped);
             }
         }
+        recipe.merging.apply(inputs, &mut pairs, &mut warnings)?;
         let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
         let mut metadata = model.metadata().clone();
         let special_rows = special::decide(inputs, recipe, special, &mut metadata)?;
@@ -505,6 +612,11 @@ impl MergePlan {
         &self.header
     }
 
+    /// How often the rows of the vectors are read at most, the writing pass included.
+    pub fn n_passes(&self) -> u32 {
+        self.tensors.iter().map(|tensor| tensor.combination.n_passes()).max().unwrap_or(1)
+    }
+
     /// The tensors that something is added to.
     pub fn n_changed(&self) -> usize {
         self.tensors.iter().filter(|t| t.kept.is_none()).count()
@@ -567,8 +679,9 @@ impl TensorPlan {
     /// [`Error::CannotDecode`], [`Error::CannotEncode`] if the codec cannot do what that takes.
     pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
         let ne = pair.info(inputs).ne().to_vec();
-        let Pair { name, model, terms, kept, .. } = pair;
-        let plan = TensorPlan { name, ne, ty, rounding: Rounding::Encoder, model, terms, kept, taken: None };
+        let Pair { name, model, terms, combination, kept, .. } = pair;
+        let rounding = Rounding::Encoder;
+        let plan = TensorPlan { name, ne, ty, rounding, model, terms, combination, kept, taken: None };
         plan.check_types(inputs)?;
         Ok(plan)
     }
@@ -591,14 +704,25 @@ impl TensorPlan {
         Ok(())
     }
 
-    /// Every tensor that is read for this one.
+    /// Every tensor that is read for this one, once: the model's, then those of the terms in their order.
     pub fn sources(&self) -> impl Iterator<Item = TensorRef> {
-        self.parts().map(|part| part.at)
+        self.operands().into_iter().map(|operand| operand.at)
     }
 
-    /// The same, with what each is for.
-    pub fn parts(&self) -> impl Iterator<Item = Part> {
-        survey::parts(self.model, &self.terms)
+    /// The same, with what each is half of.
+    pub fn operands(&self) -> Vec<Operand> {
+        let mut operands: Vec<Operand> = Vec::new();
+        for operand in survey::operands(self.model, &self.terms).map(|operand| self.operand(operand)) {
+            if !operands.contains(&operand) {
+                operands.push(operand);
+            }
+        }
+        operands
+    }
+
+    /// An operand as [`TensorPlan::operands`] has it: what it is half of matters only where rows belong to tokens.
+    pub fn operand(&self, operand: Operand) -> Operand {
+        if has_row_per_token(&self.name) { operand } else { Operand { partner: None, ..operand } }
     }
 
     /// The rows of [`TensorPlan::taken`] in the output.

@@ -20,6 +20,15 @@ pub enum SpecialTokens {
 }
 
 impl SpecialTokens {
+    /// From the words of the command line: `auto`, `none`, or texts with commas between.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "auto" => SpecialTokens::Auto,
+            "none" => SpecialTokens::None,
+            texts => SpecialTokens::List(texts.split(',').map(str::to_owned).collect()),
+        }
+    }
+
     /// As the command line has it.
     pub fn name(&self) -> String {
         match self {

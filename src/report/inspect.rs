@@ -9,6 +9,7 @@ use super::{Report, Table, bytes, shape};
 use crate::chat;
 use crate::eval::ChatAudit;
 use crate::gguf::{Array, ByteOrder, Model, Value, printable};
+use crate::plan::RECIPE_KEY;
 use crate::quants;
 
 /// Elements of a long array that JSON has.
@@ -94,6 +95,10 @@ impl Report for Inspect<'_> {
                 tensors.row([printable(t.name()), shape(t.ne()), t.ty().to_string(), bytes(t.size())]);
             }
             text += &tensors.text();
+        }
+        if let Some(recipe) = self.model.metadata().get_str(RECIPE_KEY) {
+            text += "\nmade by this recipe (chatvec merge --recipe FILE makes it again):\n\n";
+            recipe.to_str_lossy().lines().for_each(|line| text += &format!("    {}\n", printable(line)));
         }
         for warning in self.warnings() {
             text += &format!("\nwarning: {warning}\n");

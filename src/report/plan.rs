@@ -9,7 +9,7 @@ use super::{Report, Table, bytes, number, percent, shape};
 use crate::ggml::GgmlType;
 use crate::gguf::printable;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, Kept, Rounding, Survey, TensorSurvey, TypeForecast};
+use crate::survey::{Inputs, Kept, Method, Rounding, Survey, TensorSurvey, TypeForecast, part_of};
 
 /// A plan with what the survey expects of it.
 pub struct Plan<'a> {
@@ -79,6 +79,62 @@ impl Plan<'_> {
     }
 }
 
+/// The least and the greatest ratio of a vector in a part of the model.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) struct Range {
+    least: f32,
+    greatest: f32,
+}
+
+impl Range {
+    fn text(self) -> String {
+        match self.least == self.greatest {
+            true => self.least.to_string(),
+            false => format!("{} to {}", self.least, self.greatest),
+        }
+    }
+}
+
+/// What each vector is multiplied by, part by part in the order of the output; none where nothing could be added.
+pub(super) fn ratios(plan: &MergePlan) -> Vec<(&str, Vec<Range>)> {
+    let n_vectors = plan.tensors().iter().flat_map(|t| &t.terms).map(|term| term.vector + 1).max().unwrap_or(0);
+    let mut parts: Vec<(&str, Vec<Range>)> = Vec::new();
+    let mut positions = HashMap::new();
+    for tensor in plan.tensors().iter().filter(|t| matches!(t.kept, None | Some(Kept::RatioZero))) {
+        let mut of_tensor = vec![0.0; n_vectors];
+        tensor.terms.iter().for_each(|term| of_tensor[term.vector] = term.ratio);
+        let part = part_of(&tensor.name);
+        let position = *positions.entry(part).or_insert(parts.len());
+        if position == parts.len() {
+            parts.push((part, of_tensor.iter().map(|&r| Range { least: r, greatest: r }).collect()));
+        }
+        for (range, &ratio) in parts[position].1.iter_mut().zip(&of_tensor) {
+            *range = Range { least: range.least.min(ratio), greatest: range.greatest.max(ratio) };
+        }
+    }
+    parts
+}
+
+/// The method, and how often the vectors are read.
+pub(super) fn method(plan: &MergePlan) -> (Method, u32) {
+    // One of tensors that are combined by more than a sum, if there is any.
+    let combined = plan.tensors().iter().filter(|t| t.kept.is_none()).map(|t| t.combination.method);
+    (combined.max_by_key(|method| *method != Method::TaskArithmetic).unwrap_or_default(), plan.n_passes())
+}
+
+/// The same as JSON.
+pub(super) fn method_json(plan: &MergePlan) -> Json {
+    let (method, n_passes) = method(plan);
+    let ratios: Vec<Json> = ratios(plan)
+        .into_iter()
+        .map(|(part, ranges)| {
+            let ranges: Vec<_> = ranges.iter().map(|range| [range.least, range.greatest]).collect();
+            json!({ "part": part, "ratios": ranges })
+        })
+        .collect();
+    json!({ "name": method, "passes": n_passes, "ratios": ratios })
+}
+
 /// What survival and noise are called.
 pub(super) fn words(is_patch: bool) -> (&'static str, &'static str) {
     if is_patch { ("gain", "error") } else { ("survival", "noise") }
@@ -125,6 +181,7 @@ fn kept_name(kept: Option<Kept>) -> &'static str {
         Some(Kept::NoPartner) => "kept: no partner",
         Some(Kept::Skipped) => "kept: left out",
         Some(Kept::ByToken) => "kept: tokens differ",
+        Some(Kept::RatioZero) => "kept: ratio 0",
     }
 }
 
@@ -149,6 +206,21 @@ impl Report for Plan<'_> {
             ]);
         }
         let mut text = tensors.text();
+        if !self.is_patch {
+            let (method, n_passes) = method(self.plan);
+            let times = if n_passes == 1 { "once".to_owned() } else { format!("up to {n_passes} times") };
+            text += &format!("\nmethod {}; the vectors are read {times}\n", method.name());
+            let parts = ratios(self.plan);
+            let n_vectors = parts.iter().map(|(_, ranges)| ranges.len()).max().unwrap_or(0);
+            let heads: Vec<String> = (1..=n_vectors).map(|i| format!(">ratio of vector {i}")).collect();
+            let heads: Vec<&str> = std::iter::once("part").chain(heads.iter().map(String::as_str)).collect();
+            let mut table = Table::new(&heads);
+            for (part, ranges) in parts {
+                let cells = ranges.into_iter().map(Range::text);
+                table.row(std::iter::once(printable(part)).chain(cells).collect::<Vec<_>>());
+            }
+            text += &table.text();
+        }
         text += &format!("\n{}\n", Self::expectation(self.plan, self.survey, self.is_patch));
         text += &special_rows(self.plan);
         if !self.types.is_empty() {
@@ -198,6 +270,8 @@ impl Report for Plan<'_> {
                     "rounding": t.rounding,
                     "bytes": t.size(),
                     "kept": t.kept,
+                    "ratios": t.terms.iter().map(|term| json!({ "vector": term.vector, "ratio": term.ratio })).collect::<Vec<_>>(),
+                    "densities": t.combination.parts.iter().map(|part| part.density).collect::<Vec<_>>(),
                     "pieces": survey.map(|s| s.n_pieces),
                     "pieces_sampled": survey.map(|s| s.n_sampled),
                     "delta_ratio": survey.and_then(|s| s.moments.delta_ratio()),
@@ -215,6 +289,7 @@ impl Report for Plan<'_> {
             .collect();
         let total = self.survey.total();
         json!({
+            "method": method_json(self.plan),
             "tensors": tensors,
             "forecast": {
                 "delta_ratio": total.delta_ratio(),

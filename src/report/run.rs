@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::plan::{encoding, words};
+use super::plan::{encoding, method_json, words};
 use super::{Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
 use crate::pipeline::Written;
@@ -142,6 +142,7 @@ impl Report for Run<'_> {
             "output_files": self.written.file.n_files,
             "n_tensors": self.plan.tensors().len(),
             "n_changed": self.plan.n_changed(),
+            "method": method_json(self.plan),
             "total": measured(&self.written.measured.total),
             "parts": parts,
             "tensors": tensors,

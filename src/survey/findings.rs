@@ -53,6 +53,13 @@ pub enum Finding {
     TemplateOnlyInModel,
     /// Base has a chat template too.
     TemplateInBase,
+    /// The same of another vector than the first.
+    OfVector {
+        /// Which one, counted from 1.
+        vector: usize,
+        /// What was noticed of it.
+        finding: Box<Finding>,
+    },
 }
 
 impl Finding {
@@ -63,6 +70,7 @@ impl Finding {
             NearerToChat { .. } | UnrelatedPair { .. } | UnrelatedModel { .. } | PermutedQueryKey { .. } => true,
             TemplateOnlyInBase | TemplateOnlyInModel => true,
             VectorIsZero | ModelIsBase | TemplateInBase => false,
+            OfVector { finding, .. } => finding.is_refusal(),
         }
     }
 }
@@ -70,6 +78,7 @@ impl Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Finding::OfVector { vector, finding } => write!(f, "vector {vector}: {finding}"),
             Finding::VectorIsZero => {
                 write!(f, "chat and base hold the same weights in every sampled row: the vector may be zero")
             }
@@ -152,7 +161,12 @@ pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
     let relative = |d2: f64, base2: f64| if base2 > 0.0 { (d2 / base2).sqrt() } else { 0.0 };
     let permuted = |d2: fn(&Distances) -> f64, between| {
         let (qk, rest) = (relative(d2(query_key), query_key.base2), relative(d2(others), others.base2));
-        (qk > PERMUTED && rest < qk / 4.0).then_some(Finding::PermutedQueryKey { between, query_key: qk, others: rest })
+        // Without others, because the recipe leaves them out, there is nothing to hold them against.
+        (qk > PERMUTED && others.base2 > 0.0 && rest < qk / 4.0).then_some(Finding::PermutedQueryKey {
+            between,
+            query_key: qk,
+            others: rest,
+        })
     };
     let permuted: Vec<Finding> =
         [permuted(|d| d.tau2, "chat and base"), permuted(|d| d.drift2, "model and base").filter(|_| all.has_model)]

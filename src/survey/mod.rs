@@ -4,6 +4,7 @@
 //! it, and [`survey`] reads a sample of rows and measures: how large the vector is against the model, how much of it will
 //! survive each type, and what looks wrong. It writes nothing and decides nothing; [`crate::plan`] does.
 
+mod combine;
 mod findings;
 mod moments;
 mod pairing;
@@ -15,10 +16,12 @@ mod special;
 mod sum;
 mod trial;
 
+pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{
-    Inputs, Kept, Pair, Part, Role, Rows, SourceId, TensorRef, Term, Vector, has_row_per_token, pair, part_of, parts,
+    Inputs, Kept, Operand, Pair, Role, Rows, SourceId, TensorRef, Term, Vector, has_row_per_token, operands, pair,
+    part_of,
 };
 pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{

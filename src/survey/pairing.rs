@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use super::combine::Combination;
 use super::source::Error;
 use crate::chat::{TOKENS, TokenMap};
 use crate::ggml::GgmlType;
@@ -63,15 +64,41 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// `model + ratio · (chat − base)`.
-    pub fn merge(model: Model, base: Model, chat: Model, ratio: f64) -> Self {
+    /// A model and nothing that is added to it: to be quantised, or given sources and vectors by [`Inputs::add_source`] and
+    /// [`Inputs::add_vector`].
+    pub fn new(model: Model) -> Self {
         Inputs {
-            sources: vec![(Role::Model, model), (Role::Base, base), (Role::Chat, chat)],
+            sources: vec![(Role::Model, model)],
             model: Some(0),
-            vectors: vec![Vector { ratio, plus: 2, minus: Some(1) }],
+            vectors: Vec::new(),
             importance: None,
             token_maps: OnceLock::new(),
         }
+    }
+
+    /// Takes a model that vectors can be made of. The one that is added to is source 0 already.
+    pub fn add_source(&mut self, role: Role, model: Model) -> SourceId {
+        self.sources.push((role, model));
+        self.token_maps = OnceLock::new();
+        self.sources.len() - 1
+    }
+
+    /// Adds a vector behind those there are. Vectors may have models in common, with each other and with what is added to.
+    ///
+    /// # Panics
+    /// If it names a source that there is not.
+    pub fn add_vector(&mut self, vector: Vector) {
+        assert!([Some(vector.plus), vector.minus].into_iter().flatten().all(|id| id < self.sources.len()), "a source");
+        self.vectors.push(vector);
+    }
+
+    /// `model + ratio · (chat − base)`.
+    pub fn merge(model: Model, base: Model, chat: Model, ratio: f64) -> Self {
+        let mut inputs = Inputs::new(model);
+        let minus = Some(inputs.add_source(Role::Base, base));
+        let plus = inputs.add_source(Role::Chat, chat);
+        inputs.add_vector(Vector { ratio, plus, minus });
+        inputs
     }
 
     /// `chat − base`.
@@ -87,24 +114,17 @@ impl Inputs {
 
     /// A model that nothing is added to.
     pub fn quantize(model: Model) -> Self {
-        Inputs {
-            sources: vec![(Role::Model, model)],
-            model: Some(0),
-            vectors: Vec::new(),
-            importance: None,
-            token_maps: OnceLock::new(),
-        }
+        Inputs::new(model)
     }
 
     /// `model + Σ ratio · patch`: the first patch and any further ones, each with its ratio.
     pub fn apply(model: Model, first: (Model, f64), more: impl IntoIterator<Item = (Model, f64)>) -> Self {
-        let mut sources = vec![(Role::Model, model)];
-        let mut vectors = Vec::new();
+        let mut inputs = Inputs::new(model);
         for (patch, ratio) in std::iter::once(first).chain(more) {
-            vectors.push(Vector { ratio, plus: sources.len(), minus: None });
-            sources.push((Role::Patch, patch));
+            let plus = inputs.add_source(Role::Patch, patch);
+            inputs.add_vector(Vector { ratio, plus, minus: None });
         }
-        Inputs { sources, model: Some(0), vectors, importance: None, token_maps: OnceLock::new() }
+        inputs
     }
 
     /// With a matrix that says how much the errors of the output's weights count.
@@ -190,13 +210,14 @@ impl Inputs {
     ///
     /// # Panics
     /// If there are no such tensors.
-    pub fn rows<'a>(&'a self, part: &Part, except: &'a [u32]) -> Rows<'a> {
+    pub fn rows<'a>(&'a self, part: &Operand, except: &'a [u32]) -> Rows<'a> {
         let map = |at: TensorRef| {
             let is_by_token = is_by_token(self.source(at.source), at.tensor);
             self.token_map(at.source).filter(|map| is_by_token && !map.is_identity())
         };
         let tensor = self.source(part.at.source).tensor(part.at.tensor);
-        Rows { n_rows: tensor.n_rows(), map: map(part.at), partner: part.partner.and_then(map), except }
+        let is_difference = self.role(part.at.source) == Role::Patch;
+        Rows { n_rows: tensor.n_rows(), map: map(part.at), partner: part.partner.and_then(map), except, is_difference }
     }
 
     /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight is read without.
@@ -226,9 +247,16 @@ pub struct Rows<'a> {
     map: Option<&'a TokenMap>,
     partner: Option<&'a TokenMap>,
     except: &'a [u32],
+    is_difference: bool,
 }
 
 impl Rows<'_> {
+    /// Whether the tensor holds differences: rows that it lacks are then zero. Others are those of the output's own tensor, so
+    /// that the difference of two is zero and the mean of many is not drawn anywhere.
+    pub fn is_difference(&self) -> bool {
+        self.is_difference
+    }
+
     /// The row of the input's tensor that belongs to this row of the output's, if there is one.
     pub fn find(&self, row: u64) -> Option<u64> {
         let id = u32::try_from(row).ok();
@@ -268,6 +296,8 @@ impl Rows<'_> {
 /// One term of a sum: `ratio · (plus − minus)`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Term {
+    /// The vector it belongs to, by its position among those of the [`Inputs`].
+    pub vector: usize,
     /// The factor, as it is multiplied with.
     pub ratio: f32,
     /// What is added.
@@ -278,24 +308,35 @@ pub struct Term {
 
 /// A tensor that a sum is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Part {
+pub struct Operand {
     /// The tensor.
     pub at: TensorRef,
     /// The other half of the difference that it is half of.
     pub partner: Option<TensorRef>,
-    /// Whether it is a difference by itself.
-    pub is_difference: bool,
+}
+
+impl Operand {
+    /// A tensor by itself.
+    pub fn whole(at: TensorRef) -> Self {
+        Operand { at, partner: None }
+    }
+}
+
+impl Term {
+    /// Plus, and minus if there is one.
+    pub fn operands(&self) -> (Operand, Option<Operand>) {
+        let plus = Operand { at: self.plus, partner: self.minus };
+        (plus, self.minus.map(|at| Operand { at, partner: Some(self.plus) }))
+    }
 }
 
 /// The tensors of a sum in the order in which they are read: the model's, then plus and minus of each term.
-pub fn parts(model: Option<TensorRef>, terms: &[Term]) -> impl Iterator<Item = Part> {
-    let own = model.into_iter().map(|at| Part { at, partner: None, is_difference: false });
-    let terms = terms.iter().flat_map(|t| {
-        let plus = Part { at: t.plus, partner: t.minus, is_difference: t.minus.is_none() };
-        let minus = t.minus.map(|at| Part { at, partner: Some(t.plus), is_difference: false });
+pub fn operands(model: Option<TensorRef>, terms: &[Term]) -> impl Iterator<Item = Operand> {
+    let terms = terms.iter().flat_map(|term| {
+        let (plus, minus) = term.operands();
         [Some(plus), minus].into_iter().flatten()
     });
-    own.chain(terms)
+    model.map(Operand::whole).into_iter().chain(terms)
 }
 
 /// Why a tensor takes no part in the arithmetic.
@@ -315,6 +356,8 @@ pub enum Kept {
     Skipped,
     /// It has a number for each token, and the vocabularies differ.
     ByToken,
+    /// The recipe gives it of every vector a ratio of 0.
+    RatioZero,
 }
 
 /// An output tensor and what it is made of.
@@ -326,6 +369,8 @@ pub struct Pair {
     pub model: Option<TensorRef>,
     /// What is added, in order; empty exactly if `kept` says why.
     pub terms: Vec<Term>,
+    /// How the terms are combined.
+    pub combination: Combination,
     /// Why nothing is added.
     pub kept: Option<Kept>,
     /// Whether an `output.weight` of its own meets the tied `token_embd.weight` of another file.
@@ -353,6 +398,7 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
             name: info.name().to_owned(),
             model: inputs.model().map(|_| own),
             terms: Vec::new(),
+            combination: Combination::default(),
             kept: kept_by_nature(inputs.source(own.source), own.tensor),
             tied: false,
         };
@@ -360,8 +406,8 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
             pair.kept = Some(Kept::ByToken);
         }
         if pair.kept.is_none() {
-            for vector in inputs.vectors() {
-                add_vector(inputs, info, own, vector, &mut pair)?;
+            for (number, vector) in inputs.vectors().iter().enumerate() {
+                add_vector(inputs, info, own, (number, vector), &mut pair)?;
             }
             if pair.terms.is_empty() {
                 pair.kept = Some(if inputs.vectors().is_empty() { Kept::NoVector } else { Kept::NoPartner });
@@ -396,7 +442,7 @@ fn add_vector(
     inputs: &Inputs,
     info: &TensorInfo,
     own: TensorRef,
-    vector: &Vector,
+    (number, vector): (usize, &Vector),
     pair: &mut Pair,
 ) -> Result<(), Error> {
     let name = info.name();
@@ -431,7 +477,7 @@ fn add_vector(
         }
     }
     pair.tied |= plus_tied || minus_tied;
-    pair.terms.push(Term { ratio: vector.ratio as f32, plus, minus });
+    pair.terms.push(Term { vector: number, ratio: vector.ratio as f32, plus, minus });
     Ok(())
 }
 

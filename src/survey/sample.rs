@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
+use super::combine::Selector;
 use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
-use super::pairing::{Inputs, Pair, TensorRef, part_of};
+use super::pairing::{Inputs, Pair, TensorRef, Term, part_of};
 use super::piece::Pieces;
 use super::rounding::true_square;
 use super::source::{Error, divide_scale, multiply_scale};
@@ -109,7 +110,11 @@ impl Survey {
 pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
 
 /// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
-const THREAD_BYTES: u64 = (Sum::BYTES_PER_WEIGHT + 3 * 4) * PIECE_WEIGHTS;
+fn thread_bytes(pairs: &[&Pair]) -> u64 {
+    let sums = pairs.iter().map(|pair| Sum::bytes_per_weight(pair.terms.len(), &pair.combination));
+    let selector = if pairs.iter().any(|pair| pair.combination.n_passes() > 1) { Selector::N_BYTES } else { 0 };
+    (sums.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS + selector
+}
 
 /// Samples rows of every tensor that something is added to, evenly spread over it, and measures, in a pool of its own.
 ///
@@ -119,7 +124,7 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
     let added: Vec<&Pair> = pairs.iter().filter(|p| p.kept.is_none()).collect();
     let n_weights: u64 = added.iter().map(|p| p.info(inputs).n_weights()).sum();
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
-    let threads = settings.threads.min((settings.memory / THREAD_BYTES) as usize).max(1);
+    let threads = settings.threads.min((settings.memory / thread_bytes(&added)) as usize).max(1);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
@@ -128,37 +133,65 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
         added.par_iter().map(|pair| sample(inputs, pair, share, &settings.types)).collect::<Result<_, _>>()
     })?;
 
-    let mut query_key = Distances::default();
-    let mut others = Distances::default();
-    let (mut found2, mut true2) = (0.0, Some(0.0));
-    for s in &samples {
-        match part_of(&s.tensor.name) {
-            "attn_q" | "attn_k" => query_key.add(s.distances),
-            _ => others.add(s.distances),
-        }
-        found2 += s.distances.tau2;
-        true2 = true2.zip(s.true2).map(|(a, b): (f64, f64)| a + b);
-    }
     let mut survey = Survey::default();
-    let vector = inputs.vectors()[0];
-    if let Some(base) = vector.minus {
-        survey.findings = judge(&query_key, &others);
+    for (number, vector) in inputs.vectors().iter().enumerate() {
+        let Some(base) = vector.minus else { continue };
+        let mut query_key = Distances::default();
+        let mut others = Distances::default();
+        let (mut found2, mut true2) = (0.0, Some(0.0));
+        for s in &samples {
+            let Some(seen) = s.vectors.iter().find(|seen| seen.vector == number) else { continue };
+            match part_of(&s.tensor.name) {
+                "attn_q" | "attn_k" => query_key.add(seen.distances),
+                _ => others.add(seen.distances),
+            }
+            found2 += seen.distances.tau2;
+            true2 = true2.zip(seen.true2).map(|(a, b): (f64, f64)| a + b);
+        }
+        // A model that vectors are taken from, as in mergekit's recipes, is no further away from itself than it should be.
+        if inputs.vectors().len() > 1 && Some(base) == inputs.model() {
+            (query_key.has_model, others.has_model) = (false, false);
+        }
+        let mut findings = judge(&query_key, &others);
         let has_template = |id| chat::has_template(inputs.source(id).metadata());
         let model_has_template = inputs.model().is_some_and(has_template);
-        survey.findings.extend(judge_templates(model_has_template, has_template(base), has_template(vector.plus)));
-        // τ̂ is right on average, so its product with τ is ‖τ‖².
-        let cosine = true2.filter(|_| found2 > 0.0).map(|true2| (true2 / found2).sqrt());
-        survey.cosine = cosine.filter(|c| c.is_finite());
+        findings.extend(judge_templates(model_has_template, has_template(base), has_template(vector.plus)));
+        if number == 0 {
+            survey.findings = findings;
+            // τ̂ is right on average, so its product with τ is ‖τ‖².
+            let cosine = true2.filter(|_| found2 > 0.0).map(|true2| (true2 / found2).sqrt());
+            survey.cosine = cosine.filter(|c| c.is_finite());
+        } else {
+            let of_vector = |finding| Finding::OfVector { vector: number + 1, finding: Box::new(finding) };
+            // Of another vector than the first, what is odd but no mistake is not worth a line.
+            survey.findings.extend(findings.into_iter().filter(Finding::is_refusal).map(of_vector));
+        }
     }
     survey.tensors = samples.into_iter().map(|s| s.tensor).collect();
     Ok(survey)
 }
 
+/// A row, and the first weight and the number of weights in it.
+
 struct Sample {
     tensor: TensorSurvey,
+    vectors: Vec<SeenVector>,
+}
+
+/// What was seen of a vector that is a difference.
+struct SeenVector {
+    /// Its position among those of the inputs.
+    vector: usize,
     distances: Distances,
     /// ‖τ‖² as it was before base and chat were rounded, none if a type's error is not known.
     true2: Option<f64>,
+}
+
+/// Sums over the sample of one term.
+#[derive(Clone, Copy, Default)]
+struct TermSums {
+    unit: Moments,
+    base2: f64,
 }
 
 fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Result<Sample, Error> {
@@ -170,7 +203,6 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(2), n_pieces);
     let mut candidates: Vec<GgmlType> = types.to_vec();
     candidates.extend(pair.model_type(inputs));
-    let first = pair.terms[0];
     let type_of = |r: TensorRef| inputs.source(r.source).tensor(r.tensor).ty();
     candidates.sort();
     candidates.dedup();
@@ -180,27 +212,32 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         is_possible && quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64)
     });
 
-    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, row_len);
     let mut raw = Vec::new();
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
-    let mut unit_moments = Moments::default();
-    let mut base2 = 0.0;
+    let mut terms = vec![TermSums::default(); pair.terms.len()];
     let mut by_type: BTreeMap<GgmlType, Moments> = candidates.iter().map(|&ty| (ty, Moments::default())).collect();
-    let mut n_seen = 0u64;
-    for i in 0..n_sampled {
-        // The middle of the i-th of `n_sampled` equal parts.
+    // The middle of the i-th of `n_sampled` equal parts.
+    let pieces = (0..n_sampled).map(|i| {
         let piece = ((u128::from(i) * 2 + 1) * u128::from(n_pieces) / (u128::from(n_sampled) * 2)) as u64;
         let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
-        let len = PIECE_WEIGHTS.min(row_len - start);
-        n_seen += len;
-        pieces.compute(&mut sum, row, start, len)?;
+        (row, start, PIECE_WEIGHTS.min(row_len - start))
+    });
+    let n_seen: u64 = pieces.clone().map(|(.., len)| len).sum();
+    let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, row_len);
+    sources.select(n_seen, pieces.clone(), (&mut unit, &mut got))?;
+    for piece in pieces {
+        let (row, start, len) = piece;
+        sources.compute(&mut sum, piece)?;
         moments.add(&sum.weights(sum.wanted()));
-        if let Some((base, chat)) = sum.first_pair() {
-            resize(&mut unit, len as usize);
-            unit.iter_mut().zip(chat.iter().zip(base)).for_each(|(u, (c, b))| *u = c - b);
-            unit_moments.add(&Weights { delta: &unit, ..sum.weights(sum.wanted()) });
-            base2 += square_norm(base);
+        for (term, seen) in pair.terms.iter().zip(&mut terms) {
+            if term.minus.is_none() {
+                continue;
+            }
+            sources.tau(term, piece, (&mut unit, &mut got))?;
+            let base = &got;
+            seen.unit.add(&Weights { delta: &unit, base: Some(base), ..sum.weights(sum.wanted()) });
+            seen.base2 += square_norm(base);
         }
         resize(&mut got, len as usize);
         for (&ty, tried) in &mut by_type {
@@ -223,11 +260,15 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     }
 
     let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };
-    let true2 = first.minus.and_then(|minus| {
+    let seen = |(term, sums): (&Term, &TermSums)| {
+        let minus = term.minus?;
         let n = n_seen.max(1) as f64;
-        let true2 = true_square(unit_moments.delta2 / n, base2 / n, type_of(minus), type_of(first.plus))?;
-        Some(true2 * info.n_weights() as f64)
-    });
+        let true2 = true_square(sums.unit.delta2 / n, sums.base2 / n, type_of(minus), type_of(term.plus));
+        let true2 = true2.map(|true2| true2 * info.n_weights() as f64);
+        let distances = Distances::new(sums.base2 * factor, &sums.unit.scaled(factor), pair.model.is_some());
+        Some(SeenVector { vector: term.vector, distances, true2 })
+    };
+    let vectors = pair.terms.iter().zip(&terms).filter_map(seen).collect();
     let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
     let tensor = TensorSurvey {
         name: pair.name.clone(),
@@ -237,8 +278,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         by_type,
         chosen: None,
     };
-    let distances = Distances::new(base2 * factor, &unit_moments.scaled(factor), pair.model.is_some());
-    Ok(Sample { tensor, distances, true2 })
+    Ok(Sample { tensor, vectors })
 }
 
 fn square_norm(weights: &[f32]) -> f64 {

@@ -1,7 +1,8 @@
 //! The arithmetic of a merge on some weights of one tensor.
 
+use super::combine::{Combination, Method, Selection};
 use super::moments::Weights;
-use super::pairing::{TensorRef, Term};
+use super::pairing::{Operand, TensorRef, Term};
 use crate::quants::{self, Loops};
 
 /// f32 buffers for `wanted = model + Σ ratio · (plus − minus)`, used again for every piece of work.
@@ -13,6 +14,9 @@ pub struct Sum {
     minus: Vec<f32>,
     delta: Vec<f32>,
     wanted: Vec<f32>,
+    /// Where terms are combined by more than a sum: all of them, and scratch for twice a strip.
+    taus: Vec<f32>,
+    sums: Vec<f32>,
     has_model: bool,
     has_base: bool,
 }
@@ -20,6 +24,14 @@ pub struct Sum {
 impl Sum {
     /// Buffers of a [`Sum`]: bytes for each weight.
     pub const BYTES_PER_WEIGHT: u64 = 6 * 4;
+
+    /// The same where terms are combined in this way.
+    pub fn bytes_per_weight(n_terms: usize, combination: &Combination) -> u64 {
+        match combination.is_plain() || n_terms == 0 {
+            true => Self::BYTES_PER_WEIGHT,
+            false => Self::BYTES_PER_WEIGHT + 4 * (n_terms as u64 + 2),
+        }
+    }
 
     /// Loads `n` weights of each source and adds them up, in f32: the first term, then + each in order, then the model +
     /// that. With `keep_zeros` a weight that nothing is added to keeps the sign of its zero, as a copy would; else −0 + 0 is
@@ -33,17 +45,18 @@ impl Sum {
         model: Option<TensorRef>,
         terms: &[Term],
         keep_zeros: bool,
-        mut load: impl FnMut(TensorRef, &mut [f32]) -> Result<(), E>,
+        mut load: impl FnMut(Operand, &mut [f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         let Sum { model: own, base, plus, minus, delta, wanted, .. } = self;
         [&mut *own, base, plus, minus, delta, wanted].into_iter().for_each(|buffer| resize(buffer, n));
         if let Some(at) = model {
-            load(at, own)?;
+            load(Operand::whole(at), own)?;
         }
         for (i, term) in terms.iter().enumerate() {
-            load(term.plus, plus)?;
-            if let Some(at) = term.minus {
-                load(at, minus)?;
+            let (of_plus, of_minus) = term.operands();
+            load(of_plus, plus)?;
+            if let Some(part) = of_minus {
+                load(part, minus)?;
             }
             quants::vectorized(AddTerm {
                 delta,
@@ -59,15 +72,77 @@ impl Sum {
         }
         self.has_model = model.is_some();
         self.has_base = terms.first().is_some_and(|term| term.minus.is_some());
-        let Sum { model: own, delta, wanted, .. } = self;
-        match (model.is_some(), terms.is_empty()) {
+        self.finish(terms.is_empty(), keep_zeros);
+        Ok(())
+    }
+
+    /// As [`Sum::compute`], with the terms combined in this way. `selections` has what is selected of each term, and `first` is
+    /// the index in the tensor of the first weight.
+    ///
+    /// # Errors
+    /// As there.
+    #[expect(clippy::too_many_arguments, reason = "what a sum is made of")]
+    pub fn combine<E>(
+        &mut self,
+        n: usize,
+        first: u64,
+        model: Option<TensorRef>,
+        terms: &[Term],
+        (combination, selections): (&Combination, &[Selection]),
+        keep_zeros: bool,
+        mut load: impl FnMut(Operand, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if combination.is_plain() || terms.is_empty() {
+            return self.compute(n, model, terms, keep_zeros, load);
+        }
+        let Sum { model: own, base, minus, delta, wanted, taus, sums, .. } = self;
+        [&mut *own, base, minus, delta, wanted].into_iter().for_each(|buffer| resize(buffer, n));
+        resize(taus, n * terms.len());
+        resize(sums, 2 * n);
+        if let Some(at) = model {
+            load(Operand::whole(at), own)?;
+        }
+        for ((i, term), tau) in terms.iter().enumerate().zip(taus.chunks_exact_mut(n.max(1))) {
+            let (plus, of_minus) = term.operands();
+            load(plus, tau)?;
+            if let Some(part) = of_minus {
+                load(part, minus)?;
+                tau.iter_mut().zip(&*minus).for_each(|(t, m)| *t -= m);
+            }
+            if let Some(selection) = selections.get(i) {
+                selection.apply(first, tau);
+            }
+            if i == 0 {
+                std::mem::swap(base, minus);
+            }
+        }
+        self.has_model = model.is_some();
+        self.has_base = terms[0].minus.is_some();
+        let ratios: Vec<f32> = terms.iter().map(|term| term.ratio).collect();
+        let Sum { model: own, delta, wanted, taus, sums, .. } = self;
+        if combination.method == Method::Linear {
+            combination.average(&ratios, taus, wanted);
+            delta.copy_from_slice(wanted);
+            if self.has_model {
+                delta.iter_mut().zip(&*own).for_each(|(d, m)| *d -= m);
+            }
+            return Ok(());
+        }
+        combination.add_up(&ratios, taus, sums, delta);
+        self.finish(false, keep_zeros);
+        Ok(())
+    }
+
+    /// `wanted` from the model and what is added.
+    fn finish(&mut self, is_copy: bool, keep_zeros: bool) {
+        let Sum { model: own, delta, wanted, has_model, .. } = self;
+        match (*has_model, is_copy) {
             (true, true) => wanted.copy_from_slice(own),
             (false, _) => wanted.copy_from_slice(delta),
             (true, false) => {
                 quants::vectorized(Wanted { wanted, model: own, delta, keep_zeros });
             }
         }
-        Ok(())
     }
 
     /// The sum.
@@ -78,11 +153,6 @@ impl Sum {
     /// What is added to the model.
     pub fn delta(&self) -> &[f32] {
         &self.delta
-    }
-
-    /// The weights of the first vector's base, if it has one, and those of its chat model.
-    pub(super) fn first_pair(&self) -> Option<(&[f32], &[f32])> {
-        self.has_base.then_some((&self.base, &self.plus))
     }
 
     /// The weights to be measured, where `got` is what the blocks of the sum decode to.
@@ -202,17 +272,17 @@ mod tests {
     fn terms_are_added_in_f32_and_in_their_order() {
         let at = |tensor| TensorRef { source: 0, tensor };
         let weights = [1.0f32, 1e8, -1e8, 0.5];
-        let load = |at: TensorRef, out: &mut [f32]| -> Result<(), ()> {
-            out.fill(weights[at.tensor]);
+        let load = |part: Operand, out: &mut [f32]| -> Result<(), ()> {
+            out.fill(weights[part.at.tensor]);
             Ok(())
         };
-        let term = |plus, minus: Option<usize>| Term { ratio: 1.0, plus: at(plus), minus: minus.map(at) };
+        let term = |plus, minus: Option<usize>| Term { vector: 0, ratio: 1.0, plus: at(plus), minus: minus.map(at) };
         let mut sum = Sum::default();
         sum.compute(1, Some(at(0)), &[term(1, None), term(3, None), term(2, None)], true, load).unwrap();
         assert_eq!(sum.delta(), [0.0], "(1e8 + 0.5) − 1e8 in f32");
         sum.compute(1, Some(at(0)), &[term(1, None), term(2, None), term(3, None)], true, load).unwrap();
         assert_eq!((sum.delta(), sum.wanted()), (&[0.5][..], &[1.5][..]));
         sum.compute(1, None, &[term(0, Some(3))], true, load).unwrap();
-        assert_eq!((sum.wanted(), sum.first_pair()), (&[0.5][..], Some((&[0.5][..], &[1.0][..]))));
+        assert_eq!((sum.wanted(), sum.weights(&[]).base), (&[0.5][..], Some(&[0.5][..])));
     }
 }

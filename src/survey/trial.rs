@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::combine::Combination;
 use super::moments::Moments;
 use super::pairing::{Inputs, Pair, Term};
 use super::piece::Pieces;
@@ -55,14 +56,14 @@ const GRAM_ROWS: u64 = 512;
 ///
 /// # Errors
 /// Those of the sources.
-pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term]) -> Result<Feedback, Error> {
+pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term], combination: &Combination) -> Result<Feedback, Error> {
     let row_len = ne.first().copied().unwrap_or(1);
     let n_rows: u64 = ne.iter().skip(1).product();
     let n_sampled = n_rows.min(GRAM_ROWS);
     let mut gram = Gram::new(row_len as usize);
-    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, row_len));
+    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, combination, row_len));
     for i in 0..n_sampled {
-        pieces.compute(&mut sum, middle(i, n_sampled, n_rows), 0, row_len)?;
+        pieces.compute(&mut sum, (middle(i, n_sampled, n_rows), 0, row_len))?;
         gram.add_row(sum.delta());
     }
     Ok(gram.feedback())
@@ -113,22 +114,25 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
     let mut tried: Vec<(Encoding, Moments)> =
         encodings.iter().filter(is_possible).map(|e| (*e, Moments::default())).collect();
     let is_dithered = tried.iter().any(|(e, _)| e.rounding != Rounding::Encoder);
-    let feedback = is_dithered.then(|| feedback(inputs, info.ne(), &pair.terms)).transpose()?;
+    let feedback = is_dithered.then(|| feedback(inputs, info.ne(), &pair.terms, &pair.combination)).transpose()?;
 
     let pieces_per_row = row_len.div_ceil(PIECE_WEIGHTS);
     let n_pieces = info.n_rows() * pieces_per_row;
     let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(2), n_pieces);
     let (mut sum, mut blocks) = (Sum::default(), Vec::new());
-    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, row_len);
     let (mut stored, mut got) = (Vec::new(), Vec::new());
-    let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
-    let mut n_seen = 0;
-    for i in 0..n_sampled {
+    let sampled = (0..n_sampled).map(|i| {
         let piece = middle(i, n_sampled, n_pieces);
         let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
-        let (first, len) = (row * row_len + start, PIECE_WEIGHTS.min(row_len - start));
-        n_seen += len;
-        pieces.compute(&mut sum, row, start, len)?;
+        (row, start, PIECE_WEIGHTS.min(row_len - start))
+    });
+    let n_seen: u64 = sampled.clone().map(|(.., len)| len).sum();
+    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, row_len);
+    pieces.select(n_seen, sampled.clone(), (&mut stored, &mut got))?;
+    let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
+    for (row, start, len) in sampled {
+        let first = row * row_len + start;
+        pieces.compute(&mut sum, (row, start, len))?;
         resize(&mut stored, len as usize);
         resize(&mut got, len as usize);
         stored.copy_from_slice(sum.wanted());

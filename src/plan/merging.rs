@@ -1,0 +1,142 @@
+//! Ratios and methods, tensor by tensor.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::ratios::Ratios;
+use super::setting::{Place, Setting, is_filter_of, n_layers};
+use super::{Error, Warning};
+use crate::survey::{Combination, Inputs, Kept, Mask, Method, Pair, Part, part_of};
+
+/// How vectors are combined, and how much of each every tensor gets.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Merging {
+    /// The method.
+    pub method: Method,
+    /// What all ratios are multiplied by.
+    pub ratios: Ratios,
+    /// What is particular to each vector, in the order of the inputs; vectors beyond them have nothing.
+    pub vectors: Vec<VectorSettings>,
+    /// Whether ratios are divided by their sum; the method's own way if none.
+    pub normalize: Option<Setting<bool>>,
+    /// Whether selected weights are scaled up; the method's own way if none.
+    pub rescale: Option<Setting<bool>>,
+    /// What the sum is multiplied by, 1 if none.
+    pub lambda: Option<Setting<f64>>,
+    /// Where weights are drawn by chance, which ones.
+    pub seed: u64,
+    /// Instead of a seed.
+    pub masks: Option<Masks>,
+    /// How many layers the model must have, if that matters.
+    pub n_layers: Option<u64>,
+}
+
+/// Which weights are drawn, by the vector's position and the tensor's name: one byte each.
+pub type Masks = HashMap<(usize, String), Arc<[u8]>>;
+
+/// What is particular to a vector.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct VectorSettings {
+    /// What its ratio is multiplied by.
+    pub weight: Option<Setting<f64>>,
+    /// The share of weights that is selected, 1 if none.
+    pub density: Option<Setting<f64>>,
+}
+
+impl Merging {
+    /// Gives the terms of all pairs their ratios and their combination. Terms of ratio 0 go away, and tensors without another
+    /// are kept.
+    ///
+    /// # Errors
+    /// [`Error::Ratio`], [`Error::NoWeight`], [`Error::NothingMatches`], [`Error::Layers`], [`Error::LinearGap`],
+    /// [`Error::LinearZero`].
+    pub(super) fn apply(&self, inputs: &Inputs, pairs: &mut [Pair], warnings: &mut Vec<Warning>) -> Result<(), Error> {
+        let metadata = inputs.source(inputs.template()).metadata();
+        let architecture = metadata.architecture().unwrap_or_default();
+        let named = n_layers(pairs.iter().map(|pair| pair.name.as_str()));
+        let n_layers = metadata.get_u64(&format!("{architecture}.block_count")).unwrap_or(named);
+        if let Some(expected) = self.n_layers.filter(|n| *n != n_layers) {
+            return Err(Error::Layers { expected, found: n_layers });
+        }
+        let places: Vec<Place> = pairs.iter().map(|pair| Place::new(architecture, &pair.name, n_layers)).collect();
+        let no_match = |pattern: &str| {
+            let parts: BTreeSet<&str> = pairs.iter().map(|pair| part_of(&pair.name)).collect();
+            (pattern.to_owned(), parts.into_iter().collect::<Vec<_>>().join(", "))
+        };
+        if let Some(pattern) = self.ratios.idle_rule(&places) {
+            let (pattern, known) = no_match(pattern);
+            return Err(Error::NothingMatches { pattern, known });
+        }
+        let idle: BTreeSet<&str> = self.filters().filter(|filter| !is_filter_of(filter, &places)).collect();
+        for filter in idle {
+            let (filter, known) = no_match(filter);
+            warnings.push(Warning::IdleFilter { filter, known });
+        }
+        for (pair, place) in pairs.iter_mut().zip(&places).filter(|(pair, _)| pair.kept.is_none()) {
+            self.apply_to(inputs, pair, place)?;
+        }
+        Ok(())
+    }
+
+    fn filters(&self) -> impl Iterator<Item = &str> {
+        let of_vectors = self.vectors.iter().flat_map(|v| [&v.weight, &v.density]).chain([&self.lambda]).flatten();
+        let shared = [&self.normalize, &self.rescale].into_iter().flatten();
+        of_vectors.flat_map(Setting::filters).chain(shared.flat_map(Setting::filters))
+    }
+
+    fn apply_to(&self, inputs: &Inputs, pair: &mut Pair, place: &Place) -> Result<(), Error> {
+        let is_linear = self.method == Method::Linear;
+        if is_linear && pair.terms.len() != inputs.vectors().len() {
+            return Err(Error::LinearGap { tensor: pair.name.clone() });
+        }
+        for term in &mut pair.terms {
+            let weight = self.vectors.get(term.vector).and_then(|vector| vector.weight.as_ref());
+            let weight = match weight.map(|weight| weight.at(place)) {
+                Some(None) => return Err(Error::NoWeight { tensor: pair.name.clone(), vector: term.vector + 1 }),
+                weight => weight.flatten().unwrap_or(1.0),
+            };
+            let ratio = inputs.vectors()[term.vector].ratio * weight * self.ratios.factor(place);
+            if !(ratio as f32).is_finite() || (ratio != 0.0 && ratio as f32 == 0.0) {
+                return Err(Error::Ratio { ratio });
+            }
+            term.ratio = ratio as f32;
+        }
+        pair.terms.retain(|term| term.ratio != 0.0);
+        let value = |setting: &Option<Setting<bool>>, default| {
+            setting.as_ref().and_then(|setting| setting.at(place)).unwrap_or(default)
+        };
+        let normalize = value(&self.normalize, self.method.normalizes());
+        if pair.terms.is_empty() || (is_linear && normalize && pair.terms.iter().map(|t| t.ratio).sum::<f32>() == 0.0) {
+            if is_linear {
+                return Err(Error::LinearZero { tensor: pair.name.clone() });
+            }
+            pair.kept = Some(Kept::RatioZero);
+            return Ok(());
+        }
+        let part = |vector: usize| {
+            let density = self.vectors.get(vector).and_then(|vector| vector.density.as_ref()?.at(place));
+            Part { density: density.unwrap_or(1.0), mask: self.mask(&pair.name, vector) }
+        };
+        let parts = match self.method.is_sparse() {
+            true => pair.terms.iter().map(|term| part(term.vector)).collect(),
+            false => Vec::new(),
+        };
+        pair.combination = Combination {
+            method: self.method,
+            parts,
+            normalize,
+            rescale: value(&self.rescale, self.method.rescales()),
+            lambda: self.lambda.as_ref().and_then(|lambda| lambda.at(place)).unwrap_or(1.0) as f32,
+        };
+        Ok(())
+    }
+
+    fn mask(&self, tensor: &str, vector: usize) -> Mask {
+        match &self.masks {
+            None => Mask::seeded(self.seed, tensor, vector),
+            Some(masks) => {
+                Mask::List(masks.get(&(vector, tensor.to_owned())).cloned().unwrap_or_else(|| Arc::from([])))
+            }
+        }
+    }
+}
