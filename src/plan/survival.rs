@@ -172,7 +172,9 @@ impl LossPolicy {
         let surveyed: HashMap<&str, _> = survey.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         let by_name = plan.tensors().iter().filter_map(|t| {
             let found = surveyed.get(t.name.as_str())?;
-            Some((t.name.as_str(), *found.chosen.as_ref().or(found.by_type.get(&t.ty))?))
+            let moments = *found.chosen.as_ref().or(found.by_type.get(&t.ty))?;
+            // A type that cannot hold the sum is another matter: the run says which weight it is.
+            (moments.kept.is_finite() && moments.error2.is_finite()).then_some((t.name.as_str(), moments))
         });
         self.lost_by(by_name, |name| match surveyed[name].n_sampled < surveyed[name].n_pieces {
             true => MARGIN,
