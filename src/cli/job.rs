@@ -198,6 +198,10 @@ impl Job<'_> {
             return Ok(Exit::Success);
         }
         output::complain("note", &report::Plan::expectation(&plan, &survey, is_patch));
+        if plan.n_passes() > 1 {
+            let n = plan.n_passes() - 1;
+            output::complain("note", &format!("the vectors are read up to {n} times before the first byte is written"));
+        }
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let (file, measured) =
