@@ -216,6 +216,8 @@ impl Configuration {
             ty: output_type(self.dtype, self.out_dtype)?.to_owned(),
             vectors: vectors.collect::<Result<_, _>>()?,
             n_layers,
+            // mergekit has rows of its own for no token.
+            special_tokens: "none".to_owned(),
             ..RecipeFile::default()
         };
         recipe.check()?;

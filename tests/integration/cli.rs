@@ -221,7 +221,7 @@ fn has_keys(object: &Json, keys: &[&str]) {
     assert_eq!(found, keys);
 }
 
-const RUN: [&str; 15] = [
+const RUN: [&str; 16] = [
     "output",
     "output_bytes",
     "output_files",
@@ -234,17 +234,19 @@ const RUN: [&str; 15] = [
     "warnings",
     "findings",
     "lost",
+    "method",
     "seconds",
     "smoke",
     "special_tokens",
 ];
-const PLAN: [&str; 12] = [
+const PLAN: [&str; 13] = [
     "tensors",
     "forecast",
     "findings",
     "warnings",
     "plumbing",
     "special_tokens",
+    "method",
     "output_bytes",
     "disk_free_bytes",
     "memory_bytes",
