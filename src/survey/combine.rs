@@ -12,7 +12,8 @@
 //! ```
 //!
 //! scaleᵢ is 1, or with `rescale` Σ|τᵢ| before the selection over Σ|τᵢ| after it. `linear` has no vectors but models xᵢ:
-//! Σ wᵢ·xᵢ, over Σ wᵢ if normalised.
+//! Σ wᵢ·xᵢ, over Σ wᵢ if normalised. Its products are not rounded before they are added (`addcmul_` of torch, which fuses the
+//! two on every processor that can).
 //!
 //! What is selected depends on all of a tensor, so that its rows are read more than once: [`Combination::n_passes`] says how
 //! often, and a [`Selector`] is shown all weights in their order, pass by pass, in memory that does not grow with the tensor.
@@ -201,7 +202,7 @@ impl Combination {
     pub(super) fn average(&self, ratios: &[f32], models: &[f32], mean: &mut [f32]) {
         mean.fill(0.0);
         for (model, ratio) in models.chunks_exact(mean.len().max(1)).zip(ratios) {
-            mean.iter_mut().zip(model).for_each(|(m, x)| *m += x * ratio);
+            mean.iter_mut().zip(model).for_each(|(m, x)| *m = x.mul_add(*ratio, *m));
         }
         if self.normalize {
             let divisor: f32 = ratios.iter().sum();

@@ -35,6 +35,8 @@ mod module_order;
 mod nvfp4;
 // Patch files: what they hold, and that applying one is the merge.
 mod patch;
+// Several vectors, ratios by tensor, mergekit's methods against mergekit, and recipes that reproduce a run.
+mod recipe;
 // Asking a model: broken files by the check meant for each, arguments, outputs that are asked before they get their name.
 mod smoke;
 // How much of the vector an output holds: the fixed-point trap, the sums behind it, and the forecast.
