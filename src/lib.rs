@@ -51,7 +51,8 @@
 //! plan::check(&inputs)?;
 //! let pairs = survey::pair(&inputs)?;
 //! let recipe = Recipe { output: OutputType::parse("Q8_0", false)?, ..Recipe::default() };
-//! let plan = MergePlan::merge(&inputs, pairs, &recipe)?;
+//! let special = survey::special_tokens(&inputs)?;
+//! let plan = MergePlan::merge(&inputs, pairs, &recipe, special.as_ref())?;
 //!
 //! let folder = tempfile::tempdir()?;
 //! let out = folder.path().join("merged.gguf");

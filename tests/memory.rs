@@ -8,7 +8,7 @@ use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Error, Header, Limits, Metadata, Model, TensorSpec, Value};
 use chatvec::infer::{self, Session, Transformer};
 use chatvec::pipeline::{self, Budget, TensorSink};
-use chatvec::plan::{MergePlan, Merging, OutputType, Recipe, VectorSettings};
+use chatvec::plan::{MergePlan, Merging, OutputType, Recipe, SpecialTokens, VectorSettings};
 use chatvec::survey::{self, Inputs, Method, SampleSettings};
 use peak_alloc::PeakAlloc;
 
@@ -74,10 +74,13 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
         ] {
             let density = method.is_sparse().then(|| 0.5.into());
             let vectors = vec![VectorSettings { weight: None, density }];
-            let merging = Merging { method, vectors, ..Merging::default() };
-            let output = OutputType::parse(name, true).expect("a type");
-            let recipe = Recipe { output, merging, ..Recipe::default() };
-            let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe).expect("a plan");
+            let recipe = Recipe {
+                output: OutputType::parse(name, true).expect("a type"),
+                merging: Merging { method, vectors, ..Merging::default() },
+                special_tokens: SpecialTokens::None,
+                ..Recipe::default()
+            };
+            let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe, None).expect("a plan");
             // The least that this many workers run in, found by the error's own figure.
             let least = match (Budget { memory: 1, threads }).needed(&plan, &inputs) {
                 Err(pipeline::Error::Budget { needed, .. }) => needed * threads as u64,

@@ -6,13 +6,17 @@
 
 mod end;
 mod error;
+mod needed;
 mod plumbing;
-mod tokenizer;
 mod template;
+mod token_map;
+mod tokenizer;
 
 pub use error::Error;
-pub use plumbing::{Change, Transplant, has_template, is_plumbing_key, transplant};
+pub use needed::{SpecialIds, special_ids};
+pub use plumbing::{AddedToken, Change, Transplant, add_tokens, has_template, is_plumbing_key, transplant};
 pub use template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError};
+pub use token_map::TokenMap;
 pub use tokenizer::{TokenKind, Tokenizer};
 
 /// `tokenizer.ggml.tokens`: the vocabulary as text.

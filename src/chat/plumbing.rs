@@ -4,22 +4,31 @@
 //! `tokenizer.chat_template`, and parses a special token in the prompt only if its type says it is one
 //! (src/llama-vocab.cpp, common/chat.cpp).
 
-use super::{TOKEN_TYPE, TOKENS};
+use super::{TOKEN_TYPE, TOKENS, TokenMap};
 use crate::gguf::{Array, Metadata, Value};
 
-const TEMPLATE: &str = "tokenizer.chat_template";
+pub(super) const TEMPLATE: &str = "tokenizer.chat_template";
 
-/// Keys taken from the chat model as they are, besides the templates.
-const KEYS: [&str; 5] = [
+/// Keys taken from the chat model, besides the templates; ids become those of the same token in the model.
+const KEYS: [&str; 6] = [
     "tokenizer.ggml.eos_token_id",
     "tokenizer.ggml.eot_token_id",
     "tokenizer.ggml.eom_token_id",
+    PADDING,
     "tokenizer.ggml.add_bos_token",
     "tokenizer.ggml.add_eos_token",
 ];
 
+/// What batches of training were filled up with. It says nothing about a conversation, so that a model whose chat has none
+/// keeps its own.
+const PADDING: &str = "tokenizer.ggml.padding_token_id";
+
+const SCORES: &str = "tokenizer.ggml.scores";
+
 /// `LLAMA_TOKEN_TYPE_CONTROL` and `LLAMA_TOKEN_TYPE_USER_DEFINED`: what a template is made of.
 const SPECIAL_TYPES: [i32; 2] = [3, 4];
+/// `LLAMA_TOKEN_TYPE_NORMAL`.
+const NORMAL: i32 = 1;
 
 /// Whether a key is chat plumbing that [`transplant`] takes from the chat model.
 pub fn is_plumbing_key(key: &str) -> bool {
@@ -58,53 +67,115 @@ pub struct Transplant {
     pub unusable: Vec<String>,
 }
 
-/// Gives `model` the chat plumbing of `chat`; both have the same tokens in the same order.
+/// Gives `model` the chat plumbing of `chat`. A token is the one with its text ([`TokenMap`]), whatever its id.
 ///
 /// A key the chat model does not have is dropped from `model` too: llama.cpp then falls back to the same defaults as it
 /// does for the chat model. Not so if the chat model has no tokens at all, nor for templates: if the chat model has none,
-/// the model keeps its own. Token types
-/// are taken where the chat model says *control* or *user-defined*; a token that is special in `model` alone stays so.
+/// the model keeps its own. Token types are taken where the chat model says *control* or *user-defined*; a token that is
+/// special in `model` alone stays so.
 pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     let mut done = Transplant::default();
+    let map = TokenMap::new(model, chat);
+    let to_own = map.as_ref().map(TokenMap::inverted);
     let n_tokens = model.get_strings(TOKENS).map(|t| t.len());
     let chat_has_template = has_template(chat);
     let is_taken = |key: &str| is_plumbing_key(key) && (chat_has_template || !is_template_key(key));
     // A file that says nothing of tokens says nothing of their ends either.
     let chat_has_tokens = chat.get(TOKENS).is_some();
-    let is_dropped = |key: &str| is_taken(key) && chat_has_tokens && chat.get(key).is_none();
+    let is_dropped = |key: &str| is_taken(key) && key != PADDING && chat_has_tokens && chat.get(key).is_none();
     for (key, value) in model.iter().filter(|(key, _)| is_dropped(key)) {
         done.changes.push(Change { key: key.to_owned(), from: Some(value.summary()), to: None });
     }
     model.retain(|key| !is_dropped(key));
     for (key, value) in chat.iter().filter(|(key, _)| is_taken(key)) {
-        if !is_usable(key, value, n_tokens) {
+        let Some(value) = usable(key, value, to_own.as_ref(), n_tokens) else {
             done.unusable.push(key.to_owned());
-        } else if model.get(key) != Some(value) {
+            continue;
+        };
+        if model.get(key) != Some(&value) {
             let (from, to) = (model.get(key).map(Value::summary), Some(value.summary()));
             done.changes.push(Change { key: key.to_owned(), from, to });
-            model.set(key, value.clone());
+            model.set(key, value);
         }
     }
     // Without tokens of its own the model has no types either.
     if let (Some(types), Some(n)) = (chat.get(TOKEN_TYPE), n_tokens) {
-        match i32s(types).filter(|types| types.len() >= n) {
-            Some(types) => done.changes.extend(transplant_token_types(model, &types[..n])),
+        let n_chat = map.as_ref().map_or(n, TokenMap::n_other);
+        match i32s(types).filter(|types| types.len() >= n_chat) {
+            Some(types) => {
+                let place = |id: usize| match &map {
+                    Some(map) => map.find(id as u32).map(|place| place as usize),
+                    None => Some(id),
+                };
+                let types: Vec<Option<i32>> = (0..n).map(|id| types.get(place(id)?).copied()).collect();
+                done.changes.extend(transplant_token_types(model, &types));
+            }
             None => done.unusable.push(TOKEN_TYPE.to_owned()),
         }
     }
     done
 }
 
-/// Whether llama.cpp takes this value for this key: it throws on another type, and ignores an id beyond the vocabulary.
-fn is_usable(key: &str, value: &Value, n_tokens: Option<usize>) -> bool {
-    match (key, value) {
+/// The value of this key for the model, if llama.cpp takes it: it throws on another type, and ignores an id beyond the
+/// vocabulary. `to_own` says where the model has the tokens of the chat model.
+fn usable(key: &str, value: &Value, to_own: Option<&TokenMap>, n_tokens: Option<usize>) -> Option<Value> {
+    let is_usable = match (key, value) {
         ("tokenizer.chat_templates", Value::Array(names)) => names.as_strings().is_some(),
         ("tokenizer.chat_templates", _) => false,
         (key, value) if is_template_key(key) => value.as_str().is_some(),
-        (_, Value::U32(id)) if key.ends_with("_id") => n_tokens.is_none_or(|n| (*id as usize) < n),
+        (_, Value::U32(id)) if key.ends_with("_id") => {
+            return match to_own {
+                Some(map) => map.find(*id).map(Value::U32),
+                None => n_tokens.is_none_or(|n| (*id as usize) < n).then_some(Value::U32(*id)),
+            };
+        }
         (_, Value::Bool(_)) => !key.ends_with("_id"),
         _ => false,
+    };
+    is_usable.then(|| value.clone())
+}
+
+/// A token that a vocabulary gets.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct AddedToken {
+    /// Its place in the chat model.
+    pub chat: u32,
+    /// Its place in the output: behind those that the model has.
+    pub id: u32,
+}
+
+/// Gives `model` tokens of the chat model, by their ids there, behind its own: texts, types, scores, and the number of
+/// tokens where a key says it. They need no merges: llama.cpp finds special tokens by their texts.
+pub fn add_tokens(model: &mut Metadata, chat: &Metadata, ids: &[u32]) -> Vec<AddedToken> {
+    let (Some(own), Some(others)) = (model.get_strings(TOKENS), chat.get_strings(TOKENS)) else { return Vec::new() };
+    let n_own = own.len();
+    let mut texts = own.clone();
+    let ids: Vec<u32> = ids.iter().copied().filter(|id| (*id as usize) < others.len()).collect();
+    for &id in &ids {
+        texts.push(others.get(id as usize).unwrap_or_default());
     }
+    let n = texts.len();
+    model.set(TOKENS, Value::Array(Array::Strings(texts)));
+
+    let number = |key: &str, id: u32| chat.get(key).and_then(|v| v.as_array()?.get(id as usize)?.as_f64());
+    let types = model.get(TOKEN_TYPE).and_then(i32s).or_else(|| chat.get(TOKEN_TYPE).map(|_| vec![NORMAL; n_own]));
+    if let Some(mut types) = types.filter(|types| types.len() >= n_own) {
+        types.truncate(n_own);
+        types.extend(ids.iter().map(|&id| number(TOKEN_TYPE, id).map_or(SPECIAL_TYPES[0], |ty| ty as i32)));
+        model.set(TOKEN_TYPE, Value::Array(Array::from_i32s(&types)));
+    }
+    let scores = model.get(SCORES).and_then(|scores| scores.as_array()).filter(|scores| scores.len() >= n_own);
+    if let Some(scores) = scores {
+        let mut scores: Vec<f32> = scores.iter().take(n_own).map(|v| v.as_f64().unwrap_or(0.0) as f32).collect();
+        scores.extend(ids.iter().map(|&id| number(SCORES, id).unwrap_or(0.0) as f32));
+        model.set(SCORES, Value::Array(Array::from_f32s(&scores)));
+    }
+    if let Some(key) = model.architecture().map(|name| format!("{name}.vocab_size"))
+        && model.get(&key).is_some()
+    {
+        model.set(&key, Value::U32(n as u32));
+    }
+    ids.into_iter().zip(n_own as u32..).map(|(chat, id)| AddedToken { chat, id }).collect()
 }
 
 fn i32s(value: &Value) -> Option<Vec<i32>> {
@@ -112,16 +183,18 @@ fn i32s(value: &Value) -> Option<Vec<i32>> {
     value.as_array()?.iter().map(number).collect()
 }
 
-fn transplant_token_types(model: &mut Metadata, chat_types: &[i32]) -> Option<Change> {
+/// `chat_types` are those of the model's tokens in the chat model, as far as they are there.
+fn transplant_token_types(model: &mut Metadata, chat_types: &[Option<i32>]) -> Option<Change> {
     let Some(mut types) = model.get(TOKEN_TYPE).and_then(i32s) else {
         // llama.cpp takes every token of a file without types for a normal one.
-        model.set(TOKEN_TYPE, Value::Array(Array::from_i32s(chat_types)));
+        let types: Vec<i32> = chat_types.iter().map(|ty| ty.unwrap_or(NORMAL)).collect();
+        model.set(TOKEN_TYPE, Value::Array(Array::from_i32s(&types)));
         return Some(Change { key: TOKEN_TYPE.to_owned(), from: None, to: Some("those of the chat model".to_owned()) });
     };
     let mut changed = 0;
     for (own, chat) in types.iter_mut().zip(chat_types) {
-        if SPECIAL_TYPES.contains(chat) && own != chat {
-            *own = *chat;
+        if let Some(chat) = chat.filter(|chat| SPECIAL_TYPES.contains(chat) && own != chat) {
+            *own = chat;
             changed += 1;
         }
     }

@@ -7,10 +7,10 @@ use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest};
-use super::recipe_args::{Prepared, RecipeArgs, parse_vector, prepare, presets};
+use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan_merge, prepare, presets};
 use super::types::TypeArgs;
 use super::{Exit, Global};
-use crate::plan::{MergePlan, RecipeFile, VectorFile};
+use crate::plan::{RecipeFile, VectorFile};
 use crate::survey::Inputs;
 
 #[derive(Args, Debug)]
@@ -38,6 +38,6 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let vectors = args.patches.iter().map(|arg| parse_vector(arg)).collect::<Result<Vec<VectorFile>, _>>()?;
     let file = RecipeFile { model: args.model.clone(), vectors, ..RecipeFile::default() };
     let Prepared { inputs, recipe } = prepare(file, &args.how, &args.types, &args.imatrix, global)?;
-    let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
+    let plan = |inputs: &Inputs, pairs| plan_merge(inputs, pairs, &recipe);
     Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
 }

@@ -56,6 +56,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0);
     plan::check(&inputs)?;
     let pairs = survey::pair(&inputs)?;
+    let special = survey::special_tokens(&inputs)?;
     let budget = global.budget();
     let settings = SampleSettings { threads: budget.threads, memory: budget.memory, ..SampleSettings::default() };
     if let Some(finding) = survey::survey(&inputs, &pairs, &settings)?.findings.first() {
@@ -66,7 +67,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     for (name, pure) in TYPES {
         let started = Instant::now();
         let recipe = Recipe { output: OutputType::parse(name, pure)?, ..Recipe::default() };
-        let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe)?;
+        let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe, special.as_ref())?;
         let path = args.output.join(format!("merged-{name}.gguf"));
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let written = pipeline::write(&plan, &inputs, &path, &options, &progress, &budget)?;

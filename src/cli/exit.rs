@@ -160,7 +160,10 @@ fn of_plan(error: &plan::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Importance(e) => of_importance(e),
-        Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } => Exit::Refused,
+        Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } | NoTensors { .. } => Exit::Refused,
+        Unshared { .. } | Vocabulary { .. } | MissingTokens { .. } => Exit::Refused,
+        CannotAddTokens { .. } => Exit::NotSupported,
+        UnknownToken { .. } | NoRows { .. } => Exit::Usage,
         NoRules { .. }
         | CannotEncode { .. }
         | CannotDecode { .. }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::{Exit, Global, output};
+use crate::eval::audit_chat;
 use crate::gguf::{Limits, Model};
 use crate::report;
 
@@ -16,10 +17,14 @@ pub(super) struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
+    /// Look at the chat: the template, what ends an answer, and whether the tokens for that were trained
+    #[arg(long)]
+    chat: bool,
 }
 
 pub(super) fn run(args: &InspectArgs, global: &Global) -> Result<Exit> {
     let model = Model::open(&args.file, &Limits::default())?;
-    output::print(&report::Inspect { model: &model, tensors: args.tensors }, global)?;
+    let chat = if args.chat { Some(audit_chat(&model)?) } else { None };
+    output::print(&report::Inspect { model: &model, tensors: args.tensors, chat: chat.as_ref() }, global)?;
     Ok(Exit::Success)
 }

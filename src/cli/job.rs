@@ -276,7 +276,8 @@ impl Job<'_> {
         let folder = self.output.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let disk_free = fs4::available_space(folder).ok();
         let is_patch = self.is_patch;
-        let report = report::Plan { inputs, plan, survey, types, is_patch, memory, threads, disk_free };
+        let time = Some(pipeline::rehearse(plan, inputs, &(), &self.global.budget())?);
+        let report = report::Plan { inputs, plan, survey, types, is_patch, memory, threads, disk_free, time };
         output::print(&report, self.global)
     }
 }

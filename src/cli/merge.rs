@@ -7,10 +7,10 @@ use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest};
-use super::recipe_args::{Prepared, RecipeArgs, parse_vector, prepare, presets, read};
+use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan_merge, prepare, presets, read};
 use super::types::TypeArgs;
 use super::{Exit, Global};
-use crate::plan::{MergePlan, RecipeFile, VectorFile};
+use crate::plan::{RecipeFile, VectorFile};
 use crate::survey::{Inputs, Method};
 
 #[derive(Args, Debug)]
@@ -83,6 +83,6 @@ impl MergeArgs {
 
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
     let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.types, &args.imatrix, global)?;
-    let plan = |inputs: &Inputs, pairs| Ok(MergePlan::merge(inputs, pairs, &recipe)?);
+    let plan = |inputs: &Inputs, pairs| plan_merge(inputs, pairs, &recipe);
     Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
 }

@@ -11,18 +11,24 @@ use super::imatrix_args::ImatrixArgs;
 use super::types::TypeArgs;
 use crate::gguf::{Limits, Model};
 use crate::patch;
-use crate::plan::{self, MAX_RECIPE_BYTES, Masks, PRESETS, RECIPE_KEY, Recipe, RecipeFile, VectorFile};
-use crate::survey::{Inputs, Method, Role, SourceId, Vector};
+use crate::plan::{
+    self, MAX_RECIPE_BYTES, Masks, MergePlan, PRESETS, RECIPE_KEY, Recipe, RecipeFile, SpecialTokens, VectorFile,
+};
+use crate::survey::{self, Inputs, Method, Pair, Role, SourceId, Vector};
 
 /// How vectors are combined, and which parts of a model take part.
 #[derive(Args, Clone, Debug)]
 pub(super) struct RecipeArgs {
-    /// Whether token embeddings and output take part [default: all]
+    /// Which rows of token embeddings and output take part [default: auto]
     #[arg(long, value_name = "WHICH", value_enum)]
     embeddings: Option<Embeddings>,
-    /// Tokens whose rows are taken from the chat model
-    #[arg(long, value_name = "WHICH", value_enum, default_value_t = SpecialTokens::None)]
-    special_tokens: SpecialTokens,
+    /// Tokens whose rows are taken from the chat model as they are: auto, none, or their texts with commas between
+    /// [default: auto; none in mergekit's recipes]
+    #[arg(long, value_name = "auto|none|TOKENS")]
+    special_tokens: Option<String>,
+    /// Give the model the tokens that the chat needs and it lacks, with the chat model's rows
+    #[arg(long)]
+    add_missing_tokens: bool,
     #[command(flatten, next_help_heading = "How much of the vectors, and how")]
     how: HowArgs,
 }
@@ -66,16 +72,14 @@ struct HowArgs {
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
 enum Embeddings {
-    /// Every row takes part
+    /// all if base and chat have every token of the model, else shared
+    Auto,
+    /// Every row; refused if a token is missing somewhere
     All,
+    /// Rows of the tokens that base and chat have too
+    Shared,
     /// They stay the model's
     Skip,
-}
-
-#[derive(Clone, Copy, ValueEnum, Debug)]
-enum SpecialTokens {
-    /// No row is treated specially
-    None,
 }
 
 fn method(text: &str) -> Result<Method, String> {
@@ -98,13 +102,18 @@ pub(super) fn presets() -> String {
 impl RecipeArgs {
     /// Puts what was given in place of what the file says.
     fn overlay(&self, file: &mut RecipeFile) {
-        let SpecialTokens::None = self.special_tokens;
         if let Some(embeddings) = self.embeddings {
             file.embeddings = match embeddings {
+                Embeddings::Auto => plan::Embeddings::Auto,
                 Embeddings::All => plan::Embeddings::All,
+                Embeddings::Shared => plan::Embeddings::Shared,
                 Embeddings::Skip => plan::Embeddings::Skip,
             };
         }
+        if let Some(tokens) = &self.special_tokens {
+            file.special_tokens = SpecialTokens::parse(tokens);
+        }
+        file.add_missing_tokens |= self.add_missing_tokens;
         let how = &self.how;
         // The first match counts, so these win.
         file.ratio_for.splice(0..0, how.ratio_for.iter().cloned());
@@ -165,6 +174,15 @@ pub(super) fn prepare(
     recipe.merging.masks = how.masks()?;
     let inputs = ImatrixArgs::of(&file).add_to(open(&file)?, global)?;
     Ok(Prepared { inputs, recipe })
+}
+
+/// The plan of a merge.
+pub(super) fn plan_merge(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<MergePlan> {
+    let special = match recipe.special_tokens {
+        SpecialTokens::None => None,
+        _ => survey::special_tokens(inputs)?,
+    };
+    Ok(MergePlan::merge(inputs, pairs, recipe, special.as_ref())?)
 }
 
 /// Reads a recipe: TOML of our own, mergekit's YAML, or what an earlier output says of itself.

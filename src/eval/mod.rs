@@ -14,6 +14,7 @@
 //!
 //! [`compare()`] and [`Reference`] hold what two models say of a text against each other, [`compare_tensors`] their weights.
 
+mod audit;
 mod chatter;
 mod checks;
 mod compare;
@@ -30,6 +31,7 @@ mod statistics;
 mod tensors;
 mod thresholds;
 
+pub use audit::{AuditedToken, ChatAudit, audit_chat};
 pub use chatter::{Asking, Chatter, ChatterError, Conversations, Speed};
 pub use compare::{Comparison, Divergence, Error, Reference, Scorer, Side, Text, compare, perplexity, same_vocabulary};
 pub use judge::{

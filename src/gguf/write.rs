@@ -3,7 +3,9 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
 
 use fs4::FileExt;
 use tempfile::{NamedTempFile, TempDir};
@@ -126,7 +128,12 @@ struct Part {
     file: NamedTempFile,
     target: PathBuf,
     written: AtomicU64,
+    /// A thread that waits for the disk.
+    flush: Mutex<Option<JoinHandle<io::Result<()>>>>,
 }
+
+/// After as many bytes the disk is set to work: what it does while others compute need not be waited for in the end.
+const FLUSH_BYTES: u64 = 64 << 20;
 
 /// What files need until they have their names.
 #[derive(Debug)]
@@ -281,7 +288,7 @@ fn with_room(folder: Option<&Path>, target: &Path, len: u64) -> Result<NamedTemp
 impl Part {
     fn create(header: Header, target: PathBuf, folder: Option<&Path>) -> Result<Self, Error> {
         let file = with_room(folder, &target, header.file_len())?;
-        Ok(Part { header, file, target, written: AtomicU64::new(0) })
+        Ok(Part { header, file, target, written: AtomicU64::new(0), flush: Mutex::default() })
     }
 
     fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -289,13 +296,30 @@ impl Part {
         info.assert_range(offset, bytes.len());
         let at = self.header.data_offset() + info.offset() + offset;
         positional::write_all_at(self.file.as_file(), bytes, at).map_err(Error::io(&self.target, "write"))?;
-        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let before = self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if before / FLUSH_BYTES < (before + bytes.len() as u64) / FLUSH_BYTES {
+            self.start_flush().map_err(Error::io(&self.target, "write"))?;
+        }
+        Ok(())
+    }
+
+    /// Has a thread bring what is written to the disk, unless one is at it.
+    fn start_flush(&self) -> io::Result<()> {
+        let mut flush = self.flush.lock().unwrap_or_else(|e| e.into_inner());
+        if flush.as_ref().is_some_and(|thread| !thread.is_finished()) {
+            return Ok(());
+        }
+        flush.take().map_or(Ok(()), end_of)?;
+        // Without a thread all is left to the end.
+        if let Ok(file) = self.file.as_file().try_clone() {
+            *flush = thread::Builder::new().name("flush".to_owned()).spawn(move || file.sync_data()).ok();
+        }
         Ok(())
     }
 
     /// Writes the header and makes the file durable.
     fn complete(self) -> Result<(NamedTempFile, PathBuf), Error> {
-        let Part { header, file, target, written } = self;
+        let Part { header, file, target, written, flush } = self;
         let expected: u64 = header.tensors().iter().map(|t| t.size()).sum();
         let layout = |place: &str, expected: u64, found: u64| Error::Layout {
             check: Check::Size,
@@ -312,9 +336,15 @@ impl Part {
             return Err(layout("header", header.len, bytes.len() as u64));
         }
         positional::write_all_at(file.as_file(), &bytes, 0).map_err(Error::io(&target, "write"))?;
-        file.as_file().sync_all().map_err(Error::io(&target, "write"))?;
+        // The system tells of a failed write once, perhaps to that thread.
+        let flushed = flush.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), end_of);
+        flushed.and_then(|()| file.as_file().sync_all()).map_err(Error::io(&target, "write"))?;
         Ok((file, target))
     }
+}
+
+fn end_of(flush: JoinHandle<io::Result<()>>) -> io::Result<()> {
+    flush.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
 }
 
 impl Complete {

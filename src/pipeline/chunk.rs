@@ -8,8 +8,8 @@ use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
 use crate::quants;
 use crate::survey::{
-    Inputs, Kept, Moments, Selection, Sum, TensorRef, TensorSource, check_finite, decode, decode_unscaled,
-    divide_scale, minimum_rows, multiply_scale, resize,
+    self, Inputs, Kept, Moments, Rows as SourceRows, Selection, Sum, TensorRef, TensorSource, check_finite, decode,
+    decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
@@ -54,6 +54,10 @@ struct Loaded<'a> {
     ty: GgmlType,
     row_size: u64,
     blocks: &'a [u8],
+    /// Which rows of the tensor those of the output are.
+    rows: SourceRows<'a>,
+    /// Whether rows that it lacks are zero, and not those of the first source: with a pair of these the difference is.
+    is_difference: bool,
     /// Whether it is the model, and has scales of its own that the output keeps.
     keeps_scale: bool,
 }
@@ -62,6 +66,49 @@ impl Loaded<'_> {
     /// The blocks of `n_rows` rows from the `row`-th of the chunk.
     fn rows(&self, row: u64, n_rows: u64) -> &[u8] {
         &self.blocks[(row * self.row_size) as usize..((row + n_rows) * self.row_size) as usize]
+    }
+
+    /// Reads the rows of the chunk that the tensor has.
+    fn read(
+        at: TensorRef,
+        rows: SourceRows<'_>,
+        chunk: &Chunk,
+        inputs: &Inputs,
+        blocks: &mut [u8],
+    ) -> Result<(), Error> {
+        let source = inputs.source(at.source);
+        let row_size = source.tensor(at.tensor).row_size();
+        let first = chunk.first_row;
+        for (run, from) in rows.runs(first..first + chunk.n_rows) {
+            let Some(from) = from else { continue };
+            let bytes = (run.start - first) * row_size..(run.end - first) * row_size;
+            source.read(at.tensor, from * row_size, &mut blocks[bytes.start as usize..bytes.end as usize])?;
+        }
+        Ok(())
+    }
+
+    /// The weights of rows, counted from the first of the chunk. Those of rows that it lacks are those of `first`, if it is
+    /// half of a difference, or zero.
+    fn decode(
+        &self,
+        first: &Loaded<'_>,
+        chunk: &Chunk,
+        rows: Range<u64>,
+        decode: Decode,
+        out: &mut [f32],
+    ) -> Result<(), survey::Error> {
+        let (start, row_len) = (chunk.first_row + rows.start, chunk.row_len);
+        for (run, from) in self.rows.runs(start..chunk.first_row + rows.end) {
+            let out = &mut out[((run.start - start) * row_len) as usize..((run.end - start) * row_len) as usize];
+            let in_chunk = run.start - chunk.first_row..run.end - chunk.first_row;
+            let blocks = self.rows(in_chunk.start, run.end - run.start);
+            match from {
+                Some(from) => decode(self.source, self.at.tensor, from * row_len, blocks, out)?,
+                None if self.is_difference || std::ptr::eq(self, first) => out.fill(0.0),
+                None => first.decode(first, chunk, in_chunk, decode, out)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -73,6 +120,9 @@ struct Computed<'a> {
     selections: &'a [Selection],
     importance: Option<RowImportance<'a>>,
 }
+
+/// [`decode`], or [`decode_unscaled`].
+type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), survey::Error>;
 
 /// f32 buffers of one strip.
 #[derive(Default)]
@@ -99,28 +149,41 @@ impl<'a> Worker<'a> {
         chunk: &Chunk,
         selections: &[Selection],
     ) -> Result<Vec<Moments>, Error> {
+        let inputs = self.inputs;
         let (out, mut rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
-        let mut sources = Vec::new();
-        for at in plan.sources() {
-            let source = self.inputs.source(at.source);
-            let (ty, row_size) = (source.tensor(at.tensor).ty(), source.tensor(at.tensor).row_size());
+        let taken = plan.taken_rows();
+        let mut sources: Vec<Loaded<'_>> = Vec::new();
+        for part in plan.parts() {
+            let at = part.at;
+            let info = inputs.source(at.source).tensor(at.tensor);
+            let (ty, row_size) = (info.ty(), info.row_size());
+            let is_model = plan.model == Some(at) && sources.is_empty();
+            let rows = inputs.rows(&part, if is_model { &[] } else { &taken });
             let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
-            source.read(at.tensor, chunk.first_row * row_size, blocks)?;
-            let keeps_scale = sources.is_empty() && plan.keeps_scale(self.inputs);
-            sources.push(Loaded { source, at, ty, row_size, blocks, keeps_scale });
+            Loaded::read(at, rows, chunk, inputs, blocks)?;
+            let keeps_scale = is_model && plan.keeps_scale(inputs);
+            let source: &dyn TensorSource = inputs.source(at.source);
+            let is_difference = part.is_difference;
+            sources.push(Loaded { source, at, ty, row_size, blocks, rows, is_difference, keeps_scale });
             rest = after;
         }
         let offset = chunk.first_row * chunk.row_size;
         let strip_rows = minimum_rows(chunk.row_len);
-        if plan.is_copy(self.inputs) {
+        if plan.takes_blocks(inputs) {
             if must_be_finite(plan) {
                 self.strip.check(chunk, &sources[0], strip_rows)?;
             }
-            self.sink.write(chunk.tensor, offset, sources[0].blocks)?;
+            if plan.taken.is_none() {
+                self.sink.write(chunk.tensor, offset, sources[0].blocks)?;
+                return Ok(Vec::new());
+            }
+            out.copy_from_slice(sources[0].blocks);
+            self.strip.take_rows(plan, chunk, inputs, out)?;
+            self.sink.write(chunk.tensor, offset, out)?;
             return Ok(Vec::new());
         }
 
-        let importance = self.inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
+        let importance = inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
         let computed = Computed { plan, chunk, sources: &sources, selections, importance };
         let mut sums = Vec::new();
         let mut row = 0;
@@ -137,6 +200,7 @@ impl<'a> Worker<'a> {
                 sums.push(segment);
             }
         }
+        self.strip.take_rows(plan, chunk, inputs, out)?;
         self.sink.write(chunk.tensor, offset, out)?;
         Ok(sums)
     }
@@ -154,8 +218,48 @@ impl Strip {
         for row in (0..chunk.n_rows).step_by(strip_rows as usize) {
             let n_rows = strip_rows.min(chunk.n_rows - row);
             resize(&mut self.got, (n_rows * chunk.row_len) as usize);
-            let first_weight = (chunk.first_row + row) * chunk.row_len;
-            decode(source.source, source.at.tensor, first_weight, source.rows(row, n_rows), &mut self.got)?;
+            source.decode(source, chunk, row..row + n_rows, decode, &mut self.got)?;
+        }
+        Ok(())
+    }
+
+    /// Puts rows that are another model's, as they are, in their places among the chunk's blocks: the same bytes where the
+    /// types are the same.
+    fn take_rows(&mut self, plan: &TensorPlan, chunk: &Chunk, inputs: &Inputs, out: &mut [u8]) -> Result<(), Error> {
+        let Some(taken) = &plan.taken else { return Ok(()) };
+        let source = inputs.source(taken.at.source);
+        let info = source.tensor(taken.at.tensor);
+        let row_size = chunk.row_size as usize;
+        let importance = inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
+        for &(row, from) in &taken.rows {
+            let Some(row) = u64::from(row).checked_sub(chunk.first_row).filter(|row| *row < chunk.n_rows) else {
+                continue;
+            };
+            let out = &mut out[row as usize * row_size..(row as usize + 1) * row_size];
+            let mut blocks = vec![0; info.row_size() as usize];
+            let first_weight = u64::from(from) * chunk.row_len;
+            source.read(taken.at.tensor, u64::from(from) * info.row_size(), &mut blocks)?;
+            resize(&mut self.got, chunk.row_len as usize);
+            decode(source, taken.at.tensor, first_weight, &blocks, &mut self.got)?;
+            let is_scaled = plan.keeps_scale(inputs) || source.scale_of(taken.at.tensor).is_some();
+            if info.ty() == plan.ty && !is_scaled {
+                out.copy_from_slice(&blocks);
+                continue;
+            }
+            let row = chunk.first_row + row;
+            if let Some(model) = plan.model.filter(|_| plan.keeps_scale(inputs)) {
+                divide_scale(inputs.source(model.source), model.tensor, 0, &mut self.got)?;
+            }
+            let rows = Rows { ty: plan.ty, row_len: chunk.row_len as usize, first: row, importance };
+            rows.encode(&self.got, out);
+            let wanted = std::mem::take(&mut self.got);
+            resize(&mut self.got, wanted.len());
+            quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
+            if let Some(i) = check_finite(&self.got) {
+                let i = largest_of_block(&wanted, i, plan.ty.block_len());
+                let (tensor, index, value) = (plan.name.clone(), row * chunk.row_len + i as u64, wanted[i]);
+                return Err(Error::Range { tensor, index, value, ty: plan.ty });
+            }
         }
         Ok(())
     }
@@ -167,10 +271,12 @@ impl Strip {
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
         let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
-        let load = |at: TensorRef, out: &mut [f32]| {
-            let s = sources.iter().find(|s| s.at == at).expect("sources are those of the plan");
+        // `Sum` asks for the sources in the order of the plan.
+        let mut next = sources.iter();
+        let load = |_: TensorRef, out: &mut [f32]| {
+            let s = next.next().expect("sources are those of the plan");
             let decode = if s.keeps_scale && plan.terms.is_empty() { decode_unscaled } else { decode };
-            decode(s.source, s.at.tensor, first_weight, s.rows(row, n_rows), out)
+            s.decode(&sources[0], chunk, rows.clone(), decode, out)
         };
         let combination = (&plan.combination, selections);
         self.sum.combine(n, first_weight, plan.model, &plan.terms, combination, model.is_some(), load)?;

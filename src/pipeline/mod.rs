@@ -28,13 +28,15 @@ mod tally;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 pub use budget::Budget;
 
 use crate::ggml::GgmlType;
 use crate::gguf;
 use crate::plan::{self, MergePlan, TensorPlan};
-use crate::survey::{self, Inputs, Moments};
+use crate::survey::{self, Inputs, Moments, Selection};
+use budget::Layout;
 use chunk::{Chunk, Worker};
 use tally::Tally;
 
@@ -170,7 +172,28 @@ pub fn run(
 ) -> Result<Measured, Error> {
     let layout = budget.lay_out(plan, inputs)?;
     let selections = prepare::select(plan, inputs, observer, budget)?;
-    let queue = Mutex::new(layout.chunks(plan));
+    let tallies = work_off(plan, inputs, sink, observer, &layout, (layout.chunks(plan), &selections))?;
+    let mut measured = Measured::default();
+    for (tensor, tally) in plan.tensors().iter().zip(tallies) {
+        if tensor.kept.is_none() {
+            let moments = tally.total();
+            measured.total += moments;
+            measured.tensors.push(TensorResult { name: tensor.name.clone(), moments });
+        }
+    }
+    Ok(measured)
+}
+
+/// Works off chunks, in any order, with what is selected in each tensor. Gives what was added up of each tensor.
+fn work_off(
+    plan: &MergePlan,
+    inputs: &Inputs,
+    sink: &dyn TensorSink,
+    observer: &dyn Observer,
+    layout: &Layout,
+    (chunks, selections): (impl Iterator<Item = Chunk> + Send, &[Vec<Selection>]),
+) -> Result<Vec<Tally>, Error> {
+    let queue = Mutex::new(chunks);
     let tallies: Vec<Mutex<Tally>> = plan.tensors().iter().map(|_| Mutex::default()).collect();
     let stopped = AtomicBool::new(false);
     let first_error: Mutex<Option<((usize, u64), Error)>> = Mutex::new(None);
@@ -205,15 +228,48 @@ pub fn run(
         return Err(error);
     }
 
-    let mut measured = Measured::default();
-    for (tensor, tally) in plan.tensors().iter().zip(tallies) {
-        if tensor.kept.is_none() {
-            let moments = tally.into_inner().unwrap_or_else(|e| e.into_inner()).total();
-            measured.total += moments;
-            measured.tensors.push(TensorResult { name: tensor.name.clone(), moments });
-        }
+    Ok(tallies.into_iter().map(|tally| tally.into_inner().unwrap_or_else(|e| e.into_inner())).collect())
+}
+
+/// Chunks that a rehearsal works off: about a second of work.
+const REHEARSED: usize = 32;
+
+/// Takes what is written and forgets it.
+struct Nowhere;
+
+impl TensorSink for Nowhere {
+    fn write(&self, _tensor: usize, _offset: u64, _bytes: &[u8]) -> Result<(), gguf::Error> {
+        Ok(())
     }
-    Ok(measured)
+}
+
+/// How long a run will take, but for writing: some chunks, spread over the whole, are read and computed as in a run, and
+/// the time they take is that of their share of the output. Small plans are run whole.
+///
+/// # Errors
+/// Those of [`run`], in the chunks that were tried.
+///
+/// # Panics
+/// As [`run`].
+pub fn rehearse(
+    plan: &MergePlan,
+    inputs: &Inputs,
+    observer: &dyn Observer,
+    budget: &Budget,
+) -> Result<Duration, Error> {
+    let layout = budget.lay_out(plan, inputs)?;
+    let (n, all) = layout.chunks(plan).fold((0, 0), |(n, bytes): (usize, u64), chunk| (n + 1, bytes + chunk.n_bytes()));
+    // The middle of each of so many equal parts.
+    let tried = n.min(REHEARSED);
+    let is_tried = |i: usize| (0..tried).any(|part| (2 * part + 1) * n / (2 * tried) == i);
+    let mut bytes = 0;
+    let chunks: Vec<Chunk> = layout.chunks(plan).enumerate().filter(|(i, _)| is_tried(*i)).map(|(_, c)| c).collect();
+    chunks.iter().for_each(|chunk| bytes += chunk.n_bytes());
+    // What is selected does not change how long it takes, and finding it takes about as long, each time it is read.
+    let selections: Vec<Vec<Selection>> = plan.tensors().iter().map(prepare::unread).collect();
+    let started = Instant::now();
+    work_off(plan, inputs, &Nowhere, observer, &layout, (chunks.into_iter(), &selections))?;
+    Ok(started.elapsed().mul_f64(f64::from(plan.n_passes()) * all as f64 / bytes.max(1) as f64))
 }
 
 /// An output that is done.

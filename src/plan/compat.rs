@@ -4,10 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use bstr::BStr;
-
-use super::{Error, mixture};
-use crate::chat::TOKENS;
+use super::{Embeddings, Error, mixture};
+use crate::chat::{TOKENS, TokenMap};
 use crate::ggml::GgmlType;
 use crate::gguf::{Metadata, Model, Value};
 use crate::survey::{Inputs, Kept, Pair, Role};
@@ -33,6 +31,21 @@ pub enum Warning {
     NoVocabulary {
         /// The file's role.
         role: &'static str,
+    },
+    /// A file has other tokens, or has them in another order.
+    Vocabulary {
+        /// The role of the file that others are compared with.
+        own: &'static str,
+        /// The other file's role.
+        role: &'static str,
+        /// Tokens of the first.
+        n_own: usize,
+        /// Tokens of the other.
+        n_other: usize,
+        /// Tokens of both.
+        n_shared: usize,
+        /// Tokens of both that have another id in the other.
+        n_moved: usize,
     },
     /// Tensors of the model that no vector changes.
     NoPartner {
@@ -101,6 +114,13 @@ impl fmt::Display for Warning {
             }
             Warning::NoVocabulary { role } => {
                 write!(f, "{role} has no token list: that its rows belong to the same tokens could not be checked")
+            }
+            Warning::Vocabulary { own, role, n_own, n_other, n_shared, n_moved } => {
+                write!(f, "{own} has {n_own} tokens, {role} {n_other}: {n_shared} are in both")?;
+                if *n_moved > 0 {
+                    write!(f, ", {n_moved} of them at other places")?;
+                }
+                write!(f, "; rows are matched by their tokens, and the {} without one get no vector", n_own - n_shared)
             }
             Warning::NoPartner { tensors } => write!(
                 f,
@@ -194,40 +214,71 @@ const FIXED: [Fixed; 15] = [
 ];
 
 const NOT_SIBLINGS: &str = "the files are no siblings";
-const VOCABULARY_HINT: &str = "models with different vocabularies cannot be merged yet";
+const VOCABULARY_HINT: &str = "tokens of different algorithms cannot be told to be the same";
+
+/// Vocabularies with less than this share of the smaller one in common are not of one family. Extended ones have nearly all
+/// of it, those of different families a fifth to a half: single letters, and frequent words in one spelling.
+const FAMILY: f64 = 0.6;
 
 /// Compares the headers of all inputs with the model's (or the chat model's, when a vector is extracted).
 ///
 /// # Errors
-/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::Mismatch`] where siblings cannot differ, and
-/// [`Error::Container`] for a big-endian file.
+/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::NoTensors`], [`Error::Mismatch`] where siblings cannot differ,
+/// and [`Error::Container`] for a big-endian file.
 pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
     inputs.require_little_endian()?;
     let mut warnings = Vec::new();
     let (own, own_role) = (inputs.source(inputs.template()), inputs.role(inputs.template()));
-    for (role, other) in inputs.sources() {
+    for (id, (role, other)) in inputs.sources().enumerate() {
+        // Adapters, importance matrices and patches have a type of their own; models often have none.
+        let kind = other.metadata().get_str("general.type").filter(|t| *t != "model").map(ToString::to_string);
+        // What sees for a model had no type once, but an architecture of its own.
+        let kind = kind.or_else(|| (other.metadata().architecture() == Some("clip")).then(|| "mmproj".to_owned()));
+        // Its weights can be written in other types too.
+        let kind = kind.filter(|t| *t != "mmproj" || !inputs.vectors().is_empty());
+        if let Some(found) = kind.filter(|_| role != Role::Patch) {
+            return Err(Error::NotAModel { path: other.path().to_owned(), found });
+        }
+        if other.n_tensors() == 0 && role != Role::Patch && !inputs.vectors().is_empty() {
+            return Err(Error::NoTensors { path: other.path().to_owned() });
+        }
         let architecture = |model: &Model| match model.metadata().architecture() {
             Some(name) => Ok(name.to_owned()),
             None => Err(Error::NoArchitecture { path: model.path().to_owned() }),
         };
         let (expected, found) = (architecture(own)?, architecture(other)?);
         let compare = Compare { own, own_role: own_role.name(), other, role: role.name() };
-        // Adapters, importance matrices and patches have a type of their own; models often have none.
-        let kind = other.metadata().get_str("general.type").filter(|t| *t != "model");
-        // A multimodal projector has weights to write in other types too.
-        let kind = kind.filter(|t| *t != "mmproj" || !inputs.vectors().is_empty());
-        if let Some(kind) = kind.filter(|_| role != Role::Patch) {
-            return Err(Error::NotAModel { path: other.path().to_owned(), found: kind.to_string() });
-        }
         if expected != found {
             return Err(compare.mismatch("general.architecture", expected, found, NOT_SIBLINGS));
         }
         if !inputs.vectors().is_empty() {
             compare.hyperparameters(&expected, &mut warnings)?;
-            compare.vocabulary(&mut warnings)?;
+            compare.vocabulary(inputs.token_map(id), &mut warnings)?;
         }
     }
     Ok(warnings)
+}
+
+/// Which rows take part, where that follows from the vocabularies.
+///
+/// # Errors
+/// [`Error::Unshared`] if all should, and cannot.
+pub(super) fn embeddings(inputs: &Inputs, wanted: Embeddings) -> Result<Embeddings, Error> {
+    let own = inputs.source(inputs.template());
+    let unshared = inputs.sources().enumerate().find_map(|(id, (_, other))| {
+        let map = inputs.token_map(id).filter(|map| map.n_shared() < map.n_own())?;
+        let lacks = (0..map.n_own() as u32).find(|token| map.find(*token).is_none())?;
+        let example = own.metadata().get_strings(TOKENS)?.get(lacks as usize)?.to_string();
+        let (n, of) = (map.n_own() - map.n_shared(), map.n_own());
+        let (model, other) = (own.path().to_owned(), other.path().to_owned());
+        Some(Error::Unshared { n, of, example, model, other })
+    });
+    match (wanted, unshared) {
+        (Embeddings::Auto, None) => Ok(Embeddings::All),
+        (Embeddings::Auto, Some(_)) => Ok(Embeddings::Shared),
+        (Embeddings::All, Some(error)) => Err(error),
+        (wanted, _) => Ok(wanted),
+    }
 }
 
 struct Compare<'a> {
@@ -281,30 +332,33 @@ impl Compare<'_> {
         Ok(())
     }
 
-    fn vocabulary(&self, warnings: &mut Vec<Warning>) -> Result<(), Error> {
+    /// `map` says where `other` has the tokens of `own`.
+    fn vocabulary(&self, map: Option<&TokenMap>, warnings: &mut Vec<Warning>) -> Result<(), Error> {
         let (own, other) = (self.own.metadata(), self.other.metadata());
-        let (expected, found) = match (own.get_strings(TOKENS), other.get_strings(TOKENS)) {
-            (Some(expected), Some(found)) => (expected, found),
-            _ => {
-                warnings.push(Warning::NoVocabulary { role: self.role });
-                return Ok(());
-            }
+        let Some(map) = map else {
+            warnings.push(Warning::NoVocabulary { role: self.role });
+            return Ok(());
         };
-        if expected.len() != found.len() {
-            let tokens = |n: usize| format!("{n} tokens");
-            return Err(self.mismatch(TOKENS, tokens(expected.len()), tokens(found.len()), VOCABULARY_HINT));
-        }
-        if let Some((i, (a, b))) = expected.iter().zip(found.iter()).enumerate().find(|(_, (a, b))| a != b) {
-            let quoted = |token: &BStr| format!("{:?}", Value::String(token.to_owned()).summary());
-            return Err(self.mismatch(&format!("{TOKENS}[{i}]"), quoted(a), quoted(b), VOCABULARY_HINT));
-        }
         let model_key = "tokenizer.ggml.model";
         if let (Some(a), Some(b)) = (own.get(model_key), other.get(model_key))
             && a != b
         {
             return Err(self.mismatch(model_key, a.summary(), b.summary(), VOCABULARY_HINT));
         }
+        if !map.is_identity() {
+            let (shared, of) = (map.n_shared(), map.n_own().min(map.n_other()));
+            if (shared as f64) < FAMILY * of as f64 {
+                let (model, other) = (self.own.path().to_owned(), self.other.path().to_owned());
+                return Err(Error::Vocabulary { shared, of, model, other });
+            }
+            let (own, role, n_own, n_other) = (self.own_role, self.role, map.n_own(), map.n_other());
+            warnings.push(Warning::Vocabulary { own, role, n_own, n_other, n_shared: shared, n_moved: map.n_moved() });
+        }
         for key in ["tokenizer.ggml.pre", "tokenizer.ggml.merges"] {
+            // Other tokens come with other merges.
+            if key.ends_with("merges") && !map.is_identity() {
+                continue;
+            }
             match (own.get(key), other.get(key)) {
                 (Some(a), Some(b)) if a != b => warnings.push(Warning::Differs {
                     key: key.to_owned(),

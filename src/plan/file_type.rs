@@ -92,9 +92,10 @@ impl FileType {
 }
 
 /// The types of an output's tensors.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub enum OutputType {
     /// Each tensor keeps the model's own type.
+    #[default]
     Keep,
     /// The types that llama-quantize would choose.
     Mixture {

@@ -3,7 +3,7 @@
 //! Nothing here depends on the time or the place, and only the recipe on the names of files, so that the same inputs give the
 //! same bytes.
 
-use super::Recipe;
+use super::{Embeddings, Recipe, SpecialRow};
 use crate::gguf::{Array, Metadata, Value};
 use crate::survey::{Inputs, Moments};
 
@@ -61,7 +61,13 @@ fn raise_alignment(metadata: &mut Metadata) {
 }
 
 /// Adds `general.base_model.*`, one entry for each input in their order, and `chatvec.*`.
-pub(super) fn provenance(metadata: &mut Metadata, inputs: &Inputs, recipe: &Recipe) {
+pub(super) fn provenance(
+    metadata: &mut Metadata,
+    inputs: &Inputs,
+    recipe: &Recipe,
+    embeddings: Embeddings,
+    special: &[SpecialRow],
+) {
     base_models(metadata, inputs);
     metadata.set("chatvec.version", Value::U32(PROVENANCE_VERSION));
     let roles = inputs.sources().map(|(role, _)| role.name()).collect();
@@ -70,8 +76,10 @@ pub(super) fn provenance(metadata: &mut Metadata, inputs: &Inputs, recipe: &Reci
     metadata.set("chatvec.ratios", Value::Array(Array::from_f32s(&ratios)));
     metadata.set("chatvec.method", recipe.merging.method.name());
     metadata.set("chatvec.output_type", recipe.output.name().as_str());
-    metadata.set("chatvec.embeddings", recipe.embeddings.name());
-    metadata.set("chatvec.special_tokens", "none");
+    metadata.set("chatvec.embeddings", embeddings.name());
+    // By their texts: whoever has the file sees whose rows are not sums.
+    let texts = special.iter().map(|row| row.text.as_str()).collect();
+    metadata.set("chatvec.special_tokens", Value::Array(Array::Strings(texts)));
     if let Some(text) = &recipe.text {
         metadata.set(RECIPE_KEY, text.as_str());
     }

@@ -13,6 +13,7 @@ pub mod mixture;
 mod ratios;
 mod recipe_file;
 mod setting;
+mod special;
 mod types;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ pub use metadata::{MEASURED_KEYS, RECIPE_KEY, base_models, fill_measured};
 pub use ratios::{PRESETS, Preset, Ratios, Rule};
 pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
 pub use setting::{Place, Scalar, Setting};
+pub use special::{SpecialRow, SpecialTokens};
 pub use types::{fallback, is_quantizable, requires_importance};
 
 use crate::chat;
@@ -31,7 +33,7 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{Combination, Inputs, Kept, Pair, TensorRef, Term};
+use crate::survey::{self, Combination, Inputs, Kept, Pair, Part, TensorRef, Term, has_row_per_token};
 
 /// Why no plan could be made. Nothing has been written.
 #[derive(Debug, thiserror::Error)]
@@ -67,15 +69,19 @@ pub enum Error {
     },
     /// A file of another kind in place of a model.
     #[error(
-        "{}: key general.type: expected \"model\", found {found:?}; {}",
-        path.display(),
-        if found == "chat-vector" { "a patch goes to chatvec apply" } else { "give the model's own file" }
+        "{}: key general.type: expected \"model\", found {found:?}; {}", path.display(), advice_for(found)
     )]
     NotAModel {
         /// The file.
         path: PathBuf,
         /// Its `general.type`.
         found: String,
+    },
+    /// A file with metadata alone, such as the vocabularies that convert_hf_to_gguf.py makes with --vocab-only.
+    #[error("{}: the file has no tensors, only metadata such as a vocabulary; give the model's own file", path.display())]
+    NoTensors {
+        /// The file.
+        path: PathBuf,
     },
     /// A file type for which llama.cpp has no rules which tensor gets which type.
     #[error("llama.cpp has no mixture for the output type {name}; give --pure for this one type in every tensor")]
@@ -179,6 +185,80 @@ pub enum Error {
         /// Its type there.
         ty: GgmlType,
     },
+    /// A token of the model that another file lacks, where all were to take part.
+    #[error(
+        "{} of the {of} tokens of {} are not in {}, among them {example:?}: not every row can take part; --embeddings shared \
+         leaves those out", n, model.display(), other.display()
+    )]
+    Unshared {
+        /// How many.
+        n: usize,
+        /// How many tokens the model has.
+        of: usize,
+        /// One of them.
+        example: String,
+        /// The model's file.
+        model: PathBuf,
+        /// The other file.
+        other: PathBuf,
+    },
+    /// Vocabularies that have little in common.
+    #[error(
+        "only {shared} of the {of} tokens of {} are in {}: the files are no siblings", model.display(), other.display()
+    )]
+    Vocabulary {
+        /// Tokens in both.
+        shared: usize,
+        /// Tokens of the smaller vocabulary.
+        of: usize,
+        /// The model's file.
+        model: PathBuf,
+        /// The other file.
+        other: PathBuf,
+    },
+    /// Tokens that a conversation needs and the model lacks.
+    #[error(
+        "{} lacks tokens that the chat of {} needs: {}; {}", model.display(), chat.display(), tokens.join(", "),
+        if *can_be_added {
+            "--add-missing-tokens gives it them with the chat model's rows, --special-tokens none goes on without"
+        } else {
+            "a patch has no rows for them; merge with base and chat themselves, or go on without by --special-tokens none"
+        }
+    )]
+    MissingTokens {
+        /// Their texts.
+        tokens: Vec<String>,
+        /// The model's file.
+        model: PathBuf,
+        /// The chat model's.
+        chat: PathBuf,
+        /// Whether there are rows for them.
+        can_be_added: bool,
+    },
+    /// A special token that the chat model does not have.
+    #[error(
+        "--special-tokens: {} has no special token {text:?}; chatvec inspect --chat lists those it has", path.display()
+    )]
+    UnknownToken {
+        /// The text.
+        text: String,
+        /// The chat model's file.
+        path: PathBuf,
+    },
+    /// Rows of special tokens are asked for, and there are none.
+    #[error("--special-tokens: {} is a patch, which has no rows of its own; use auto or none", path.display())]
+    NoRows {
+        /// The patch.
+        path: PathBuf,
+    },
+    /// A model whose tensors cannot grow by a token.
+    #[error("{}: no tokens can be added, since tensor {tensor} has a number for each", model.display())]
+    CannotAddTokens {
+        /// The tensor.
+        tensor: &'static str,
+        /// The model's file.
+        model: PathBuf,
+    },
     /// A ratio that cannot be read.
     #[error("a ratio must be a number, found {text:?}; write PATCH@0.5")]
     RatioText {
@@ -242,7 +322,7 @@ pub enum Error {
         vector: usize,
     },
     /// A tensor that not every model of a linear merge has.
-    #[error("tensor {tensor} is not in every model; a linear merge needs it there")]
+    #[error("tensor {tensor} is not in every model with the same rows; a linear merge needs it there")]
     LinearGap {
         /// The tensor.
         tensor: String,
@@ -283,14 +363,29 @@ pub enum Error {
     },
 }
 
-/// What becomes of `token_embd` and `output`.
+/// What to do with a file of this kind (gguf-py/gguf/constants.py, `GGUFType`, and this crate's own).
+fn advice_for(kind: &str) -> &'static str {
+    match kind {
+        "chat-vector" => "it is a patch, which goes to chatvec apply",
+        "adapter" => "it is a LoRA adapter: put it into its model first, with llama-export-lora, and give that",
+        "mmproj" => "it is the part of a model that sees or hears: give the language model's own file",
+        "imatrix" => "it is an importance matrix, which goes to --imatrix",
+        _ => "give the model's own file",
+    }
+}
+
+/// Which rows of the tensors with a row for each token take part: `token_embd`, `output`, `per_layer_token_embd`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Embeddings {
-    /// Every row takes part, as any other tensor. Right where vocabularies are equal.
+    /// [`Embeddings::All`] where every token of the model is in all other files, else [`Embeddings::Shared`].
     #[default]
+    Auto,
+    /// Every row; a token of the model that another file lacks is an error.
     All,
-    /// They stay the model's.
+    /// The rows of tokens that base and chat have too; others stay the model's.
+    Shared,
+    /// None: they stay the model's.
     Skip,
 }
 
@@ -298,30 +393,29 @@ impl Embeddings {
     /// The word for it on the command line and in provenance.
     pub fn name(self) -> &'static str {
         match self {
+            Embeddings::Auto => "auto",
             Embeddings::All => "all",
+            Embeddings::Shared => "shared",
             Embeddings::Skip => "skip",
         }
     }
 }
 
 /// What is wanted of an output.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Recipe {
     /// The types of its tensors.
     pub output: OutputType,
     /// What becomes of the embeddings.
     pub embeddings: Embeddings,
+    /// Whose rows are taken from the chat model.
+    pub special_tokens: SpecialTokens,
+    /// Whether the model gets tokens that the chat needs and it lacks.
+    pub add_missing_tokens: bool,
     /// How vectors are combined, and how much of each every tensor gets.
     pub merging: Merging,
     /// The recipe in words, for the output's metadata ([`RecipeFile::recipe`]).
     pub text: Option<String>,
-}
-
-impl Default for Recipe {
-    /// The plain sum of all tensors, in the model's own types.
-    fn default() -> Self {
-        Recipe { output: OutputType::Keep, embeddings: Embeddings::All, merging: Merging::default(), text: None }
-    }
 }
 
 /// One tensor of the output.
@@ -341,6 +435,17 @@ pub struct TensorPlan {
     pub combination: Combination,
     /// Why nothing is added, where nothing is.
     pub kept: Option<Kept>,
+    /// Rows that are not a sum.
+    pub taken: Option<Taken>,
+}
+
+/// Rows of an output tensor that are those of another model, unscaled: special tokens that nobody trained the model on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// The tensor with these rows.
+    pub at: TensorRef,
+    /// The row in the output and the one there, by the first.
+    pub rows: Vec<(u32, u32)>,
 }
 
 /// Everything about an output that can be known before reading weights.
@@ -351,40 +456,51 @@ pub struct MergePlan {
     pub warnings: Vec<Warning>,
     /// What was taken over from the chat model's metadata.
     pub plumbing: Vec<chat::Change>,
+    /// Tokens whose rows are the chat model's, by their ids.
+    pub special_rows: Vec<SpecialRow>,
     header: Header,
 }
 
 impl MergePlan {
-    /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed.
+    /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed. `special` are the chat
+    /// model's special tokens, as [`survey::special_tokens`] finds them; without them no row is special.
     ///
     /// # Errors
     /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`],
     /// [`Error::ImportanceMissing`], [`Error::NothingMatches`], [`Error::NoWeight`], [`Error::Layers`], [`Error::LinearGap`],
-    /// [`Error::LinearZero`], and those of [`mixture::choose`].
+    /// [`Error::LinearZero`], those of [`mixture::choose`]; and where vocabularies differ [`Error::Unshared`],
+    /// [`Error::MissingTokens`], [`Error::UnknownToken`], [`Error::NoRows`], [`Error::CannotAddTokens`].
     ///
     /// # Panics
     /// If the inputs have no model to add to, or no vector.
-    pub fn merge(inputs: &Inputs, mut pairs: Vec<Pair>, recipe: &Recipe) -> Result<Self, Error> {
+    pub fn merge(
+        inputs: &Inputs,
+        mut pairs: Vec<Pair>,
+        recipe: &Recipe,
+        special: Option<&survey::SpecialTokens>,
+    ) -> Result<Self, Error> {
         let model = inputs.source(inputs.model().expect("a merge has a model"));
         check_ratios(inputs)?;
+        let embeddings = compat::embeddings(inputs, recipe.embeddings)?;
         let mut warnings = compat::pairing_warnings(inputs, &pairs);
         for pair in pairs.iter_mut().filter(|pair| pair.kept.is_none()) {
-            if recipe.embeddings == Embeddings::Skip && types::is_embedding(&pair.name) {
+            if recipe.embeddings == Embeddings::Skip && has_row_per_token(&pair.name) {
                 pair.terms.clear();
                 pair.kept = Some(Kept::Skipped);
             }
         }
         recipe.merging.apply(inputs, &mut pairs, &mut warnings)?;
         let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
+        let mut metadata = model.metadata().clone();
+        let special_rows = special::decide(inputs, recipe, special, &mut metadata)?;
+        special::take(inputs, inputs.talker(), &special_rows, &mut tensors)?;
         drop_lost_scales(&mut tensors, model);
         warnings.extend(importance::check(inputs, &tensors)?);
         check_importance(&tensors, inputs, recipe)?;
 
-        let mut metadata = model.metadata().clone();
         metadata::clean(&mut metadata);
         // The first vector with a template is the main one; a second vector adds to it.
-        let talker = inputs.vectors().iter().map(|v| inputs.source(v.plus).metadata()).find(|m| chat::has_template(m));
-        let talker = talker.unwrap_or_else(|| inputs.source(inputs.vectors()[0].plus).metadata());
+        let talker = inputs.source(inputs.talker().expect("a merge has a vector")).metadata();
         let chat::Transplant { changes, unusable } = chat::transplant(&mut metadata, talker);
         if !unusable.is_empty() {
             warnings.push(Warning::Unusable { keys: unusable });
@@ -395,8 +511,9 @@ impl MergePlan {
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
         recipe.output.describe(&mut metadata, &types);
         importance::describe(&mut metadata, inputs.importance());
-        metadata::provenance(&mut metadata, inputs, recipe);
-        Self::from_parts(metadata, tensors, warnings, changes)
+        metadata::provenance(&mut metadata, inputs, recipe, embeddings, &special_rows);
+        let plan = Self::from_parts(metadata, tensors, warnings, changes)?;
+        Ok(MergePlan { special_rows, ..plan })
     }
 
     /// Plans the model itself in other types, as llama-quantize does it: nothing is added, and of the metadata only what
@@ -456,7 +573,7 @@ impl MergePlan {
     ) -> Result<Self, Error> {
         let specs = tensors.iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty });
         let header = Header::new(metadata, specs)?;
-        Ok(MergePlan { tensors, warnings, plumbing, header })
+        Ok(MergePlan { tensors, warnings, plumbing, special_rows: Vec::new(), header })
     }
 
     /// The tensors, in the order of the output.
@@ -557,37 +674,51 @@ impl TensorPlan {
     pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
         let ne = pair.info(inputs).ne().to_vec();
         let Pair { name, model, terms, combination, kept, .. } = pair;
-        let plan = TensorPlan { name, ne, ty, model, terms, combination, kept };
-        if plan.is_copy(inputs) {
-            return Ok(plan);
+        let plan = TensorPlan { name, ne, ty, model, terms, combination, kept, taken: None };
+        plan.check_types(inputs)?;
+        Ok(plan)
+    }
+
+    /// Whether the codec can do what this tensor takes.
+    fn check_types(&self, inputs: &Inputs) -> Result<(), Error> {
+        if self.is_copy(inputs) {
+            return Ok(());
         }
-        for at in plan.sources() {
+        for at in self.sources().chain(self.taken.iter().map(|taken| taken.at)) {
             let (source, info) = (inputs.source(at.source), inputs.source(at.source).tensor(at.tensor));
             if !quants::is_supported(info.ty()) {
                 let (path, tensor) = (source.path_of(at.tensor).to_owned(), info.name().to_owned());
                 return Err(Error::CannotDecode { path, tensor, ty: info.ty() });
             }
         }
-        if !quants::is_supported(ty) {
-            return Err(Error::CannotEncode { tensor: plan.name, ty });
+        if !quants::is_supported(self.ty) {
+            return Err(Error::CannotEncode { tensor: self.name.clone(), ty: self.ty });
         }
-        Ok(plan)
+        Ok(())
     }
 
-    /// Every tensor that is read for this one, once: the model's, then those of the terms in their order.
+    /// Every tensor that is read for this one.
     pub fn sources(&self) -> impl Iterator<Item = TensorRef> {
-        let mut sources: Vec<TensorRef> = Vec::new();
-        let all = self.model.into_iter().chain(self.terms.iter().flat_map(|t| [Some(t.plus), t.minus]).flatten());
-        for at in all {
-            if !sources.contains(&at) {
-                sources.push(at);
-            }
-        }
-        sources.into_iter()
+        self.parts().map(|part| part.at)
     }
 
-    /// Whether the model's blocks are taken as they are.
+    /// The same, with what each is for.
+    pub fn parts(&self) -> impl Iterator<Item = Part> {
+        survey::parts(self.model, &self.terms)
+    }
+
+    /// The rows of [`TensorPlan::taken`] in the output.
+    pub fn taken_rows(&self) -> Vec<u32> {
+        self.taken.iter().flat_map(|taken| taken.rows.iter().map(|(row, _)| *row)).collect()
+    }
+
+    /// Whether nothing is read but the model's blocks, which are taken as they are.
     pub fn is_copy(&self, inputs: &Inputs) -> bool {
+        self.takes_blocks(inputs) && self.taken.is_none()
+    }
+
+    /// Whether the model's blocks are taken as they are, [`TensorPlan::taken`] rows aside.
+    pub fn takes_blocks(&self, inputs: &Inputs) -> bool {
         let same_type = |at: TensorRef| inputs.source(at.source).tensor(at.tensor).ty() == self.ty;
         self.terms.is_empty() && self.model.is_some_and(same_type)
     }

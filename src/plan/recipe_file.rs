@@ -31,7 +31,7 @@ use super::merging::{Merging, VectorSettings};
 use super::mixture::{Options, Override};
 use super::ratios::Ratios;
 use super::setting::Setting;
-use super::{Embeddings, Error, OutputType, Recipe};
+use super::{Embeddings, Error, OutputType, Recipe, SpecialTokens};
 use crate::ggml::GgmlType;
 use crate::survey::Method;
 
@@ -70,6 +70,12 @@ pub struct RecipeFile {
     /// What becomes of the embeddings.
     #[serde(skip_serializing_if = "is_default")]
     pub embeddings: Embeddings,
+    /// Whose rows are taken from the chat model.
+    #[serde(skip_serializing_if = "is_default")]
+    pub special_tokens: SpecialTokens,
+    /// Whether the model gets tokens that the chat needs and it lacks.
+    #[serde(skip_serializing_if = "is_default")]
+    pub add_missing_tokens: bool,
     /// `keep`, or a file type of llama-quantize.
     #[serde(rename = "type")]
     pub ty: String,
@@ -147,7 +153,9 @@ impl Default for RecipeFile {
             ratio_for: Vec::new(),
             ratio_gradient: Vec::new(),
             preset: Vec::new(),
-            embeddings: Embeddings::All,
+            embeddings: Embeddings::default(),
+            special_tokens: SpecialTokens::default(),
+            add_missing_tokens: false,
             ty: "keep".to_owned(),
             pure: false,
             tensor_type: Vec::new(),
@@ -268,7 +276,8 @@ impl RecipeFile {
             n_layers: self.n_layers,
         };
         let text = Some(self.clone().portable().to_toml()?);
-        Ok(Recipe { output: self.output_type()?, embeddings: self.embeddings, merging, text })
+        let RecipeFile { embeddings, special_tokens, add_missing_tokens, .. } = self.clone();
+        Ok(Recipe { output: self.output_type()?, embeddings, special_tokens, add_missing_tokens, merging, text })
     }
 
     /// Refuses what cannot be meant.

@@ -5,6 +5,7 @@
 use super::OutputType;
 use crate::ggml::GgmlType::{self, *};
 use crate::quants;
+use crate::survey::has_row_per_token;
 
 /// Parts of names that llama-quantize never touches: small, or of great effect.
 #[rustfmt::skip]
@@ -44,11 +45,6 @@ pub fn is_quantizable(architecture: &str, name: &str, n_dims: usize) -> bool {
         && !(architecture == "glm5-next" && never(&NEVER_IN_GLM5_NEXT))
 }
 
-/// Whether a tensor has a row for each token.
-pub(super) fn is_embedding(name: &str) -> bool {
-    matches!(name, "token_embd.weight" | "output.weight" | "per_layer_token_embd.weight")
-}
-
 /// The type that stands in for `ty` where rows of `row_len` weights are no whole number of its blocks
 /// (`tensor_type_fallback`); none for types for which llama.cpp has no rule.
 pub fn fallback(ty: GgmlType, row_len: u64) -> Option<GgmlType> {
@@ -73,7 +69,7 @@ pub fn fallback(ty: GgmlType, row_len: u64) -> Option<GgmlType> {
 pub fn requires_importance(name: &str, ty: GgmlType, output: &OutputType) -> bool {
     match ty {
         _ if quants::requires_importance(ty) => true,
-        _ if is_embedding(name) => false,
+        _ if has_row_per_token(name) => false,
         IQ3_XXS | IQ2_S | IQ1_M => true,
         Q2_K => output.file_type().is_some_and(|f| f.name == "Q2_K_S"),
         _ => false,

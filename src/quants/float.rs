@@ -1,7 +1,7 @@
 //! F32, F16 and BF16: one number a block, and the f16 scales inside all other blocks.
 //!
-//! Conversions are arithmetic without branches, which the compiler turns into vectors of every level. That is faster than
-//! memory is, so rows have no use for the instructions that some processors have for F16.
+//! Conversions are arithmetic without branches, which the compiler turns into vectors of every level. For rows of F16 many
+//! processors have instructions (`simd::decode_f16`), which give the same bits.
 
 #[inline(always)]
 pub(super) fn decode_f32(bytes: &[u8; 4], w: &mut [f32; 1]) {

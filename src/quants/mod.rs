@@ -28,7 +28,7 @@
 //! | `bits` | Q1_0, Q2_0: one scale for 128 or 64 weights |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
-//! | `simd`, `batch` | vector instructions, and rows cut into what they take |
+//! | `simd`, `batch` | vector instructions, also for loops of other modules, and rows cut into what they take |
 
 mod batch;
 mod bits;
@@ -59,7 +59,10 @@ mod weighting;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
+#[cfg(test)]
+pub(crate) use simd::vectorized_at;
 pub use simd::{Level, UnknownLevel, limit_level};
+pub(crate) use simd::{Loops, vectorized};
 
 use crate::ggml::GgmlType;
 use batch::Rows;
@@ -158,7 +161,7 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
     check_lengths(ty, dst.len(), src.len())?;
     match ty {
         GgmlType::F32 => decode_blocks(level, src, dst, float::decode_f32),
-        GgmlType::F16 => decode_blocks(level, src, dst, float::decode_f16),
+        GgmlType::F16 => simd::decode_f16(level, src.as_chunks().0, dst.as_chunks_mut().0),
         GgmlType::Q4_0 => decode_blocks(level, src, dst, legacy::decode_q4_0),
         GgmlType::Q4_1 => decode_blocks(level, src, dst, legacy::decode_q4_1),
         GgmlType::Q5_0 => decode_blocks(level, src, dst, legacy::decode_q5_0),
@@ -240,7 +243,7 @@ pub fn quantize_rows_at(
     let rows = Rows { weights: src, importance };
     match ty {
         GgmlType::F32 => encode_blocks(level, src, dst, float::encode_f32),
-        GgmlType::F16 => encode_blocks(level, src, dst, float::encode_f16),
+        GgmlType::F16 => simd::encode_f16(level, src.as_chunks().0, dst.as_chunks_mut().0),
         GgmlType::Q4_0 if importance.is_some() => {
             batch::encode::<legacy_importance::Symmetric<4>, _, 18>(level, rows, dst)
         }

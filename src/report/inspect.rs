@@ -7,6 +7,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Report, Table, bytes, shape};
 use crate::chat;
+use crate::eval::ChatAudit;
 use crate::gguf::{Array, ByteOrder, Model, Value, printable};
 use crate::plan::RECIPE_KEY;
 use crate::quants;
@@ -20,6 +21,8 @@ pub struct Inspect<'a> {
     pub model: &'a Model,
     /// Whether the text lists every tensor.
     pub tensors: bool,
+    /// What was found of its chat, if that was asked for.
+    pub chat: Option<&'a ChatAudit>,
 }
 
 impl Inspect<'_> {
@@ -100,6 +103,7 @@ impl Report for Inspect<'_> {
         for warning in self.warnings() {
             text += &format!("\nwarning: {warning}\n");
         }
+        text += &self.chat.map_or_else(String::new, Report::text);
         text
     }
 
@@ -135,7 +139,11 @@ impl Report for Inspect<'_> {
                 })
             })
             .collect();
-        json!({ "files": files, "metadata": metadata, "tensors": tensors, "warnings": self.warnings() })
+        let mut json = json!({ "files": files, "metadata": metadata, "tensors": tensors, "warnings": self.warnings() });
+        if let Some(chat) = self.chat {
+            json["chat"] = chat.json();
+        }
+        json
     }
 }
 

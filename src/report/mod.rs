@@ -1,5 +1,6 @@
 //! Result values as text for people and as JSON for programs. Computes nothing.
 
+mod audit;
 mod compare;
 mod imatrix;
 mod inspect;

@@ -1,6 +1,7 @@
 //! What a run would do.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
@@ -28,11 +29,26 @@ pub struct Plan<'a> {
     pub threads: usize,
     /// Bytes free on the disk of the output.
     pub disk_free: Option<u64>,
+    /// How long it would take, writing aside.
+    pub time: Option<Duration>,
 }
+
+/// Bytes of a process that holds nothing yet: code, libraries, stacks. Measured (docs/PERFORMANCE.md, forecasts).
+const PROCESS: u64 = 8 << 20;
+
+/// Bytes of memory for each byte of a header: as it is held, and as it is read or written.
+const HEADER_FACTOR: u64 = 2;
 
 impl Plan<'_> {
     fn source_types(&self, t: &TensorPlan) -> Vec<GgmlType> {
         t.sources().map(|at| self.inputs.source(at.source).tensor(at.tensor).ty()).collect()
+    }
+
+    /// The most memory that the process would have at a time, about.
+    fn peak_memory(&self) -> u64 {
+        let headers = self.inputs.sources().flat_map(|(_, model)| model.files()).map(|file| file.header().len());
+        let own = self.plan.header().len();
+        self.memory + PROCESS + HEADER_FACTOR * (headers.sum::<u64>() + own)
     }
 
     fn surveyed(&self) -> BTreeMap<&str, &TensorSurvey> {
@@ -124,6 +140,22 @@ pub(super) fn words(is_patch: bool) -> (&'static str, &'static str) {
     if is_patch { ("gain", "error") } else { ("survival", "noise") }
 }
 
+/// The tokens whose rows are the chat model's, in a line; nothing if there are none.
+pub(super) fn special_rows(plan: &MergePlan) -> String {
+    const SHOWN: usize = 8;
+    let texts = |is_added: bool| {
+        let rows = plan.special_rows.iter().filter(|row| row.is_added == is_added);
+        let texts: Vec<String> = rows.map(|row| printable(&row.text)).collect();
+        match texts.len() {
+            0 => None,
+            n if n > SHOWN => Some(format!("{} … {n} in all", texts[..SHOWN].join(" "))),
+            _ => Some(texts.join(" ")),
+        }
+    };
+    let line = |what: &str, texts: Option<String>| texts.map_or_else(String::new, |texts| format!("{what}: {texts}\n"));
+    line("rows of the chat model for untrained special tokens", texts(false)) + &line("tokens added", texts(true))
+}
+
 /// The forecast for the plan's tensors in these types, in their order.
 fn forecast(plan: &MergePlan, survey: &Survey, types: &[GgmlType]) -> TypeForecast {
     let by_name: HashMap<&str, GgmlType> =
@@ -141,6 +173,7 @@ fn kept_name(kept: Option<Kept>) -> &'static str {
         Some(Kept::NoPartner) => "kept: no partner",
         Some(Kept::Skipped) => "kept: left out",
         Some(Kept::RatioZero) => "kept: ratio 0",
+        Some(Kept::ByToken) => "kept: tokens differ",
     }
 }
 
@@ -181,6 +214,7 @@ impl Report for Plan<'_> {
             text += &table.text();
         }
         text += &format!("\n{}\n", Self::expectation(self.plan, self.survey, self.is_patch));
+        text += &special_rows(self.plan);
         if !self.types.is_empty() {
             let (survival, noise) = words(self.is_patch);
             text += if self.is_patch {
@@ -198,11 +232,15 @@ impl Report for Plan<'_> {
             text += &types.text();
         }
         text += &format!(
-            "\noutput {}{}; buffers {} in {} threads\n",
+            "\noutput {}{}; buffers {} in {} threads, about {} of memory in all{}\n",
             bytes(self.plan.header().file_len()),
             self.disk_free.map_or_else(String::new, |free| format!(" (the disk has {} free)", bytes(free))),
             bytes(self.memory),
-            self.threads
+            self.threads,
+            bytes(self.peak_memory()),
+            self.time.map_or_else(String::new, |time| {
+                format!("; about {:.1} s, and what the disk takes to write", time.as_secs_f64())
+            }),
         );
         text
     }
@@ -255,9 +293,12 @@ impl Report for Plan<'_> {
             "findings": self.survey.findings,
             "warnings": self.plan.warnings,
             "plumbing": self.plan.plumbing,
+            "special_tokens": self.plan.special_rows,
             "output_bytes": self.plan.header().file_len(),
             "disk_free_bytes": self.disk_free,
             "memory_bytes": self.memory,
+            "peak_memory_bytes": self.peak_memory(),
+            "seconds": self.time.map(|time| time.as_secs_f64()),
             "threads": self.threads,
         })
     }

@@ -87,8 +87,9 @@ impl Report for Run<'_> {
         let seconds = self.took.as_secs_f64();
         let smoke = self.smoke.as_ref().map_or(String::new(), |smoke| format!("\n{}", smoke.text()));
         format!(
-            "{}\n{}: {}{} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n{smoke}",
+            "{}\n{}{}: {}{} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n{smoke}",
             table.text(),
+            super::plan::special_rows(self.plan),
             file.path.display(),
             shards(file),
             self.plan.tensors().len(),
@@ -143,6 +144,7 @@ impl Report for Run<'_> {
             "parts": parts,
             "tensors": tensors,
             "plumbing": self.plan.plumbing,
+            "special_tokens": self.plan.special_rows,
             "warnings": self.plan.warnings,
             "findings": self.findings,
             "seconds": self.took.as_secs_f64(),

@@ -11,14 +11,18 @@ mod pairing;
 mod rounding;
 mod sample;
 mod source;
+mod special;
 mod sum;
 
-pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
+pub use combine::{Combination, Mask, Method, Selection, Selector, Share};
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
-pub use pairing::{Inputs, Kept, Pair, Role, SourceId, TensorRef, Term, Vector, pair, part_of};
+pub use pairing::{
+    Inputs, Kept, Pair, Part, Role, Rows, SourceId, TensorRef, Term, Vector, has_row_per_token, pair, part_of, parts,
+};
 pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{
     Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale,
 };
+pub use special::{SpecialToken, SpecialTokens, special_tokens};
 pub use sum::{Sum, resize};

@@ -2,6 +2,8 @@
 
 use std::ops::AddAssign;
 
+use crate::quants::{self, Loops};
+
 /// Sums in f64 over some weights of a tensor, from which norms, cosines, survival and noise follow.
 ///
 /// *m* is the continual-pretrained weight, *b* the base's, *δ* what is added (Σ ratio·τ), *o* = *m* + *δ* the weight
@@ -66,12 +68,7 @@ impl Moments {
     ///
     /// The order of the additions follows from the length alone.
     pub fn add(&mut self, weights: &Weights<'_>) {
-        *self += match (weights.model.is_some(), weights.base.is_some()) {
-            (true, true) => weights.sums::<true, true>(),
-            (true, false) => weights.sums::<true, false>(),
-            (false, true) => weights.sums::<false, true>(),
-            (false, false) => weights.sums::<false, false>(),
-        };
+        *self += quants::vectorized(*weights);
     }
 }
 
@@ -90,11 +87,28 @@ pub struct Weights<'a> {
     pub got: &'a [f32],
 }
 
-/// Running sums side by side, so that the compiler may use vectors.
+/// Running sums side by side, as many f64 as a register of AVX2 holds: with twice as many the compiler runs out of registers.
 const LANES: usize = 4;
+
+type Lanes = [f64; LANES];
+
+impl Loops for Weights<'_> {
+    type Output = Moments;
+
+    #[inline(always)]
+    fn run(self) -> Moments {
+        match (self.model.is_some(), self.base.is_some()) {
+            (true, true) => self.sums::<true, true>(),
+            (true, false) => self.sums::<true, false>(),
+            (false, true) => self.sums::<false, true>(),
+            (false, false) => self.sums::<false, false>(),
+        }
+    }
+}
 
 impl Weights<'_> {
     /// All sums in one pass: every weight is widened to f64 once.
+    #[inline(always)]
     fn sums<const MODEL: bool, const BASE: bool>(&self) -> Moments {
         // What is absent is not looked at; any slice of the right length will do.
         let model = self.model.unwrap_or(self.delta);
@@ -112,7 +126,7 @@ impl Weights<'_> {
             padded
         });
         sums.add::<MODEL, BASE>(&delta, &model, &base, &wanted, &got);
-        let total = |lanes: [f64; LANES]| lanes.iter().sum();
+        let total = |lanes: Lanes| lanes.iter().sum();
         Moments {
             delta2: total(sums.delta2),
             model2: total(sums.model2),
@@ -127,15 +141,16 @@ impl Weights<'_> {
 /// The sums of [`Moments`], lane by lane.
 #[derive(Default)]
 struct Sums {
-    delta2: [f64; LANES],
-    model2: [f64; LANES],
-    drift2: [f64; LANES],
-    delta_drift: [f64; LANES],
-    kept: [f64; LANES],
-    error2: [f64; LANES],
+    delta2: Lanes,
+    model2: Lanes,
+    drift2: Lanes,
+    delta_drift: Lanes,
+    kept: Lanes,
+    error2: Lanes,
 }
 
 impl Sums {
+    /// One operation on all lanes after the other: of a loop over lanes that does them all the compiler makes no vectors.
     #[inline(always)]
     fn add<const MODEL: bool, const BASE: bool>(
         &mut self,
@@ -145,21 +160,37 @@ impl Sums {
         wanted: &[f32; LANES],
         got: &[f32; LANES],
     ) {
-        let (d, o, q) = (delta.map(f64::from), wanted.map(f64::from), got.map(f64::from));
-        let m = if MODEL { model.map(f64::from) } else { [0.0; LANES] };
-        let b = if BASE { base.map(f64::from) } else { m };
-        for k in 0..LANES {
-            let drift = if MODEL && BASE { m[k] - b[k] } else { 0.0 };
-            let reference = if MODEL { m[k] } else { b[k] };
-            let error = q[k] - o[k];
-            self.delta2[k] += d[k] * d[k];
-            self.model2[k] += reference * reference;
-            self.drift2[k] += drift * drift;
-            self.delta_drift[k] += d[k] * drift;
-            self.kept[k] += (q[k] - m[k]) * d[k];
-            self.error2[k] += error * error;
-        }
+        let (d, o, q) = (widen(delta), widen(wanted), widen(got));
+        let m = if MODEL { widen(model) } else { [0.0; LANES] };
+        let b = if BASE { widen(base) } else { m };
+        let drift = if MODEL && BASE { subtract(m, b) } else { [0.0; LANES] };
+        let reference = if MODEL { m } else { b };
+        let error = subtract(q, o);
+        add_product(&mut self.delta2, d, d);
+        add_product(&mut self.model2, reference, reference);
+        add_product(&mut self.drift2, drift, drift);
+        add_product(&mut self.delta_drift, d, drift);
+        add_product(&mut self.kept, subtract(q, m), d);
+        add_product(&mut self.error2, error, error);
     }
+}
+
+#[inline(always)]
+fn widen(x: &[f32; LANES]) -> Lanes {
+    let mut wide = [0.0; LANES];
+    wide.iter_mut().zip(x).for_each(|(wide, x)| *wide = f64::from(*x));
+    wide
+}
+
+#[inline(always)]
+fn subtract(mut a: Lanes, b: Lanes) -> Lanes {
+    a.iter_mut().zip(b).for_each(|(a, b)| *a -= b);
+    a
+}
+
+#[inline(always)]
+fn add_product(sum: &mut Lanes, a: Lanes, b: Lanes) {
+    sum.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
 }
 
 impl AddAssign for Moments {
@@ -176,6 +207,30 @@ impl AddAssign for Moments {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quants::Level;
+
+    #[test]
+    fn sums_are_the_same_bits_at_every_level() {
+        let weights = |seed: f32| -> Vec<f32> { (0..4099).map(|i| (i as f32 * seed).sin()).collect() };
+        let [delta, model, base, wanted, got] = [0.3, 0.7, 1.1, 1.9, 2.3].map(weights);
+        for (has_model, has_base) in [(true, true), (true, false), (false, true), (false, false)] {
+            for n in [0, 1, 4, 7, 4096, 4099] {
+                let weights = Weights {
+                    delta: &delta[..n],
+                    model: has_model.then_some(&model[..n]),
+                    base: has_base.then_some(&base[..n]),
+                    wanted: &wanted[..n],
+                    got: &got[..n],
+                };
+                let bits =
+                    |m: Moments| [m.delta2, m.model2, m.drift2, m.delta_drift, m.kept, m.error2].map(f64::to_bits);
+                let expected = bits(weights.run());
+                for level in Level::available() {
+                    assert_eq!(bits(quants::vectorized_at(level, weights)), expected, "{n} weights at {level}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn sums_are_those_of_a_plain_loop_for_every_length() {

@@ -1,9 +1,12 @@
 //! Which tensor of which file is subtracted from which, and added to which.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::combine::Combination;
 use super::source::Error;
+use crate::chat::{TOKENS, TokenMap};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Model, TensorId, TensorInfo};
 use crate::imatrix::{ImportanceMatrix, RowImportance};
@@ -56,18 +59,27 @@ pub struct Inputs {
     model: Option<SourceId>,
     vectors: Vec<Vector>,
     importance: Option<ImportanceMatrix>,
+    /// For each source, where it has the tokens of the output; made when first asked for.
+    token_maps: OnceLock<Vec<Option<TokenMap>>>,
 }
 
 impl Inputs {
     /// A model and nothing that is added to it: to be quantised, or given sources and vectors by [`Inputs::add_source`] and
     /// [`Inputs::add_vector`].
     pub fn new(model: Model) -> Self {
-        Inputs { sources: vec![(Role::Model, model)], model: Some(0), vectors: Vec::new(), importance: None }
+        Inputs {
+            sources: vec![(Role::Model, model)],
+            model: Some(0),
+            vectors: Vec::new(),
+            importance: None,
+            token_maps: OnceLock::new(),
+        }
     }
 
     /// Takes a model that vectors can be made of. The one that is added to is source 0 already.
     pub fn add_source(&mut self, role: Role, model: Model) -> SourceId {
         self.sources.push((role, model));
+        self.token_maps = OnceLock::new();
         self.sources.len() - 1
     }
 
@@ -96,6 +108,7 @@ impl Inputs {
             model: None,
             vectors: vec![Vector { ratio: 1.0, plus: 1, minus: Some(0) }],
             importance: None,
+            token_maps: OnceLock::new(),
         }
     }
 
@@ -174,6 +187,38 @@ impl Inputs {
         self.sources.iter().flat_map(|(_, model)| model.paths()).chain(matrix)
     }
 
+    /// Where a source has the tokens of the output's vocabulary, before any is added to that. None if one of the two files
+    /// has no tokens: rows then belong together by their number.
+    ///
+    /// # Panics
+    /// If there is no such source.
+    pub fn token_map(&self, source: SourceId) -> Option<&TokenMap> {
+        let own = self.source(self.template()).metadata();
+        let maps = self
+            .token_maps
+            .get_or_init(|| self.sources.iter().map(|(_, other)| TokenMap::new(own, other.metadata())).collect());
+        maps[source].as_ref()
+    }
+
+    /// Whether any input has other tokens than the output, or has them in another order.
+    pub fn vocabularies_differ(&self) -> bool {
+        (0..self.sources.len()).any(|id| self.token_map(id).is_some_and(|map| !map.is_identity()))
+    }
+
+    /// Where a tensor of an input has the rows of the output tensor it is a part of. Rows that its partner lacks are
+    /// absent from it too, since the difference of the two is what counts; so are those of the tokens in `except`, sorted.
+    ///
+    /// # Panics
+    /// If there are no such tensors.
+    pub fn rows<'a>(&'a self, part: &Part, except: &'a [u32]) -> Rows<'a> {
+        let map = |at: TensorRef| {
+            let is_by_token = is_by_token(self.source(at.source), at.tensor);
+            self.token_map(at.source).filter(|map| is_by_token && !map.is_identity())
+        };
+        let tensor = self.source(part.at.source).tensor(part.at.tensor);
+        Rows { n_rows: tensor.n_rows(), map: map(part.at), partner: part.partner.and_then(map), except }
+    }
+
     /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight is read without.
     ///
     /// # Errors
@@ -192,6 +237,54 @@ pub struct TensorRef {
     pub tensor: TensorId,
 }
 
+/// Where the rows of an output tensor are in a tensor of an input.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// Rows that the input's tensor has.
+    n_rows: u64,
+    /// None if they are in the order of the output.
+    map: Option<&'a TokenMap>,
+    partner: Option<&'a TokenMap>,
+    except: &'a [u32],
+}
+
+impl Rows<'_> {
+    /// The row of the input's tensor that belongs to this row of the output's, if there is one.
+    pub fn find(&self, row: u64) -> Option<u64> {
+        let id = u32::try_from(row).ok();
+        let in_map = |map: &TokenMap| id.and_then(|id| map.find(id)).map(u64::from);
+        if id.is_some_and(|id| self.except.binary_search(&id).is_ok())
+            || self.partner.is_some_and(|p| in_map(p).is_none())
+        {
+            return None;
+        }
+        self.map.map_or(Some(row), in_map).filter(|row| *row < self.n_rows)
+    }
+
+    /// Rows of the output in groups that lie one behind the other in the input too, with the first of them there; none for
+    /// a group that is absent.
+    pub fn runs(self, rows: Range<u64>) -> impl Iterator<Item = (Range<u64>, Option<u64>)> {
+        let is_plain = self.map.is_none() && self.partner.is_none() && self.except.is_empty();
+        let mut start = rows.start;
+        std::iter::from_fn(move || {
+            let first = start;
+            if first >= rows.end {
+                return None;
+            }
+            let found = self.find(first);
+            let mut end = first + 1;
+            if is_plain && found.is_some() {
+                end = rows.end.min(self.n_rows);
+            }
+            while end < rows.end && self.find(end) == found.map(|row| row + (end - first)) {
+                end += 1;
+            }
+            start = end;
+            Some((first..end, found))
+        })
+    }
+}
+
 /// One term of a sum: `ratio · (plus − minus)`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Term {
@@ -203,6 +296,28 @@ pub struct Term {
     pub plus: TensorRef,
     /// What is subtracted first, unless `plus` is a difference already.
     pub minus: Option<TensorRef>,
+}
+
+/// A tensor that a sum is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// The tensor.
+    pub at: TensorRef,
+    /// The other half of the difference that it is half of.
+    pub partner: Option<TensorRef>,
+    /// Whether it is a difference by itself.
+    pub is_difference: bool,
+}
+
+/// The tensors of a sum in the order in which they are read: the model's, then plus and minus of each term.
+pub fn parts(model: Option<TensorRef>, terms: &[Term]) -> impl Iterator<Item = Part> {
+    let own = model.into_iter().map(|at| Part { at, partner: None, is_difference: false });
+    let terms = terms.iter().flat_map(|t| {
+        let plus = Part { at: t.plus, partner: t.minus, is_difference: t.minus.is_none() };
+        let minus = t.minus.map(|at| Part { at, partner: Some(t.plus), is_difference: false });
+        [Some(plus), minus].into_iter().flatten()
+    });
+    own.chain(terms)
 }
 
 /// Why a tensor takes no part in the arithmetic.
@@ -222,6 +337,8 @@ pub enum Kept {
     Skipped,
     /// The recipe gives it of every vector a ratio of 0.
     RatioZero,
+    /// It has a number for each token, and the vocabularies differ.
+    ByToken,
 }
 
 /// An output tensor and what it is made of.
@@ -266,6 +383,9 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
             kept: kept_by_nature(inputs.source(own.source), own.tensor),
             tied: false,
         };
+        if info.name() == "output.bias" && inputs.vocabularies_differ() {
+            pair.kept = Some(Kept::ByToken);
+        }
         if pair.kept.is_none() {
             for (number, vector) in inputs.vectors().iter().enumerate() {
                 add_vector(inputs, info, own, (number, vector), &mut pair)?;
@@ -327,7 +447,7 @@ fn add_vector(
     let Some(plus) = plus else { return Ok(()) };
     for other in [Some(plus), minus].into_iter().flatten() {
         let found = inputs.source(other.source).tensor(other.tensor);
-        if !found.same_shape(info) {
+        if !fits(inputs, own, other) {
             return Err(Error::Shape {
                 tensor: name.to_owned(),
                 expected: info.ne().to_vec(),
@@ -340,6 +460,32 @@ fn add_vector(
     pair.tied |= plus_tied || minus_tied;
     pair.terms.push(Term { vector: number, ratio: vector.ratio as f32, plus, minus });
     Ok(())
+}
+
+/// Tensors with a row for each token (src/llama-model.cpp: those made with `n_vocab` rows).
+const BY_TOKEN: [&str; 3] = ["token_embd.weight", OUTPUT, "per_layer_token_embd.weight"];
+
+/// Whether a tensor has this name, which is one of those with a row for each token.
+pub fn has_row_per_token(name: &str) -> bool {
+    BY_TOKEN.contains(&name)
+}
+
+/// Whether the rows of a tensor belong to the tokens of its file, one to each.
+fn is_by_token(model: &Model, id: TensorId) -> bool {
+    let info = model.tensor(id);
+    let n_tokens = model.metadata().get_strings(TOKENS).map(|tokens| tokens.len() as u64);
+    has_row_per_token(info.name()) && n_tokens == Some(info.n_rows())
+}
+
+/// Whether the rows of two tensors belong together: by their tokens where those differ, else by their shape.
+fn fits(inputs: &Inputs, own: TensorRef, other: TensorRef) -> bool {
+    let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
+    let is_mapped = |at: TensorRef| is_by_token(inputs.source(at.source), at.tensor);
+    let differ = inputs.token_map(other.source).is_some_and(|map| !map.is_identity());
+    match differ && has_row_per_token(info(own).name()) {
+        true => info(own).row_len() == info(other).row_len() && is_mapped(own) && is_mapped(other),
+        false => info(own).same_shape(info(other)),
+    }
 }
 
 /// The tensor of this name, or the tied embedding that stands for the output.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::combine::{Selection, Selector};
 use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
-use super::pairing::{Inputs, Pair, TensorRef, Term, part_of};
+use super::pairing::{Inputs, Pair, Part, Rows, TensorRef, Term, part_of, parts};
 use super::rounding::true_square;
 use super::source::{Error, decode, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
@@ -200,6 +200,8 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         is_possible && quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64)
     });
 
+    let parts: Vec<(Part, Rows<'_>)> =
+        parts(pair.model, &pair.terms).map(|part| (part, inputs.rows(&part, &[]))).collect();
     let mut raw = Vec::new();
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
@@ -212,30 +214,42 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         (row, start, PIECE_WEIGHTS.min(row_len - start))
     });
     let n_seen: u64 = pieces.clone().map(|(.., len)| len).sum();
-    let load = |at: TensorRef, (row, start, len): Piece, raw: &mut Vec<u8>, out: &mut [f32]| {
+    let load = |number: usize, (row, start, len): Piece, raw: &mut Vec<u8>, out: &mut [f32]| {
+        let (part, rows) = &parts[number];
+        let (mut at, mut from) = (part.at, rows.find(row));
+        if from.is_none() && !part.is_difference {
+            // Both halves of a difference are the output's own row, so that it is zero.
+            (at, from) = (parts[0].0.at, parts[0].1.find(row));
+        }
+        let Some(from) = from else {
+            out.fill(0.0);
+            return Ok(());
+        };
         let source = inputs.source(at.source);
         let info = source.tensor(at.tensor);
         let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
         raw.resize(size(len) as usize, 0);
-        source.read(at.tensor, row * info.row_size() + size(start), raw)?;
-        decode(source, at.tensor, row * row_len + start, raw, out)
+        source.read(at.tensor, from * info.row_size() + size(start), raw)?;
+        decode(source, at.tensor, from * row_len + start, raw, out)
     };
-    let selections = select(pair, n_seen, pieces.clone(), row_len, (&mut unit, &mut got), |at, piece, out| {
-        load(at, piece, &mut raw, out)
+    let halves = halves(pair);
+    let selections = select(pair, n_seen, pieces.clone(), row_len, (&mut unit, &mut got), |part, piece, out| {
+        load(part, piece, &mut raw, out)
     })?;
     for piece in pieces {
         let (row, start, len) = piece;
         let combination = (&pair.combination, &selections[..]);
-        sum.combine(len as usize, row * row_len + start, pair.model, &pair.terms, combination, false, |at, out| {
-            load(at, piece, &mut raw, out)
+        let mut next = 0..;
+        sum.combine(len as usize, row * row_len + start, pair.model, &pair.terms, combination, false, |_, out| {
+            load(next.next().expect("a sum asks for its parts in their order"), piece, &mut raw, out)
         })?;
         moments.add(&sum.weights(sum.wanted()));
-        for (term, seen) in pair.terms.iter().zip(&mut terms) {
-            let Some(minus) = term.minus else { continue };
+        for ((plus, minus), seen) in halves.iter().zip(&mut terms) {
+            let Some(minus) = minus else { continue };
             let base = &mut got;
             [&mut unit, &mut *base].into_iter().for_each(|buffer| resize(buffer, len as usize));
-            load(term.plus, piece, &mut raw, &mut unit)?;
-            load(minus, piece, &mut raw, base)?;
+            load(*plus, piece, &mut raw, &mut unit)?;
+            load(*minus, piece, &mut raw, base)?;
             unit.iter_mut().zip(&*base).for_each(|(u, b)| *u -= b);
             seen.unit.add(&Weights { delta: &unit, base: Some(base), ..sum.weights(sum.wanted()) });
             seen.base2 += square_norm(base);
@@ -276,6 +290,16 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     Ok(Sample { tensor, vectors })
 }
 
+/// Which of the parts of a pair are plus and minus of each term.
+fn halves(pair: &Pair) -> Vec<(usize, Option<usize>)> {
+    let mut next = usize::from(pair.model.is_some());
+    let mut number = || {
+        next += 1;
+        next - 1
+    };
+    pair.terms.iter().map(|term| (number(), term.minus.map(|_| number()))).collect()
+}
+
 /// What is selected of each term, if the sampled pieces are all of the tensor; about that, if they are not.
 fn select(
     pair: &Pair,
@@ -283,18 +307,18 @@ fn select(
     pieces: impl Iterator<Item = Piece> + Clone,
     row_len: u64,
     (tau, minus): (&mut Vec<f32>, &mut Vec<f32>),
-    mut load: impl FnMut(TensorRef, Piece, &mut [f32]) -> Result<(), Error>,
+    mut load: impl FnMut(usize, Piece, &mut [f32]) -> Result<(), Error>,
 ) -> Result<Vec<Selection>, Error> {
     let mut selections = Vec::new();
-    for (i, term) in pair.terms.iter().enumerate() {
+    for (i, (plus, subtracted)) in halves(pair).into_iter().enumerate() {
         let mut selector = pair.combination.selector(i, n_seen);
         while !selector.is_done() {
             for piece @ (row, start, len) in pieces.clone() {
                 resize(tau, len as usize);
-                load(term.plus, piece, tau)?;
-                if let Some(at) = term.minus {
+                load(plus, piece, tau)?;
+                if let Some(part) = subtracted {
                     resize(minus, len as usize);
-                    load(at, piece, minus)?;
+                    load(part, piece, minus)?;
                     tau.iter_mut().zip(&*minus).for_each(|(t, m)| *t -= m);
                 }
                 selector.see(row * row_len + start, tau);

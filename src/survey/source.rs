@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::gguf::{self, Model, TensorId, TensorInfo};
-use crate::quants;
+use crate::quants::{self, Loops};
 
 /// Tensors that can be read in any order from any thread.
 pub trait TensorSource: Sync {
@@ -229,8 +229,19 @@ fn refuse_not_finite(source: &dyn TensorSource, id: TensorId, first: u64, out: &
 /// The position of the first NaN or infinity, if there is one.
 pub fn check_finite(weights: &[f32]) -> Option<usize> {
     // One pass without a branch is several times faster than a search, and almost always enough.
-    let bad = weights.iter().fold(0, |bad, w| bad | u32::from(w.to_bits() & 0x7f80_0000 == 0x7f80_0000));
-    if bad == 0 { None } else { weights.iter().position(|w| !w.is_finite()) }
+    if quants::vectorized(AllFinite(weights)) { None } else { weights.iter().position(|w| !w.is_finite()) }
+}
+
+struct AllFinite<'a>(&'a [f32]);
+
+impl Loops for AllFinite<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run(self) -> bool {
+        let exponent = f32::INFINITY.to_bits();
+        self.0.iter().fold(0, |bad, w| bad | u32::from(w.to_bits() & exponent == exponent)) == 0
+    }
 }
 
 /// Rows that are computed on together: one, or as many short ones as make 4096 weights. Depends on the row's length

@@ -3,6 +3,7 @@
 use super::combine::{Combination, Method, Selection};
 use super::moments::Weights;
 use super::pairing::{TensorRef, Term};
+use crate::quants::{self, Loops};
 
 /// f32 buffers for `wanted = model + Σ ratio · (plus − minus)`, used again for every piece of work.
 #[derive(Default, Debug)]
@@ -56,7 +57,13 @@ impl Sum {
             if let Some(at) = term.minus {
                 load(at, minus)?;
             }
-            add_term(delta, i == 0, term.ratio, plus, term.minus.map(|_| &minus[..]));
+            quants::vectorized(AddTerm {
+                delta,
+                first: i == 0,
+                ratio: term.ratio,
+                plus,
+                minus: term.minus.map(|_| &**minus),
+            });
             if i == 0 {
                 // The first vector's base says how far the model has come.
                 std::mem::swap(base, minus);
@@ -131,12 +138,7 @@ impl Sum {
             (true, true) => wanted.copy_from_slice(own),
             (false, _) => wanted.copy_from_slice(delta),
             (true, false) => {
-                let weights = wanted.iter_mut().zip(own.iter().zip(&*delta));
-                if keep_zeros {
-                    weights.for_each(|(w, (m, d))| *w = if *d == 0.0 { *m } else { m + d });
-                } else {
-                    weights.for_each(|(w, (m, d))| *w = m + d);
-                }
+                quants::vectorized(Wanted { wanted, model: own, delta, keep_zeros });
             }
         }
     }
@@ -176,22 +178,93 @@ pub fn resize(buffer: &mut Vec<f32>, n: usize) {
 
 /// `delta = ratio·(plus − minus)` if `first`, else `delta += ratio·(plus − minus)`; without `minus`, `plus` is a difference
 /// already.
-fn add_term(delta: &mut [f32], first: bool, ratio: f32, plus: &[f32], minus: Option<&[f32]>) {
-    match (minus, first) {
-        (Some(minus), true) => {
-            delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d = ratio * (p - m));
+struct AddTerm<'a> {
+    delta: &'a mut [f32],
+    first: bool,
+    ratio: f32,
+    plus: &'a [f32],
+    minus: Option<&'a [f32]>,
+}
+
+impl Loops for AddTerm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let AddTerm { delta, first, ratio, plus, minus } = self;
+        match (minus, first) {
+            (Some(minus), true) => {
+                delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d = ratio * (p - m));
+            }
+            (Some(minus), false) => {
+                delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d += ratio * (p - m));
+            }
+            (None, true) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d = ratio * p),
+            (None, false) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d += ratio * p),
         }
-        (Some(minus), false) => {
-            delta.iter_mut().zip(plus).zip(minus).for_each(|((d, p), m)| *d += ratio * (p - m));
+    }
+}
+
+/// `wanted = model + delta`; with `keep_zeros` the model itself where `delta` is ±0.
+struct Wanted<'a> {
+    wanted: &'a mut [f32],
+    model: &'a [f32],
+    delta: &'a [f32],
+    keep_zeros: bool,
+}
+
+impl Loops for Wanted<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let weights = self.wanted.iter_mut().zip(self.model.iter().zip(self.delta));
+        if self.keep_zeros {
+            weights.for_each(|(w, (m, d))| *w = if *d == 0.0 { *m } else { m + d });
+        } else {
+            weights.for_each(|(w, (m, d))| *w = m + d);
         }
-        (None, true) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d = ratio * p),
-        (None, false) => delta.iter_mut().zip(plus).for_each(|(d, p)| *d += ratio * p),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quants::{Level, vectorized_at};
+
+    #[test]
+    fn every_level_adds_to_the_same_bits() {
+        // Numbers of all sizes, among them zeros of both signs, and some that are equal in plus and minus.
+        let numbers = |seed: u32| -> Vec<f32> {
+            let bits = (0..1003u32).map(|i| (i ^ seed).wrapping_mul(0x9e37_79b1).wrapping_mul((i / 3) | 1));
+            bits.map(|bits| if bits % 5 == 0 { f32::from_bits(bits & 1 << 31) } else { f32::from_bits(bits >> 2) })
+                .collect()
+        };
+        let [plus, minus, model] = [numbers(1), numbers(2), numbers(3)];
+        let minus: Vec<f32> =
+            minus.iter().zip(&plus).enumerate().map(|(i, (m, p))| if i % 4 == 0 { *p } else { *m }).collect();
+        for n in [0, 1, 7, 8, 31, 1003] {
+            let added = |level| {
+                let mut bits = Vec::new();
+                for (has_minus, first) in [(true, true), (true, false), (false, true), (false, false)] {
+                    let (mut delta, minus) = (model[..n].to_vec(), has_minus.then_some(&minus[..n]));
+                    vectorized_at(level, AddTerm { delta: &mut delta, first, ratio: 0.7, plus: &plus[..n], minus });
+                    bits.extend(delta.iter().map(|d| d.to_bits()));
+                    for keep_zeros in [true, false] {
+                        let mut wanted = vec![f32::NAN; n];
+                        let (wanted_now, model, delta) = (&mut wanted[..], &model[..n], &delta[..]);
+                        vectorized_at(level, Wanted { wanted: wanted_now, model, delta, keep_zeros });
+                        bits.extend(wanted.iter().map(|w| w.to_bits()));
+                    }
+                }
+                bits
+            };
+            let expected = added(Level::Scalar);
+            for level in Level::available() {
+                assert!(added(level) == expected, "{n} at {level}");
+            }
+        }
+    }
 
     #[test]
     fn terms_are_added_in_f32_and_in_their_order() {

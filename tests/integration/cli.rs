@@ -219,7 +219,7 @@ fn has_keys(object: &Json, keys: &[&str]) {
     assert_eq!(found, keys);
 }
 
-const RUN: [&str; 13] = [
+const RUN: [&str; 15] = [
     "output",
     "output_bytes",
     "output_files",
@@ -233,16 +233,22 @@ const RUN: [&str; 13] = [
     "findings",
     "seconds",
     "smoke",
+    "special_tokens",
+    "method",
 ];
-const PLAN: [&str; 9] = [
+const PLAN: [&str; 13] = [
     "tensors",
+    "method",
     "forecast",
     "findings",
     "warnings",
     "plumbing",
+    "special_tokens",
     "output_bytes",
     "disk_free_bytes",
     "memory_bytes",
+    "peak_memory_bytes",
+    "seconds",
     "threads",
 ];
 const MEASURED: [&str; 5] = ["delta_ratio", "drift_ratio", "drift_cosine", "survival", "noise"];
@@ -431,4 +437,19 @@ fn what_a_file_says_cannot_write_to_the_terminal() {
     trio.chat.tensors.push(Tensor { data: Some(vec![0; 8]), ..tensor });
     let ran = trio.write(folder.path()).command(&out, &["--overwrite"]);
     assert!(!ran.says(4, &["mtensor", "but not in"]).err.contains('\u{1b}'), "{ran:#?}");
+}
+
+#[test]
+fn a_dry_run_of_many_chunks_forecasts_time_and_memory_and_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    for memory in ["2MiB", "1GiB"] {
+        // In two megabytes a chunk is 65,536 weights, and there are more of them than a rehearsal tries.
+        let ran = Paths::bundled().command(&out, &["--dry-run", "--json", "--type", "Q4_K_M", "--memory", memory]);
+        let told = ran.says(0, &[]).json();
+        let number = |key: &str| told[key].as_f64().unwrap();
+        assert!(number("seconds") > 0.0);
+        assert!(number("peak_memory_bytes") > number("memory_bytes"), "{told}");
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
 }

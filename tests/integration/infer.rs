@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use chatvec::gguf::{Limits, Model};
 use chatvec::infer::{Session, Transformer};
 use chatvec::pipeline::{self, Budget};
-use chatvec::plan::{MergePlan, OutputType, Recipe};
+use chatvec::plan::{MergePlan, OutputType, Recipe, SpecialTokens};
 use chatvec::survey::{self, Inputs};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
@@ -92,8 +92,12 @@ fn merge(name: &str, pure: bool, path: &Path) {
     let part = |name: &str| open(&Path::new("fixtures/models").join(format!("tinyworld-A-{name}-F16.gguf")));
     let inputs = Inputs::merge(part("cp-de"), part("base"), part("chat"), 1.0);
     let pairs = survey::pair(&inputs).expect("siblings");
-    let recipe = Recipe { output: OutputType::parse(name, pure).expect("a type"), ..Recipe::default() };
-    let plan = MergePlan::merge(&inputs, pairs, &recipe).expect("a plan");
+    let recipe = Recipe {
+        output: OutputType::parse(name, pure).expect("a type"),
+        special_tokens: SpecialTokens::None,
+        ..Recipe::default()
+    };
+    let plan = MergePlan::merge(&inputs, pairs, &recipe, None).expect("a plan");
     pipeline::write(&plan, &inputs, path, &overwrite(), &(), &Budget::default()).expect("a merge");
 }
 

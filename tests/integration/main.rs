@@ -1,6 +1,8 @@
 //! Promises to users.
 #![allow(clippy::unwrap_used, reason = "clippy takes only functions marked as tests for tests, not their helpers")]
 
+// Tensor lists of many architectures, merged by names and shapes; files of other kinds in place of a model.
+mod architectures;
 // The command: exit codes, messages, JSON, places of the output, signals, and what is left behind.
 mod cli;
 // Two models against each other: KL divergence, perplexity, and their tensors.
@@ -51,3 +53,4 @@ mod tokenizer;
 mod support;
 // No tests: trios of models, and the crate run on them as a library and as a process.
 mod trio;
+mod vocabulary;

@@ -39,7 +39,8 @@ fn an_f32_patch_gives_the_tensors_of_the_merge() {
         extract(&paths, "f32", &patch).says(0, &[]);
         for (ty, ratio) in [("keep", "1"), ("Q4_K", "1"), ("F32", "0.37"), ("keep", "-0.5"), ("Q8_0", "-0.5")] {
             let (applied, merged) = (at("applied.gguf"), at("merged.gguf"));
-            let options = ["--type", ty, "--pure", "--overwrite", "--force"];
+            // A patch has no rows of its own to take.
+            let options = ["--type", ty, "--pure", "--overwrite", "--force", "--special-tokens", "none"];
             apply(&paths.cp, &[&format!("{}@{ratio}", text(&patch))], &applied, &options).says(0, &[]);
             paths.command(&merged, &[&options[..], &["--ratio", ratio]].concat()).says(0, &[]);
             assert_same_tensors(&read(&applied), &read(&merged));

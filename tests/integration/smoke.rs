@@ -389,7 +389,7 @@ fn an_output_that_does_not_chat_is_kept_under_another_name() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let out = at("out.gguf");
-    let ran = merge_and_ask(&out, &["--ratio", "0.5", "--json"]);
+    let ran = merge_and_ask(&out, &["--ratio", "0.5", "--json", "--special-tokens", "none"]);
     ran.says(11, &["does not chat", text(&at("out.gguf.rejected"))]);
     assert_eq!(ran.json()["output"], text(&at("out.gguf.rejected")));
     assert_eq!(ran.json()["smoke"]["verdict"], "fail");
@@ -400,13 +400,13 @@ fn an_output_that_does_not_chat_is_kept_under_another_name() {
 
     // What is there stays, and an earlier rejected one is replaced.
     fs::write(&out, b"precious").unwrap();
-    merge_and_ask(&out, &["--ratio", "0.25", "--overwrite"]).says(11, &["does not chat"]);
+    merge_and_ask(&out, &["--ratio", "0.25", "--special-tokens", "none", "--overwrite"]).says(11, &["does not chat"]);
     assert_eq!(fs::read(&out).unwrap(), b"precious");
     let expected = merged(tempfile::tempdir().unwrap().path(), 0.25);
     assert_same_tensors(&read(&at("out.gguf.rejected")), &expected);
 
     fs::remove_file(at("out.gguf.rejected")).unwrap();
-    let ran = merge_and_ask(&out, &["--ratio", "0.5", "--overwrite", "--keep"]);
+    let ran = merge_and_ask(&out, &["--ratio", "0.5", "--special-tokens", "none", "--overwrite", "--keep"]);
     ran.says(11, &[]);
     assert!(!ran.err.contains("rejected"), "{}", ran.err);
     assert_eq!(names(folder.path()), ["out.gguf"]);
@@ -792,7 +792,8 @@ fn the_vector_in_a_merge_is_what_the_merge_measured() {
     let folder = tempfile::tempdir().unwrap();
     let paths = Paths::bundled();
     let out = folder.path().join("out.gguf");
-    let measured = paths.command(&out, &["--type", "Q4_K", "--pure", "--json"]).json();
+    let options = ["--type", "Q4_K", "--pure", "--json", "--special-tokens", "none"];
+    let measured = paths.command(&out, &options).json();
     let vector = ["--base", text(&paths.base), "--chat", text(&paths.chat)];
     let report = compare(&paths.cp, &out, &vector).json();
     let near = |found: &Json, expected: &Json| {

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Limits, Model, Value, WriteOptions};
 use chatvec::pipeline::{self, Budget, Written};
-use chatvec::plan::{self, MergePlan, OutputType, Recipe};
+use chatvec::plan::{self, MergePlan, OutputType, Recipe, SpecialTokens};
 use chatvec::quants;
 use chatvec::survey::{self, Inputs};
 use half::{bf16, f16};
@@ -295,7 +295,7 @@ impl Trio {
 /// A recipe from the words of the command line.
 pub(crate) fn recipe(ty: &str) -> Recipe {
     let output = OutputType::parse(ty, true).unwrap_or_else(|e| panic!("{e}"));
-    Recipe { output, ..Recipe::default() }
+    Recipe { output, special_tokens: SpecialTokens::None, ..Recipe::default() }
 }
 
 pub(crate) fn open(path: &Path) -> Model {
@@ -316,7 +316,7 @@ impl Paths {
     pub(crate) fn plan(&self, inputs: &Inputs, ty: &str) -> MergePlan {
         plan::check(inputs).unwrap_or_else(|e| panic!("{e}"));
         let pairs = survey::pair(inputs).unwrap_or_else(|e| panic!("{e}"));
-        MergePlan::merge(inputs, pairs, &recipe(ty)).unwrap_or_else(|e| panic!("{e}"))
+        MergePlan::merge(inputs, pairs, &recipe(ty), None).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// A merge by the library: plan and pipeline, no survey.

@@ -1,8 +1,8 @@
 """Holds the methods of `chatvec merge --recipe FILE.yml` against the real mergekit, weight for weight in float32.
 
-    python -m venv /tmp/venv-mk
-    /tmp/venv-mk/bin/pip install mergekit==0.1.5 gguf
-    /tmp/venv-mk/bin/python tests/peers/mergekit.py [--models-dir FOLDER] [--chatvec PATH] [--goldens]
+    python -m venv venv-mk
+    venv-mk/bin/pip install mergekit==0.1.5 gguf
+    venv-mk/bin/python tests/peers/mergekit.py [--models-dir FOLDER] [--chatvec PATH] [--goldens]
 
 FOLDER holds a trio of F16 files (default fixtures/models). Each file is copied to safetensors under the names that mergekit
 knows; every recipe is then run twice, by mergekit on the copies and by chatvec on the GGUF files, with nothing but the paths

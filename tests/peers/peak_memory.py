@@ -1,6 +1,6 @@
 """Measures memory and speed of a merge much larger than its budget, beside simpler ways of moving the same bytes.
 
-    python peak_memory.py [--files DIR | --gb 1.0 --vocab 128000] [--chatvec PATH] [--memory 64MiB] [--limit-mib 160]
+    python peak_memory.py [--files DIR | --gb 1.0 --vocab 128000] [--chatvec PATH] [--runs 7] [--memory 64MiB] [--limit-mib 160]
 
 Merges a synthetic trio (synthetic.py; or base-F16.gguf, chat-F16.gguf, cp-F16.gguf of DIR) with `--memory 64MiB
 --threads 2`, once into F16 and once into Q8_0. Ends with 1 when the peak resident set reaches the limit or a tensor
@@ -14,7 +14,7 @@ differs from what numpy and ggml give. Times on a shared machine say little; the
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tool import PLAIN, VECTOR_LOST, Chatvec, Trio, arguments, work_folder
@@ -75,6 +75,20 @@ def merge_run(chatvec: Chatvec, trio: Trio, out: Path, type_: str, memory: str) 
                    "--type", type_, *pure, *PLAIN, "--memory", memory, "--threads", THREADS], good=(0, VECTOR_LOST))
     run.n_bytes = size(trio.base, trio.chat, trio.cp, out)
     return run
+
+
+def copy_run(trio: Trio, out: Path) -> Run:
+    """The bytes of a merge without its arithmetic."""
+    run = measure(["sh", "-c", 'cat "$1" "$2" "$3" >/dev/null && cp "$3" "$4" && sync "$4"', "sh",
+                   trio.base, trio.chat, trio.cp, out])
+    run.n_bytes = size(trio.base, trio.chat, trio.cp) + 2 * size(trio.cp)
+    out.unlink()
+    return run
+
+
+def median(runs: list[Run]) -> Run:
+    """The run that took the median time."""
+    return replace(sorted(runs, key=lambda run: run.wall_s)[len(runs) // 2])
 
 
 def numpy_run(trio: Trio, merged: Path, plain: Path) -> tuple[Run, int]:
@@ -142,6 +156,7 @@ def main() -> int:
     parser.add_argument("--files", type=Path, help="folder of a trio that synthetic.py wrote (default: write one)")
     parser.add_argument("--gb", type=float, default=1.0, help="size of each file to write, in 10^9 bytes")
     parser.add_argument("--vocab", type=int, default=128_000, help="tokens of the files to write")
+    parser.add_argument("--runs", type=int, default=7, help="runs of each merge, of which the median counts")
     parser.add_argument("--memory", default="64MiB", help="what the merges get as --memory")
     parser.add_argument("--limit-mib", type=float, default=160, help="peak resident set that counts as too much")
     options = parser.parse_args()
@@ -155,27 +170,27 @@ def main() -> int:
         trio = Trio(*(files / f"{k}-F16.gguf" for k in ("base", "chat", "cp")))
         warm(trio)
         print(f"{'':<16} {'wall s':>7} {'cpu s':>7} {'GB/s':>6} {'peak MiB':>9} {'wall':>8} {'cpu':>8} (of numpy's)")
-        copies = []
-        for _ in range(3):
-            copies.append(measure(["sh", "-c", 'cat "$1" "$2" "$3" >/dev/null && cp "$3" "$4" && sync "$4"', "sh",
-                                   trio.base, trio.chat, trio.cp, folder / "copy.gguf"]))
-            (folder / "copy.gguf").unlink()
-        copy = sorted(copies, key=lambda run: run.wall_s)[1]
-        copy.n_bytes = size(trio.base, trio.chat, trio.cp) + 2 * size(trio.cp)
-        print(copy.row("cat and cp"), flush=True)
         for type_ in ("keep", "Q8_0"):
             merged, plain = folder / f"merged-{type_}.gguf", folder / f"numpy-{type_}.bin"
-            runs = []
-            for _ in range(3):
+            copies, runs = [], []
+            # In turns, since the disk and other programs are not steady.
+            for _ in range(options.runs):
+                if type_ == "keep":
+                    copies.append(copy_run(trio, folder / "copy.gguf"))
                 merged.unlink(missing_ok=True)
                 runs.append(merge_run(chatvec, trio, merged, type_, options.memory))
-            run = sorted(runs, key=lambda run: run.wall_s)[1]
+            run = median(runs)
             run.peak_mib = max(r.peak_mib for r in runs)
+            if copies:
+                copy = median(copies)
+                print(copy.row("cat and cp"), flush=True)
             peer, differing = numpy_run(trio, merged, plain)
             print(peer.row(f"numpy {type_}"))
             print(run.row(f"chatvec {type_}", peer), flush=True)
             if type_ == "keep":
-                print(f"chatvec keep takes {run.wall_s / copy.wall_s:.2f} times as long as cat and cp (medians of 3)", flush=True)
+                print(f"chatvec keep takes {run.wall_s / copy.wall_s:.2f} times as long as cat and cp (medians of {options.runs})", flush=True)
+                for name, all_ in (("cat and cp", copies), ("chatvec keep", runs)):
+                    print(f"  {name}: " + ", ".join(f"{r.wall_s:.2f} s" for r in all_), flush=True)
             if run.peak_mib >= options.limit_mib:
                 print(f"FAIL {type_}: peak of {run.peak_mib:.1f} MiB, limit {options.limit_mib:g} MiB, budget {options.memory}")
                 failed += 1

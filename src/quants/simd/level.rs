@@ -83,9 +83,9 @@ impl FromStr for Level {
 
 static LIMIT: AtomicU8 = AtomicU8::new(u8::MAX);
 
-/// Keeps encoders and decoders of the whole process from using more than `level` from now on, to measure or to look for a
-/// fault: results are the same bytes at every level. Dot products of inference always use what there is, since theirs are
-/// not.
+/// Keeps encoders and decoders of the whole process, and a merge's sums, from using more than `level` from now on, to
+/// measure or to look for a fault: results are the same bytes at every level. Dot products of inference always use what
+/// there is, since theirs are not.
 pub fn limit_level(level: Level) {
     LIMIT.store(level as u8, Ordering::Relaxed);
 }

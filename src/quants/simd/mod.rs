@@ -18,6 +18,8 @@
 
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Neg, Not, Sub};
 
+use crate::quants::float;
+
 pub(super) mod dot;
 mod level;
 mod scalar;
@@ -60,6 +62,66 @@ pub(super) fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = level;
     kernel.run(scalar::Scalar)
+}
+
+/// Plain loops over slices, of which the compiler makes vectors: arithmetic that is not the codec's, but takes its rows.
+///
+/// What is promised of kernels is promised of them: the same bits at every [`Level`], because nothing is fused or
+/// reassociated. A sum is as many running sums, side by side in an array, as the code says.
+pub(crate) trait Loops {
+    /// What they give.
+    type Output;
+
+    /// Runs them. Implementations and all that they call are `#[inline(always)]`.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs `loops` by the vector instructions that the codec uses, up to AVX2: for AVX-512 the compiler makes no faster code.
+pub(crate) fn vectorized<L: Loops>(loops: L) -> L::Output {
+    vectorized_at(Level::current(), loops)
+}
+
+/// As [`vectorized`], by the instructions of `level`.
+pub(crate) fn vectorized_at<L: Loops>(level: Level, loops: L) -> L::Output {
+    run(level.min(Level::Avx2), Plain(loops))
+}
+
+/// Loops as a kernel without vectors of its own.
+struct Plain<L>(L);
+
+impl<L: Loops> Kernel for Plain<L> {
+    type Output = L::Output;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> L::Output {
+        self.0.run()
+    }
+}
+
+/// Decodes F16 by the processor's own instructions where `level` has them.
+pub(super) fn decode_f16(level: Level, from: &[[u8; 2]], to: &mut [[f32; 1]]) {
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx2
+        && let Some(token) = x86::avx2::Avx2::new()
+    {
+        let ((from, from_rest), (to, to_rest)) = (from.as_chunks(), to.as_chunks_mut());
+        token.decode_f16(from, to);
+        return convert_scalar(from_rest, to_rest, float::decode_f16);
+    }
+    convert_scalar(from, to, float::decode_f16);
+}
+
+/// Encodes F16 by the processor's own instructions where `level` has them.
+pub(super) fn encode_f16(level: Level, from: &[[f32; 1]], to: &mut [[u8; 2]]) {
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx2
+        && let Some(token) = x86::avx2::Avx2::new()
+    {
+        let ((from, from_rest), (to, to_rest)) = (from.as_chunks(), to.as_chunks_mut());
+        token.encode_f16(from, to);
+        return convert_scalar(from_rest, to_rest, float::encode_f16);
+    }
+    convert_scalar(from, to, float::encode_f16);
 }
 
 /// Converts block by block, with `convert` compiled for the instructions of `level`; it is `#[inline(always)]`.

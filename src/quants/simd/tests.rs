@@ -90,6 +90,36 @@ fn every_level_decodes_to_the_bits_of_the_scalar_one() {
     }
 }
 
+/// Rows of F16 of every length around a vector's, NaN included: there, too, the bytes of all levels are the same.
+#[test]
+fn every_level_gives_the_halves_of_the_scalar_one() {
+    let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+    let decode = |level| {
+        let mut weights = vec![0.0; 1 << 16];
+        dequantize_row_at(level, GgmlType::F16, &halves, &mut weights).expect("whole blocks");
+        weights
+    };
+    let encode = |level, weights: &[f32]| {
+        let mut blocks = vec![0xa5; 2 * weights.len()];
+        quantize_rows_at(level, GgmlType::F16, weights, None, &mut blocks).expect("whole blocks");
+        blocks
+    };
+    let bits = |w: &f32| if w.is_nan() { w.to_bits() | 1 << 22 } else { w.to_bits() };
+    let weights = decode(Level::Scalar);
+    // Around every number and every middle between two, where rounding changes, and NaN that say something.
+    let near = weights.iter().zip(&weights[1..]).flat_map(|(a, b)| [*a, f32::midpoint(*a, *b)]);
+    let near: Vec<f32> = near.flat_map(|x| [x.next_down(), x, x.next_up(), f32::from_bits(x.to_bits() | 1)]).collect();
+    for level in Level::available() {
+        let found = decode(level);
+        assert!(found.iter().map(bits).eq(weights.iter().map(bits)), "{level}");
+        assert!(encode(level, &near) == encode(Level::Scalar, &near), "{level}");
+        for (start, n) in (0..40).map(|n| (near.len() - 7 * n, n)) {
+            let weights = &near[start..start + n];
+            assert_eq!(encode(level, weights), encode(Level::Scalar, weights), "{n} at {level}");
+        }
+    }
+}
+
 #[test]
 fn a_level_that_the_processor_lacks_is_an_error() {
     for level in ["avx2", "avx512"].map(|name| name.parse::<Level>().expect("a level")) {

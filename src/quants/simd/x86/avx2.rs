@@ -33,6 +33,16 @@ impl Avx2 {
         // SAFETY: the token is the proof that the processor has these features.
         unsafe { convert(from, to, f) }
     }
+
+    pub(in crate::quants::simd) fn decode_f16(self, from: &[[[u8; 2]; 8]], to: &mut [[[f32; 1]; 8]]) {
+        // SAFETY: the token is the proof that the processor has these features.
+        unsafe { decode_f16(from, to) }
+    }
+
+    pub(in crate::quants::simd) fn encode_f16(self, from: &[[[f32; 1]; 8]], to: &mut [[[u8; 2]; 8]]) {
+        // SAFETY: the token is the proof that the processor has these features.
+        unsafe { encode_f16(from, to) }
+    }
 }
 
 // Not `fma`, although such processors have it: nothing here may be fused.
@@ -44,6 +54,29 @@ fn enter<K: Kernel>(token: Avx2, kernel: K) -> K::Output {
 #[target_feature(enable = "avx2,f16c")]
 fn convert<A, B>(from: &[A], to: &mut [B], f: impl Fn(&A, &mut B)) {
     convert_each(from, to, f);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn decode_f16(from: &[[[u8; 2]; 8]], to: &mut [[[f32; 1]; 8]]) {
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: a load and a store of whole references, without alignment.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr().cast(), _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast()))) };
+    }
+}
+
+/// Of a NaN the processor would keep what it says; here there is one for each sign.
+#[target_feature(enable = "avx2,f16c")]
+fn encode_f16(from: &[[[f32; 1]; 8]], to: &mut [[[u8; 2]; 8]]) {
+    let (sign, nan) = (_mm256_set1_ps(-0.0), _mm256_set1_ps(f32::from_bits(0x7fc0_0000)));
+    for (from, to) in from.iter().zip(to) {
+        // SAFETY: a load of a whole reference, without alignment.
+        let x = unsafe { _mm256_loadu_ps(from.as_ptr().cast()) };
+        let is_nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x);
+        let x = _mm256_blendv_ps(x, _mm256_or_ps(_mm256_and_ps(x, sign), nan), is_nan);
+        let halves = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+        // SAFETY: a store of a whole reference, without alignment.
+        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), halves) };
+    }
 }
 
 /// An expression of intrinsics, on what only a token makes.

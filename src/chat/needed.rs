@@ -1,0 +1,94 @@
+//! The tokens that a chat model's template is made of.
+
+use std::collections::BTreeSet;
+
+use bstr::ByteSlice;
+
+use super::template::{Message, RenderOptions, Template};
+use super::tokenizer::{TokenKind, Tokenizer};
+use super::{TOKEN_TYPE, TOKENS};
+use crate::gguf::Metadata;
+
+/// What ends an answer by its key.
+const ENDS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// `LLAMA_TOKEN_TYPE_CONTROL` (llama.h).
+const CONTROL: i64 = 3;
+/// `LLAMA_TOKEN_TYPE_USER_DEFINED`.
+const USER_DEFINED: i64 = 4;
+
+/// The special tokens of a chat model.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct SpecialIds {
+    /// Those that a conversation cannot do without: what the template writes, and what ends an answer. In order.
+    pub needed: Vec<u32>,
+    /// All control tokens besides. In order.
+    pub others: Vec<u32>,
+}
+
+/// Finds the special tokens of a chat model: a conversation is written by its template and tokenised. Where its tokenizer or
+/// its template cannot be used here, the texts of special tokens are looked for in what the template writes, or in itself.
+pub fn special_ids(metadata: &Metadata) -> SpecialIds {
+    let Some(tokens) = metadata.get_strings(TOKENS) else { return SpecialIds::default() };
+    let n_tokens = tokens.len() as u64;
+    let types = metadata.get(TOKEN_TYPE).and_then(|types| types.as_array());
+    let ty = |id: usize| types.and_then(|types| types.get(id)?.as_f64()).map_or(1, |ty| ty as i64);
+    let tokenizer = Tokenizer::from_metadata(metadata).ok();
+
+    let mut needed: BTreeSet<u32> =
+        ENDS.iter().filter_map(|key| metadata.get_u64(key)).filter(|id| *id < n_tokens).map(|id| id as u32).collect();
+    let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
+    let prompts = conversations(metadata, tokenizer.as_ref());
+    match &tokenizer {
+        Some(tokenizer) => {
+            for prompt in &prompts {
+                let ids = tokenizer.encode(prompt, false, true);
+                needed.extend(ids.into_iter().filter(|id| is_special(tokenizer.kind(*id))));
+            }
+        }
+        None => {
+            let special = (0..tokens.len()).filter(|id| matches!(ty(*id), CONTROL | USER_DEFINED));
+            let is_written = |id: &usize| {
+                let text = tokens.get(*id).unwrap_or_default();
+                !text.is_empty() && prompts.iter().any(|prompt| prompt.as_bytes().contains_str(text))
+            };
+            needed.extend(special.filter(is_written).map(|id| id as u32));
+        }
+    }
+    let is_control = |id: u32| match &tokenizer {
+        Some(tokenizer) => tokenizer.kind(id) == TokenKind::Control,
+        None => ty(id as usize) == CONTROL,
+    };
+    let others = (0..n_tokens as u32).filter(|id| is_control(*id) && !needed.contains(id)).collect();
+    SpecialIds { needed: needed.into_iter().collect(), others }
+}
+
+/// Conversations as the template writes them, with and without a system prompt, those that it refuses left out. The template
+/// itself if it cannot be used; nothing if there is none.
+fn conversations(metadata: &Metadata, tokenizer: Option<&Tokenizer>) -> Vec<String> {
+    let template = match Template::from_metadata(metadata) {
+        Ok(Some(template)) => template,
+        Ok(None) => return Vec::new(),
+        Err(_) => return Vec::from_iter(source(metadata)),
+    };
+    let text = |id: Option<u32>| {
+        let text = tokenizer.and_then(|tokenizer| tokenizer.text(id?));
+        text.map(|text| text.to_str_lossy().into_owned()).unwrap_or_default()
+    };
+    let (bos, eos) = (text(tokenizer.and_then(Tokenizer::bos)), text(tokenizer.and_then(Tokenizer::eos)));
+    let said = |role: &str| Message { role: role.to_owned(), content: format!("What the {role} says.") };
+    let talks = [vec!["user"], vec!["user", "assistant", "user"], vec!["system", "user", "assistant", "user"]];
+    let mut prompts = Vec::new();
+    for roles in talks {
+        let messages: Vec<Message> = roles.into_iter().map(said).collect();
+        for add_generation_prompt in [true, false] {
+            let options = RenderOptions { add_generation_prompt, bos_token: &bos, eos_token: &eos };
+            prompts.extend(template.render(&messages, &options));
+        }
+    }
+    if prompts.is_empty() { Vec::from_iter(source(metadata)) } else { prompts }
+}
+
+fn source(metadata: &Metadata) -> Option<String> {
+    metadata.get_str(super::plumbing::TEMPLATE).map(|source| source.to_str_lossy().into_owned())
+}

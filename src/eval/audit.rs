@@ -1,0 +1,268 @@
+//! What a file says of chatting, held against what llama.cpp does with it and against its own weights.
+
+use std::collections::{BTreeSet, HashMap};
+
+use crate::chat::{self, Message, RenderOptions, Template, TemplateError, TokenKind, Tokenizer};
+use crate::gguf::{Metadata, Model};
+use crate::survey::{self, decode, resize};
+
+/// A row whose norm is below this share of the usual was never trained: initial values are that small where they are not
+/// left at zero. Real models: .2 and more for rows that were.
+const LEAST_NORM: f64 = 0.02;
+
+/// Ordinary rows that are looked at for what is usual.
+const ORDINARY: u64 = 1024;
+
+/// An answer to find what stands behind one.
+const MARKER: &str = "ANSWER";
+
+/// What is found of one special token.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct AuditedToken {
+    /// Its place in the vocabulary.
+    pub id: u32,
+    /// Its text.
+    pub text: String,
+    /// What it is for.
+    pub kind: TokenKind,
+    /// Whether the template writes it, or a key names it as an end.
+    pub is_needed: bool,
+    /// Whether llama.cpp ends an answer at it.
+    pub is_end: bool,
+    /// The norm of its row in `token_embd`, in units of what is usual there; none if there is no such row.
+    pub norm: Option<f64>,
+    /// The same in `output`.
+    pub output_norm: Option<f64>,
+    /// Whether its row looks as if nobody had trained it: next to nothing, or the very row of another special token.
+    pub looks_untrained: bool,
+}
+
+/// What is found of a file.
+#[derive(Clone, PartialEq, Default, Debug, serde::Serialize)]
+pub struct ChatAudit {
+    /// Names of its templates: `default`, and those after `tokenizer.chat_template.`.
+    pub templates: Vec<String>,
+    /// A conversation as the default template writes it.
+    pub prompt: Option<String>,
+    /// What the template writes behind an answer.
+    pub turn_end: Option<String>,
+    /// Its special tokens: those that are needed, and the control tokens that end an answer.
+    pub tokens: Vec<AuditedToken>,
+    /// Control tokens besides.
+    pub n_other_control: usize,
+    /// What is wrong, in sentences.
+    pub problems: Vec<String>,
+}
+
+/// Looks at a file's template, at the tokens it writes, and at their rows.
+///
+/// # Errors
+/// [`survey::Error`] if a row cannot be read.
+pub fn audit_chat(model: &Model) -> Result<ChatAudit, survey::Error> {
+    let metadata = model.metadata();
+    let mut audit = ChatAudit { templates: templates(metadata), ..ChatAudit::default() };
+    let tokenizer = match Tokenizer::from_metadata(metadata) {
+        Ok(tokenizer) => tokenizer,
+        Err(e) => {
+            audit.problems.push(format!("the tokenizer cannot be used here: {e}"));
+            return Ok(audit);
+        }
+    };
+    match Template::from_metadata(metadata) {
+        Ok(None) => audit.problems.push(
+            "there is no chat template: llama.cpp talks to the file in its built-in ChatML, whatever it was trained on"
+                .to_owned(),
+        ),
+        Ok(Some(template)) => {
+            if let Err(e) = audit.render(&template, &tokenizer) {
+                audit.problems.push(format!("the template does not render a conversation: {e}"));
+            }
+        }
+        Err(e) => audit.problems.push(e.to_string()),
+    }
+    audit.look_at_tokens(model, &tokenizer)?;
+    Ok(audit)
+}
+
+fn templates(metadata: &Metadata) -> Vec<String> {
+    let name = |key: &str| match key.strip_prefix("tokenizer.chat_template")? {
+        "" => Some("default".to_owned()),
+        rest => rest.strip_prefix('.').map(str::to_owned),
+    };
+    metadata.iter().filter(|(_, value)| value.as_str().is_some()).filter_map(|(key, _)| name(key)).collect()
+}
+
+impl ChatAudit {
+    fn render(&mut self, template: &Template, tokenizer: &Tokenizer) -> Result<(), TemplateError> {
+        let text = |id: Option<u32>| text(tokenizer, id.unwrap_or(u32::MAX));
+        let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+        let said = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+        let render = |messages: &[Message], add_generation_prompt| {
+            template.render(messages, &RenderOptions { add_generation_prompt, bos_token: &bos, eos_token: &eos })
+        };
+        let prompt = render(&[said("user", "A question?")], true)?;
+        let whole = render(&[said("user", "A question?"), said("assistant", MARKER), said("user", "Another?")], true)?;
+        let is_special = |id: u32| matches!(tokenizer.kind(id), TokenKind::Control | TokenKind::UserDefined);
+
+        let mut split = BTreeSet::new();
+        for marker in markers(&prompt).chain(markers(&whole)) {
+            match tokenizer.encode(marker, false, true).as_slice() {
+                [id] if is_special(*id) => {}
+                pieces => {
+                    split.insert((marker.to_owned(), pieces.len()));
+                }
+            }
+        }
+        for (marker, n) in split {
+            self.problems.push(format!(
+                "the template writes {marker:?}, which looks like a special token and is read as {n} pieces of text: the \
+                 vocabulary lacks it, or has it as ordinary text"
+            ));
+        }
+        let behind = whole.split_once(MARKER).map_or("", |(_, behind)| behind);
+        let first = tokenizer.encode(behind, false, true).into_iter().find(|id| is_special(*id));
+        if let Some(id) = first {
+            let end = self::text(tokenizer, id);
+            if !tokenizer.is_end(id) {
+                let ends: Vec<String> = tokenizer.ends().iter().map(|id| self::text(tokenizer, *id)).collect();
+                self.problems.push(format!(
+                    "the template ends an answer with {end:?}, at which llama.cpp does not stop; it stops at {}: set \
+                     tokenizer.ggml.eot_token_id to {id}",
+                    ends.join(" ")
+                ));
+            }
+            self.turn_end = Some(end);
+        }
+        self.prompt = Some(prompt);
+        Ok(())
+    }
+
+    fn look_at_tokens(&mut self, model: &Model, tokenizer: &Tokenizer) -> Result<(), survey::Error> {
+        let ids = chat::special_ids(model.metadata());
+        let (ends, others): (Vec<u32>, Vec<u32>) = ids.others.iter().partition(|id| tokenizer.is_end(**id));
+        self.n_other_control = others.len();
+        let rows = [RowNorms::new(model, "token_embd.weight")?, RowNorms::new(model, "output.weight")?];
+        let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
+        let shown = ids.needed.iter().map(|id| (*id, true)).chain(ends.into_iter().map(|id| (id, false)));
+        for (id, is_needed) in shown {
+            let norm = |rows: &Option<RowNorms<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
+            let (norm, output_norm) = (norm(&rows[0])?, norm(&rows[1])?);
+            let blocks = rows[0].as_ref().map_or(Ok(None), |rows| rows.blocks(id))?;
+            let twin = blocks.and_then(|blocks| seen.insert(blocks, id));
+            let token = AuditedToken {
+                id,
+                text: text(tokenizer, id),
+                kind: tokenizer.kind(id),
+                is_needed,
+                is_end: tokenizer.is_end(id),
+                norm,
+                output_norm,
+                looks_untrained: twin.is_some() || norm.is_some_and(|norm| norm < LEAST_NORM),
+            };
+            if is_needed && token.looks_untrained {
+                self.problems.push(format!(
+                    "the chat needs {:?}, and its row in token_embd looks untrained ({}): merge with --special-tokens auto",
+                    token.text,
+                    match twin {
+                        Some(twin) => format!("it is the row of {:?}", text(tokenizer, twin)),
+                        None => format!("{:.3} of the usual norm", norm.unwrap_or(0.0)),
+                    }
+                ));
+            }
+            self.tokens.push(token);
+        }
+        if !self.tokens.iter().any(|token| token.is_end) {
+            self.problems
+                .push("nothing ends an answer: no end token is named, and none is known by its text".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn text(tokenizer: &Tokenizer, id: u32) -> String {
+    tokenizer.text(id).map_or(String::new(), ToString::to_string)
+}
+
+/// What looks like a special token in a prompt: `<|…|>`, `<…>` and `[…]` in letters, digits, `_`, `/` and their like.
+fn markers(prompt: &str) -> impl Iterator<Item = &str> {
+    let is_name = |name: &str| {
+        let name = name.trim_matches('|').trim_start_matches('/');
+        !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '▁' | '｜'))
+    };
+    let closed = move |(at, open): (usize, char)| {
+        let close = if open == '<' { '>' } else { ']' };
+        let end = at + prompt[at..].find(close)?;
+        let name = &prompt[at + 1..end];
+        // Names in brackets are in capitals, as in [INST]; others are text.
+        let is_marker = is_name(name) && (open == '<' || !name.chars().any(char::is_lowercase));
+        is_marker.then(|| &prompt[at..=end])
+    };
+    prompt.char_indices().filter(|(_, c)| matches!(c, '<' | '[')).filter_map(closed)
+}
+
+/// Norms of the rows of a tensor.
+struct RowNorms<'a> {
+    model: &'a Model,
+    id: usize,
+    /// The median of ordinary rows.
+    usual: f64,
+}
+
+impl<'a> RowNorms<'a> {
+    /// None if there is no such tensor, or none that can be read.
+    fn new(model: &'a Model, name: &str) -> Result<Option<Self>, survey::Error> {
+        let Some(id) = model.find(name).filter(|id| crate::quants::is_supported(model.tensor(*id).ty())) else {
+            return Ok(None);
+        };
+        let mut rows = RowNorms { model, id, usual: 1.0 };
+        let n_rows = model.tensor(id).n_rows();
+        let step = (n_rows / ORDINARY).max(1) as usize;
+        let mut norms = Vec::new();
+        for row in (0..n_rows).step_by(step) {
+            norms.push(rows.norm(row)?);
+        }
+        norms.sort_by(f64::total_cmp);
+        rows.usual = norms.get(norms.len() / 2).copied().filter(|norm| *norm > 0.0).unwrap_or(1.0);
+        Ok(Some(rows))
+    }
+
+    fn of(&self, row: u32) -> Result<Option<f64>, survey::Error> {
+        if u64::from(row) >= self.model.tensor(self.id).n_rows() {
+            return Ok(None);
+        }
+        Ok(Some(self.norm(row.into())? / self.usual))
+    }
+
+    fn blocks(&self, row: u32) -> Result<Option<Vec<u8>>, survey::Error> {
+        let info = self.model.tensor(self.id);
+        if u64::from(row) >= info.n_rows() {
+            return Ok(None);
+        }
+        let mut blocks = vec![0; info.row_size() as usize];
+        self.model.read(self.id, u64::from(row) * info.row_size(), &mut blocks)?;
+        Ok(Some(blocks))
+    }
+
+    fn norm(&self, row: u64) -> Result<f64, survey::Error> {
+        let info = self.model.tensor(self.id);
+        let mut blocks = vec![0; info.row_size() as usize];
+        self.model.read(self.id, row * info.row_size(), &mut blocks)?;
+        let mut weights = Vec::new();
+        resize(&mut weights, info.row_len() as usize);
+        decode(self.model, self.id, row * info.row_len(), &blocks, &mut weights)?;
+        Ok(weights.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::markers;
+
+    #[test]
+    fn what_looks_like_a_special_token_is_found() {
+        let found = |prompt| markers(prompt).collect::<Vec<_>>();
+        assert_eq!(found("<|im_start|>user\na < b> [see]<|im_end|>"), ["<|im_start|>", "<|im_end|>"]);
+        assert_eq!(found("[INST] x [/INST]</s> 3 < 4, [1, 2] <a b>"), ["[INST]", "[/INST]", "</s>"]);
+        assert_eq!(found("<｜User｜>x<start_of_turn"), ["<｜User｜>"]);
+    }
+}

@@ -1,0 +1,193 @@
+//! Which rows of the output are the chat model's, and which tokens it gets.
+
+use bstr::{BString, ByteSlice};
+
+use super::{Error, Recipe, Taken, TensorPlan};
+use crate::chat::{self, AddedToken};
+use crate::gguf::Metadata;
+use crate::survey::{self, Inputs, SpecialToken, TensorRef, has_row_per_token};
+
+/// Tokens whose rows are the chat model's, as they are.
+#[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(from = "Written", into = "Written")]
+pub enum SpecialTokens {
+    /// Those that the chat needs or that control it, where nobody trained the model on them.
+    #[default]
+    Auto,
+    /// These, by their texts.
+    List(Vec<String>),
+    /// None: their rows are sums, as all others are.
+    None,
+}
+
+/// In a recipe: `auto`, `none`, or a list of texts, which may have commas in them.
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(untagged, expecting = "expected auto, none, or a list of the tokens' texts")]
+enum Written {
+    Word(String),
+    Texts(Vec<String>),
+}
+
+impl From<Written> for SpecialTokens {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Word(word) => SpecialTokens::parse(&word),
+            Written::Texts(texts) => SpecialTokens::List(texts),
+        }
+    }
+}
+
+impl From<SpecialTokens> for Written {
+    fn from(tokens: SpecialTokens) -> Self {
+        match tokens {
+            SpecialTokens::List(texts) => Written::Texts(texts),
+            word => Written::Word(word.name()),
+        }
+    }
+}
+
+impl SpecialTokens {
+    /// From `auto`, `none`, or texts with commas between.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "auto" => SpecialTokens::Auto,
+            "none" => SpecialTokens::None,
+            texts => SpecialTokens::List(texts.split(',').map(str::to_owned).collect()),
+        }
+    }
+
+    /// As the command line has it.
+    pub fn name(&self) -> String {
+        match self {
+            SpecialTokens::Auto => "auto".to_owned(),
+            SpecialTokens::List(texts) => texts.join(","),
+            SpecialTokens::None => "none".to_owned(),
+        }
+    }
+}
+
+/// A special token of the output.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct SpecialRow {
+    /// The token's text.
+    pub text: String,
+    /// Its place in the output.
+    pub id: u32,
+    /// Its place in the chat model.
+    pub chat: u32,
+    /// Whether the model did not have it.
+    pub is_added: bool,
+    /// How far the model's row had gone from the base's, in units of what is usual.
+    pub drift: Option<f64>,
+    /// Whether its row in `output` is a sum all the same, where it can be one: the model had learnt something there.
+    pub is_output_sum: bool,
+}
+
+/// Decides which rows are taken, and gives `metadata` the tokens that are missing if that is asked for. `found` are the
+/// special tokens of the chat model.
+pub(super) fn decide(
+    inputs: &Inputs,
+    recipe: &Recipe,
+    found: Option<&survey::SpecialTokens>,
+    metadata: &mut Metadata,
+) -> Result<Vec<SpecialRow>, Error> {
+    let Some(found) = found else { return Ok(Vec::new()) };
+    let source = inputs.source(found.source);
+    let has_rows = inputs.vectors().iter().any(|v| v.plus == found.source && v.minus.is_some());
+    let path = source.path().to_owned();
+    let wanted: Vec<&SpecialToken> = match &recipe.special_tokens {
+        SpecialTokens::None => Vec::new(),
+        SpecialTokens::Auto if !has_rows => Vec::new(),
+        SpecialTokens::Auto => found.tokens.iter().filter(|token| token.is_untrained()).collect(),
+        SpecialTokens::List(_) if !has_rows => return Err(Error::NoRows { path }),
+        SpecialTokens::List(texts) => {
+            Vec::from_iter(listed(found, texts).map_err(|text| Error::UnknownToken { text, path: path.clone() })?)
+        }
+    };
+    let is_missing = |token: &&SpecialToken| {
+        token.id.is_none() && (token.is_needed || matches!(recipe.special_tokens, SpecialTokens::List(_)))
+    };
+    let candidates = match recipe.special_tokens {
+        SpecialTokens::None => Vec::new(),
+        SpecialTokens::Auto => found.tokens.iter().filter(is_missing).collect(),
+        SpecialTokens::List(_) => {
+            let listed = wanted.iter().copied();
+            let mut missing: Vec<&SpecialToken> = listed.chain(&found.tokens).filter(is_missing).collect();
+            missing.retain(|token| token.is_needed || wanted.contains(token));
+            missing.sort_by_key(|token| token.chat);
+            missing.dedup_by_key(|token| token.chat);
+            missing
+        }
+    };
+    let mut rows: Vec<SpecialRow> =
+        wanted.into_iter().filter_map(|token| Some(row(token, token.id?, recipe))).collect();
+    if !candidates.is_empty() {
+        let model = inputs.model().map(|id| inputs.source(id).path().to_owned()).unwrap_or_default();
+        if !recipe.add_missing_tokens || !has_rows {
+            let tokens = candidates.iter().map(|token| shown(&token.text)).collect();
+            return Err(Error::MissingTokens { tokens, model, chat: path, can_be_added: has_rows });
+        }
+        if let Some(id) = inputs.model()
+            && inputs.source(id).find("output.bias").is_some()
+        {
+            return Err(Error::CannotAddTokens { tensor: "output.bias", model });
+        }
+        let ids: Vec<u32> = candidates.iter().map(|token| token.chat).collect();
+        let added = chat::add_tokens(metadata, source.metadata(), &ids);
+        for AddedToken { chat, id } in added {
+            rows.extend(
+                candidates
+                    .iter()
+                    .find(|token| token.chat == chat)
+                    .map(|token| SpecialRow { is_added: true, ..row(token, id, recipe) }),
+            );
+        }
+    }
+    rows.sort_by_key(|row| row.id);
+    Ok(rows)
+}
+
+/// The tokens with these texts, or a text that the chat model has not.
+fn listed<'a>(found: &'a survey::SpecialTokens, texts: &[String]) -> Result<Vec<&'a SpecialToken>, String> {
+    let find = |text: &String| found.tokens.iter().find(|token| token.text == text.as_bytes());
+    texts.iter().map(|text| find(text).ok_or_else(|| text.clone())).collect()
+}
+
+fn row(token: &SpecialToken, id: u32, recipe: &Recipe) -> SpecialRow {
+    let is_output_sum = recipe.special_tokens == SpecialTokens::Auto && token.is_output_trained();
+    SpecialRow { text: shown(&token.text), id, chat: token.chat, is_added: false, drift: token.drift, is_output_sum }
+}
+
+fn shown(text: &BString) -> String {
+    text.to_str_lossy().into_owned()
+}
+
+/// Gives the tensors that have a row for each token the rows of special ones.
+pub(super) fn take(
+    inputs: &Inputs,
+    talker: Option<usize>,
+    rows: &[SpecialRow],
+    tensors: &mut [TensorPlan],
+) -> Result<(), Error> {
+    let Some(source) = talker.filter(|_| !rows.is_empty()) else { return Ok(()) };
+    let chat = inputs.source(source);
+    let n_added = rows.iter().filter(|row| row.is_added).count() as u64;
+    for tensor in tensors.iter_mut().filter(|tensor| has_row_per_token(&tensor.name) && tensor.model.is_some()) {
+        let find = |name: &str| chat.find(name).map(|tensor| TensorRef { source, tensor });
+        // A chat model with tied embeddings has one matrix for both.
+        let Some(at) = find(&tensor.name).or_else(|| find("token_embd.weight")) else { continue };
+        let info = chat.tensor(at.tensor);
+        if tensor.ne.first() != Some(&info.row_len()) {
+            continue;
+        }
+        let is_sum = |row: &SpecialRow| row.is_output_sum && tensor.name == "output.weight" && !tensor.terms.is_empty();
+        let rows = rows.iter().filter(|row| u64::from(row.chat) < info.n_rows() && !is_sum(row));
+        let rows = rows.map(|row| (row.id, row.chat)).collect();
+        tensor.taken = Some(Taken { at, rows });
+        if let Some(n) = tensor.ne.get_mut(1) {
+            *n += n_added;
+        }
+        tensor.check_types(inputs)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! What a file says of chatting.
+
+use serde_json::{Value as Json, json};
+
+use super::{Report, Table};
+use crate::eval::ChatAudit;
+use crate::gguf::printable;
+
+impl Report for ChatAudit {
+    fn text(&self) -> String {
+        let mut text = format!(
+            "\nchat templates: {}\n",
+            if self.templates.is_empty() { "none".to_owned() } else { printable(&self.templates.join(", ")) }
+        );
+        if let Some(prompt) = &self.prompt {
+            text += &format!("a question becomes: {}\n", printable(prompt));
+        }
+        if let Some(end) = &self.turn_end {
+            text += &format!("an answer ends with: {}\n", printable(end));
+        }
+        let mut table = Table::new(&["special token", ">id", "kind", "needed", "ends", ">norm", ">in output", ""]);
+        let yes = |is: bool| if is { "yes" } else { "" };
+        let share = |norm: Option<f64>| norm.map_or("–".to_owned(), |norm| format!("{norm:.2}"));
+        for token in &self.tokens {
+            table.row([
+                printable(&token.text),
+                token.id.to_string(),
+                format!("{:?}", token.kind).to_lowercase(),
+                yes(token.is_needed).to_owned(),
+                yes(token.is_end).to_owned(),
+                share(token.norm),
+                share(token.output_norm),
+                if token.looks_untrained { "looks untrained" } else { "" }.to_owned(),
+            ]);
+        }
+        text += &format!("\n{}", table.text());
+        if self.n_other_control > 0 {
+            text += &format!(
+                "and {} control tokens that neither template nor end of an answer uses\n",
+                self.n_other_control
+            );
+        }
+        text += "norms are those of rows, in units of the median row\n";
+        for problem in &self.problems {
+            text += &format!("\nwarning: {}\n", printable(problem));
+        }
+        text
+    }
+
+    fn json(&self) -> Json {
+        json!(self)
+    }
+}
