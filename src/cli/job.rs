@@ -161,6 +161,11 @@ impl Job<'_> {
             return Ok(Exit::Success);
         }
         output::complain("note", &report::Plan::expectation(&plan, &survey, *is_patch));
+        if plan.n_passes() > 1 {
+            let text =
+                format!("the vectors are read up to {} times before the first byte is written", plan.n_passes() - 1);
+            output::complain("note", &text);
+        }
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
         let (file, measured) =

@@ -277,7 +277,7 @@ fn json_has_its_keys_on_every_command() {
     let forecast = ["delta_ratio", "drift_ratio", "drift_cosine", "cosine", "output", "by_type"];
     has_keys(&planned["forecast"], &forecast);
     has_keys(&planned["forecast"]["output"], &["survival", "noise"]);
-    let tensor = ["name", "ne", "sources", "type", "bytes", "kept", "pieces", "pieces_sampled"];
+    let tensor = ["name", "ne", "sources", "type", "bytes", "kept", "ratios", "densities", "pieces", "pieces_sampled"];
     has_keys(&planned["tensors"][0], &[&tensor[..], &MEASURED[..]].concat());
     assert_eq!(planned["output_bytes"], merged["output_bytes"], "a plan knows the size to the byte");
 

@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::support::{Draft, Tensor, Val};
 use crate::trio::{
-    F32, Paths, Ran, TEMPLATE, Trio, bundled, chatvec, drifted, encode, get, name, plus_zero, read, store, weights,
+    F32, Paths, Ran, TEMPLATE, Trio, bundled, change, chatvec, drifted, encode, get, name, plus_zero, read, requantise,
+    store, weights,
 };
 
 /// Runs `chatvec merge`.
@@ -392,4 +393,39 @@ fn ties_select_what_a_stable_sort_would() {
         }
         assert_eq!(plus_zero(F32, found.data()), plus_zero(F32, encode(F32, &expected)), "{}", name(found));
     }
+}
+
+#[test]
+fn weights_are_selected_by_token_whatever_the_order_of_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    // Floats without equal differences, so that no order of rows decides between equals.
+    trio.each(|draft| requantise(draft, F32));
+    trio.chat = drifted(&trio.chat, "small chat", 21, 1e-4);
+    let by_token = ["token_embd.weight", "output.weight"];
+    // Five rows change places with their tokens; special tokens stay where their ids say.
+    let turned = |row: usize| if row < 5 { 4 - row } else { row };
+    let turn = |draft: &Draft| {
+        let mut found = draft.clone();
+        found.set("tokenizer.ggml.tokens", Val::strs(["e", "d", "c", "b", "a", "<eos>", "<|im_start|>", "<|im_end|>"]));
+        for tensor in found.tensors.iter_mut().filter(|t| by_token.contains(&name(t))) {
+            change(tensor, |values| {
+                let old = values.to_vec();
+                values
+                    .chunks_mut(256)
+                    .enumerate()
+                    .for_each(|(row, v)| v.copy_from_slice(&old[turned(row) * 256..][..256]));
+            });
+        }
+        found
+    };
+    let merged = |trio: &Trio, method: &str| {
+        let paths = trio.write(folder.path());
+        let out = folder.path().join("out.gguf");
+        paths.command(&out, &["--overwrite", "--method", method, "--density", "0.4", "--rescale", "true"]).says(0, &[]);
+        read(&out)
+    };
+    let (straight, expected) = (merged(&trio, "ties"), turn(&trio.cp));
+    let found = merged(&Trio { cp: expected, ..trio.clone() }, "ties");
+    assert_tensors(&found, &turn(&straight));
 }
