@@ -54,7 +54,7 @@ impl Budget {
     pub fn needed(&self, plan: &MergePlan, inputs: &Inputs) -> Result<(u64, usize), Error> {
         let layout = self.lay_out(plan, inputs)?;
         let worker = layout.largest_chunk() as u64 + layout.scratch;
-        let (before, _) = prepare::needed(plan, inputs, self)?;
+        let (before, _) = prepare::needed(plan, inputs, self);
         Ok(((worker * layout.n_workers as u64).max(before) + importance_bytes(inputs), layout.n_workers))
     }
 
@@ -70,8 +70,10 @@ impl Budget {
         let (segment, name) = largest.map_or((0, ""), |(need, tensor)| (need.segment, tensor.name.as_str()));
         let worker = segment.saturating_add(scratch).max(1);
         let memory = self.memory_for_buffers(inputs);
-        if worker > memory {
-            let needed = worker.saturating_add(importance_bytes(inputs));
+        let before = prepare::largest(plan, inputs).filter(|(bytes, _)| *bytes > worker);
+        let (least, name) = before.unwrap_or((worker, name));
+        if least > memory {
+            let needed = least.saturating_add(importance_bytes(inputs));
             return Err(Error::Budget { tensor: name.to_owned(), needed, budget: self.memory });
         }
         // No more than there are segments: a thread without work costs its start.

@@ -18,7 +18,7 @@ type Task = (usize, usize);
 /// Finds the selections of every term; empty for tensors whose terms are plainly added up.
 ///
 /// # Errors
-/// [`Error::Budget`] if one worker does not fit, [`Error::Source`], [`Error::Cancelled`], [`Error::Threads`].
+/// [`Error::Source`], [`Error::Cancelled`], [`Error::Threads`].
 pub(super) fn select(
     plan: &MergePlan,
     inputs: &Inputs,
@@ -32,7 +32,7 @@ pub(super) fn select(
         let is_open = |term: &usize| !tensor.combination.selector(*term, tensor.n_weights()).is_done();
         tasks.extend((0..tensor.terms.len()).filter(is_open).map(|term| (i, term)));
     }
-    let (_, n_workers) = needed(plan, inputs, budget)?;
+    let (_, n_workers) = needed(plan, inputs, budget);
     if tasks.is_empty() {
         return Ok(selections);
     }
@@ -80,21 +80,19 @@ pub(super) fn unread(tensor: &TensorPlan) -> Vec<Selection> {
     (0..n_terms).map(|term| tensor.combination.selector(term, tensor.n_weights()).selection()).collect()
 }
 
-/// Bytes that finding the selections of a plan takes, and in how many workers.
-///
-/// # Errors
-/// [`Error::Budget`].
-pub(super) fn needed(plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> Result<(u64, usize), Error> {
-    let readers = plan.tensors().iter().filter(|t| t.combination.n_passes() > 1).map(|t| (reader_bytes(t, inputs), t));
-    let Some((worker, tensor)) = readers.max_by_key(|(bytes, _)| *bytes) else { return Ok((0, 1)) };
-    let memory = budget.memory_for_buffers(inputs);
-    if worker > memory {
-        let needed = worker.saturating_add(budget.memory - memory);
-        return Err(Error::Budget { tensor: tensor.name.clone(), needed, budget: budget.memory });
-    }
+/// Bytes that finding the selections of a plan takes, and in how many workers; one of them fits, since the plan was laid out.
+pub(super) fn needed(plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> (u64, usize) {
+    let Some((worker, _)) = largest(plan, inputs) else { return (0, 1) };
     let n_terms: usize = plan.tensors().iter().map(|t| t.terms.len()).sum();
-    let n_workers = (memory / worker).min(budget.threads.max(1) as u64).min(n_terms.max(1) as u64);
-    Ok((worker * n_workers, n_workers as usize))
+    let n_workers = (budget.memory_for_buffers(inputs) / worker).clamp(1, budget.threads.max(1) as u64);
+    let n_workers = n_workers.min(n_terms.max(1) as u64);
+    (worker * n_workers, n_workers as usize)
+}
+
+/// Bytes of one worker, and the tensor that takes them; none if there is nothing to be found.
+pub(super) fn largest<'a>(plan: &'a MergePlan, inputs: &Inputs) -> Option<(u64, &'a str)> {
+    let readers = plan.tensors().iter().filter(|t| t.combination.n_passes() > 1);
+    readers.map(|t| (reader_bytes(t, inputs), t.name.as_str())).max_by_key(|(bytes, _)| *bytes)
 }
 
 /// Bytes of a [`Reader`] for a tensor: blocks of a segment, f32 of a strip, and what a selector counts in.
