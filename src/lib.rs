@@ -40,7 +40,7 @@
 //! ```
 //! use chatvec::gguf::{Limits, Model, WriteOptions};
 //! use chatvec::pipeline::{self, Budget};
-//! use chatvec::plan::{self, MergePlan, OutputType, Recipe};
+//! use chatvec::plan::{self, LossPolicy, MergePlan, OutputType, Recipe};
 //! use chatvec::survey::{self, Inputs};
 //!
 //! let open = |name: &str| {

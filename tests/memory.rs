@@ -74,12 +74,9 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
         ] {
             let density = method.is_sparse().then(|| 0.5.into());
             let vectors = vec![VectorSettings { weight: None, density }];
-            let recipe = Recipe {
-                output: OutputType::parse(name, true).expect("a type"),
-                merging: Merging { method, vectors, ..Merging::default() },
-                special_tokens: SpecialTokens::None,
-                ..Recipe::default()
-            };
+            let merging = Merging { method, vectors, ..Merging::default() };
+            let output = OutputType::parse(name, true).expect("a type");
+            let recipe = Recipe { output, merging, special_tokens: SpecialTokens::None, ..Recipe::default() };
             let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe, None).expect("a plan");
             // The least that this many workers run in, found by the error's own figure.
             let least = match (Budget { memory: 1, threads }).needed(&plan, &inputs) {

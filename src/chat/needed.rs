@@ -4,13 +4,17 @@ use std::collections::BTreeSet;
 
 use bstr::ByteSlice;
 
-use super::template::{Message, RenderOptions, Template};
+use super::plumbing::is_template_key;
+use super::template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template};
 use super::tokenizer::{TokenKind, Tokenizer};
 use super::{TOKEN_TYPE, TOKENS};
 use crate::gguf::Metadata;
 
 /// What ends an answer by its key.
 const ENDS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// A shorter text in a template is punctuation, whatever the vocabulary has it as.
+const LEAST_TEXT: usize = 3;
 
 /// `LLAMA_TOKEN_TYPE_CONTROL` (llama.h).
 const CONTROL: i64 = 3;
@@ -26,8 +30,8 @@ pub struct SpecialIds {
     pub others: Vec<u32>,
 }
 
-/// Finds the special tokens of a chat model: a conversation is written by its template and tokenised. Where its tokenizer or
-/// its template cannot be used here, the texts of special tokens are looked for in what the template writes, or in itself.
+/// Finds the special tokens of a chat model: conversations are written by each of its templates and tokenised, and texts of
+/// special tokens are looked for in the templates themselves, for what these conversations do not show.
 pub fn special_ids(metadata: &Metadata) -> SpecialIds {
     let Some(tokens) = metadata.get_strings(TOKENS) else { return SpecialIds::default() };
     let n_tokens = tokens.len() as u64;
@@ -38,23 +42,22 @@ pub fn special_ids(metadata: &Metadata) -> SpecialIds {
     let mut needed: BTreeSet<u32> =
         ENDS.iter().filter_map(|key| metadata.get_u64(key)).filter(|id| *id < n_tokens).map(|id| id as u32).collect();
     let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
-    let prompts = conversations(metadata, tokenizer.as_ref());
-    match &tokenizer {
-        Some(tokenizer) => {
-            for prompt in &prompts {
-                let ids = tokenizer.encode(prompt, false, true);
-                needed.extend(ids.into_iter().filter(|id| is_special(tokenizer.kind(*id))));
-            }
-        }
-        None => {
-            let special = (0..tokens.len()).filter(|id| matches!(ty(*id), CONTROL | USER_DEFINED));
-            let is_written = |id: &usize| {
-                let text = tokens.get(*id).unwrap_or_default();
-                !text.is_empty() && prompts.iter().any(|prompt| prompt.as_bytes().contains_str(text))
-            };
-            needed.extend(special.filter(is_written).map(|id| id as u32));
+    let sources: Vec<String> = sources(metadata).collect();
+    let prompts: Vec<String> = sources.iter().flat_map(|source| conversations(source, tokenizer.as_ref())).collect();
+    if let Some(tokenizer) = &tokenizer {
+        for prompt in &prompts {
+            let ids = tokenizer.encode(prompt, false, true);
+            needed.extend(ids.into_iter().filter(|id| is_special(tokenizer.kind(*id))));
         }
     }
+    // What a conversation does not show, such as calls of tools, stands in the template as it is.
+    let written = sources.iter().chain(&prompts).fold(String::new(), |all, text| all + text + "\0");
+    let is_written = |id: &usize| {
+        let text = tokens.get(*id).unwrap_or_default();
+        text.len() >= LEAST_TEXT && written.as_bytes().contains_str(text)
+    };
+    let special = (0..tokens.len()).filter(|id| matches!(ty(*id), CONTROL | USER_DEFINED));
+    needed.extend(special.filter(is_written).map(|id| id as u32));
     let is_control = |id: u32| match &tokenizer {
         Some(tokenizer) => tokenizer.kind(id) == TokenKind::Control,
         None => ty(id as usize) == CONTROL,
@@ -63,14 +66,15 @@ pub fn special_ids(metadata: &Metadata) -> SpecialIds {
     SpecialIds { needed: needed.into_iter().collect(), others }
 }
 
-/// Conversations as the template writes them, with and without a system prompt, those that it refuses left out. The template
-/// itself if it cannot be used; nothing if there is none.
-fn conversations(metadata: &Metadata, tokenizer: Option<&Tokenizer>) -> Vec<String> {
-    let template = match Template::from_metadata(metadata) {
-        Ok(Some(template)) => template,
-        Ok(None) => return Vec::new(),
-        Err(_) => return Vec::from_iter(source(metadata)),
-    };
+/// The texts of all templates: the default one and those with a name. What is too long to be used says nothing.
+fn sources(metadata: &Metadata) -> impl Iterator<Item = String> {
+    let templates = metadata.iter().filter(|(key, _)| is_template_key(key)).filter_map(|(_, value)| value.as_str());
+    templates.filter(|source| source.len() <= MAX_SOURCE_BYTES).map(|source| source.to_str_lossy().into_owned())
+}
+
+/// Conversations as the template writes them, with and without a system prompt, those that it refuses left out.
+fn conversations(source: &str, tokenizer: Option<&Tokenizer>) -> Vec<String> {
+    let Ok(template) = Template::parse(source) else { return Vec::new() };
     let text = |id: Option<u32>| {
         let text = tokenizer.and_then(|tokenizer| tokenizer.text(id?));
         text.map(|text| text.to_str_lossy().into_owned()).unwrap_or_default()
@@ -86,9 +90,5 @@ fn conversations(metadata: &Metadata, tokenizer: Option<&Tokenizer>) -> Vec<Stri
             prompts.extend(template.render(&messages, &options));
         }
     }
-    if prompts.is_empty() { Vec::from_iter(source(metadata)) } else { prompts }
-}
-
-fn source(metadata: &Metadata) -> Option<String> {
-    metadata.get_str(super::plumbing::TEMPLATE).map(|source| source.to_str_lossy().into_owned())
+    prompts
 }

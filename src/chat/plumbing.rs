@@ -7,7 +7,7 @@
 use super::{TOKEN_TYPE, TOKENS, TokenMap};
 use crate::gguf::{Array, Metadata, Value};
 
-pub(super) const TEMPLATE: &str = "tokenizer.chat_template";
+const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Keys taken from the chat model, besides the templates; ids become those of the same token in the model.
 const KEYS: [&str; 6] = [
@@ -36,7 +36,7 @@ pub fn is_plumbing_key(key: &str) -> bool {
 }
 
 /// The template, its variants (`tokenizer.chat_template.NAME`) and the list of their names.
-fn is_template_key(key: &str) -> bool {
+pub(super) fn is_template_key(key: &str) -> bool {
     key == TEMPLATE
         || key == "tokenizer.chat_templates"
         || key.strip_prefix(TEMPLATE).is_some_and(|rest| rest.starts_with('.'))

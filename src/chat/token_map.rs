@@ -4,7 +4,7 @@
 //! into an end token. Rows of the embeddings follow their token. A token is its text; its type only tells apart tokens
 //! that share one, as `<0x41>` the byte and `<0x41>` the text.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bstr::BStr;
 
@@ -34,10 +34,11 @@ impl TokenMap {
     pub fn new(own: &Metadata, other: &Metadata) -> Option<Self> {
         let (own_tokens, other_tokens) = (own.get_strings(TOKENS)?, other.get_strings(TOKENS)?);
         let (n_own, n_other) = (u32::try_from(own_tokens.len()).ok()?, u32::try_from(other_tokens.len()).ok()?);
-        if own_tokens == other_tokens {
+        let (own, other) = (Tokens::new(own, own_tokens), Tokens::new(other, other_tokens));
+        if own_tokens == other_tokens && (own.types == other.types || !own.has_equal_texts()) {
             return Some(TokenMap { places: None, n_own, n_other });
         }
-        let places = places(&Tokens::new(own, own_tokens), &Tokens::new(other, other_tokens));
+        let places = places(&own, &other);
         let in_place = |(i, place): (usize, &u32)| *place == i as u32;
         let is_identity = n_own == n_other && places.iter().enumerate().all(in_place);
         Some(TokenMap { places: (!is_identity).then_some(places), n_own, n_other })
@@ -110,6 +111,11 @@ impl<'a> Tokens<'a> {
     /// The type of a token; that of an ordinary one if the file does not say.
     fn ty(&self, id: usize) -> i32 {
         self.types.and_then(|types| types.get(id)?.as_f64()).map_or(1, |ty| ty as i32)
+    }
+
+    fn has_equal_texts(&self) -> bool {
+        let mut seen = HashSet::with_capacity(self.texts.len());
+        !self.texts.iter().all(|text| seen.insert(text))
     }
 
     /// The ids of each text, lowest first.
@@ -242,6 +248,8 @@ mod tests {
         assert!(map.is_identity() && map.find(1) == Some(1) && map.find(2).is_none());
         assert_eq!((map.n_shared(), map.n_moved()), (2, 0));
         assert!(TokenMap::new(&own, &Metadata::default()).is_none());
+        let swapped = places(&[("<0x41>", 6), ("<0x41>", 1)], &[("<0x41>", 1), ("<0x41>", 6)]);
+        assert_eq!(swapped, [Some(1), Some(0), None], "equal texts in one order, and other types");
         let longer = TokenMap::new(&own, &vocabulary(&[("a", 1), ("b", 1), ("c", 1)])).unwrap();
         assert!(!longer.is_identity());
         assert_eq!((longer.n_shared(), longer.n_moved(), longer.n_other()), (2, 0, 3));

@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest};
-use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan_merge, prepare, presets};
+use super::loss_args::{LOSS_HEADING, LossArgs};
+use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan, prepare, presets};
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::plan::{RecipeFile, VectorFile};
@@ -26,6 +27,8 @@ pub(super) struct ApplyArgs {
     types: TypeArgs,
     #[command(flatten)]
     how: RecipeArgs,
+    #[command(flatten, next_help_heading = LOSS_HEADING)]
+    loss: LossArgs,
     #[command(flatten)]
     imatrix: ImatrixArgs,
     #[command(flatten)]
@@ -37,7 +40,7 @@ pub(super) struct ApplyArgs {
 pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let vectors = args.patches.iter().map(|arg| parse_vector(arg)).collect::<Result<Vec<VectorFile>, _>>()?;
     let file = RecipeFile { model: args.model.clone(), vectors, ..RecipeFile::default() };
-    let Prepared { inputs, recipe } = prepare(file, &args.how, &args.types, &args.imatrix, global)?;
-    let plan = |inputs: &Inputs, pairs| plan_merge(inputs, pairs, &recipe);
-    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
+    let Prepared { inputs, recipe } = prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
+    let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
+    Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
 }

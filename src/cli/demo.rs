@@ -140,6 +140,7 @@ impl Merged {
             plan: &self.plan,
             written: &self.written,
             findings: &[],
+            lost: &[],
             is_patch: false,
             took: self.took,
             smoke: None,

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::job::Refused;
+use super::job::{Lost, Refused};
 use crate::{chat, eval, gguf, imatrix, infer, patch, pipeline, plan, survey};
 
 /// How a command ended. The numbers are a promise to scripts.
@@ -24,7 +24,7 @@ pub enum Exit {
     Output,
     /// The system refused to read or write.
     Io,
-    /// The output is written, but rounding took most of the vector.
+    /// Rounding took too much of the vector.
     Lost,
     /// A model was asked, and a check of its answers failed.
     NoChat,
@@ -42,7 +42,11 @@ const TABLE: [(u8, Exit, &str); 11] = [
     (5, Exit::NotSupported, "a type, option or value that cannot be handled, or a budget too small"),
     (6, Exit::Output, "the output exists, is an input, is no regular file, or does not fit on the disk"),
     (7, Exit::Io, "the system refused to read or write"),
-    (10, Exit::Lost, "the output is written, but less than 0.9 of the vector survived its types"),
+    (
+        10,
+        Exit::Lost,
+        "rounding took the vector: the output is kept as OUTPUT.rejected, or not begun (see --on-loss); a patch is written",
+    ),
     (11, Exit::NoChat, "the model was asked, and a check of its answers failed"),
     (130, Exit::Interrupted, "interrupted; nothing is left behind"),
 ];
@@ -104,6 +108,8 @@ impl Exit {
                 Exit::Malformed
             } else if cause.is::<Refused>() {
                 Exit::Refused
+            } else if cause.is::<Lost>() {
+                Exit::Lost
             } else if let Some(e) = cause.downcast_ref::<std::io::Error>() {
                 of_io(e)
             } else {

@@ -37,5 +37,5 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let plan = |inputs: &Inputs, pairs| Ok(patch::plan_extract(inputs, pairs, encoding)?);
-    Job { inputs, output: &args.output, global, is_patch: true, plan: &plan, smoke: None }.run()
+    Job { inputs, output: &args.output, global, recipe: None, plan: &plan, smoke: None }.run()
 }

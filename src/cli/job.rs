@@ -1,5 +1,6 @@
 //! What merge, extract and apply have in common: check, plan, survey, then write or tell.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -14,7 +15,7 @@ use crate::chat::Tokenizer;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, WriteOptions};
 use crate::pipeline::{self, Written};
-use crate::plan::{self, MergePlan, OutputType, Warning};
+use crate::plan::{self, Loss, MergePlan, OnLoss, OutputType, Recipe, Warning};
 use crate::report;
 use crate::survey::{self, Inputs, Moments, Pair, SampleSettings, Survey};
 
@@ -89,13 +90,38 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+/// What rounding would take, where it must not.
+#[derive(Debug)]
+pub(super) struct Lost {
+    lost: Vec<Loss>,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rounding would take the vector from {}; nothing is written", listed(&self.lost))
+    }
+}
+
+impl std::error::Error for Lost {}
+
+/// How many tensors are named at most.
+const LISTED: usize = 3;
+
+/// The tensors, as far as they can be read at a glance.
+fn listed(lost: &[Loss]) -> String {
+    let (named, more) = lost.split_at(lost.len().min(LISTED));
+    let mut words: Vec<String> = named.iter().map(ToString::to_string).collect();
+    words.extend((!more.is_empty()).then(|| format!("{} more", more.len())));
+    words.join(", ")
+}
+
 /// A run that writes one file.
 pub(super) struct Job<'a> {
     pub(super) inputs: Inputs,
     pub(super) output: &'a OutputArgs,
     pub(super) global: &'a Global,
-    /// Whether the output is a patch.
-    pub(super) is_patch: bool,
+    /// What is wanted of a model; none if the output is a patch.
+    pub(super) recipe: Option<&'a Recipe>,
     /// Makes the plan once the inputs are known to be siblings.
     pub(super) plan: &'a dyn Fn(&Inputs, Vec<Pair>) -> Result<MergePlan>,
     /// What the output is asked before it takes its name.
@@ -119,10 +145,14 @@ pub(super) struct SmokeTest {
 impl Job<'_> {
     /// Runs it and prints what came of it.
     pub(super) fn run(self) -> Result<Exit> {
-        let Job { inputs, output, global, is_patch, .. } = &self;
+        let Job { inputs, output, global, recipe, .. } = &self;
+        let is_patch = recipe.is_none();
         let budget = global.budget();
         let started = Instant::now();
         let (mut plan, survey, others) = self.look(if output.dry_run { &FORECAST } else { &[] })?;
+        let expected_lost = recipe.map(|recipe| recipe.loss.expected(&plan, &survey)).unwrap_or_default();
+        let is_forbidden =
+            !expected_lost.is_empty() && recipe.is_some_and(|recipe| recipe.loss.on_loss == OnLoss::Fail);
         let reasons: Vec<String> = survey.findings.iter().filter(|f| f.is_refusal()).map(ToString::to_string).collect();
         if output.force {
             plan.warnings.extend(reasons.iter().cloned().map(|finding| Warning::Forced { finding }));
@@ -134,6 +164,10 @@ impl Job<'_> {
         let expected = report::Plan::expected(&plan, &survey).survival;
         if let Some(expected) = expected.filter(|s| *s < LEAST_SURVIVAL) {
             let text = format!("rounding is expected to leave only {:.0} % of the vector", expected * 100.0);
+            output::complain("warning", &text);
+        }
+        if !expected_lost.is_empty() && !is_forbidden {
+            let text = format!("rounding is expected to take the vector from {}", listed(&expected_lost));
             output::complain("warning", &text);
         }
         if let Some(cosine) = survey.cosine.filter(|c| *c < LEAST_COSINE) {
@@ -153,6 +187,9 @@ impl Job<'_> {
         if is_refused {
             return Err(Refused { reasons }.into());
         }
+        if is_forbidden {
+            return Err(Lost { lost: expected_lost }.into());
+        }
         if output.dry_run {
             if let Some((questions, _)) = &questions {
                 let n = questions.n_prompts();
@@ -160,11 +197,10 @@ impl Job<'_> {
             }
             return Ok(Exit::Success);
         }
-        output::complain("note", &report::Plan::expectation(&plan, &survey, *is_patch));
+        output::complain("note", &report::Plan::expectation(&plan, &survey, is_patch));
         if plan.n_passes() > 1 {
-            let text =
-                format!("the vectors are read up to {} times before the first byte is written", plan.n_passes() - 1);
-            output::complain("note", &text);
+            let n = plan.n_passes() - 1;
+            output::complain("note", &format!("the vectors are read up to {n} times before the first byte is written"));
         }
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
@@ -172,8 +208,13 @@ impl Job<'_> {
             pipeline::write_unnamed(&plan, inputs, &output.output, &output.write.options(), &progress, &budget)?;
         let took = started.elapsed();
         progress.hide();
+        let by_name = measured.tensors.iter().map(|t| (t.name.as_str(), t.moments));
+        let lost = recipe.map(|recipe| recipe.loss.lost(by_name)).unwrap_or_default();
+        let is_lost = !lost.is_empty() && recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn);
+        // Nothing that it might say would give it its name.
+        let questions = questions.filter(|_| !is_lost);
         let (talk, is_kept) = match questions {
-            None => (None, true),
+            None => (None, !is_lost),
             Some((questions, keep)) => match self.ask(questions, &file) {
                 Ok(talk) => {
                     let is_kept = keep || talk.exit() == Exit::Success;
@@ -191,16 +232,38 @@ impl Job<'_> {
         let file = if is_kept { file.publish() } else { file.publish_with_suffix(REJECTED) }?;
         drop(progress);
         let written = Written { file, measured };
-        let lost = judge(&written.measured.total, *is_patch);
+        let exit = match is_patch {
+            true => judge(&written.measured.total, true),
+            false => self.say(&written, &lost, is_lost),
+        };
         let findings = &survey.findings[..];
         let smoke = talk.as_ref().map(|talk| talk.report(&written.file.path, false));
-        let run = report::Run { plan: &plan, written: &written, findings, is_patch: *is_patch, took, smoke };
+        let run = report::Run { plan: &plan, written: &written, findings, lost: &lost, is_patch, took, smoke };
         output::print(&run, global)?;
-        if !is_kept {
+        if !is_kept && !is_lost {
             let text = format!("the output does not chat; it is kept as {}", written.file.path.display());
             output::complain("warning", &text);
         }
-        Ok(talk.map(|talk| talk.exit()).filter(|exit| *exit != Exit::Success).unwrap_or(lost))
+        Ok(talk.map(|talk| talk.exit()).filter(|exit| *exit != Exit::Success).unwrap_or(exit))
+    }
+
+    /// The exit for what a model lost, said in plain words.
+    fn say(&self, written: &Written, lost: &[Loss], is_lost: bool) -> Exit {
+        if written.measured.total.delta2 == 0.0 {
+            output::complain("warning", "the vector is zero: nothing was added to any weight");
+        }
+        if lost.is_empty() {
+            return Exit::Success;
+        }
+        let text = format!("rounding took the vector from {}", listed(lost));
+        if !is_lost {
+            output::complain("warning", &text);
+            return Exit::Success;
+        }
+        let path = written.file.path.display();
+        let advice = "give --on-loss promote, or a finer --type, or start from the model as F16 or Q8_0";
+        output::complain("warning", &format!("{text}; the output is kept as {path}: {advice}"));
+        Exit::Lost
     }
 
     /// What is asked, and whether the output is kept whatever it answers. That it can be asked at all is found out before
@@ -252,11 +315,41 @@ impl Job<'_> {
             .map(|(pair, planned)| Pair {
                 terms: planned.terms.clone(),
                 combination: planned.combination.clone(),
+                except: planned.taken_rows(),
                 ..pair
             })
             .collect();
         let survey = survey::survey(inputs, &pairs, &settings)?;
-        Ok((plan, survey, others))
+        match self.recipe {
+            Some(recipe) => {
+                let (plan, survey) = self.protect(recipe, plan, survey, &pairs, &settings)?;
+                Ok((plan, survey, others))
+            }
+            None => Ok((plan, survey, others)),
+        }
+    }
+
+    /// What the recipe has done about tensors that the survey expects to be lost.
+    fn protect(
+        &self,
+        recipe: &Recipe,
+        plan: MergePlan,
+        mut survey: Survey,
+        pairs: &[Pair],
+        settings: &SampleSettings,
+    ) -> Result<(MergePlan, Survey)> {
+        let lost = recipe.loss.expected(&plan, &survey);
+        let remedies = recipe.loss.remedies(&plan, pairs, &lost);
+        if remedies.is_empty() {
+            return Ok((plan, survey));
+        }
+        let trials = survey::try_encodings(&self.inputs, &remedies, settings)?;
+        let (plan, changes) = plan.protect(&recipe.output, &recipe.loss, &lost, &trials)?;
+        let mut chosen: HashMap<String, Moments> = changes.into_iter().map(|c| (c.tensor, c.moments)).collect();
+        survey.tensors.iter_mut().for_each(|tensor| tensor.chosen = chosen.remove(&tensor.name));
+        self.global.budget().needed(&plan, &self.inputs)?;
+        self.check_place(&plan).or_else(|e| if self.output.dry_run { Ok(()) } else { Err(e) })?;
+        Ok((plan, survey))
     }
 
     fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
@@ -264,7 +357,9 @@ impl Job<'_> {
         let mut options = WriteOptions { inputs, ..self.output.write.options() };
         let path = &self.output.output;
         let targets = options.check(path, plan.header())?;
-        if self.smoke.is_some_and(|smoke| smoke.smoke) {
+        if self.recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn)
+            || self.smoke.is_some_and(|smoke| smoke.smoke)
+        {
             // What is rejected replaces an earlier one, but never an input.
             options.overwrite = true;
             let mut rejected = if let [target] = &targets[..] { target.clone() } else { path.clone() };
@@ -280,7 +375,7 @@ impl Job<'_> {
         let (memory, threads) = self.global.budget().needed(plan, inputs)?;
         let folder = self.output.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let disk_free = fs4::available_space(folder).ok();
-        let is_patch = self.is_patch;
+        let is_patch = self.recipe.is_none();
         let time = Some(pipeline::rehearse(plan, inputs, &(), &self.global.budget())?);
         let report = report::Plan { inputs, plan, survey, types, is_patch, memory, threads, disk_free, time };
         output::print(&report, self.global)

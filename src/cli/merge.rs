@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest};
-use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan_merge, prepare, presets, read};
+use super::loss_args::{LOSS_HEADING, LossArgs};
+use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan, prepare, presets, read};
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::plan::{RecipeFile, VectorFile};
@@ -39,6 +40,8 @@ pub(super) struct MergeArgs {
     types: TypeArgs,
     #[command(flatten)]
     how: RecipeArgs,
+    #[command(flatten, next_help_heading = LOSS_HEADING)]
+    loss: LossArgs,
     #[command(flatten)]
     imatrix: ImatrixArgs,
     #[command(flatten)]
@@ -82,7 +85,7 @@ impl MergeArgs {
 }
 
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
-    let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.types, &args.imatrix, global)?;
-    let plan = |inputs: &Inputs, pairs| plan_merge(inputs, pairs, &recipe);
-    Job { inputs, output: &args.output, global, is_patch: false, plan: &plan, smoke: Some(&args.smoke) }.run()
+    let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
+    let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
+    Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
 }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::Global;
 use super::imatrix_args::ImatrixArgs;
+use super::loss_args::LossArgs;
 use super::types::TypeArgs;
 use crate::gguf::{Limits, Model};
 use crate::patch;
@@ -22,8 +23,7 @@ pub(super) struct RecipeArgs {
     /// Which rows of token embeddings and output take part [default: auto]
     #[arg(long, value_name = "WHICH", value_enum)]
     embeddings: Option<Embeddings>,
-    /// Tokens whose rows are taken from the chat model as they are: auto, none, or their texts with commas between
-    /// [default: auto; none in mergekit's recipes]
+    /// Tokens whose rows are taken from the chat model as they are: auto, none, or their texts with commas between [default: auto]
     #[arg(long, value_name = "auto|none|TOKENS")]
     special_tokens: Option<String>,
     /// Give the model the tokens that the chat needs and it lacks, with the chat model's rows
@@ -111,7 +111,7 @@ impl RecipeArgs {
             };
         }
         if let Some(tokens) = &self.special_tokens {
-            file.special_tokens = SpecialTokens::parse(tokens);
+            file.special_tokens.clone_from(tokens);
         }
         file.add_missing_tokens |= self.add_missing_tokens;
         let how = &self.how;
@@ -163,11 +163,13 @@ pub(super) struct Prepared {
 pub(super) fn prepare(
     mut file: RecipeFile,
     how: &RecipeArgs,
+    loss: &LossArgs,
     types: &TypeArgs,
     imatrix: &ImatrixArgs,
     global: &Global,
 ) -> Result<Prepared> {
     how.overlay(&mut file);
+    loss.overlay(&mut file);
     types.overlay(&mut file)?;
     imatrix.overlay(&mut file);
     let mut recipe = file.recipe()?;
@@ -176,8 +178,8 @@ pub(super) fn prepare(
     Ok(Prepared { inputs, recipe })
 }
 
-/// The plan of a merge.
-pub(super) fn plan_merge(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<MergePlan> {
+/// The plan of a merge by a recipe.
+pub(super) fn plan(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<MergePlan> {
     let special = match recipe.special_tokens {
         SpecialTokens::None => None,
         _ => survey::special_tokens(inputs)?,

@@ -4,7 +4,7 @@ use super::chunk::{Chunk, SEGMENT_WEIGHTS, must_be_finite, strip_bytes_per_weigh
 use super::{Error, prepare, rows_of};
 use crate::imatrix::ImportanceMatrix;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, minimum_rows};
+use crate::survey::{Inputs, Rounding, feedback_bytes, minimum_rows};
 
 /// What a run may use.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,7 +33,7 @@ pub(super) struct Layout {
     pub(super) n_workers: usize,
     /// Bytes of blocks a worker may have.
     block_bytes: u64,
-    /// Bytes of f32 scratch of a worker: those of the longest row.
+    /// Bytes of f32 scratch of a worker: those of the longest row, and what errors are passed on with.
     scratch: u64,
     /// For each tensor, bytes of one segment: the blocks of all sources and of the output.
     segments: Vec<u64>,
@@ -54,7 +54,7 @@ impl Budget {
     pub fn needed(&self, plan: &MergePlan, inputs: &Inputs) -> Result<(u64, usize), Error> {
         let layout = self.lay_out(plan, inputs)?;
         let worker = layout.largest_chunk() as u64 + layout.scratch;
-        let (before, _) = prepare::needed(plan, inputs, self);
+        let (before, _) = prepare::needed(plan, inputs, self)?;
         Ok(((worker * layout.n_workers as u64).max(before) + importance_bytes(inputs), layout.n_workers))
     }
 
@@ -70,10 +70,8 @@ impl Budget {
         let (segment, name) = largest.map_or((0, ""), |(need, tensor)| (need.segment, tensor.name.as_str()));
         let worker = segment.saturating_add(scratch).max(1);
         let memory = self.memory_for_buffers(inputs);
-        let before = prepare::largest(plan, inputs).filter(|(bytes, _)| *bytes > worker);
-        let (least, name) = before.unwrap_or((worker, name));
-        if least > memory {
-            let needed = least.saturating_add(importance_bytes(inputs));
+        if worker > memory {
+            let needed = worker.saturating_add(importance_bytes(inputs));
             return Err(Error::Budget { tensor: name.to_owned(), needed, budget: self.memory });
         }
         // No more than there are segments: a thread without work costs its start.
@@ -101,7 +99,9 @@ impl Need {
             true => 0,
             false => strip.saturating_mul(strip_bytes_per_weight(tensor)),
         };
-        Need { segment, scratch }
+        // At worst each worker has a tensor of its own.
+        let feedback = if tensor.rounding == Rounding::Encoder { 0 } else { feedback_bytes(row_len) };
+        Need { segment, scratch: scratch.saturating_add(feedback) }
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
+use super::feedbacks::Feedbacks;
 use super::{Error, TensorSink};
 use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
-use crate::quants;
+use crate::quants::{self, Dither, Feedback, Place};
 use crate::survey::{
-    self, Inputs, Kept, Moments, Rows as SourceRows, Selection, Sum, TensorRef, TensorSource, check_finite, decode,
-    decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
+    self, Inputs, Kept, Moments, Operand, Rounding, Rows as SourceRows, Selection, Sum, TensorRef, TensorSource,
+    check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
@@ -41,6 +42,7 @@ impl Chunk {
 pub(super) struct Worker<'a> {
     inputs: &'a Inputs,
     sink: &'a dyn TensorSink,
+    feedbacks: &'a Feedbacks,
     /// Blocks of the output, then of the model, then of plus and minus of each term. One allocation, so that the largest
     /// chunk bounds it, and not the sum of each part's largest.
     blocks: Vec<u8>,
@@ -50,14 +52,13 @@ pub(super) struct Worker<'a> {
 /// A source of a chunk and its blocks.
 struct Loaded<'a> {
     source: &'a dyn TensorSource,
+    operand: Operand,
     at: TensorRef,
     ty: GgmlType,
     row_size: u64,
     blocks: &'a [u8],
     /// Which rows of the tensor those of the output are.
     rows: SourceRows<'a>,
-    /// Whether rows that it lacks are zero, and not those of the first source: with a pair of these the difference is.
-    is_difference: bool,
     /// Whether it is the model, and has scales of its own that the output keeps.
     keeps_scale: bool,
 }
@@ -104,7 +105,7 @@ impl Loaded<'_> {
             let blocks = self.rows(in_chunk.start, run.end - run.start);
             match from {
                 Some(from) => decode(self.source, self.at.tensor, from * row_len, blocks, out)?,
-                None if self.is_difference || std::ptr::eq(self, first) => out.fill(0.0),
+                None if self.rows.is_difference() || std::ptr::eq(self, first) => out.fill(0.0),
                 None => first.decode(first, chunk, in_chunk, decode, out)?,
             }
         }
@@ -112,17 +113,17 @@ impl Loaded<'_> {
     }
 }
 
+/// [`decode`], or [`decode_unscaled`].
+type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), survey::Error>;
+
 /// A chunk whose sources are read.
 struct Computed<'a> {
     plan: &'a TensorPlan,
     chunk: &'a Chunk,
     sources: &'a [Loaded<'a>],
     selections: &'a [Selection],
-    importance: Option<RowImportance<'a>>,
+    how: How<'a>,
 }
-
-/// [`decode`], or [`decode_unscaled`].
-type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), survey::Error>;
 
 /// f32 buffers of one strip.
 #[derive(Default)]
@@ -138,8 +139,13 @@ pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
 
 impl<'a> Worker<'a> {
     /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
-    pub(super) fn new(inputs: &'a Inputs, sink: &'a dyn TensorSink, block_bytes: usize) -> Self {
-        Worker { inputs, sink, blocks: vec![0; block_bytes], strip: Strip::default() }
+    pub(super) fn new(
+        inputs: &'a Inputs,
+        sink: &'a dyn TensorSink,
+        feedbacks: &'a Feedbacks,
+        block_bytes: usize,
+    ) -> Self {
+        Worker { inputs, sink, feedbacks, blocks: vec![0; block_bytes], strip: Strip::default() }
     }
 
     /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor that nothing is added to.
@@ -153,18 +159,17 @@ impl<'a> Worker<'a> {
         let (out, mut rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
         let taken = plan.taken_rows();
         let mut sources: Vec<Loaded<'_>> = Vec::new();
-        for part in plan.parts() {
-            let at = part.at;
+        for operand in plan.operands() {
+            let at = operand.at;
             let info = inputs.source(at.source).tensor(at.tensor);
             let (ty, row_size) = (info.ty(), info.row_size());
             let is_model = plan.model == Some(at) && sources.is_empty();
-            let rows = inputs.rows(&part, if is_model { &[] } else { &taken });
+            let rows = inputs.rows(&operand, if is_model { &[] } else { &taken });
             let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
             Loaded::read(at, rows, chunk, inputs, blocks)?;
             let keeps_scale = is_model && plan.keeps_scale(inputs);
             let source: &dyn TensorSource = inputs.source(at.source);
-            let is_difference = part.is_difference;
-            sources.push(Loaded { source, at, ty, row_size, blocks, rows, is_difference, keeps_scale });
+            sources.push(Loaded { source, operand, at, ty, row_size, blocks, rows, keeps_scale });
             rest = after;
         }
         let offset = chunk.first_row * chunk.row_size;
@@ -184,7 +189,15 @@ impl<'a> Worker<'a> {
         }
 
         let importance = inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
-        let computed = Computed { plan, chunk, sources: &sources, selections, importance };
+        let feedback = match plan.rounding {
+            Rounding::Encoder => None,
+            Rounding::Dithered { amplitude } => {
+                let dither = Dither { seed: Dither::seed_of(&plan.name), amplitude };
+                Some((self.feedbacks.of(chunk.tensor, plan, self.inputs)?, dither))
+            }
+        };
+        let how = How { importance, grid: feedback.as_ref().map(|(feedback, dither)| (&**feedback, *dither)) };
+        let computed = Computed { plan, chunk, sources: &sources, selections, how };
         let mut sums = Vec::new();
         let mut row = 0;
         while row < chunk.n_rows {
@@ -204,6 +217,14 @@ impl<'a> Worker<'a> {
         self.sink.write(chunk.tensor, offset, out)?;
         Ok(sums)
     }
+}
+
+/// How weights become blocks, besides their type.
+#[derive(Clone, Copy)]
+struct How<'a> {
+    importance: Option<RowImportance<'a>>,
+    /// What the codes are chosen anew with.
+    grid: Option<(&'a Feedback, Dither)>,
 }
 
 /// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
@@ -266,15 +287,15 @@ impl Strip {
 
     /// Computes rows, counted from the first of the chunk, into `out`.
     fn compute(&mut self, computed: &Computed<'_>, rows: Range<u64>, out: &mut [u8]) -> Result<Moments, Error> {
-        let Computed { plan, chunk, sources, selections, importance } = *computed;
+        let Computed { plan, chunk, sources, selections, how } = *computed;
+        let importance = how.importance;
         let (row, n_rows) = (rows.start, rows.end - rows.start);
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
         let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
-        // `Sum` asks for the sources in the order of the plan.
-        let mut next = sources.iter();
-        let load = |_: TensorRef, out: &mut [f32]| {
-            let s = next.next().expect("sources are those of the plan");
+        let load = |operand: Operand, out: &mut [f32]| {
+            let operand = plan.operand(operand);
+            let s = sources.iter().find(|s| s.operand == operand).expect("sources are those of the plan");
             let decode = if s.keeps_scale && plan.terms.is_empty() { decode_unscaled } else { decode };
             s.decode(&sources[0], chunk, rows.clone(), decode, out)
         };
@@ -293,11 +314,17 @@ impl Strip {
             }
         };
         match model {
+            Some(model) if how.grid.is_some() => out.copy_from_slice(model.rows(row, n_rows)),
             Some(model) if plan.ty.is_quantized() || scaled.is_some() => {
                 rows.encode_changed(stored, self.sum.delta(), model.rows(row, n_rows), out);
             }
             // Floats decode and encode to the same bits, and the sum has kept what does not change.
             _ => rows.encode(stored, out),
+        }
+        if let Some((feedback, dither)) = how.grid {
+            let place = Place { row_len: chunk.row_len as usize, first_weight };
+            let rounded = quants::round_to_grid(plan.ty, out, stored, self.sum.delta(), place, feedback, dither);
+            rounded.expect("the plan chose a type with a grid");
         }
         quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
         if let Some(model) = scaled {

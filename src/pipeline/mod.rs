@@ -13,7 +13,8 @@
 //!     model, plus, minus → f32                           finite, or an error with tensor and index
 //!     δ = ratio·(plus − minus), += for each further term f32, in recipe order
 //!     out = model + δ                                    f32
-//!     out → blocks                                       blocks with δ = ±0 of an unchanged type are copied
+//!     out → blocks                                       blocks with δ = ±0 of an unchanged type are copied; where the
+//!                                                        plan says so, codes are chosen anew on the model's grid
 //!     blocks → f32, add to the sums                      f64
 //! write the chunk's blocks                               one positional write
 //! ```
@@ -22,6 +23,7 @@
 
 mod budget;
 mod chunk;
+mod feedbacks;
 mod prepare;
 mod tally;
 
@@ -38,6 +40,7 @@ use crate::plan::{self, MergePlan, TensorPlan};
 use crate::survey::{self, Inputs, Moments, Selection};
 use budget::Layout;
 use chunk::{Chunk, Worker};
+use feedbacks::Feedbacks;
 use tally::Tally;
 
 /// Where the blocks of the output go, from any thread in any order, each byte once.
@@ -172,7 +175,7 @@ pub fn run(
 ) -> Result<Measured, Error> {
     let layout = budget.lay_out(plan, inputs)?;
     let selections = prepare::select(plan, inputs, observer, budget)?;
-    let tallies = work_off(plan, inputs, sink, observer, &layout, (layout.chunks(plan), &selections))?;
+    let tallies = work_off(plan, inputs, sink, observer, &layout, &selections, layout.chunks(plan))?;
     let mut measured = Measured::default();
     for (tensor, tally) in plan.tensors().iter().zip(tallies) {
         if tensor.kept.is_none() {
@@ -184,17 +187,19 @@ pub fn run(
     Ok(measured)
 }
 
-/// Works off chunks, in any order, with what is selected in each tensor. Gives what was added up of each tensor.
+/// Works off chunks, in any order. Gives what was added up of each tensor.
 fn work_off(
     plan: &MergePlan,
     inputs: &Inputs,
     sink: &dyn TensorSink,
     observer: &dyn Observer,
     layout: &Layout,
-    (chunks, selections): (impl Iterator<Item = Chunk> + Send, &[Vec<Selection>]),
+    selections: &[Vec<Selection>],
+    chunks: impl Iterator<Item = Chunk> + Send,
 ) -> Result<Vec<Tally>, Error> {
     let queue = Mutex::new(chunks);
     let tallies: Vec<Mutex<Tally>> = plan.tensors().iter().map(|_| Mutex::default()).collect();
+    let feedbacks = Feedbacks::default();
     let stopped = AtomicBool::new(false);
     let first_error: Mutex<Option<((usize, u64), Error)>> = Mutex::new(None);
     let fail = |at: (usize, u64), error: Error| {
@@ -207,7 +212,7 @@ fn work_off(
 
     let pool = pool(layout.n_workers)?;
     pool.broadcast(|_| {
-        let mut worker = Worker::new(inputs, sink, layout.largest_chunk());
+        let mut worker = Worker::new(inputs, sink, &feedbacks, layout.largest_chunk());
         while !stopped.load(Ordering::Relaxed) {
             let Some(chunk): Option<Chunk> = lock(&queue).next() else { return };
             let at = (chunk.tensor, chunk.first_row);
@@ -265,11 +270,11 @@ pub fn rehearse(
     let mut bytes = 0;
     let chunks: Vec<Chunk> = layout.chunks(plan).enumerate().filter(|(i, _)| is_tried(*i)).map(|(_, c)| c).collect();
     chunks.iter().for_each(|chunk| bytes += chunk.n_bytes());
-    // What is selected does not change how long it takes, and finding it takes about as long, each time it is read.
-    let selections: Vec<Vec<Selection>> = plan.tensors().iter().map(prepare::unread).collect();
-    let started = Instant::now();
-    work_off(plan, inputs, &Nowhere, observer, &layout, (chunks.into_iter(), &selections))?;
-    Ok(started.elapsed().mul_f64(f64::from(plan.n_passes()) * all as f64 / bytes.max(1) as f64))
+    let before = Instant::now();
+    let selections = prepare::select(plan, inputs, observer, budget)?;
+    let (before, started) = (before.elapsed(), Instant::now());
+    work_off(plan, inputs, &Nowhere, observer, &layout, &selections, chunks.into_iter())?;
+    Ok(before + started.elapsed().mul_f64(all as f64 / bytes.max(1) as f64))
 }
 
 /// An output that is done.

@@ -3,14 +3,13 @@
 //! A worker takes a vector of a tensor and reads it from beginning to end, as often as its selector asks. So nothing is shared
 //! between workers, and sums and ties are settled in the order of the weights, whatever the number of threads.
 
-use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::budget::{Budget, segment_rows};
 use super::{Error, Observer, lock, rows_of};
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{self, Inputs, Rows, Selection, Selector, TensorRef, Term, decode, minimum_rows, resize};
+use crate::survey::{Inputs, Selection, Selector, Term, decode, minimum_rows, resize};
 
 /// A term of a tensor, by positions in the plan, that has to be read before.
 type Task = (usize, usize);
@@ -18,21 +17,33 @@ type Task = (usize, usize);
 /// Finds the selections of every term; empty for tensors whose terms are plainly added up.
 ///
 /// # Errors
-/// [`Error::Source`], [`Error::Cancelled`], [`Error::Threads`].
+/// [`Error::Budget`] if one worker does not fit, [`Error::Source`], [`Error::Cancelled`], [`Error::Threads`].
 pub(super) fn select(
     plan: &MergePlan,
     inputs: &Inputs,
     observer: &dyn Observer,
     budget: &Budget,
 ) -> Result<Vec<Vec<Selection>>, Error> {
-    // What is not done is replaced below.
-    let selections: Vec<Vec<Selection>> = plan.tensors().iter().map(unread).collect();
+    let mut selections: Vec<Vec<Selection>> = Vec::new();
     let mut tasks: Vec<Task> = Vec::new();
-    for (i, tensor) in plan.tensors().iter().enumerate().filter(|(_, tensor)| !tensor.combination.is_plain()) {
-        let is_open = |term: &usize| !tensor.combination.selector(*term, tensor.n_weights()).is_done();
-        tasks.extend((0..tensor.terms.len()).filter(is_open).map(|term| (i, term)));
+    for (i, tensor) in plan.tensors().iter().enumerate() {
+        let combination = &tensor.combination;
+        let n_terms = if combination.is_plain() { 0 } else { tensor.terms.len() };
+        let selectors = (0..n_terms).map(|term| combination.selector(term, tensor.n_weights()));
+        selections.push(
+            selectors
+                .enumerate()
+                .map(|(term, selector)| {
+                    if !selector.is_done() {
+                        tasks.push((i, term));
+                    }
+                    // What is not done is replaced below.
+                    selector.selection()
+                })
+                .collect(),
+        );
     }
-    let (_, n_workers) = needed(plan, inputs, budget);
+    let (_, n_workers) = needed(plan, inputs, budget)?;
     if tasks.is_empty() {
         return Ok(selections);
     }
@@ -74,32 +85,30 @@ pub(super) fn select(
     }
 }
 
-/// What is selected of each term of a tensor as far as that is known without reading it: all, where it is not.
-pub(super) fn unread(tensor: &TensorPlan) -> Vec<Selection> {
-    let n_terms = if tensor.combination.is_plain() { 0 } else { tensor.terms.len() };
-    (0..n_terms).map(|term| tensor.combination.selector(term, tensor.n_weights()).selection()).collect()
-}
-
-/// Bytes that finding the selections of a plan takes, and in how many workers; one of them fits, since the plan was laid out.
-pub(super) fn needed(plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> (u64, usize) {
-    let Some((worker, _)) = largest(plan, inputs) else { return (0, 1) };
+/// Bytes that finding the selections of a plan takes, and in how many workers.
+///
+/// # Errors
+/// [`Error::Budget`].
+pub(super) fn needed(plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> Result<(u64, usize), Error> {
+    let readers = plan.tensors().iter().filter(|t| t.combination.n_passes() > 1).map(|t| (reader_bytes(t, inputs), t));
+    let Some((worker, tensor)) = readers.max_by_key(|(bytes, _)| *bytes) else { return Ok((0, 1)) };
+    let memory = budget.memory_for_buffers(inputs);
+    if worker > memory {
+        let needed = worker.saturating_add(budget.memory - memory);
+        return Err(Error::Budget { tensor: tensor.name.clone(), needed, budget: budget.memory });
+    }
     let n_terms: usize = plan.tensors().iter().map(|t| t.terms.len()).sum();
-    let n_workers = (budget.memory_for_buffers(inputs) / worker).clamp(1, budget.threads.max(1) as u64);
-    let n_workers = n_workers.min(n_terms.max(1) as u64);
-    (worker * n_workers, n_workers as usize)
-}
-
-/// Bytes of one worker, and the tensor that takes them; none if there is nothing to be found.
-pub(super) fn largest<'a>(plan: &'a MergePlan, inputs: &Inputs) -> Option<(u64, &'a str)> {
-    let readers = plan.tensors().iter().filter(|t| t.combination.n_passes() > 1);
-    readers.map(|t| (reader_bytes(t, inputs), t.name.as_str())).max_by_key(|(bytes, _)| *bytes)
+    let n_workers = (memory / worker).min(budget.threads.max(1) as u64).min(n_terms.max(1) as u64);
+    Ok((worker * n_workers, n_workers as usize))
 }
 
 /// Bytes of a [`Reader`] for a tensor: blocks of a segment, f32 of a strip, and what a selector counts in.
 fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
     let (row_len, n_rows) = rows_of(tensor);
     let segment = segment_rows(row_len).min(n_rows).saturating_mul(row_len);
-    let bytes = |at: TensorRef| inputs.source(at.source).tensor(at.tensor).ty().size_of(segment).unwrap_or(u64::MAX);
+    let bytes = |at: crate::survey::TensorRef| {
+        inputs.source(at.source).tensor(at.tensor).ty().size_of(segment).unwrap_or(u64::MAX)
+    };
     let of_term = |term: &Term| bytes(term.plus).saturating_add(term.minus.map_or(0, bytes));
     let blocks = tensor.terms.iter().map(of_term).max().unwrap_or(0);
     let strip = minimum_rows(row_len).min(n_rows).saturating_mul(row_len);
@@ -123,29 +132,58 @@ impl Reader {
         is_cancelled: impl Fn() -> bool,
     ) -> Result<Selection, Error> {
         let mut selector = tensor.combination.selector(term, tensor.n_weights());
+        let (plus, minus) = tensor.terms[term].operands();
+        let taken = tensor.taken_rows();
+        let sources = [Some(plus), minus].map(|part| part.map(|part| (part.at, inputs.rows(&part, &taken))));
         let (row_len, n_rows) = rows_of(tensor);
         let (segment, strip) = (segment_rows(row_len), minimum_rows(row_len));
-        let taken = tensor.taken_rows();
-        // A row that one half of a difference lacks is absent from the other, too, and then the vector has none.
-        let parts: Vec<(TensorRef, Rows<'_>)> =
-            survey::parts(None, &tensor.terms[term..=term]).map(|part| (part.at, inputs.rows(&part, &taken))).collect();
         while !selector.is_done() {
-            for first in (0..n_rows).step_by(segment as usize) {
+            for first_row in (0..n_rows).step_by(segment as usize) {
                 if is_cancelled() {
                     return Err(Error::Cancelled);
                 }
-                let end = (first + segment).min(n_rows);
-                for ((at, rows), blocks) in parts.iter().zip(&mut self.blocks) {
-                    read(inputs, *at, *rows, first..end, blocks)?;
+                let end = (first_row + segment).min(n_rows);
+                for ((at, rows), blocks) in sources.iter().flatten().zip(&mut self.blocks) {
+                    let source = inputs.source(at.source);
+                    let row_size = source.tensor(at.tensor).row_size();
+                    let n_bytes = ((end - first_row) * row_size) as usize;
+                    if blocks.capacity() < n_bytes {
+                        *blocks = Vec::new();
+                        blocks.reserve_exact(n_bytes);
+                    }
+                    blocks.resize(n_bytes, 0);
+                    for (run, from) in rows.runs(first_row..end) {
+                        let bytes = (run.start - first_row) * row_size..(run.end - first_row) * row_size;
+                        if let Some(from) = from {
+                            let blocks = &mut blocks[bytes.start as usize..bytes.end as usize];
+                            source.read(at.tensor, from * row_size, blocks)?;
+                        }
+                    }
                 }
-                for row in (first..end).step_by(strip as usize) {
-                    let strip = row..end.min(row + strip);
-                    for (((at, rows), blocks), weights) in parts.iter().zip(&self.blocks).zip(&mut self.weights) {
-                        resize(weights, ((strip.end - strip.start) * row_len) as usize);
-                        decode_rows(inputs, *at, *rows, strip.clone(), (first, blocks), weights)?;
+                for row in (first_row..end).step_by(strip as usize) {
+                    let n = strip.min(end - row);
+                    for (((at, rows), blocks), weights) in
+                        sources.iter().flatten().zip(&self.blocks).zip(&mut self.weights)
+                    {
+                        let source = inputs.source(at.source);
+                        let row_size = source.tensor(at.tensor).row_size();
+                        resize(weights, (n * row_len) as usize);
+                        for (run, from) in rows.runs(row..row + n) {
+                            let (first, end) = (run.start - row, run.end - row);
+                            let out = &mut weights[(first * row_len) as usize..(end * row_len) as usize];
+                            let bytes = (run.start - first_row) * row_size..(run.end - first_row) * row_size;
+                            match from {
+                                Some(from) => {
+                                    let blocks = &blocks[bytes.start as usize..bytes.end as usize];
+                                    decode(source, at.tensor, from * row_len, blocks, out)?;
+                                }
+                                // Absent from both, so that there is no difference.
+                                None => out.fill(0.0),
+                            }
+                        }
                     }
                     let [tau, base] = &mut self.weights;
-                    if parts.len() > 1 {
+                    if minus.is_some() {
                         tau.iter_mut().zip(&*base).for_each(|(t, b)| *t -= b);
                     }
                     selector.see(row * row_len, tau);
@@ -158,45 +196,4 @@ impl Reader {
         }
         Ok(selector.selection())
     }
-}
-
-/// Reads the blocks of rows of the output from the tensor that has them.
-fn read(inputs: &Inputs, at: TensorRef, rows: Rows<'_>, wanted: Range<u64>, blocks: &mut Vec<u8>) -> Result<(), Error> {
-    let source = inputs.source(at.source);
-    let row_size = source.tensor(at.tensor).row_size();
-    let n_bytes = ((wanted.end - wanted.start) * row_size) as usize;
-    if blocks.capacity() < n_bytes {
-        *blocks = Vec::new();
-        blocks.reserve_exact(n_bytes);
-    }
-    blocks.resize(n_bytes, 0);
-    for (run, from) in rows.runs(wanted.clone()) {
-        let Some(from) = from else { continue };
-        let bytes = (run.start - wanted.start) * row_size..(run.end - wanted.start) * row_size;
-        source.read(at.tensor, from * row_size, &mut blocks[bytes.start as usize..bytes.end as usize])?;
-    }
-    Ok(())
-}
-
-/// Decodes rows of the output; those that the tensor lacks are zero. `blocks` begin at the row `first`.
-fn decode_rows(
-    inputs: &Inputs,
-    at: TensorRef,
-    rows: Rows<'_>,
-    wanted: Range<u64>,
-    (first, blocks): (u64, &[u8]),
-    weights: &mut [f32],
-) -> Result<(), Error> {
-    let source = inputs.source(at.source);
-    let info = source.tensor(at.tensor);
-    let (row_size, row_len) = (info.row_size(), info.row_len());
-    for (run, from) in rows.runs(wanted.clone()) {
-        let of = |start: u64, unit: u64| ((run.start - start) * unit) as usize..((run.end - start) * unit) as usize;
-        let weights = &mut weights[of(wanted.start, row_len)];
-        match from {
-            Some(from) => decode(source, at.tensor, from * row_len, &blocks[of(first, row_size)], weights)?,
-            None => weights.fill(0.0),
-        }
-    }
-    Ok(())
 }

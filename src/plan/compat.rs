@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Embeddings, Error, mixture};
+use super::{Embeddings, Error, Protected, mixture};
 use crate::chat::{TOKENS, TokenMap};
 use crate::ggml::GgmlType;
 use crate::gguf::{Metadata, Model, Value};
@@ -89,6 +89,11 @@ pub enum Warning {
         /// Their names.
         tensors: Vec<String>,
     },
+    /// Tensors that are not written as they would be by the types asked for, because rounding would take the vector.
+    Protected {
+        /// What is done about each.
+        changes: Vec<Protected>,
+    },
     /// A filter of a recipe that is for no tensor.
     IdleFilter {
         /// The filter.
@@ -142,7 +147,11 @@ impl fmt::Display for Warning {
                  else in its built-in ChatML, and neither may be what the vector teaches"
             ),
             Warning::Unusable { keys } => {
-                write!(f, "chat has values that llama.cpp would refuse, which are left out: {}", keys.join(", "))
+                write!(
+                    f,
+                    "chat has values that llama.cpp would refuse, or tokens that the model lacks; these keys are left out: {}",
+                    keys.join(", ")
+                )
             }
             Warning::ImportanceMissing { tensors, of } => write!(
                 f,
@@ -169,6 +178,17 @@ impl fmt::Display for Warning {
                 wanted.block_len(),
                 tensors[0]
             ),
+            Warning::Protected { changes } => {
+                let more = changes.iter().map(|c| c.more_bytes).sum::<u64>();
+                let n_promoted = changes.iter().filter(|c| c.ty != c.from).count();
+                let (n_dithered, size) = (changes.len() - n_promoted, bytesize::ByteSize::b(more).display().iec());
+                write!(f, "rounding to the nearest would take the vector from {} tensors: ", changes.len())?;
+                match (n_dithered, n_promoted) {
+                    (_, 0) => write!(f, "they are dithered, at the same size"),
+                    (0, _) => write!(f, "they get finer types, {size} more"),
+                    _ => write!(f, "{n_dithered} are dithered, {n_promoted} get finer types, {size} more"),
+                }
+            }
             Warning::IdleFilter { filter, known } => {
                 write!(f, "no tensor has {filter:?} in its name; the parts of this model are {known}")
             }

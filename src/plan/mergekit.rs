@@ -4,17 +4,16 @@
 //! `models` or one slice of whole models, `parameters` at every level with filters and gradients, `base_model`, `dtype` and
 //! `out_dtype`. Everything else is refused by name rather than left out.
 //!
-//! Sums are f32 whatever `dtype` says; it names the types of the output. No rows of special tokens are taken from a chat
-//! model, so that weights are mergekit's.
+//! Sums are f32 whatever `dtype` says; it names the types of the output.
 
 use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::Error;
 use super::recipe_file::{MAX_BYTES, RecipeFile, VectorFile};
 use super::setting::Setting;
-use super::{Error, SpecialTokens};
 use crate::survey::Method;
 
 #[derive(Deserialize)]
@@ -216,7 +215,6 @@ impl Configuration {
             lambda: parameters.lambda.clone().filter(|_| method != Method::Linear),
             ty: output_type(self.dtype, self.out_dtype)?.to_owned(),
             vectors: vectors.collect::<Result<_, _>>()?,
-            special_tokens: SpecialTokens::None,
             n_layers,
             ..RecipeFile::default()
         };

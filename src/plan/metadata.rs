@@ -79,7 +79,10 @@ pub(super) fn provenance(
     metadata.set("chatvec.embeddings", embeddings.name());
     // By their texts: whoever has the file sees whose rows are not sums.
     let texts = special.iter().map(|row| row.text.as_str()).collect();
-    metadata.set("chatvec.special_tokens", Value::Array(Array::Strings(texts)));
+    // gguf-py cannot write an empty array.
+    if !special.is_empty() {
+        metadata.set("chatvec.special_tokens", Value::Array(Array::Strings(texts)));
+    }
     if let Some(text) = &recipe.text {
         metadata.set(RECIPE_KEY, text.as_str());
     }

@@ -14,6 +14,7 @@ mod ratios;
 mod recipe_file;
 mod setting;
 mod special;
+mod survival;
 mod types;
 
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use ratios::{PRESETS, Preset, Ratios, Rule};
 pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
 pub use setting::{Place, Scalar, Setting};
 pub use special::{SpecialRow, SpecialTokens};
+pub use survival::{Loss, LossPolicy, OnLoss, Protected, finer};
 pub use types::{fallback, is_quantizable, requires_importance};
 
 use crate::chat;
@@ -33,7 +35,7 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{self, Combination, Inputs, Kept, Pair, Part, TensorRef, Term, has_row_per_token};
+use crate::survey::{self, Combination, Inputs, Kept, Operand, Pair, Rounding, TensorRef, Term, has_row_per_token};
 
 /// Why no plan could be made. Nothing has been written.
 #[derive(Debug, thiserror::Error)]
@@ -237,7 +239,7 @@ pub enum Error {
     },
     /// A special token that the chat model does not have.
     #[error(
-        "--special-tokens: {} has no special token {text:?}; chatvec inspect --chat lists those it has", path.display()
+        "--special-tokens: {} has no special token {text:?}: none of type control, and none that its templates write", path.display()
     )]
     UnknownToken {
         /// The text.
@@ -252,10 +254,10 @@ pub enum Error {
         path: PathBuf,
     },
     /// A model whose tensors cannot grow by a token.
-    #[error("{}: no tokens can be added, since tensor {tensor} has a number for each", model.display())]
+    #[error("{}: no tokens can be added, since chat has nothing for them in tensor {tensor}", model.display())]
     CannotAddTokens {
         /// The tensor.
-        tensor: &'static str,
+        tensor: String,
         /// The model's file.
         model: PathBuf,
     },
@@ -412,6 +414,8 @@ pub struct Recipe {
     pub special_tokens: SpecialTokens,
     /// Whether the model gets tokens that the chat needs and it lacks.
     pub add_missing_tokens: bool,
+    /// What is done where rounding would take the vector.
+    pub loss: LossPolicy,
     /// How vectors are combined, and how much of each every tensor gets.
     pub merging: Merging,
     /// The recipe in words, for the output's metadata ([`RecipeFile::recipe`]).
@@ -427,6 +431,8 @@ pub struct TensorPlan {
     pub ne: Vec<u64>,
     /// Its type in the output.
     pub ty: GgmlType,
+    /// How its codes are found.
+    pub rounding: Rounding,
     /// The tensor that is added to; none when a vector is extracted.
     pub model: Option<TensorRef>,
     /// What is added, in order.
@@ -674,7 +680,8 @@ impl TensorPlan {
     pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
         let ne = pair.info(inputs).ne().to_vec();
         let Pair { name, model, terms, combination, kept, .. } = pair;
-        let plan = TensorPlan { name, ne, ty, model, terms, combination, kept, taken: None };
+        let rounding = Rounding::Encoder;
+        let plan = TensorPlan { name, ne, ty, rounding, model, terms, combination, kept, taken: None };
         plan.check_types(inputs)?;
         Ok(plan)
     }
@@ -697,14 +704,25 @@ impl TensorPlan {
         Ok(())
     }
 
-    /// Every tensor that is read for this one.
+    /// Every tensor that is read for this one, once: the model's, then those of the terms in their order.
     pub fn sources(&self) -> impl Iterator<Item = TensorRef> {
-        self.parts().map(|part| part.at)
+        self.operands().into_iter().map(|operand| operand.at)
     }
 
-    /// The same, with what each is for.
-    pub fn parts(&self) -> impl Iterator<Item = Part> {
-        survey::parts(self.model, &self.terms)
+    /// The same, with what each is half of.
+    pub fn operands(&self) -> Vec<Operand> {
+        let mut operands: Vec<Operand> = Vec::new();
+        for operand in survey::operands(self.model, &self.terms).map(|operand| self.operand(operand)) {
+            if !operands.contains(&operand) {
+                operands.push(operand);
+            }
+        }
+        operands
+    }
+
+    /// An operand as [`TensorPlan::operands`] has it: what it is half of matters only where rows belong to tokens.
+    pub fn operand(&self, operand: Operand) -> Operand {
+        if has_row_per_token(&self.name) { operand } else { Operand { partner: None, ..operand } }
     }
 
     /// The rows of [`TensorPlan::taken`] in the output.

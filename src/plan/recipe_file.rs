@@ -31,7 +31,7 @@ use super::merging::{Merging, VectorSettings};
 use super::mixture::{Options, Override};
 use super::ratios::Ratios;
 use super::setting::Setting;
-use super::{Embeddings, Error, OutputType, Recipe, SpecialTokens};
+use super::{Embeddings, Error, LossPolicy, OnLoss, OutputType, Recipe, SpecialTokens};
 use crate::ggml::GgmlType;
 use crate::survey::Method;
 
@@ -70,12 +70,21 @@ pub struct RecipeFile {
     /// What becomes of the embeddings.
     #[serde(skip_serializing_if = "is_default")]
     pub embeddings: Embeddings,
-    /// Whose rows are taken from the chat model.
-    #[serde(skip_serializing_if = "is_default")]
-    pub special_tokens: SpecialTokens,
+    /// Whose rows are the chat model's: `auto`, `none`, or texts with commas between.
+    #[serde(skip_serializing_if = "is_auto")]
+    pub special_tokens: String,
     /// Whether the model gets tokens that the chat needs and it lacks.
     #[serde(skip_serializing_if = "is_default")]
     pub add_missing_tokens: bool,
+    /// What is done where rounding would take the vector.
+    #[serde(skip_serializing_if = "is_default")]
+    pub on_loss: OnLoss,
+    /// The least share of the vector that a tensor has to hold; that of [`LossPolicy`] if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_survival: Option<f64>,
+    /// The most rounding error that it may have, in units of the vector; that of [`LossPolicy`] if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_noise: Option<f64>,
     /// `keep`, or a file type of llama-quantize.
     #[serde(rename = "type")]
     pub ty: String,
@@ -136,6 +145,10 @@ fn one() -> Setting<f64> {
     1.0.into()
 }
 
+fn is_auto(text: &str) -> bool {
+    text == "auto"
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -154,8 +167,11 @@ impl Default for RecipeFile {
             ratio_gradient: Vec::new(),
             preset: Vec::new(),
             embeddings: Embeddings::default(),
-            special_tokens: SpecialTokens::default(),
+            special_tokens: "auto".to_owned(),
             add_missing_tokens: false,
+            on_loss: OnLoss::default(),
+            min_survival: None,
+            max_noise: None,
             ty: "keep".to_owned(),
             pure: false,
             tensor_type: Vec::new(),
@@ -276,8 +292,21 @@ impl RecipeFile {
             n_layers: self.n_layers,
         };
         let text = Some(self.clone().portable().to_toml()?);
-        let RecipeFile { embeddings, special_tokens, add_missing_tokens, .. } = self.clone();
-        Ok(Recipe { output: self.output_type()?, embeddings, special_tokens, add_missing_tokens, merging, text })
+        let usual = LossPolicy::default();
+        let loss = LossPolicy {
+            on_loss: self.on_loss,
+            min_survival: self.min_survival.unwrap_or(usual.min_survival),
+            max_noise: self.max_noise.unwrap_or(usual.max_noise),
+        };
+        Ok(Recipe {
+            output: self.output_type()?,
+            embeddings: self.embeddings,
+            special_tokens: SpecialTokens::parse(&self.special_tokens),
+            add_missing_tokens: self.add_missing_tokens,
+            loss,
+            merging,
+            text,
+        })
     }
 
     /// Refuses what cannot be meant.
@@ -313,6 +342,14 @@ impl RecipeFile {
                 if !density.all(|density| (0.0..=1.0).contains(&density)) {
                     return error(&key, "a density is a share from 0 to 1".to_owned());
                 }
+            }
+        }
+        if self.add_missing_tokens && self.special_tokens == "none" {
+            return error("add-missing-tokens", "special-tokens is none, which leaves them alone".to_owned());
+        }
+        for (key, bound) in [("min-survival", self.min_survival), ("max-noise", self.max_noise)] {
+            if bound.is_some_and(|bound| bound.is_nan() || bound < 0.0) {
+                return error(key, "a bound is 0 or more".to_owned());
             }
         }
         if self.rescale.is_some() && !self.method.is_sparse() {

@@ -1,5 +1,7 @@
 //! Which rows of the output are the chat model's, and which tokens it gets.
 
+use std::collections::HashMap;
+
 use bstr::{BString, ByteSlice};
 
 use super::{Error, Recipe, Taken, TensorPlan};
@@ -8,8 +10,7 @@ use crate::gguf::Metadata;
 use crate::survey::{self, Inputs, SpecialToken, TensorRef, has_row_per_token};
 
 /// Tokens whose rows are the chat model's, as they are.
-#[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(from = "Written", into = "Written")]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub enum SpecialTokens {
     /// Those that the chat needs or that control it, where nobody trained the model on them.
     #[default]
@@ -20,34 +21,8 @@ pub enum SpecialTokens {
     None,
 }
 
-/// In a recipe: `auto`, `none`, or a list of texts, which may have commas in them.
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(untagged, expecting = "expected auto, none, or a list of the tokens' texts")]
-enum Written {
-    Word(String),
-    Texts(Vec<String>),
-}
-
-impl From<Written> for SpecialTokens {
-    fn from(written: Written) -> Self {
-        match written {
-            Written::Word(word) => SpecialTokens::parse(&word),
-            Written::Texts(texts) => SpecialTokens::List(texts),
-        }
-    }
-}
-
-impl From<SpecialTokens> for Written {
-    fn from(tokens: SpecialTokens) -> Self {
-        match tokens {
-            SpecialTokens::List(texts) => Written::Texts(texts),
-            word => Written::Word(word.name()),
-        }
-    }
-}
-
 impl SpecialTokens {
-    /// From `auto`, `none`, or texts with commas between.
+    /// From the words of the command line: `auto`, `none`, or texts with commas between.
     pub fn parse(text: &str) -> Self {
         match text {
             "auto" => SpecialTokens::Auto,
@@ -91,7 +66,15 @@ pub(super) fn decide(
     found: Option<&survey::SpecialTokens>,
     metadata: &mut Metadata,
 ) -> Result<Vec<SpecialRow>, Error> {
-    let Some(found) = found else { return Ok(Vec::new()) };
+    let Some(found) = found else {
+        return match (&recipe.special_tokens, inputs.talker()) {
+            (SpecialTokens::List(texts), Some(id)) => Err(Error::UnknownToken {
+                text: texts.first().cloned().unwrap_or_default(),
+                path: inputs.source(id).path().to_owned(),
+            }),
+            _ => Ok(Vec::new()),
+        };
+    };
     let source = inputs.source(found.source);
     let has_rows = inputs.vectors().iter().any(|v| v.plus == found.source && v.minus.is_some());
     let path = source.path().to_owned();
@@ -130,7 +113,7 @@ pub(super) fn decide(
         if let Some(id) = inputs.model()
             && inputs.source(id).find("output.bias").is_some()
         {
-            return Err(Error::CannotAddTokens { tensor: "output.bias", model });
+            return Err(Error::CannotAddTokens { tensor: "output.bias".to_owned(), model });
         }
         let ids: Vec<u32> = candidates.iter().map(|token| token.chat).collect();
         let added = chat::add_tokens(metadata, source.metadata(), &ids);
@@ -144,13 +127,14 @@ pub(super) fn decide(
         }
     }
     rows.sort_by_key(|row| row.id);
+    rows.dedup_by_key(|row| row.id);
     Ok(rows)
 }
 
 /// The tokens with these texts, or a text that the chat model has not.
 fn listed<'a>(found: &'a survey::SpecialTokens, texts: &[String]) -> Result<Vec<&'a SpecialToken>, String> {
-    let find = |text: &String| found.tokens.iter().find(|token| token.text == text.as_bytes());
-    texts.iter().map(|text| find(text).ok_or_else(|| text.clone())).collect()
+    let by_text: HashMap<&[u8], &SpecialToken> = found.tokens.iter().map(|t| (t.text.as_slice(), t)).collect();
+    texts.iter().map(|text| by_text.get(text.as_bytes()).copied().ok_or_else(|| text.clone())).collect()
 }
 
 fn row(token: &SpecialToken, id: u32, recipe: &Recipe) -> SpecialRow {
@@ -175,11 +159,18 @@ pub(super) fn take(
     for tensor in tensors.iter_mut().filter(|tensor| has_row_per_token(&tensor.name) && tensor.model.is_some()) {
         let find = |name: &str| chat.find(name).map(|tensor| TensorRef { source, tensor });
         // A chat model with tied embeddings has one matrix for both.
-        let Some(at) = find(&tensor.name).or_else(|| find("token_embd.weight")) else { continue };
+        let at = find(&tensor.name).or_else(|| find("token_embd.weight").filter(|_| tensor.name == "output.weight"));
+        let at = at.filter(|at| tensor.ne.first() == Some(&chat.tensor(at.tensor).row_len()));
+        let Some(at) = at else {
+            match inputs.model().filter(|_| n_added > 0) {
+                None => continue,
+                Some(id) => {
+                    let (tensor, model) = (tensor.name.clone(), inputs.source(id).path().to_owned());
+                    return Err(Error::CannotAddTokens { tensor, model });
+                }
+            }
+        };
         let info = chat.tensor(at.tensor);
-        if tensor.ne.first() != Some(&info.row_len()) {
-            continue;
-        }
         let is_sum = |row: &SpecialRow| row.is_output_sum && tensor.name == "output.weight" && !tensor.terms.is_empty();
         let rows = rows.iter().filter(|row| u64::from(row.chat) < info.n_rows() && !is_sum(row));
         let rows = rows.map(|row| (row.id, row.chat)).collect();

@@ -20,7 +20,7 @@ use super::weighting::{ErrorWeights, Weighting};
 use super::{QK_K, field, field_mut};
 
 /// What the codes stand for (`kvalues_iq4nl`).
-const VALUES: [f32; 16] = [
+pub(super) const VALUES: [f32; 16] = [
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0, //
 ];
 

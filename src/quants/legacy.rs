@@ -193,7 +193,7 @@ fn largest(a: f32, b: f32) -> f32 {
 }
 
 #[inline(always)]
-fn unpack_nibbles(qs: &[u8; QK / 2]) -> Codes {
+pub(super) fn unpack_nibbles(qs: &[u8; QK / 2]) -> Codes {
     let mut q = [0; QK];
     for (j, &byte) in qs.iter().enumerate() {
         q[j] = byte & 0xf;
@@ -203,14 +203,14 @@ fn unpack_nibbles(qs: &[u8; QK / 2]) -> Codes {
 }
 
 #[inline(always)]
-fn pack_nibbles(q: &Codes, qs: &mut [u8; QK / 2]) {
+pub(super) fn pack_nibbles(q: &Codes, qs: &mut [u8; QK / 2]) {
     for (j, byte) in qs.iter_mut().enumerate() {
         *byte = q[j] & 0xf | q[j + QK / 2] << 4;
     }
 }
 
 #[inline(always)]
-fn unpack_5_bits(qh: &[u8; 4], qs: &[u8; QK / 2]) -> Codes {
+pub(super) fn unpack_5_bits(qh: &[u8; 4], qs: &[u8; QK / 2]) -> Codes {
     let mut q = unpack_nibbles(qs);
     for (j, q) in q.iter_mut().enumerate() {
         *q |= if qh[j / 8] & 1 << (j % 8) != 0 { 0x10 } else { 0 };
@@ -219,7 +219,7 @@ fn unpack_5_bits(qh: &[u8; 4], qs: &[u8; QK / 2]) -> Codes {
 }
 
 #[inline(always)]
-fn pack_fifth_bits(q: &Codes, qh: &mut [u8; 4]) {
+pub(super) fn pack_fifth_bits(q: &Codes, qh: &mut [u8; 4]) {
     for (byte, q) in qh.iter_mut().zip(q.as_chunks::<8>().0) {
         // Bit 4 of byte j of the word moves to bit 56 + j; no two sums of shifts meet there.
         let fifths = u64::from_le_bytes(*q) >> 4 & 0x0101_0101_0101_0101;

@@ -11,7 +11,7 @@
 //!
 //! The codec refuses types whose blocks it does not know ([`Error::Unsupported`]). It does not look for NaN or infinity:
 //! such weights give blocks without meaning, but never a panic. Nothing here allocates,
-//! but for the neighbours in a grid (`grids`), which are found once.
+//! but for the neighbours in a grid (`grids`), which are found once, and a [`Gram`] and its [`Feedback`].
 //!
 //! | part | types |
 //! |---|---|
@@ -28,13 +28,16 @@
 //! | `bits` | Q1_0, Q2_0: one scale for 128 or 64 weights |
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
+//! | `grid`, `feedback` | codes chosen anew on the grid that blocks have, with errors passed on along the row |
 //! | `simd`, `batch` | vector instructions, also for loops of other modules, and rows cut into what they take |
 
 mod batch;
 mod bits;
 mod dot;
+mod feedback;
 mod float;
 mod fp4;
+mod grid;
 mod grids;
 mod iq1;
 mod iq2;
@@ -59,6 +62,8 @@ mod weighting;
 
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
+pub use feedback::{Feedback, Gram};
+pub use grid::{Dither, Place, has_grid, round_to_grid};
 #[cfg(test)]
 pub(crate) use simd::vectorized_at;
 pub use simd::{Level, UnknownLevel, limit_level};

@@ -77,7 +77,7 @@ impl WithoutMin<210> for Q6K {
 }
 
 #[inline(always)]
-fn unpack_ql(ql: &[u8; 128]) -> Codes {
+pub(super) fn unpack_ql(ql: &[u8; 128]) -> Codes {
     let mut codes = [0; QK_K];
     for (ql, codes) in ql.as_chunks::<64>().0.iter().zip(codes.as_chunks_mut::<128>().0) {
         for (i, byte) in ql.iter().enumerate() {
@@ -89,7 +89,7 @@ fn unpack_ql(ql: &[u8; 128]) -> Codes {
 }
 
 #[inline(always)]
-fn pack_ql(codes: &Codes, ql: &mut [u8; 128]) {
+pub(super) fn pack_ql(codes: &Codes, ql: &mut [u8; 128]) {
     for (ql, codes) in ql.as_chunks_mut::<64>().0.iter_mut().zip(codes.as_chunks::<128>().0) {
         for (i, byte) in ql.iter_mut().enumerate() {
             *byte = codes[i] & 0xf | codes[i + 64] << 4;

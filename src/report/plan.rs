@@ -9,7 +9,7 @@ use super::{Report, Table, bytes, number, percent, shape};
 use crate::ggml::GgmlType;
 use crate::gguf::printable;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, Kept, Method, Survey, TensorSurvey, TypeForecast, part_of};
+use crate::survey::{Inputs, Kept, Method, Rounding, Survey, TensorSurvey, TypeForecast, part_of};
 
 /// A plan with what the survey expects of it.
 pub struct Plan<'a> {
@@ -36,6 +36,9 @@ pub struct Plan<'a> {
 /// Bytes of a process that holds nothing yet: code, libraries, stacks. Measured (docs/PERFORMANCE.md, forecasts).
 const PROCESS: u64 = 8 << 20;
 
+/// Bytes for each token of two vocabularies while one is found in the other.
+const MAP: u64 = 72;
+
 /// Bytes of memory for each byte of a header: as it is held, and as it is read or written.
 const HEADER_FACTOR: u64 = 2;
 
@@ -48,7 +51,9 @@ impl Plan<'_> {
     fn peak_memory(&self) -> u64 {
         let headers = self.inputs.sources().flat_map(|(_, model)| model.files()).map(|file| file.header().len());
         let own = self.plan.header().len();
-        self.memory + PROCESS + HEADER_FACTOR * (headers.sum::<u64>() + own)
+        let maps = (0..self.inputs.sources().len()).filter_map(|id| self.inputs.token_map(id));
+        let maps = maps.filter(|map| !map.is_identity()).map(|map| (map.n_own() + map.n_other()) as u64 * MAP);
+        self.memory + PROCESS + HEADER_FACTOR * (headers.sum::<u64>() + own) + maps.max().unwrap_or(0)
     }
 
     fn surveyed(&self) -> BTreeMap<&str, &TensorSurvey> {
@@ -57,8 +62,8 @@ impl Plan<'_> {
 
     /// What the survey expects of a plan.
     pub fn expected(plan: &MergePlan, survey: &Survey) -> TypeForecast {
-        let types: Vec<GgmlType> = plan.tensors().iter().map(|t| t.ty).collect();
-        forecast(plan, survey, &types)
+        let types: HashMap<&str, GgmlType> = plan.tensors().iter().map(|t| (t.name.as_str(), t.ty)).collect();
+        survey.forecast_chosen(|name| types.get(name).copied())
     }
 
     /// The same in one line.
@@ -140,6 +145,14 @@ pub(super) fn words(is_patch: bool) -> (&'static str, &'static str) {
     if is_patch { ("gain", "error") } else { ("survival", "noise") }
 }
 
+/// A tensor's type, and how its codes are found if that is unusual.
+pub(super) fn encoding(tensor: &TensorPlan) -> String {
+    match tensor.rounding {
+        Rounding::Encoder => tensor.ty.to_string(),
+        Rounding::Dithered { .. } => format!("{} dithered", tensor.ty),
+    }
+}
+
 /// The tokens whose rows are the chat model's, in a line; nothing if there are none.
 pub(super) fn special_rows(plan: &MergePlan) -> String {
     const SHOWN: usize = 8;
@@ -172,8 +185,8 @@ fn kept_name(kept: Option<Kept>) -> &'static str {
         Some(Kept::NoVector) => "kept: no vector",
         Some(Kept::NoPartner) => "kept: no partner",
         Some(Kept::Skipped) => "kept: left out",
-        Some(Kept::RatioZero) => "kept: ratio 0",
         Some(Kept::ByToken) => "kept: tokens differ",
+        Some(Kept::RatioZero) => "kept: ratio 0",
     }
 }
 
@@ -185,12 +198,12 @@ impl Report for Plan<'_> {
         for t in self.plan.tensors() {
             let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
             let survey = surveyed.get(t.name.as_str());
-            let output = survey.and_then(|s| s.by_type.get(&t.ty));
+            let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty)));
             tensors.row([
                 printable(&t.name),
                 shape(&t.ne),
                 sources.join(" "),
-                t.ty.to_string(),
+                encoding(t),
                 bytes(t.size()),
                 percent(survey.and_then(|s| s.moments.delta_ratio())),
                 number(output.and_then(|m| m.survival())),
@@ -253,12 +266,13 @@ impl Report for Plan<'_> {
             .iter()
             .map(|t| {
                 let survey = surveyed.get(t.name.as_str());
-                let output = survey.and_then(|s| s.by_type.get(&t.ty));
+                let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty)));
                 json!({
                     "name": t.name,
                     "ne": t.ne,
                     "sources": self.source_types(t),
                     "type": t.ty,
+                    "rounding": t.rounding,
                     "bytes": t.size(),
                     "kept": t.kept,
                     "ratios": t.terms.iter().map(|term| json!({ "vector": term.vector, "ratio": term.ratio })).collect::<Vec<_>>(),

@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::plan::{method_json, words};
+use super::plan::{encoding, method_json, words};
 use super::{Report, Smoke, Table, bytes, number, percent};
-use crate::ggml::GgmlType;
 use crate::gguf::{self, printable};
 use crate::pipeline::Written;
-use crate::plan::MergePlan;
+use crate::plan::{Loss, MergePlan, TensorPlan};
 use crate::survey::{Finding, Moments, part_of};
 
 /// An output with what was measured while it was made.
@@ -23,6 +22,8 @@ pub struct Run<'a> {
     pub findings: &'a [Finding],
     /// Whether the output is a patch: then survival is its gain and noise its relative error.
     pub is_patch: bool,
+    /// The tensors that lost the vector, by the bounds that were asked for.
+    pub lost: &'a [Loss],
     /// How long it took.
     pub took: Duration,
     /// What the output answered, if it was asked.
@@ -42,22 +43,23 @@ impl Run<'_> {
                 parts.push(Part { name, types: Vec::new(), n_tensors: 0, moments: Moments::default() });
             }
             let part = &mut parts[position];
-            part.types.extend(types.get(tensor.name.as_str()).filter(|ty| !part.types.contains(ty)));
+            let ty = types.get(tensor.name.as_str()).map(|tensor| encoding(tensor));
+            part.types.extend(ty.filter(|ty| !part.types.contains(ty)));
             part.n_tensors += 1;
             part.moments += tensor.moments;
         }
         parts
     }
 
-    fn types(&self) -> HashMap<&str, GgmlType> {
-        self.plan.tensors().iter().map(|t| (t.name.as_str(), t.ty)).collect()
+    fn types(&self) -> HashMap<&str, &TensorPlan> {
+        self.plan.tensors().iter().map(|t| (t.name.as_str(), t)).collect()
     }
 }
 
 /// A part of the model, over all layers.
 struct Part<'a> {
     name: &'a str,
-    types: Vec<GgmlType>,
+    types: Vec<String>,
     n_tensors: usize,
     moments: Moments,
 }
@@ -72,8 +74,7 @@ impl Report for Run<'_> {
             heads.remove(4);
         }
         let mut table = Table::new(&heads);
-        let mut row = |name: &str, n: usize, types: &[GgmlType], m: &Moments| {
-            let types: Vec<String> = types.iter().map(ToString::to_string).collect();
+        let mut row = |name: &str, n: usize, types: &[String], m: &Moments| {
             let mut cells = vec![printable(name), n.to_string(), types.join(" "), percent(m.delta_ratio())];
             cells.extend((!self.is_patch).then(|| number(m.drift_cosine())));
             cells.extend([number(m.survival()), number(m.noise())]);
@@ -118,7 +119,9 @@ impl Report for Run<'_> {
             .map(|t| {
                 let mut json = measured(&t.moments);
                 json["name"] = json!(t.name);
-                json["type"] = json!(types.get(t.name.as_str()));
+                let tensor = types.get(t.name.as_str());
+                json["type"] = json!(tensor.map(|tensor| tensor.ty));
+                json["rounding"] = json!(tensor.map(|tensor| tensor.rounding));
                 json
             })
             .collect();
@@ -147,6 +150,7 @@ impl Report for Run<'_> {
             "special_tokens": self.plan.special_rows,
             "warnings": self.plan.warnings,
             "findings": self.findings,
+            "lost": self.lost,
             "seconds": self.took.as_secs_f64(),
             "smoke": self.smoke.as_ref().map(Report::json),
         })

@@ -94,7 +94,7 @@ impl Method {
 
 /// What is selected of one vector in one tensor.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Share {
+pub struct Part {
     /// The share of weights that is selected; from 1 on, all of them, and nothing is scaled.
     pub density: f64,
     /// Who decides where weights are drawn by chance.
@@ -107,7 +107,7 @@ pub struct Combination {
     /// The method.
     pub method: Method,
     /// One for each term; may be empty for methods that select nothing.
-    pub parts: Vec<Share>,
+    pub parts: Vec<Part>,
     /// Whether the sum is divided by the sum of ratios.
     pub normalize: bool,
     /// Whether what is selected is scaled up.
@@ -131,7 +131,7 @@ impl Combination {
 
     /// How often the rows of the vectors are read at most, the writing pass included.
     pub fn n_passes(&self) -> u32 {
-        let is_partial = |share: &Share| share.density > 0.0 && share.density < 1.0;
+        let is_partial = |part: &Part| part.density > 0.0 && part.density < 1.0;
         1 + match self.method.sparsity() {
             Some(Sparsity::Largest) if self.parts.iter().any(is_partial) => 3,
             Some(Sparsity::Random) if self.rescale && self.parts.iter().any(is_partial) => 1,
@@ -476,8 +476,8 @@ mod tests {
         selected
     }
 
-    fn part(density: f64) -> Vec<Share> {
-        vec![Share { density, mask: Mask::seeded(1, "x", 0) }]
+    fn part(density: f64) -> Vec<Part> {
+        vec![Part { density, mask: Mask::seeded(1, "x", 0) }]
     }
 
     #[test]
@@ -508,7 +508,7 @@ mod tests {
         let kept = whole.iter().filter(|t| **t != 0.0).count();
         assert!((1400..1600).contains(&kept), "{kept}");
         let other =
-            Combination { parts: vec![Share { density: 0.3, mask: Mask::seeded(1, "x", 1) }], ..combination.clone() };
+            Combination { parts: vec![Part { density: 0.3, mask: Mask::seeded(1, "x", 1) }], ..combination.clone() };
         assert_ne!(select(&other, &tau, 5000), whole);
         let rescaled = select(&Combination { rescale: true, ..combination }, &tau, 13);
         assert_eq!(rescaled.iter().sum::<f32>().round(), 5000.0);

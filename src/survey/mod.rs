@@ -8,21 +8,25 @@ mod combine;
 mod findings;
 mod moments;
 mod pairing;
+mod piece;
 mod rounding;
 mod sample;
 mod source;
 mod special;
 mod sum;
+mod trial;
 
-pub use combine::{Combination, Mask, Method, Selection, Selector, Share};
+pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{
-    Inputs, Kept, Pair, Part, Role, Rows, SourceId, TensorRef, Term, Vector, has_row_per_token, pair, part_of, parts,
+    Inputs, Kept, Operand, Pair, Role, Rows, SourceId, TensorRef, Term, Vector, has_row_per_token, operands, pair,
+    part_of,
 };
 pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{
     Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale,
 };
-pub use special::{SpecialToken, SpecialTokens, special_tokens};
+pub use special::{SpecialToken, SpecialTokens, is_readable_row, special_tokens};
 pub use sum::{Sum, resize};
+pub use trial::{Encoding, Rounding, Trial, feedback, feedback_bytes, try_encodings};

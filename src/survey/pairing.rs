@@ -210,13 +210,14 @@ impl Inputs {
     ///
     /// # Panics
     /// If there are no such tensors.
-    pub fn rows<'a>(&'a self, part: &Part, except: &'a [u32]) -> Rows<'a> {
+    pub fn rows<'a>(&'a self, part: &Operand, except: &'a [u32]) -> Rows<'a> {
         let map = |at: TensorRef| {
             let is_by_token = is_by_token(self.source(at.source), at.tensor);
             self.token_map(at.source).filter(|map| is_by_token && !map.is_identity())
         };
         let tensor = self.source(part.at.source).tensor(part.at.tensor);
-        Rows { n_rows: tensor.n_rows(), map: map(part.at), partner: part.partner.and_then(map), except }
+        let is_difference = self.role(part.at.source) == Role::Patch;
+        Rows { n_rows: tensor.n_rows(), map: map(part.at), partner: part.partner.and_then(map), except, is_difference }
     }
 
     /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight is read without.
@@ -246,9 +247,16 @@ pub struct Rows<'a> {
     map: Option<&'a TokenMap>,
     partner: Option<&'a TokenMap>,
     except: &'a [u32],
+    is_difference: bool,
 }
 
 impl Rows<'_> {
+    /// Whether the tensor holds differences: rows that it lacks are then zero. Others are those of the output's own tensor, so
+    /// that the difference of two is zero and the mean of many is not drawn anywhere.
+    pub fn is_difference(&self) -> bool {
+        self.is_difference
+    }
+
     /// The row of the input's tensor that belongs to this row of the output's, if there is one.
     pub fn find(&self, row: u64) -> Option<u64> {
         let id = u32::try_from(row).ok();
@@ -300,24 +308,35 @@ pub struct Term {
 
 /// A tensor that a sum is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Part {
+pub struct Operand {
     /// The tensor.
     pub at: TensorRef,
     /// The other half of the difference that it is half of.
     pub partner: Option<TensorRef>,
-    /// Whether it is a difference by itself.
-    pub is_difference: bool,
+}
+
+impl Operand {
+    /// A tensor by itself.
+    pub fn whole(at: TensorRef) -> Self {
+        Operand { at, partner: None }
+    }
+}
+
+impl Term {
+    /// Plus, and minus if there is one.
+    pub fn operands(&self) -> (Operand, Option<Operand>) {
+        let plus = Operand { at: self.plus, partner: self.minus };
+        (plus, self.minus.map(|at| Operand { at, partner: Some(self.plus) }))
+    }
 }
 
 /// The tensors of a sum in the order in which they are read: the model's, then plus and minus of each term.
-pub fn parts(model: Option<TensorRef>, terms: &[Term]) -> impl Iterator<Item = Part> {
-    let own = model.into_iter().map(|at| Part { at, partner: None, is_difference: false });
-    let terms = terms.iter().flat_map(|t| {
-        let plus = Part { at: t.plus, partner: t.minus, is_difference: t.minus.is_none() };
-        let minus = t.minus.map(|at| Part { at, partner: Some(t.plus), is_difference: false });
+pub fn operands(model: Option<TensorRef>, terms: &[Term]) -> impl Iterator<Item = Operand> {
+    let terms = terms.iter().flat_map(|term| {
+        let (plus, minus) = term.operands();
         [Some(plus), minus].into_iter().flatten()
     });
-    own.chain(terms)
+    model.map(Operand::whole).into_iter().chain(terms)
 }
 
 /// Why a tensor takes no part in the arithmetic.
@@ -335,10 +354,10 @@ pub enum Kept {
     NoPartner,
     /// The recipe leaves it out.
     Skipped,
-    /// The recipe gives it of every vector a ratio of 0.
-    RatioZero,
     /// It has a number for each token, and the vocabularies differ.
     ByToken,
+    /// The recipe gives it of every vector a ratio of 0.
+    RatioZero,
 }
 
 /// An output tensor and what it is made of.
@@ -356,6 +375,8 @@ pub struct Pair {
     pub kept: Option<Kept>,
     /// Whether an `output.weight` of its own meets the tied `token_embd.weight` of another file.
     pub tied: bool,
+    /// Rows that are no sums, sorted: the plan takes them from elsewhere. None before there is a plan.
+    pub except: Vec<u32>,
 }
 
 /// Finds for every tensor of the output what it is made of: by name, and `output.weight` from `token_embd.weight` in
@@ -366,29 +387,34 @@ pub struct Pair {
 pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     inputs.require_little_endian()?;
     let template = inputs.template();
-    let mut own: Vec<TensorRef> =
-        (0..inputs.source(template).n_tensors()).map(|tensor| TensorRef { source: template, tensor }).collect();
-    if inputs.model().is_none() && inputs.source(template).find(OUTPUT).is_none() {
-        let untied = inputs.vectors()[0].minus;
-        own.extend(untied.and_then(|source| Some(TensorRef { source, tensor: inputs.source(source).find(OUTPUT)? })));
+    let chat = inputs.source(template);
+    let mut own: Vec<(&str, TensorRef)> = Vec::new();
+    for (tensor, info) in chat.tensors().enumerate() {
+        own.push((info.name(), TensorRef { source: template, tensor }));
+    }
+    if inputs.model().is_none() && chat.find(OUTPUT).is_none() {
+        // The rows are chat's, whose embeddings are tied, also where base alone has the tensor.
+        let is_untied = inputs.vectors()[0].minus.is_some_and(|base| inputs.source(base).find(OUTPUT).is_some());
+        let tied = chat.find(TOKEN_EMBEDDINGS).filter(|_| is_untied);
+        own.extend(tied.map(|tensor| (OUTPUT, TensorRef { source: template, tensor })));
     }
     let mut pairs = Vec::new();
-    for own in own {
-        let info = inputs.source(own.source).tensor(own.tensor);
+    for (name, own) in own {
         let mut pair = Pair {
-            name: info.name().to_owned(),
+            name: name.to_owned(),
             model: inputs.model().map(|_| own),
             terms: Vec::new(),
             combination: Combination::default(),
             kept: kept_by_nature(inputs.source(own.source), own.tensor),
             tied: false,
+            except: Vec::new(),
         };
-        if info.name() == "output.bias" && inputs.vocabularies_differ() {
+        if name == "output.bias" && inputs.vocabularies_differ() {
             pair.kept = Some(Kept::ByToken);
         }
         if pair.kept.is_none() {
             for (number, vector) in inputs.vectors().iter().enumerate() {
-                add_vector(inputs, info, own, (number, vector), &mut pair)?;
+                add_vector(inputs, name, own, (number, vector), &mut pair)?;
             }
             if pair.terms.is_empty() {
                 pair.kept = Some(if inputs.vectors().is_empty() { Kept::NoVector } else { Kept::NoPartner });
@@ -408,6 +434,9 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
 /// The tensor that tied files do without.
 const OUTPUT: &str = "output.weight";
 
+/// What stands for it there.
+const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
+
 fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
     let info = model.tensor(id);
     let stem = info.name().strip_suffix(".weight").unwrap_or(info.name());
@@ -421,12 +450,12 @@ fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
 
 fn add_vector(
     inputs: &Inputs,
-    info: &TensorInfo,
+    name: &str,
     own: TensorRef,
     (number, vector): (usize, &Vector),
     pair: &mut Pair,
 ) -> Result<(), Error> {
-    let name = info.name();
+    let info = inputs.source(own.source).tensor(own.tensor);
     let (plus, plus_tied) = find(inputs, vector.plus, name);
     let (minus, minus_tied) = match vector.minus {
         Some(minus) => find(inputs, minus, name),
@@ -463,11 +492,14 @@ fn add_vector(
 }
 
 /// Tensors with a row for each token (src/llama-model.cpp: those made with `n_vocab` rows).
-const BY_TOKEN: [&str; 3] = ["token_embd.weight", OUTPUT, "per_layer_token_embd.weight"];
+const BY_TOKEN: [&str; 3] = [TOKEN_EMBEDDINGS, OUTPUT, "per_layer_token_embd.weight"];
+
+/// Ends of the names of those that layers for further tokens have of their own.
+const BY_TOKEN_OF_LAYERS: [&str; 2] = [".nextn.embed_tokens.weight", ".nextn.shared_head_head.weight"];
 
 /// Whether a tensor has this name, which is one of those with a row for each token.
 pub fn has_row_per_token(name: &str) -> bool {
-    BY_TOKEN.contains(&name)
+    BY_TOKEN.contains(&name) || BY_TOKEN_OF_LAYERS.iter().any(|end| name.ends_with(end))
 }
 
 /// Whether the rows of a tensor belong to the tokens of its file, one to each.
@@ -495,7 +527,7 @@ fn find(inputs: &Inputs, source: SourceId, name: &str) -> (Option<TensorRef>, bo
     match model.find(name) {
         Some(tensor) => (Some(at(tensor)), false),
         None if name == OUTPUT => {
-            let tied = model.find("token_embd.weight").map(at);
+            let tied = model.find(TOKEN_EMBEDDINGS).map(at);
             (tied, tied.is_some())
         }
         None => (None, false),

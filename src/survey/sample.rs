@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::combine::{Selection, Selector};
+use super::combine::Selector;
 use super::findings::{Distances, Finding, judge, judge_templates};
 use super::moments::{Moments, Weights};
-use super::pairing::{Inputs, Pair, Part, Rows, TensorRef, Term, part_of, parts};
+use super::pairing::{Inputs, Pair, TensorRef, Term, part_of};
+use super::piece::Pieces;
 use super::rounding::true_square;
-use super::source::{Error, decode, divide_scale, multiply_scale};
+use super::source::{Error, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
@@ -58,6 +59,8 @@ pub struct TensorSurvey {
     pub moments: Moments,
     /// With `kept` and `error2`, for every type that was tried.
     pub by_type: BTreeMap<GgmlType, Moments>,
+    /// The same for the encoding that the tensor will have, where that is not its type's encoder.
+    pub chosen: Option<Moments>,
 }
 
 /// What a sample of rows says about the inputs of a run.
@@ -80,6 +83,16 @@ impl Survey {
         total
     }
 
+    /// As [`forecast`](Self::forecast), where tensors for which another encoding was chosen are written in that.
+    pub fn forecast_chosen(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
+        let mut total = Moments::default();
+        for t in &self.tensors {
+            let by_type = || ty_of(&t.name).and_then(|ty| t.by_type.get(&ty));
+            total += t.chosen.as_ref().or_else(by_type).copied().unwrap_or_default();
+        }
+        TypeForecast { survival: total.survival(), noise: total.noise() }
+    }
+
     /// What becomes of the vector if each tensor is written in the type that `ty_of` names; tensors without a type, or
     /// with one that was not tried, are left out.
     pub fn forecast(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
@@ -94,7 +107,7 @@ impl Survey {
 }
 
 /// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every type.
-const PIECE_WEIGHTS: u64 = 1 << 14;
+pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
 
 /// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
 fn thread_bytes(pairs: &[&Pair]) -> u64 {
@@ -158,9 +171,6 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
     Ok(survey)
 }
 
-/// A row, and the first weight and the number of weights in it.
-type Piece = (u64, u64, u64);
-
 struct Sample {
     tensor: TensorSurvey,
     vectors: Vec<SeenVector>,
@@ -200,8 +210,6 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         is_possible && quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64)
     });
 
-    let parts: Vec<(Part, Rows<'_>)> =
-        parts(pair.model, &pair.terms).map(|part| (part, inputs.rows(&part, &[]))).collect();
     let mut raw = Vec::new();
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
@@ -214,43 +222,18 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         (row, start, PIECE_WEIGHTS.min(row_len - start))
     });
     let n_seen: u64 = pieces.clone().map(|(.., len)| len).sum();
-    let load = |number: usize, (row, start, len): Piece, raw: &mut Vec<u8>, out: &mut [f32]| {
-        let (part, rows) = &parts[number];
-        let (mut at, mut from) = (part.at, rows.find(row));
-        if from.is_none() && !part.is_difference {
-            // Both halves of a difference are the output's own row, so that it is zero.
-            (at, from) = (parts[0].0.at, parts[0].1.find(row));
-        }
-        let Some(from) = from else {
-            out.fill(0.0);
-            return Ok(());
-        };
-        let source = inputs.source(at.source);
-        let info = source.tensor(at.tensor);
-        let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
-        raw.resize(size(len) as usize, 0);
-        source.read(at.tensor, from * info.row_size() + size(start), raw)?;
-        decode(source, at.tensor, from * row_len + start, raw, out)
-    };
-    let halves = halves(pair);
-    let selections = select(pair, n_seen, pieces.clone(), row_len, (&mut unit, &mut got), |part, piece, out| {
-        load(part, piece, &mut raw, out)
-    })?;
+    let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
+    sources.select(n_seen, pieces.clone(), (&mut unit, &mut got))?;
     for piece in pieces {
         let (row, start, len) = piece;
-        let combination = (&pair.combination, &selections[..]);
-        let mut next = 0..;
-        sum.combine(len as usize, row * row_len + start, pair.model, &pair.terms, combination, false, |_, out| {
-            load(next.next().expect("a sum asks for its parts in their order"), piece, &mut raw, out)
-        })?;
+        sources.compute(&mut sum, piece)?;
         moments.add(&sum.weights(sum.wanted()));
-        for ((plus, minus), seen) in halves.iter().zip(&mut terms) {
-            let Some(minus) = minus else { continue };
-            let base = &mut got;
-            [&mut unit, &mut *base].into_iter().for_each(|buffer| resize(buffer, len as usize));
-            load(*plus, piece, &mut raw, &mut unit)?;
-            load(*minus, piece, &mut raw, base)?;
-            unit.iter_mut().zip(&*base).for_each(|(u, b)| *u -= b);
+        for (term, seen) in pair.terms.iter().zip(&mut terms) {
+            if term.minus.is_none() {
+                continue;
+            }
+            sources.tau(term, piece, (&mut unit, &mut got))?;
+            let base = &got;
             seen.unit.add(&Weights { delta: &unit, base: Some(base), ..sum.weights(sum.wanted()) });
             seen.base2 += square_norm(base);
         }
@@ -285,49 +268,15 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     };
     let vectors = pair.terms.iter().zip(&terms).filter_map(seen).collect();
     let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
-    let tensor =
-        TensorSurvey { name: pair.name.clone(), n_sampled, n_pieces, moments: moments.scaled(factor), by_type };
-    Ok(Sample { tensor, vectors })
-}
-
-/// Which of the parts of a pair are plus and minus of each term.
-fn halves(pair: &Pair) -> Vec<(usize, Option<usize>)> {
-    let mut next = usize::from(pair.model.is_some());
-    let mut number = || {
-        next += 1;
-        next - 1
+    let tensor = TensorSurvey {
+        name: pair.name.clone(),
+        n_sampled,
+        n_pieces,
+        moments: moments.scaled(factor),
+        by_type,
+        chosen: None,
     };
-    pair.terms.iter().map(|term| (number(), term.minus.map(|_| number()))).collect()
-}
-
-/// What is selected of each term, if the sampled pieces are all of the tensor; about that, if they are not.
-fn select(
-    pair: &Pair,
-    n_seen: u64,
-    pieces: impl Iterator<Item = Piece> + Clone,
-    row_len: u64,
-    (tau, minus): (&mut Vec<f32>, &mut Vec<f32>),
-    mut load: impl FnMut(usize, Piece, &mut [f32]) -> Result<(), Error>,
-) -> Result<Vec<Selection>, Error> {
-    let mut selections = Vec::new();
-    for (i, (plus, subtracted)) in halves(pair).into_iter().enumerate() {
-        let mut selector = pair.combination.selector(i, n_seen);
-        while !selector.is_done() {
-            for piece @ (row, start, len) in pieces.clone() {
-                resize(tau, len as usize);
-                load(plus, piece, tau)?;
-                if let Some(part) = subtracted {
-                    resize(minus, len as usize);
-                    load(part, piece, minus)?;
-                    tau.iter_mut().zip(&*minus).for_each(|(t, m)| *t -= m);
-                }
-                selector.see(row * row_len + start, tau);
-            }
-            selector.end_pass();
-        }
-        selections.push(selector.selection());
-    }
-    Ok(selections)
+    Ok(Sample { tensor, vectors })
 }
 
 fn square_norm(weights: &[f32]) -> f64 {

@@ -10,11 +10,20 @@ use super::pairing::{Inputs, SourceId, TensorRef};
 use super::source::{Error, decode};
 use super::sum::resize;
 use crate::chat::{self, TOKENS, TokenMap};
+use crate::gguf::TensorInfo;
+use crate::quants;
 
 /// A row that went less far from the base than this share of what an ordinary row did is untrained. The trio's: 0 for the
 /// tokens of its template, .7 for its end of text, which it was trained on; a tenth of its ordinary tokens, too rare to have
 /// been met, has 0 too.
 const UNTRAINED: f64 = 0.1;
+
+/// The same where a file is quantised: of rows that were rounded twice, by other encoders, something is left. The trio as Q4_K from
+/// Q8_0 files has .1 at most in its two, and .7 in the one that was trained.
+const UNTRAINED_QUANTIZED: f64 = 0.3;
+
+/// Bytes of a row at most that are read for this: a row of 16 million weights of 4 bytes is no token's.
+const LONGEST_ROW: u64 = 64 << 20;
 
 /// Ordinary rows that are looked at.
 const ORDINARY: u32 = 1024;
@@ -36,6 +45,9 @@ pub struct SpecialToken {
     pub drift: Option<f64>,
     /// The same of its row in `output`.
     pub output_drift: Option<f64>,
+    /// What is no more than that was not trained.
+    #[serde(skip)]
+    bound: f64,
 }
 
 fn lossy<S: serde::Serializer>(text: &BString, serializer: S) -> Result<S::Ok, S::Error> {
@@ -46,12 +58,12 @@ impl SpecialToken {
     /// Whether the model has the token and nobody trained it on that. Where the base has no row for it, or the model's files
     /// have none that can be compared, it is so for tokens that a conversation needs.
     pub fn is_untrained(&self) -> bool {
-        self.id.is_some() && self.drift.map_or(self.is_needed, |drift| drift <= UNTRAINED)
+        self.id.is_some() && self.drift.map_or(self.is_needed, |drift| drift <= self.bound)
     }
 
     /// Whether its row in `output` holds what the model learnt, as it does where text without the token made it rarer.
     pub fn is_output_trained(&self) -> bool {
-        self.output_drift.is_some_and(|drift| drift > UNTRAINED)
+        self.output_drift.is_some_and(|drift| drift > self.bound)
     }
 }
 
@@ -89,6 +101,8 @@ pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
     let needed = ids.needed.into_iter().map(|id| (id, true));
     let [drift, output_drift] =
         [Drift::new(inputs, model, source, "token_embd.weight")?, Drift::new(inputs, model, source, "output.weight")?];
+    let is_quantized = |drift: &Option<Drift<'_>>| drift.as_ref().is_some_and(Drift::is_quantized);
+    let bound = if is_quantized(&drift) || is_quantized(&output_drift) { UNTRAINED_QUANTIZED } else { UNTRAINED };
     let mut found = Vec::new();
     for (chat, is_needed) in needed.chain(ids.others.into_iter().map(|id| (id, false))) {
         let id = own(chat);
@@ -98,9 +112,14 @@ pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
         };
         let (drift, output_drift) = (of(&drift)?, of(&output_drift)?);
         let text = tokens.get(chat as usize).unwrap_or_default().to_owned();
-        found.push(SpecialToken { text, chat, id, is_needed, drift, output_drift });
+        found.push(SpecialToken { text, chat, id, is_needed, drift, output_drift, bound });
     }
     Ok(Some(SpecialTokens { source, tokens: found }))
+}
+
+/// Whether rows of a tensor can be looked at one by one.
+pub fn is_readable_row(info: &TensorInfo) -> bool {
+    quants::is_supported(info.ty()) && info.row_len() * 4 <= LONGEST_ROW && info.row_size() <= LONGEST_ROW
 }
 
 /// How far rows of a tensor went from the base.
@@ -122,7 +141,7 @@ impl<'a> Drift<'a> {
         };
         let Some((own, base)) = at(model).zip(minus.and_then(at)) else { return Ok(None) };
         let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
-        if info(own).row_len() != info(base).row_len() {
+        if info(own).row_len() != info(base).row_len() || ![own, base].into_iter().all(|at| is_readable_row(info(at))) {
             return Ok(None);
         }
         let mut drift = Drift { inputs, own, base, usual: 0.0 };
@@ -143,7 +162,16 @@ impl<'a> Drift<'a> {
         Ok(distance.map(|distance| if distance == 0.0 { 0.0 } else { distance / self.usual }))
     }
 
-    /// ‖model − base‖ of one row; none where one of them has no such row.
+    fn is_quantized(&self) -> bool {
+        [self.own, self.base].iter().any(|at| self.info(*at).ty().is_quantized())
+    }
+
+    fn info(&self, at: TensorRef) -> &TensorInfo {
+        self.inputs.source(at.source).tensor(at.tensor)
+    }
+
+    /// ‖model − base‖ of one row; none where one of them has no such row. Where the model is quantised and the base is finer, the
+    /// base as it would be in the model's type is the nearer of two to an untrained row.
     fn distance(&self, id: u32) -> Result<Option<f64>, Error> {
         let in_base = match self.inputs.token_map(self.base.source) {
             Some(map) => map.find(id),
@@ -151,7 +179,18 @@ impl<'a> Drift<'a> {
         };
         let Some(in_base) = in_base else { return Ok(None) };
         let (Some(own), Some(base)) = (self.row(self.own, id)?, self.row(self.base, in_base)?) else { return Ok(None) };
-        Ok(Some(own.iter().zip(&base).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()))
+        let distance = |base: &[f32]| {
+            own.iter().zip(base).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+        };
+        let (ty, plain) = (self.info(self.own).ty(), distance(&base));
+        if plain == 0.0 || !ty.is_quantized() || ty == self.info(self.base).ty() || quants::requires_importance(ty) {
+            return Ok(Some(plain));
+        }
+        let mut blocks = vec![0; self.info(self.own).row_size() as usize];
+        let mut rounded = base.clone();
+        let coded = quants::quantize_rows(ty, &base, None, &mut blocks)
+            .and_then(|()| quants::dequantize_row(ty, &blocks, &mut rounded));
+        Ok(Some(if coded.is_ok() { plain.min(distance(&rounded)) } else { plain }))
     }
 
     fn row(&self, at: TensorRef, row: u32) -> Result<Option<Vec<f32>>, Error> {

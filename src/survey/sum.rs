@@ -2,7 +2,7 @@
 
 use super::combine::{Combination, Method, Selection};
 use super::moments::Weights;
-use super::pairing::{TensorRef, Term};
+use super::pairing::{Operand, TensorRef, Term};
 use crate::quants::{self, Loops};
 
 /// f32 buffers for `wanted = model + Σ ratio · (plus − minus)`, used again for every piece of work.
@@ -45,17 +45,18 @@ impl Sum {
         model: Option<TensorRef>,
         terms: &[Term],
         keep_zeros: bool,
-        mut load: impl FnMut(TensorRef, &mut [f32]) -> Result<(), E>,
+        mut load: impl FnMut(Operand, &mut [f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         let Sum { model: own, base, plus, minus, delta, wanted, .. } = self;
         [&mut *own, base, plus, minus, delta, wanted].into_iter().for_each(|buffer| resize(buffer, n));
         if let Some(at) = model {
-            load(at, own)?;
+            load(Operand::whole(at), own)?;
         }
         for (i, term) in terms.iter().enumerate() {
-            load(term.plus, plus)?;
-            if let Some(at) = term.minus {
-                load(at, minus)?;
+            let (of_plus, of_minus) = term.operands();
+            load(of_plus, plus)?;
+            if let Some(part) = of_minus {
+                load(part, minus)?;
             }
             quants::vectorized(AddTerm {
                 delta,
@@ -89,7 +90,7 @@ impl Sum {
         terms: &[Term],
         (combination, selections): (&Combination, &[Selection]),
         keep_zeros: bool,
-        mut load: impl FnMut(TensorRef, &mut [f32]) -> Result<(), E>,
+        mut load: impl FnMut(Operand, &mut [f32]) -> Result<(), E>,
     ) -> Result<(), E> {
         if combination.is_plain() || terms.is_empty() {
             return self.compute(n, model, terms, keep_zeros, load);
@@ -99,12 +100,13 @@ impl Sum {
         resize(taus, n * terms.len());
         resize(sums, 2 * n);
         if let Some(at) = model {
-            load(at, own)?;
+            load(Operand::whole(at), own)?;
         }
         for ((i, term), tau) in terms.iter().enumerate().zip(taus.chunks_exact_mut(n.max(1))) {
-            load(term.plus, tau)?;
-            if let Some(at) = term.minus {
-                load(at, minus)?;
+            let (plus, of_minus) = term.operands();
+            load(plus, tau)?;
+            if let Some(part) = of_minus {
+                load(part, minus)?;
                 tau.iter_mut().zip(&*minus).for_each(|(t, m)| *t -= m);
             }
             if let Some(selection) = selections.get(i) {
@@ -270,8 +272,8 @@ mod tests {
     fn terms_are_added_in_f32_and_in_their_order() {
         let at = |tensor| TensorRef { source: 0, tensor };
         let weights = [1.0f32, 1e8, -1e8, 0.5];
-        let load = |at: TensorRef, out: &mut [f32]| -> Result<(), ()> {
-            out.fill(weights[at.tensor]);
+        let load = |part: Operand, out: &mut [f32]| -> Result<(), ()> {
+            out.fill(weights[part.at.tensor]);
             Ok(())
         };
         let term = |plus, minus: Option<usize>| Term { vector: 0, ratio: 1.0, plus: at(plus), minus: minus.map(at) };

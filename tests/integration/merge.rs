@@ -542,7 +542,7 @@ fn provenance_says_from_what_but_not_where_or_when() {
         assert_eq!(get(&found, "chatvec.output_type"), Some(&Val::str("Q8_0")));
         let keys: HashSet<&[u8]> =
             found.keys.iter().map(|(k, _)| &k[..]).filter(|k| k.starts_with(b"chatvec.")).collect();
-        assert_eq!(keys.len(), 7 + MEASURED_KEYS.len());
+        assert_eq!(keys.len(), 6 + MEASURED_KEYS.len());
         let bytes = fs::read(&out).unwrap();
         let place = folder.path().file_name().unwrap().as_encoded_bytes();
         assert!(!bytes.windows(place.len()).any(|w| w == place), "the folder's name is in the file");

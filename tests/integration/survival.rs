@@ -5,7 +5,9 @@ use chatvec::pipeline::Budget;
 use chatvec::survey::{Moments, SampleSettings, pair, survey};
 
 use crate::support::{Draft, Val};
-use crate::trio::{F16, Noise, Paths, Q4_K, Q8_0, Trio, name, read, requantise, store, weights};
+use crate::trio::{
+    F16, Noise, Paths, Q4_K, Q8_0, Ran, Trio, change, chatvec, get, name, names, read, requantise, store, weights,
+};
 
 /// The bundled trio with the model in a type of its own, every matrix.
 fn quantised_model(folder: &std::path::Path, ty: u32) -> Paths {
@@ -18,16 +20,226 @@ fn quantised_model(folder: &std::path::Path, ty: u32) -> Paths {
 }
 
 #[test]
-fn a_vector_that_rounding_erases_ends_with_a_code_of_its_own_and_a_plain_warning() {
+fn a_vector_that_rounding_erases_is_written_if_a_warning_is_enough() {
     let folder = tempfile::tempdir().unwrap();
     let paths = quantised_model(folder.path(), Q4_K);
     let out = folder.path().join("out.gguf");
-    let ran = paths.command(&out, &["--json"]);
-    ran.says(10, &["warning: the output holds only ", " % of the vector, rounding took the rest", "--type"]);
+    let ran = paths.command(&out, &["--on-loss", "warn", "--json"]);
+    ran.says(
+        0,
+        &["rounding is expected to take the vector from token_embd.weight", "warning: rounding took the vector"],
+    );
     // .58 when it was first measured, by numpy and ggml.
     let survival = ran.json()["total"]["survival"].as_f64().unwrap();
     assert!((0.55..0.61).contains(&survival), "{survival}");
     assert_eq!(read(&out).tensors.len(), 30, "the output is whole all the same");
+    let lost = ran.json()["lost"].as_array().unwrap().clone();
+    assert!(
+        lost.iter().any(|l| l["tensor"] == "blk.0.attn_q.weight" && l["survival"].as_f64().unwrap() < 0.2),
+        "{lost:?}"
+    );
+    assert!(lost.iter().any(|l| l["tensor"].is_null()), "all together are lost too: {lost:?}");
+    assert!(!lost.iter().any(|l| l["tensor"] == "output.weight"), "{lost:?}");
+}
+
+/// Types and bytes of the tensors of an output.
+fn types(path: &std::path::Path) -> Vec<(String, u32)> {
+    read(path).tensors.iter().map(|t| (name(t).to_owned(), t.ty)).collect()
+}
+
+/// Survival of each tensor with a vector, by what the run reports.
+fn survivals(ran: &Ran) -> Vec<(String, f64)> {
+    let json = ran.json();
+    let of = |t: &serde_json::Value| (t["name"].as_str().unwrap().to_owned(), t["survival"].as_f64().unwrap());
+    json["tensors"].as_array().unwrap().iter().map(of).collect()
+}
+
+/// What was done about tensors that would have lost the vector.
+fn changes(ran: &Ran) -> Vec<serde_json::Value> {
+    let json = ran.json();
+    let protected = json["warnings"].as_array().unwrap().iter().find(|w| w["kind"] == "protected");
+    protected.map_or(Vec::new(), |w| w["changes"].as_array().unwrap().clone())
+}
+
+#[test]
+fn by_default_the_vector_stays_and_so_does_the_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = quantised_model(folder.path(), Q4_K);
+    let (out, nearest) = (folder.path().join("out.gguf"), folder.path().join("nearest.gguf"));
+    let ran = paths.command(&out, &["--json"]);
+    ran.says(0, &["rounding to the nearest would take the vector from", "dithered, at the same size"]);
+    assert!(!ran.err.contains("rounding took"), "{}", ran.err);
+    for (tensor, survival) in survivals(&ran) {
+        assert!((0.9..1.2).contains(&survival), "{tensor}: {survival}");
+    }
+    paths.command(&nearest, &["--on-loss", "warn"]);
+    assert_eq!(types(&out), types(&nearest));
+    // The vector survives in the output by itself.
+    let rounding = |of: &str| {
+        let tensors = ran.json()["tensors"].as_array().unwrap().clone();
+        tensors.iter().find(|t| t["name"] == of).unwrap()["rounding"].clone()
+    };
+    assert!(rounding("blk.0.attn_q.weight")["dithered"]["amplitude"].as_f64().unwrap() > 0.0);
+    assert_eq!(rounding("output.weight"), "encoder");
+    let Some(Val::Array(_, dithered)) = get(&read(&out), "chatvec.dithered").cloned() else { panic!("no list") };
+    assert_eq!(dithered.len(), changes(&ran).len());
+}
+
+#[test]
+fn promotion_takes_the_next_type_that_keeps_the_vector_and_says_what_it_costs() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = quantised_model(folder.path(), Q4_K);
+    let (out, nearest) = (folder.path().join("out.gguf"), folder.path().join("nearest.gguf"));
+    paths.command(&nearest, &["--on-loss", "warn"]);
+    let ran = paths.command(&out, &["--on-loss", "promote", "--json"]);
+    ran.says(0, &["they get finer types, "]);
+    for (tensor, survival) in survivals(&ran) {
+        assert!((0.9..1.2).contains(&survival), "{tensor}: {survival}");
+    }
+    let more: u64 = std::fs::metadata(&out).unwrap().len() - std::fs::metadata(&nearest).unwrap().len();
+    let changes = changes(&ran);
+    let said: u64 = changes.iter().map(|c| c["more_bytes"].as_u64().unwrap()).sum();
+    assert!(more.abs_diff(said) < 8192, "{more} bytes more, said {said}; names of tensors in the header come on top");
+    let promoted: Vec<&str> = changes.iter().map(|c| c["tensor"].as_str().unwrap()).collect();
+    for ((tensor, ty), (_, before)) in types(&out).iter().zip(types(&nearest)) {
+        let expected = if promoted.contains(&tensor.as_str()) { [13, 14].contains(ty) } else { *ty == before };
+        assert!(expected, "{tensor} is {ty}, was {before}");
+    }
+    assert!(promoted.contains(&"blk.1.ffn_up.weight") && !promoted.contains(&"output.weight"));
+}
+
+#[test]
+fn fail_begins_nothing_and_a_forecast_is_printed_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = quantised_model(folder.path(), Q4_K);
+    let out = folder.path().join("out.gguf");
+    paths.command(&out, &["--on-loss", "fail"]).says(10, &["token_embd.weight (", "more; nothing is written"]);
+    let dry = paths.command(&out, &["--on-loss", "fail", "--dry-run", "--json"]);
+    assert!(dry.says(10, &[]).json()["forecast"]["output"]["survival"].as_f64().unwrap() < 0.61);
+    assert_eq!(names(folder.path()), ["cp.gguf"]);
+    paths.command(&out, &["--on-loss", "fail", "--type", "Q8_0"]).is_quiet();
+}
+
+#[test]
+fn what_is_lost_after_encoding_does_not_take_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    // No type holds more of the vector than all of it.
+    for on_loss in ["dither", "promote"] {
+        let options = ["--on-loss", on_loss, "--min-survival", "1.2", "--overwrite"];
+        let ran = Paths::bundled().command(&out, &options);
+        ran.says(10, &["warning: rounding took the vector from ", "out.gguf.rejected", "--on-loss"]);
+        assert_eq!(names(folder.path()), ["out.gguf.rejected"]);
+    }
+    let ran = Paths::bundled().command(&out, &["--on-loss", "warn", "--min-survival", "1.2"]);
+    ran.says(0, &["rounding took the vector from "]);
+    assert_eq!(names(folder.path()), ["out.gguf", "out.gguf.rejected"]);
+}
+
+#[test]
+fn noise_is_judged_too() {
+    // Q2_K holds all of the vector, and six times as much noise.
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    let q2_k = |options: &[&str]| Paths::bundled().command(&out, &[&["--type", "Q2_K", "--pure"], options].concat());
+    q2_k(&["--max-noise", "3", "--on-loss", "fail"]).says(10, &["noise ", "nothing is written"]);
+    q2_k(&["--max-noise", "3", "--on-loss", "warn"]).says(0, &["noise "]);
+    let ran = q2_k(&["--max-noise", "3", "--on-loss", "promote", "--overwrite", "--json"]);
+    let json = ran.says(0, &["finer types"]).json();
+    assert!(json["tensors"].as_array().unwrap().iter().all(|t| t["noise"].as_f64().unwrap() <= 3.0));
+    for bad in ["-1", "nan", "much"] {
+        q2_k(&[&format!("--max-noise={bad}")]).says(2, &["--max-noise"]);
+    }
+}
+
+#[test]
+fn dithered_bytes_do_not_depend_on_threads_or_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = quantised_model(folder.path(), Q4_K);
+    let written = |name: &str, options: &[&str]| {
+        let out = folder.path().join(name);
+        paths.command(&out, options).says(0, &["dithered"]);
+        std::fs::read(&out).unwrap()
+    };
+    let one = written("one.gguf", &["--threads", "1"]);
+    assert!(one == written("four.gguf", &["--threads", "4"]), "threads");
+    assert!(one == written("little.gguf", &["--threads", "3", "--memory", "3MiB"]), "memory");
+    let ran = paths.command(&folder.path().join("none.gguf"), &["--memory", "600KiB"]);
+    ran.says(5, &["more than the budget"]);
+}
+
+#[test]
+fn every_type_with_a_grid_keeps_the_vector_at_its_size_and_others_are_promoted() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    // Ids of Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, IQ4_NL, IQ4_XS, MXFP4. Of the four codes of Q2_K half are the first or the last,
+    // and cannot go farther.
+    for ty in [2, 3, 6, 7, Q4_K, 13, 20, 23, 39] {
+        let mut trio = Trio::small();
+        requantise(&mut trio.cp, ty);
+        let ran = trio.write(folder.path()).command(&out, &["--overwrite", "--json", "--max-noise", "100"]);
+        assert!(ran.says(0, &[]).json()["lost"].as_array().unwrap().is_empty(), "type {ty}");
+        let by_type = |draft: &Draft| draft.tensors.iter().map(|t| t.ty).collect::<Vec<_>>();
+        assert_eq!(by_type(&read(&out)), by_type(&trio.cp), "type {ty}");
+    }
+    // IQ3_S
+    let mut trio = Trio::small();
+    requantise(&mut trio.cp, 21);
+    let ran = trio.write(folder.path()).command(&out, &["--overwrite", "--json", "--max-noise", "100"]);
+    let json = ran.says(0, &["finer types"]).json();
+    assert!(json["lost"].as_array().unwrap().is_empty());
+    assert!(read(&out).tensors.iter().all(|t| t.ty != 21 || !name(t).contains("attn_q")), "no grid, so promoted");
+}
+
+#[test]
+fn blocks_without_a_delta_are_copied_from_a_dithered_tensor_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    let mut trio = Trio::bundled();
+    requantise(&mut trio.cp, Q4_K);
+    // Every second block of 256 weights, of which a row of this tensor has three.
+    let tensor = "blk.0.ffn_down.weight";
+    let base = weights(trio.base.tensor(tensor));
+    change(trio.chat.tensor(tensor), |chat| {
+        let blocks = chat.chunks_mut(256).zip(base.chunks(256));
+        blocks.step_by(2).for_each(|(chat, base)| chat.copy_from_slice(base));
+    });
+    let ran = trio.write(folder.path()).command(&out, &["--json"]);
+    let dithered = changes(ran.says(0, &["dithered"]));
+    assert!(dithered.iter().any(|c| c["tensor"] == tensor && c["type"] == "Q4_K"), "{dithered:?}");
+    let (found, model) = (read(&out).tensor(tensor).data(), trio.cp.tensor(tensor).data());
+    let mut n_changed = 0;
+    for (i, (found, model)) in found.chunks(144).zip(model.chunks(144)).enumerate() {
+        if i % 2 == 0 {
+            assert_eq!(found, model, "block {i}");
+        }
+        n_changed += usize::from(found != model);
+    }
+    assert!(n_changed > 300, "{n_changed}");
+}
+
+/// Mean KL divergence of a model from the merge in F32, on the first transcripts of German chats.
+fn divergence(merged: &std::path::Path, model: &std::path::Path) -> f64 {
+    let text = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/compare/chat-de.txt");
+    let args = ["--text", text.to_str().unwrap(), "--parse-special", "-c", "256", "--chunks", "6", "--json"];
+    let paths = [merged.to_str().unwrap(), model.to_str().unwrap()];
+    chatvec([&["compare"], &paths[..], &args].concat()).json()["logits"]["kl"]["mean"]["value"].as_f64().unwrap()
+}
+
+#[test]
+fn the_trap_springs_when_weights_are_rounded_to_the_nearest_and_not_by_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = quantised_model(folder.path(), Q4_K);
+    let out = |name: &str| folder.path().join(name);
+    Paths::bundled().command(&out("merged.gguf"), &["--type", "F32"]).is_quiet();
+    paths.command(&out("nearest.gguf"), &["--on-loss", "warn"]).says(0, &[]);
+    paths.command(&out("dithered.gguf"), &[]).says(0, &[]);
+    paths.command(&out("exact.gguf"), &["--type", "F32"]).says(0, &[]);
+    let of = |name: &str| divergence(&out("merged.gguf"), &out(name));
+    let (nearest, dithered, exact) = (of("nearest.gguf"), of("dithered.gguf"), of("exact.gguf"));
+    println!("nearest {nearest:.3}, dithered {dithered:.3}, all of the vector on the quantised model {exact:.3}");
+    // 1.3, 0.10 and 0.06 on all transcripts, by numpy.
+    assert!(nearest > 0.8 && dithered < 0.15 && exact < dithered, "{nearest} {dithered} {exact}");
 }
 
 #[test]
@@ -182,7 +394,8 @@ fn the_warning_is_about_the_vector_and_not_about_the_noise() {
         assert!(!name(tensor).contains("norm"));
         store(tensor, F16, &values);
     }
-    let ran = trio.write(folder.path()).command(&folder.path().join("out.gguf"), &["--json"]);
-    let survival = ran.says(10, &["of the vector"]).json()["total"]["survival"].as_f64().unwrap();
+    let options = ["--json", "--on-loss", "warn"];
+    let ran = trio.write(folder.path()).command(&folder.path().join("out.gguf"), &options);
+    let survival = ran.says(0, &["of the vector"]).json()["total"]["survival"].as_f64().unwrap();
     assert!(survival < 0.5, "{survival}");
 }

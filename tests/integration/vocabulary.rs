@@ -380,3 +380,103 @@ fn an_audit_says_what_the_chat_is_made_of() {
     };
     has_problem(&audit(twin), &["\"<|im_end|>\"", "the row of \"<|im_start|>\""]);
 }
+
+#[test]
+fn layers_for_further_tokens_have_rows_by_token_too() {
+    let names = ["blk.0.nextn.embed_tokens.weight", "blk.0.nextn.shared_head_head.weight"];
+    let mut trio = Trio::small();
+    trio.each(|draft| {
+        let like = draft.tensor("token_embd.weight").clone();
+        for name in names {
+            draft.tensors.push(Tensor { name: name.into(), ..like.clone() });
+        }
+    });
+    // vary() moves rows of the embeddings alone; the others are copies of them.
+    for (draft, order) in [(&mut trio.chat, [7, 6, 5, 4, 3, 2, 1, 0]), (&mut trio.cp, [3, 0, 6, 1, 7, 2, 5, 4])] {
+        vary(draft, &order, 0, 0);
+        let like = draft.tensor("token_embd.weight").clone();
+        for name in names {
+            *draft.tensor(name) = Tensor { name: name.into(), ..like.clone() };
+        }
+    }
+    let (folder, ran) = merge(&trio, &[]);
+    ran.says(0, &[]);
+    let mut out = read(&folder.path().join("out.gguf"));
+    let expected = out.tensor("token_embd.weight").data();
+    for name in names {
+        assert!(out.tensor(name).data() == expected, "{name}");
+    }
+}
+
+#[test]
+fn untrained_tokens_are_found_in_quantised_models_too() {
+    for (ty, others) in [(12, F16), (12, 8), (12, 12), (13, 8), (14, F16), (8, 8), (10, F16)] {
+        let mut trio = Trio::bundled();
+        requantise(&mut trio.cp, ty);
+        if others != F16 {
+            requantise(&mut trio.base, others);
+            requantise(&mut trio.chat, others);
+        }
+        let (_folder, ran) = merge(&trio, &["--dry-run", "--json"]);
+        let json = ran.says(0, &[]).json();
+        let taken: Vec<&Json> = json["special_tokens"].as_array().unwrap().iter().map(|t| &t["text"]).collect();
+        assert_eq!(
+            taken,
+            ["<|im_start|>", "<|im_end|>"],
+            "cp of type {ty}, others {others}: {}",
+            json["special_tokens"]
+        );
+    }
+}
+
+#[test]
+fn tokens_that_only_a_named_template_writes_are_needed_too() {
+    let mut trio = lacking();
+    trio.chat.set(
+        "tokenizer.chat_template",
+        Val::str("{% for m in messages %}<|im_start|>{{ m.content }}<eos>{% endfor %}"),
+    );
+    trio.chat.set("tokenizer.ggml.eos_token_id", Val::U32(5));
+    merge(&trio, &[]).1.says(0, &[]);
+    for template in
+        ["{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "{% if tools %}<|im_end|>{% endif %}"]
+    {
+        let mut trio = trio.clone();
+        trio.chat.set("tokenizer.chat_template.tool_use", Val::str(template));
+        merge(&trio, &[]).1.says(4, &["cp.gguf lacks tokens", "<|im_end|>"]);
+    }
+    let broken = |d: &mut Draft| d.set("tokenizer.chat_template.tool_use", Val::str("{% if %}"));
+    has_problem(&audit(broken), &["\"tool_use\"", "does not render"]);
+}
+
+#[test]
+fn an_untied_base_and_a_tied_chat_with_a_token_more_make_a_vector() {
+    let mut trio = Trio::small();
+    vary(&mut trio.chat, &[7, 6, 5, 4, 3, 2, 1, 0], 1, 0);
+    trio.chat.tensors.retain(|t| t.name != b"output.weight");
+    let folder = tempfile::tempdir().unwrap();
+    let paths = trio.write(folder.path());
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let patch = text(&folder.path().join("patch.gguf"));
+    let (base, chat) = (text(&paths.base), text(&paths.chat));
+    chatvec(["extract", "--base", &base, "--chat", &chat, "-o", &patch, "--encoding", "f32"]).says(0, &[]);
+    let mut patch = read(Path::new(&patch));
+    assert_eq!(patch.tensor("output.weight").ne, [256, 9]);
+    // Row 0 of chat is <|im_end|>, row 7 of base.
+    let (chat, base) = (weights(trio.chat.tensor("token_embd.weight")), weights(trio.base.tensor("output.weight")));
+    let found = weights(patch.tensor("output.weight"));
+    let expected: Vec<f32> = chat[..256].iter().zip(&base[7 * 256..]).map(|(c, b)| c - b).collect();
+    assert_eq!(found[..256], expected[..]);
+    assert!(found[8 * 256..].iter().all(|w| *w == 0.0), "base has no row for it");
+}
+
+#[test]
+fn tokens_cannot_be_added_where_a_tensor_would_lack_their_rows() {
+    let mut trio = lacking();
+    let like = trio.cp.tensor("token_embd.weight").clone();
+    trio.cp.tensors.push(Tensor { name: "per_layer_token_embd.weight".into(), ..like });
+    let (folder, ran) = merge(&trio, &["--add-missing-tokens"]);
+    ran.says(5, &["cp.gguf", "per_layer_token_embd.weight"]);
+    assert_eq!(names(folder.path()), ["base.gguf", "chat.gguf", "cp.gguf"]);
+    merge(&lacking(), &["--add-missing-tokens", "--special-tokens", "none"]).1.says(2, &["add-missing-tokens"]);
+}

@@ -53,7 +53,7 @@ def cosine_by_child(trio: Trio, exact: Trio) -> float:
 def merge(chatvec: Chatvec, trio: Trio, type_: str, out: Path):
     """What is forecast and what is found, as JSON, and the run."""
     common = ["merge", "--base", trio.base, "--chat", trio.chat, "--model", trio.cp, "-o", out, "--type", type_, "--json",
-              "--threads", 2, "--memory", "64MiB", "--overwrite", *PLAIN, "--on-loss", "warn",
+              "--threads", 2, "--memory", "64MiB", "--overwrite", *PLAIN,
               *(["--pure"] if type_ not in ("keep", "F16") else [])]
     args = [chatvec.path, *map(str, common)]
     expected = json.loads(subprocess.run([*args, "--dry-run"], capture_output=True, check=True).stdout)

@@ -1,0 +1,124 @@
+//! Pieces of rows of the tensors that a sum is made of.
+
+use super::combine::{Combination, Selection};
+use super::pairing::{Inputs, Operand, Rows, TensorRef, Term, operands};
+use super::source::{Error, decode};
+use super::sum::{Sum, resize};
+
+/// A piece of a row: the row, its first weight there, and how many.
+pub(super) type Piece = (u64, u64, u64);
+
+/// Computes sums on pieces of rows, whole blocks of every type, with one buffer for all.
+pub(super) struct Pieces<'a> {
+    inputs: &'a Inputs,
+    model: Option<TensorRef>,
+    terms: &'a [Term],
+    combination: &'a Combination,
+    /// What is selected of each term, once [`Pieces::select`] has looked.
+    selections: Vec<Selection>,
+    operands: Vec<(Operand, Rows<'a>)>,
+    row_len: u64,
+    raw: Vec<u8>,
+}
+
+impl<'a> Pieces<'a> {
+    /// For `model`, if there is one, and what `terms` add to rows of this length, those of `except` aside.
+    pub(super) fn new(
+        inputs: &'a Inputs,
+        model: Option<TensorRef>,
+        terms: &'a [Term],
+        combination: &'a Combination,
+        except: &'a [u32],
+        row_len: u64,
+    ) -> Self {
+        let operands = operands(model, terms).map(|operand| (operand, inputs.rows(&operand, except))).collect();
+        Pieces { inputs, model, terms, combination, selections: Vec::new(), operands, row_len, raw: Vec::new() }
+    }
+
+    /// Finds what is selected of each term, if these pieces are all of the tensor; about that, if they are not.
+    ///
+    /// # Errors
+    /// Those of the sources.
+    pub(super) fn select(
+        &mut self,
+        n_seen: u64,
+        pieces: impl Iterator<Item = Piece> + Clone,
+        (tau, minus): (&mut Vec<f32>, &mut Vec<f32>),
+    ) -> Result<(), Error> {
+        for (i, term) in self.terms.iter().enumerate() {
+            let mut selector = self.combination.selector(i, n_seen);
+            while !selector.is_done() {
+                for piece @ (row, start, _) in pieces.clone() {
+                    self.tau(term, piece, (tau, minus))?;
+                    selector.see(row * self.row_len + start, tau);
+                }
+                selector.end_pass();
+            }
+            self.selections.push(selector.selection());
+        }
+        Ok(())
+    }
+
+    /// The sum on a piece.
+    ///
+    /// # Errors
+    /// Those of the sources.
+    pub(super) fn compute(&mut self, sum: &mut Sum, piece: Piece) -> Result<(), Error> {
+        let (row, start, len) = piece;
+        let Pieces { inputs, model, terms, combination, selections, operands, row_len, raw } = self;
+        let first = row * *row_len + start;
+        sum.combine(len as usize, first, *model, terms, (combination, selections), false, |operand, out| {
+            load(inputs, operands, operand, piece, *row_len, raw, out)
+        })
+    }
+
+    /// The vector of a term on a piece, unscaled; `minus` gets the base, if it has one.
+    ///
+    /// # Errors
+    /// Those of the sources.
+    pub(super) fn tau(
+        &mut self,
+        term: &Term,
+        piece: Piece,
+        (tau, minus): (&mut Vec<f32>, &mut Vec<f32>),
+    ) -> Result<(), Error> {
+        let Pieces { inputs, operands, row_len, raw, .. } = self;
+        let (plus, base) = term.operands();
+        resize(tau, piece.2 as usize);
+        load(inputs, operands, plus, piece, *row_len, raw, tau)?;
+        if let Some(base) = base {
+            resize(minus, piece.2 as usize);
+            load(inputs, operands, base, piece, *row_len, raw, minus)?;
+            tau.iter_mut().zip(&*minus).for_each(|(t, m)| *t -= m);
+        }
+        Ok(())
+    }
+}
+
+/// Weights of a operand on a piece of the output's rows.
+fn load(
+    inputs: &Inputs,
+    operands: &[(Operand, Rows<'_>)],
+    operand: Operand,
+    (row, start, len): Piece,
+    row_len: u64,
+    raw: &mut Vec<u8>,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    let (_, rows) = operands.iter().find(|(other, _)| *other == operand).expect("a sum asks for its own operands");
+    let (mut at, mut from) = (operand.at, rows.find(row));
+    if from.is_none() && !rows.is_difference() {
+        // Both halves of a difference are the output's own row, so that it is zero.
+        (at, from) = (operands[0].0.at, operands[0].1.find(row));
+    }
+    let Some(from) = from else {
+        out.fill(0.0);
+        return Ok(());
+    };
+    let source = inputs.source(at.source);
+    let info = source.tensor(at.tensor);
+    let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
+    raw.resize(size(len) as usize, 0);
+    source.read(at.tensor, from * info.row_size() + size(start), raw)?;
+    decode(source, at.tensor, from * row_len + start, raw, out)
+}
