@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::ratios::Ratios;
 use super::setting::{Place, Setting, is_filter_of, n_layers};
 use super::{Error, Warning};
-use crate::survey::{Combination, Inputs, Kept, Mask, Method, Pair, Part, part_of};
+use crate::survey::{Combination, Inputs, Kept, Mask, Method, Pair, Part, has_row_per_token, part_of};
 
 /// How vectors are combined, and how much of each every tensor gets.
 #[derive(Clone, PartialEq, Default, Debug)]
@@ -86,7 +86,9 @@ impl Merging {
 
     fn apply_to(&self, inputs: &Inputs, pair: &mut Pair, place: &Place) -> Result<(), Error> {
         let is_linear = self.method == Method::Linear;
-        if is_linear && pair.terms.len() != inputs.vectors().len() {
+        // A row that a model lacks has no place in a mean.
+        let is_by_token = has_row_per_token(&pair.name) && inputs.vocabularies_differ();
+        if is_linear && (pair.terms.len() != inputs.vectors().len() || is_by_token) {
             return Err(Error::LinearGap { tensor: pair.name.clone() });
         }
         for term in &mut pair.terms {

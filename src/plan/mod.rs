@@ -324,7 +324,7 @@ pub enum Error {
         vector: usize,
     },
     /// A tensor that not every model of a linear merge has.
-    #[error("tensor {tensor} is not in every model; a linear merge needs it there")]
+    #[error("tensor {tensor} is not in every model with the same rows; a linear merge needs it there")]
     LinearGap {
         /// The tensor.
         tensor: String,

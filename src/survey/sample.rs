@@ -171,8 +171,6 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
     Ok(survey)
 }
 
-/// A row, and the first weight and the number of weights in it.
-
 struct Sample {
     tensor: TensorSurvey,
     vectors: Vec<SeenVector>,
