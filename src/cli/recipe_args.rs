@@ -1,6 +1,7 @@
 //! What a merge is made of: on the command line, in a recipe file, or both.
 
 use std::ffi::OsStr;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -193,10 +194,14 @@ pub(super) fn read(path: &Path) -> Result<RecipeFile> {
     let folder = path.parent().unwrap_or(Path::new(""));
     let kind = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
     let text = || -> Result<String> {
-        if std::fs::metadata(path).with_context(named)?.len() > MAX_RECIPE_BYTES {
+        // It may be a pipe, or have no end.
+        let mut text = String::new();
+        let file = std::fs::File::open(path).with_context(named)?;
+        file.take(MAX_RECIPE_BYTES + 1).read_to_string(&mut text).with_context(named)?;
+        if text.len() as u64 > MAX_RECIPE_BYTES {
             return Err(plan::Error::RecipeTooLong { limit: MAX_RECIPE_BYTES }).with_context(named);
         }
-        std::fs::read_to_string(path).with_context(named)
+        Ok(text)
     };
     let file = match kind.as_str() {
         "toml" => RecipeFile::from_toml(&text()?),

@@ -81,9 +81,13 @@ impl Loaded<'_> {
         let row_size = source.tensor(at.tensor).row_size();
         let first = chunk.first_row;
         for (run, from) in rows.runs(first..first + chunk.n_rows) {
-            let Some(from) = from else { continue };
             let bytes = (run.start - first) * row_size..(run.end - first) * row_size;
-            source.read(at.tensor, from * row_size, &mut blocks[bytes.start as usize..bytes.end as usize])?;
+            let blocks = &mut blocks[bytes.start as usize..bytes.end as usize];
+            match from {
+                Some(from) => source.read(at.tensor, from * row_size, blocks)?,
+                // Not what an earlier chunk left: what nothing is added to is copied and looked at.
+                None => blocks.fill(0),
+            }
         }
         Ok(())
     }

@@ -187,10 +187,11 @@ impl LossPolicy {
         let by_name: HashMap<&str, &Pair> = pairs.iter().map(|p| (p.name.as_str(), p)).collect();
         let lost = lost.iter().filter_map(|loss| loss.tensor.as_deref());
         let types: HashMap<&str, GgmlType> = plan.tensors().iter().map(|t| (t.name.as_str(), t.ty)).collect();
+        let has_output_scale = types.contains_key("output.scale");
         lost.filter_map(|name| {
             let (pair, ty) = (*by_name.get(name)?, *types.get(name)?);
-            // Scales lie beside an output of NVFP4 that llama.cpp refuses beside any other type.
-            let finer = promoted(ty).filter(|_| !(ty == NVFP4 && name == "output.weight"));
+            // llama.cpp refuses scales beside an output of any type but NVFP4.
+            let finer = promoted(ty).filter(|_| !(has_output_scale && ty == NVFP4 && name == "output.weight"));
             let remedies = match self.on_loss {
                 OnLoss::Warn | OnLoss::Fail => return None,
                 OnLoss::Promote => finer.collect(),

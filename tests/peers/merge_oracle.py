@@ -184,15 +184,15 @@ class Checks:
         self.report.compare("cp = base: chat's weights", "F16", 1.0, found, read_tensors(self.f16.chat))
 
     def patch(self, inputs: str, type_: str, ratio: float):
-        """extract (f32) and apply give the bytes of merge, all with default options."""
+        """extract (f32) and apply give the bytes of merge; a patch has no rows of its own to take."""
         trio = self.f32 if inputs == "F32" else self.f16
         pure = ("--pure",) if type_ in QUANTIZED else ()
         patch, applied, merged = (self.folder / n for n in ("patch.gguf", "applied.gguf", "merged.gguf"))
         for p in (patch, applied, merged):
             p.unlink(missing_ok=True)
         self.chatvec.run("extract", "--base", trio.base, "--chat", trio.chat, "-o", patch, "--encoding", "f32")
-        self.chatvec.run("apply", "--model", trio.cp, f"{patch}@{ratio}", "-o", applied, "--type", type_, *pure)
-        self.chatvec.merge(trio, merged, type_=type_, ratio=ratio)
+        self.chatvec.run("apply", "--model", trio.cp, f"{patch}@{ratio}", "-o", applied, "--type", type_, *pure, *PLAIN)
+        self.chatvec.merge(trio, merged, *PLAIN, type_=type_, ratio=ratio)
         self.report.compare(f"{inputs} trio: extract f32 + apply == merge", type_, ratio,
                             read_tensors(applied), read_tensors(merged))
 
