@@ -204,6 +204,8 @@ fn of_patch(error: &patch::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Plan(e) => of_plan(e),
+        Survey(e) => of_survey(e),
+        Stored { .. } | Key { .. } => Exit::Malformed,
         NotAPatch { .. } => Exit::Refused,
         Version { .. } | Encoding { .. } => Exit::NotSupported,
     }

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::job::{Job, OutputArgs};
 use super::{Exit, Global};
 use crate::ggml::GgmlType;
 use crate::gguf::{Limits, Model};
-use crate::patch;
+use crate::patch::{self, Extraction};
 use crate::plan;
 use crate::quants;
 use crate::survey::Inputs;
@@ -34,8 +34,12 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
         let known: Vec<&str> = quants::supported().map(GgmlType::name).collect();
         format!("--encoding (one of {})", known.join(", "))
     })?;
+    if args.output.is_split() {
+        bail!("--split-max-size: a patch is one file, so that it can be held against its hashes");
+    }
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
-    let plan = |inputs: &Inputs, pairs| Ok(patch::plan_extract(inputs, pairs, encoding)?);
+    let extraction = Extraction { encoding, looks: !args.output.is_dry_run() };
+    let plan = |inputs: &Inputs, pairs| Ok(patch::plan_extract(inputs, pairs, &extraction)?);
     Job { inputs, output: &args.output, global, recipe: None, plan: &plan, smoke: None }.run()
 }

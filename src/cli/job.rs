@@ -61,6 +61,18 @@ pub(super) struct WriteArgs {
     split_max_size: Option<u64>,
 }
 
+impl OutputArgs {
+    /// Whether nothing is to be written.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// Whether the output may be several files.
+    pub(super) fn is_split(&self) -> bool {
+        self.write.split_max_size.is_some()
+    }
+}
+
 impl WriteArgs {
     pub(super) fn options(&self) -> WriteOptions {
         let &WriteArgs { overwrite, split_max_size } = self;

@@ -357,6 +357,12 @@ impl Array {
         Array::Fixed(FixedArray { ty: ValueType::I32, bytes })
     }
 
+    /// An array of 32-bit unsigned integers, as ids of tokens are.
+    pub fn from_u32s(values: &[u32]) -> Self {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Array::Fixed(FixedArray { ty: ValueType::U32, bytes })
+    }
+
     /// An array of 32-bit floats.
     pub fn from_f32s(values: &[f32]) -> Self {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();

@@ -53,7 +53,6 @@ pub(super) struct Worker<'a> {
 struct Loaded<'a> {
     source: &'a dyn TensorSource,
     operand: Operand,
-    at: TensorRef,
     ty: GgmlType,
     row_size: u64,
     blocks: &'a [u8],
@@ -108,7 +107,7 @@ impl Loaded<'_> {
             let in_chunk = run.start - chunk.first_row..run.end - chunk.first_row;
             let blocks = self.rows(in_chunk.start, run.end - run.start);
             match from {
-                Some(from) => decode(self.source, self.at.tensor, from * row_len, blocks, out)?,
+                Some(from) => decode(self.source, self.operand.at.tensor, from * row_len, blocks, out)?,
                 None if self.rows.is_difference() || std::ptr::eq(self, first) => out.fill(0.0),
                 None => first.decode(first, chunk, in_chunk, decode, out)?,
             }
@@ -168,12 +167,12 @@ impl<'a> Worker<'a> {
             let info = inputs.source(at.source).tensor(at.tensor);
             let (ty, row_size) = (info.ty(), info.row_size());
             let is_model = plan.model == Some(at) && sources.is_empty();
-            let rows = inputs.rows(&operand, if is_model { &[] } else { &taken });
+            let rows = inputs.rows(&operand, if is_model { &[] } else { &taken }).select(plan.selected.as_deref());
             let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
             Loaded::read(at, rows, chunk, inputs, blocks)?;
             let keeps_scale = is_model && plan.keeps_scale(inputs);
             let source: &dyn TensorSource = inputs.source(at.source);
-            sources.push(Loaded { source, operand, at, ty, row_size, blocks, rows, keeps_scale });
+            sources.push(Loaded { source, operand, ty, row_size, blocks, rows, keeps_scale });
             rest = after;
         }
         let offset = chunk.first_row * chunk.row_size;
@@ -233,8 +232,10 @@ struct How<'a> {
 
 /// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
 pub(super) fn must_be_finite(plan: &TensorPlan) -> bool {
-    matches!(plan.kept, Some(Kept::NoVector | Kept::NoPartner | Kept::Skipped | Kept::RatioZero))
-        && quants::is_supported(plan.ty)
+    matches!(
+        plan.kept,
+        Some(Kept::NoVector | Kept::NoPartner | Kept::Zero | Kept::Skipped | Kept::ByToken | Kept::RatioZero)
+    ) && quants::is_supported(plan.ty)
 }
 
 impl Strip {
@@ -313,7 +314,7 @@ impl Strip {
             None => self.sum.wanted(),
             Some(model) => {
                 self.got.copy_from_slice(self.sum.wanted());
-                divide_scale(model.source, model.at.tensor, first_weight, &mut self.got)?;
+                divide_scale(model.source, model.operand.at.tensor, first_weight, &mut self.got)?;
                 &self.got
             }
         };
@@ -332,7 +333,7 @@ impl Strip {
         }
         quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
         if let Some(model) = scaled {
-            multiply_scale(model.source, model.at.tensor, first_weight, &mut self.got)?;
+            multiply_scale(model.source, model.operand.at.tensor, first_weight, &mut self.got)?;
         }
         if let Some(i) = check_finite(self.sum.wanted()).or_else(|| check_finite(&self.got)) {
             let i = largest_of_block(self.sum.wanted(), i, plan.ty.block_len());

@@ -9,6 +9,7 @@ mod quantize;
 mod run;
 mod smoke;
 mod table;
+mod verify;
 
 pub use compare::Compare;
 pub use imatrix::Imatrix;
@@ -18,6 +19,7 @@ pub use quantize::Quantize;
 pub use run::Run;
 pub use smoke::Smoke;
 pub use table::Table;
+pub use verify::Verify;
 
 /// A result that can be shown.
 pub trait Report {
