@@ -11,13 +11,12 @@ use std::path::Path;
 use super::{Error, tokens};
 use crate::gguf::{self, ComputedTensors, File, MAX_DIMS, Model, TensorInfo};
 use crate::quants::{self, Loops};
+use crate::survey::MOVED_ROWS;
 
 /// Ends of the names of a matrix's parts.
 pub(super) const LOW_RANK_A: &str = ".lora_a";
 /// The other factor.
 pub(super) const LOW_RANK_B: &str = ".lora_b";
-/// Rows of some tokens.
-pub(super) const ROWS: &str = ".rows";
 
 /// Rows of the factor *a* that are decoded at a time: what is multiplied with many rows of *b* stays in the cache.
 const SLICE: u64 = 16;
@@ -154,7 +153,7 @@ impl ComputedTensors for Matrices {
 
 /// The name of the matrix that this tensor is a part of, and which.
 fn part(name: &str) -> Option<(&str, &'static str)> {
-    [LOW_RANK_A, LOW_RANK_B, ROWS].into_iter().find_map(|end| Some((name.strip_suffix(end)?, end)))
+    [LOW_RANK_A, LOW_RANK_B, MOVED_ROWS].into_iter().find_map(|end| Some((name.strip_suffix(end)?, end)))
 }
 
 /// The patch as tensors of τ by the names of the model's, whatever they are stored as.
@@ -225,7 +224,7 @@ fn find_shape(model: &Model, name: &str, matrix: &mut Matrix) -> Result<(), Erro
         let [row_len, n_rows, ..] = padded(&rows.info);
         if rows.info.n_rows() != tokens.len() as u64 || n_rows != rows.info.n_rows() {
             let expected = format!("{} rows, one for each token that is listed", tokens.len());
-            return Err(error(model, &format!("{name}{ROWS}"), &expected, &format!("{:?}", rows.info.ne())));
+            return Err(error(model, &format!("{name}{MOVED_ROWS}"), &expected, &format!("{:?}", rows.info.ne())));
         }
         *places = tokens.into_iter().map(u64::from).zip(0..).collect();
         shapes.push([row_len, n_tokens, 1, 1]);

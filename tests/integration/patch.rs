@@ -289,8 +289,11 @@ fn tensor(name: &str, ne: &[u64], weights: &[f32]) -> Tensor {
     Tensor { data, ..Tensor::new(name, ne, F32) }
 }
 
+/// A tensor and its weights.
+type Matrix = (&'static str, Vec<f64>);
+
 /// A small patch of f32, and one in which some of its matrices lie in parts, with what they are the sum of.
-fn in_parts(folder: &Path) -> (Trio, Paths, Draft, Vec<(&'static str, Vec<f64>)>) {
+fn in_parts(folder: &Path) -> (Trio, Paths, Draft, Vec<Matrix>) {
     let trio = Trio::small();
     let paths = trio.write(folder);
     let patch = folder.join("whole.gguf");
