@@ -149,7 +149,23 @@ impl ComputedTensors for Matrices {
         }
         Ok(())
     }
+
+    fn scratch(&self, index: usize, n_weights: u64) -> u64 {
+        let matrix = &self.0[index];
+        let row_len = matrix.row_len();
+        let dense = matrix.dense.as_ref().map_or(0, |_| n_weights.saturating_mul(PAYLOAD));
+        let rows = matrix.rows.as_ref().map_or(0, |_| row_len.saturating_mul(4 + PAYLOAD));
+        let factors = matrix.b.as_ref().map_or(0, |b| {
+            let rank = b.info.row_len();
+            let left = (n_weights / row_len).saturating_mul(rank).saturating_mul(4 + PAYLOAD);
+            left.saturating_add((SLICE.min(rank) * 4 + PAYLOAD).saturating_mul(row_len))
+        });
+        dense.max(rows).max(factors)
+    }
 }
+
+/// Bytes of a decoded block's neighbours, or of what is read of a payload, for each weight.
+const PAYLOAD: u64 = 8;
 
 /// The name of the matrix that this tensor is a part of, and which.
 fn part(name: &str) -> Option<(&str, &'static str)> {

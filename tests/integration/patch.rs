@@ -344,7 +344,7 @@ fn a_matrix_is_the_sum_of_its_parts_whatever_the_memory_and_the_threads() {
     let patch = draft.write(folder.path(), "parts.gguf");
     let out = folder.path().join("out.gguf");
     let mut first = None;
-    for options in [&["--threads", "1"][..], &["--threads", "2"], &["--memory", "800KiB"]] {
+    for options in [&["--threads", "1"][..], &["--threads", "2"], &["--memory", "3MiB"]] {
         apply(&paths.cp, &[text(&patch)], &out, &[&["--type", "F32", "--overwrite"], options].concat()).says(0, &[]);
         let found = read(&out);
         assert_same_tensors(&found, first.get_or_insert_with(|| found.clone()));
