@@ -1,6 +1,8 @@
 //! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each tensor, and of the header with
 //! zeros for its own hash.
 
+use rayon::prelude::*;
+
 use crate::gguf::{self, Array, Header, Metadata, Model, TensorId, Value, Writer};
 
 /// Key: hashes of the tensors in hexadecimal digits, in their order in the file.
@@ -22,11 +24,19 @@ pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
 }
 
 /// Fills in the hashes of what was written; nothing else of the header may change afterwards.
+///
+/// # Errors
+/// [`gguf::Error::Io`], and [`gguf::Error::Layout`] for an output of several files, whose headers no one of them has.
 pub(super) fn seal(writer: &Writer, mut metadata: Metadata) -> Result<Metadata, gguf::Error> {
+    if writer.n_files() > 1 {
+        let (check, place) = (gguf::Check::Split, "a file with hashes of itself".to_owned());
+        let (expected, found) = ("one file".to_owned(), format!("{} files", writer.n_files()));
+        return Err(gguf::Error::Layout { check, place, expected, found });
+    }
     let tensors = writer.header().tensors();
-    let hashes: Result<gguf::StringArray, gguf::Error> =
-        (0..tensors.len()).map(|id| hash(tensors[id].size(), |at, piece| writer.read(id, at, piece))).collect();
-    metadata.set(TENSORS, Value::Array(Array::Strings(hashes?)));
+    let of = |id: usize| hash(tensors[id].size(), |at, piece| writer.read(id, at, piece));
+    let hashes: Vec<String> = (0..tensors.len()).into_par_iter().map(of).collect::<Result<_, gguf::Error>>()?;
+    metadata.set(TENSORS, Value::Array(Array::Strings(hashes.iter().collect())));
     let digest = header_hash(writer.header(), &metadata);
     metadata.set(HEADER, digest.as_str());
     Ok(metadata)
