@@ -7,9 +7,14 @@
 //! This module opens patches and plans their making; both are carried out by [`crate::pipeline`], and applying one is an
 //! ordinary [`MergePlan::merge`] whose vectors are patches.
 
+pub mod encode;
+pub mod extract;
+pub mod low_rank;
+
 mod provenance;
 mod stored;
 mod summary;
+mod tau;
 mod tokens;
 mod verify;
 
@@ -33,6 +38,17 @@ pub const VERSION: u32 = 1;
 
 const VERSION_KEY: &str = "chatvec.patch.version";
 const ENCODING_KEY: &str = "chatvec.patch.encoding";
+
+/// Ends of the names of a decomposed matrix's parts: one scale for each direction, and the codes of both factors.
+const SVD_SCALES: &str = ".svd_d";
+/// A row of codes, as long as the matrix' own, for each direction, in zstd frames.
+const SVD_A: &str = ".svd_a.zstd";
+/// A row of codes, one for each row of the matrix, for each direction, in zstd frames.
+const SVD_B: &str = ".svd_b.zstd";
+/// Key: the matrices that are decomposed.
+const SVD_TENSORS: &str = "chatvec.patch.svd.tensors";
+/// Key: their weights in a row and rows, in that order, one after the other.
+const SVD_SHAPES: &str = "chatvec.patch.svd.shapes";
 
 /// Why a file is no usable patch, or none could be planned.
 #[derive(Debug, thiserror::Error)]
