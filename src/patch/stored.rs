@@ -11,13 +11,12 @@ use std::path::Path;
 use super::{Error, tokens};
 use crate::gguf::{self, ComputedTensors, File, MAX_DIMS, Model, TensorInfo};
 use crate::quants::{self, Loops};
+use crate::survey::MOVED_ROWS;
 
 /// Ends of the names of a matrix's parts.
 pub(super) const LOW_RANK_A: &str = ".lora_a";
 /// The other factor.
 pub(super) const LOW_RANK_B: &str = ".lora_b";
-/// Rows of some tokens.
-pub(super) const ROWS: &str = ".rows";
 
 /// Rows of the factor *a* that are decoded at a time: what is multiplied with many rows of *b* stays in the cache.
 const SLICE: u64 = 16;
@@ -150,11 +149,27 @@ impl ComputedTensors for Matrices {
         }
         Ok(())
     }
+
+    fn scratch(&self, index: usize, n_weights: u64) -> u64 {
+        let matrix = &self.0[index];
+        let row_len = matrix.row_len();
+        let dense = matrix.dense.as_ref().map_or(0, |_| n_weights.saturating_mul(PAYLOAD));
+        let rows = matrix.rows.as_ref().map_or(0, |_| row_len.saturating_mul(4 + PAYLOAD));
+        let factors = matrix.b.as_ref().map_or(0, |b| {
+            let rank = b.info.row_len();
+            let left = (n_weights / row_len).saturating_mul(rank).saturating_mul(4 + PAYLOAD);
+            left.saturating_add((SLICE.min(rank) * 4 + PAYLOAD).saturating_mul(row_len))
+        });
+        dense.max(rows).max(factors)
+    }
 }
+
+/// Bytes of a decoded block's neighbours, or of what is read of a payload, for each weight.
+const PAYLOAD: u64 = 8;
 
 /// The name of the matrix that this tensor is a part of, and which.
 fn part(name: &str) -> Option<(&str, &'static str)> {
-    [LOW_RANK_A, LOW_RANK_B, ROWS].into_iter().find_map(|end| Some((name.strip_suffix(end)?, end)))
+    [LOW_RANK_A, LOW_RANK_B, MOVED_ROWS].into_iter().find_map(|end| Some((name.strip_suffix(end)?, end)))
 }
 
 /// The patch as tensors of τ by the names of the model's, whatever they are stored as.
@@ -225,7 +240,7 @@ fn find_shape(model: &Model, name: &str, matrix: &mut Matrix) -> Result<(), Erro
         let [row_len, n_rows, ..] = padded(&rows.info);
         if rows.info.n_rows() != tokens.len() as u64 || n_rows != rows.info.n_rows() {
             let expected = format!("{} rows, one for each token that is listed", tokens.len());
-            return Err(error(model, &format!("{name}{ROWS}"), &expected, &format!("{:?}", rows.info.ne())));
+            return Err(error(model, &format!("{name}{MOVED_ROWS}"), &expected, &format!("{:?}", rows.info.ne())));
         }
         *places = tokens.into_iter().map(u64::from).zip(0..).collect();
         shapes.push([row_len, n_tokens, 1, 1]);

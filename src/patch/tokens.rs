@@ -1,7 +1,6 @@
 //! What a patch has by tokens: the rows of the embeddings that moved, those of special tokens in the chat model, and those of
 //! some tokens in the base, which tell whether a model was trained on the special ones.
 
-use super::stored::ROWS;
 use super::{Error, stored};
 use crate::chat::{self, TOKENS};
 use crate::ggml::GgmlType;
@@ -9,8 +8,8 @@ use crate::gguf::{Array, Metadata, Model, Value};
 use crate::plan::{Taken, TensorPlan};
 use crate::quants;
 use crate::survey::{
-    self, BASE_ROWS, BASE_TOKENS, Combination, Inputs, Kept, Rounding, SPECIAL_ROWS, SPECIAL_TOKENS, SourceId,
-    TensorRef, find_or_tied, has_row_per_token, token_list,
+    self, BASE_ROWS, BASE_TOKENS, Combination, Inputs, Kept, MOVED_ROWS, Rounding, SPECIAL_ROWS, SPECIAL_TOKENS,
+    SourceId, TensorRef, find_or_tied, has_row_per_token, token_list,
 };
 
 /// Before the name of a tensor: the tokens whose rows it has.
@@ -136,7 +135,7 @@ pub(super) fn leave_out_unmoved(
     let n_rows = tensor.ne.get(1).copied().unwrap_or(1);
     let is_by_token = has_row_per_token(&tensor.name) && tensor.ne.len() == 2 && n_rows == n_tokens(metadata);
     let [term] = &tensor.terms[..] else { return Ok(()) };
-    if !is_by_token || tensor.name.len() + ROWS.len() > crate::gguf::MAX_NAME_BYTES {
+    if !is_by_token || tensor.name.len() + MOVED_ROWS.len() > crate::gguf::MAX_NAME_BYTES {
         return Ok(());
     }
     let moved = survey::moved_rows(inputs, term)?;
@@ -144,7 +143,7 @@ pub(super) fn leave_out_unmoved(
         return Ok(());
     }
     metadata.set(&format!("{ROW_TOKENS}{}", tensor.name), Value::Array(Array::from_u32s(&moved)));
-    tensor.name += ROWS;
+    tensor.name += MOVED_ROWS;
     tensor.ne[1] = moved.len() as u64;
     tensor.selected = Some(moved);
     Ok(())

@@ -87,7 +87,7 @@ fn origin(patch: &Model, file: &Path, key: &str) -> Result<Origin, Error> {
         let tied = || model.find("token_embd.weight").filter(|_| name == "output.weight");
         match model.find(&name).or_else(tied) {
             None => origin.missing.push(name),
-            Some(id) if seal::tensor_hash(&model, id)?.as_bytes() == &hash[..] => origin.n_same += 1,
+            Some(id) if *hash == seal::tensor_hash(&model, id)? => origin.n_same += 1,
             Some(_) => origin.different.push(name),
         }
     }

@@ -82,12 +82,13 @@ pub fn check(model: &Model) -> Result<Checked, gguf::Error> {
         return Ok(Checked::default());
     };
     let is_header_whole = match model.files() {
-        [file] => header_hash(file.header(), metadata).as_bytes() == &header[..],
+        [file] => *header == header_hash(file.header(), metadata),
         _ => false,
     };
     let mut damaged = Vec::new();
     for (id, info) in model.tensors().enumerate() {
-        if tensors.get(id).is_none_or(|hash| &hash[..] != tensor_hash(model, id).as_deref().unwrap_or("").as_bytes()) {
+        let hash = tensor_hash(model, id)?;
+        if tensors.get(id).is_none_or(|stated| *stated != hash) {
             damaged.push(info.name().to_owned());
         }
     }

@@ -9,7 +9,7 @@ use bstr::{BStr, ByteSlice};
 
 use super::{Embeddings, Recipe, SpecialRow};
 use crate::gguf::{Array, Metadata, Value};
-use crate::survey::{Inputs, Moments, PATCH_TENSORS};
+use crate::survey::{Inputs, MOVED_ROWS, Moments, PATCH_TENSORS};
 
 /// Keys whose values are known only when the run ends. They are float64 from the start, so that the header keeps its
 /// size; NaN says that there is no such number, as with the survival of a zero vector.
@@ -26,7 +26,7 @@ pub const PER_TENSOR_KEYS: [&str; 5] = [
     "chatvec.patch.cosine",
 ];
 
-/// What they hold: ‖base‖, ‖τ‖, ⟨stored, τ⟩ / ⟨τ, τ⟩, ‖stored − τ‖ / ‖τ‖ and the cosine of stored and τ.
+/// What they hold, of the rows that are stored: ‖base‖, ‖τ‖, ⟨stored, τ⟩ / ⟨τ, τ⟩, ‖stored − τ‖ / ‖τ‖ and the cosine of stored and τ.
 const PER_TENSOR: [fn(&Moments) -> Option<f64>; 5] = [
     |m| Some(m.model2.sqrt()),
     |m| Some(m.delta2.sqrt()),
@@ -149,7 +149,8 @@ pub fn fill_measured<'a>(
         }
     }
     let Some(names) = metadata.get_strings(PATCH_TENSORS) else { return filled };
-    let by_name: HashMap<&str, &Moments> = tensors.into_iter().collect();
+    let whole = |name: &'a str| name.strip_suffix(MOVED_ROWS).unwrap_or(name);
+    let by_name: HashMap<&str, &Moments> = tensors.into_iter().map(|(name, moments)| (whole(name), moments)).collect();
     for (key, of) in PER_TENSOR_KEYS.iter().zip(PER_TENSOR) {
         let value = |name: &BStr| by_name.get(name.to_str().ok()?).and_then(|moments| of(moments));
         let values: Vec<f32> = names.iter().map(|name| value(name).unwrap_or(f64::NAN) as f32).collect();

@@ -258,7 +258,7 @@ impl MergePlan {
             // gguf-py cannot write a file again that has an array of nothing.
             let mut list = |key: &str, is_wanted: &dyn Fn(&Protected) -> bool| {
                 let names: StringArray = changes.iter().filter(|c| is_wanted(c)).map(|c| c.tensor.clone()).collect();
-                if names.len() > 0 {
+                if !names.is_empty() {
                     metadata.set(key, Value::Array(Array::Strings(names)));
                 }
             };

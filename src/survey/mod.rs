@@ -29,8 +29,8 @@ pub use source::{
     Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, read_row,
 };
 pub use special::{
-    BASE_ROWS, BASE_TOKENS, PATCH_TENSORS, SPECIAL_ROWS, SPECIAL_TOKENS, SpecialToken, SpecialTokens, TokenRows,
-    is_readable_row, median_of_rows, moved_rows, special_tokens, token_list,
+    BASE_ROWS, BASE_TOKENS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS, SPECIAL_TOKENS, SpecialToken, SpecialTokens,
+    TokenRows, is_readable_row, median_of_rows, moved_rows, special_tokens, token_list,
 };
 pub use sum::{Sum, resize};
 pub use trial::{Encoding, Rounding, Trial, feedback, feedback_bytes, try_encodings};

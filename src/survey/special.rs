@@ -30,6 +30,8 @@ const LONGEST_ROW: u64 = 64 << 20;
 /// Rows that are looked at for what is usual.
 const ORDINARY: u64 = 1024;
 
+/// Behind the name of a tensor of a patch: its rows of some tokens, where few moved.
+pub const MOVED_ROWS: &str = ".rows";
 /// Behind the name of a tensor of a patch: its rows in the chat model, of the tokens that [`SPECIAL_TOKENS`] lists.
 pub const SPECIAL_ROWS: &str = ".special_rows";
 /// Behind the name of a tensor of a patch: its rows in the base, of the tokens that [`BASE_TOKENS`] lists.
@@ -221,6 +223,9 @@ pub fn moved_rows(inputs: &Inputs, term: &Term) -> Result<Vec<u32>, Error> {
     Ok(moved?.into_iter().flatten().collect())
 }
 
+/// The model's row and the base's.
+type TwoRows = (Vec<f32>, Vec<f32>);
+
 /// How far rows of a tensor went from the base.
 struct Drift<'a> {
     inputs: &'a Inputs,
@@ -284,7 +289,7 @@ impl<'a> Drift<'a> {
     }
 
     /// The model's and the base's row of one token; none where one of them has no such row.
-    fn rows(&self, id: u32) -> Result<Option<(Vec<f32>, Vec<f32>)>, Error> {
+    fn rows(&self, id: u32) -> Result<Option<TwoRows>, Error> {
         let in_base = match self.inputs.token_map(self.base.at.source) {
             Some(map) => map.find(id),
             None => Some(id),

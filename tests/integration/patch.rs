@@ -289,8 +289,11 @@ fn tensor(name: &str, ne: &[u64], weights: &[f32]) -> Tensor {
     Tensor { data, ..Tensor::new(name, ne, F32) }
 }
 
+/// A tensor and its weights.
+type Matrix = (&'static str, Vec<f64>);
+
 /// A small patch of f32, and one in which some of its matrices lie in parts, with what they are the sum of.
-fn in_parts(folder: &Path) -> (Trio, Paths, Draft, Vec<(&'static str, Vec<f64>)>) {
+fn in_parts(folder: &Path) -> (Trio, Paths, Draft, Vec<Matrix>) {
     let trio = Trio::small();
     let paths = trio.write(folder);
     let patch = folder.join("whole.gguf");
@@ -341,7 +344,7 @@ fn a_matrix_is_the_sum_of_its_parts_whatever_the_memory_and_the_threads() {
     let patch = draft.write(folder.path(), "parts.gguf");
     let out = folder.path().join("out.gguf");
     let mut first = None;
-    for options in [&["--threads", "1"][..], &["--threads", "2"], &["--memory", "800KiB"]] {
+    for options in [&["--threads", "1"][..], &["--threads", "2"], &["--memory", "3MiB"]] {
         apply(&paths.cp, &[text(&patch)], &out, &[&["--type", "F32", "--overwrite"], options].concat()).says(0, &[]);
         let found = read(&out);
         assert_same_tensors(&found, first.get_or_insert_with(|| found.clone()));
