@@ -244,11 +244,10 @@ impl Extractor<'_> {
                 return Err(pipeline::Error::Budget { tensor: name(), needed, budget: budget.memory }.into());
             }
             let settings = RankSettings::new(rank);
-            let mut low = low_rank::decompose(&tau, &settings)
-                .map_err(|source| match source {
-                    low_rank::Error::Rows(e) => Error::Pipeline(e),
-                    source => Error::Decomposition { tensor: name(), source },
-                })?;
+            let mut low = low_rank::decompose(&tau, &settings).map_err(|source| match source {
+                low_rank::Error::Rows(e) => Error::Pipeline(e),
+                source => Error::Decomposition { tensor: name(), source },
+            })?;
             let at = spill.push(&low)?;
             (low.a, low.b) = (Vec::new(), Vec::new());
             all.push(Found { tensor, row_len, n_rows, low, at });
@@ -280,7 +279,8 @@ impl Extractor<'_> {
     fn header(&self, rest: &MergePlan, found: &[Found], sizes: &[[u64; 3]]) -> Result<Header, Error> {
         let stored = || found.iter().zip(sizes).filter(|(_, [rank, ..])| *rank > 0);
         let name = |found: &Found| &self.plan.tensors()[found.tensor].name;
-        let spec = |found: &Found, end: &str, n: u64, ty| TensorSpec { name: name(found).clone() + end, ne: vec![n], ty };
+        let spec =
+            |found: &Found, end: &str, n: u64, ty| TensorSpec { name: name(found).clone() + end, ne: vec![n], ty };
         let specs = rest.tensors().iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty });
         let svd = stored().flat_map(|(found, [rank, a, b])| {
             let bytes = |end, n: &u64| spec(found, end, *n, GgmlType::I8);
@@ -302,7 +302,8 @@ impl Extractor<'_> {
         match self.target {
             Target::Bytes(_) => Ok(self.header(rest, found, sizes)?.file_len()),
             Target::Bits(_) => {
-                let dense: u64 = rest.tensors().iter().filter(|t| t.n_dims() > 1 && t.kept.is_none()).map(|t| t.size()).sum();
+                let dense: u64 =
+                    rest.tensors().iter().filter(|t| t.n_dims() > 1 && t.kept.is_none()).map(|t| t.size()).sum();
                 Ok(dense + sizes.iter().map(|[rank, a, b]| rank * 4 + a + b).sum::<u64>())
             }
         }
@@ -320,7 +321,8 @@ impl Extractor<'_> {
             return Err(Error::Size { asked: limit, least });
         }
         let room = (limit - least) as f64;
-        let expected = |step: f64| found.iter().map(|f| encode::expected(&f.low, f.shape(), step).bits).sum::<f64>() / 8.0;
+        let expected =
+            |step: f64| found.iter().map(|f| encode::expected(&f.low, f.shape(), step).bits).sum::<f64>() / 8.0;
         let mut best = None;
         // Bytes of the file for those expected, by the last trial.
         let mut overhead = OVERHEAD;

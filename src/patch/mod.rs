@@ -11,6 +11,7 @@ pub mod encode;
 pub mod extract;
 pub mod low_rank;
 
+mod decomposed;
 mod provenance;
 mod stored;
 mod summary;
@@ -150,6 +151,13 @@ pub fn open_stored(path: &Path, limits: &Limits) -> Result<Model, Error> {
             Err(Error::Version { path: path.to_owned(), found })
         }
     }
+}
+
+/// Bytes of a model's file with its matrices as F16 and its vectors as F32, as convert_hf_to_gguf.py writes it.
+pub fn f16_bytes(model: &Model) -> u64 {
+    let size = |info: &gguf::TensorInfo| info.n_weights().saturating_mul(if info.n_dims() > 1 { 2 } else { 4 });
+    let padded = |info| size(info).next_multiple_of(model.alignment());
+    model.files().first().map_or(0, |file| file.header().data_offset()) + model.tensors().map(padded).sum::<u64>()
 }
 
 /// How a patch is made.

@@ -62,8 +62,10 @@ pub(super) fn directions(
 ) -> impl Iterator<Item = Direction> {
     let share = share(sigma, row_len);
     let shortest = SHORTEST * step * (row_len.min(n_rows) as f64).sqrt();
-    let weigh = move |&sigma: &f64| {
-        Direction { sigma, weighted: sigma * (share * sigma * sigma + RIDGE).sqrt(), step_b: STEP_B * step }
+    let weigh = move |&sigma: &f64| Direction {
+        sigma,
+        weighted: sigma * (share * sigma * sigma + RIDGE).sqrt(),
+        step_b: STEP_B * step,
     };
     sigma.iter().map(weigh).take_while(move |d| d.weighted > shortest)
 }

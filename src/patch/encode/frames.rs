@@ -66,9 +66,8 @@ pub fn decompress(frames: &[u8], len: usize) -> Result<Vec<i8>, Error> {
     let (mut at, mut filled) = (0, 0);
     while at < frames.len() {
         let size = frame_size(frames, at)?;
-        filled += decompressor
-            .decompress_to_buffer(&frames[at..at + size], &mut out[filled..])
-            .map_err(|e| broken(at, e))?;
+        filled +=
+            decompressor.decompress_to_buffer(&frames[at..at + size], &mut out[filled..]).map_err(|e| broken(at, e))?;
         at += size;
     }
     match filled == len {
