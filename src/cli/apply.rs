@@ -42,5 +42,6 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let file = RecipeFile { model: args.model.clone(), vectors, ..RecipeFile::default() };
     let Prepared { inputs, recipe } = prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
     let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
-    Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
+    let (output, recipe, smoke) = (&args.output, Some(&recipe), Some(&args.smoke));
+    Job { inputs, output, global, recipe, plan: &plan, smoke, target: None }.run()
 }

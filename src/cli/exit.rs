@@ -89,6 +89,8 @@ impl Exit {
                 of_pipeline(e)
             } else if let Some(e) = cause.downcast_ref::<patch::Error>() {
                 of_patch(e)
+            } else if let Some(e) = cause.downcast_ref::<patch::extract::Error>() {
+                of_extraction(e)
             } else if let Some(e) = cause.downcast_ref::<infer::Error>() {
                 of_infer(e)
             } else if let Some(e) = cause.downcast_ref::<eval::ChatterError>() {
@@ -208,6 +210,18 @@ fn of_patch(error: &patch::Error) -> Exit {
         Stored { .. } | Key { .. } => Exit::Malformed,
         NotAPatch { .. } => Exit::Refused,
         Version { .. } | Encoding { .. } => Exit::NotSupported,
+    }
+}
+
+fn of_extraction(error: &patch::extract::Error) -> Exit {
+    use patch::extract::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Plan(e) => of_plan(e),
+        Pipeline(e) => of_pipeline(e),
+        Decomposition { .. } | Size { .. } => Exit::NotSupported,
+        Spill { .. } => Exit::Io,
+        Bits { .. } => Exit::Usage,
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Exit, Global, output};
 use crate::chat::Tokenizer;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, WriteOptions};
+use crate::patch::extract::{self, Target};
 use crate::pipeline::{self, Written};
 use crate::plan::{self, Loss, MergePlan, OnLoss, OutputType, Recipe, Warning};
 use crate::report;
@@ -138,6 +139,8 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a dyn Fn(&Inputs, Vec<Pair>) -> Result<MergePlan>,
     /// What the output is asked before it takes its name.
     pub(super) smoke: Option<&'a SmokeTest>,
+    /// How large a patch may be whose matrices are decomposed; none if every tensor has the plan's type.
+    pub(super) target: Option<Target>,
 }
 
 /// Asking an output before it takes its name.
@@ -174,7 +177,7 @@ impl Job<'_> {
             output::complain("warning", &finding.to_string());
         }
         let expected = report::Plan::expected(&plan, &survey).survival;
-        if let Some(expected) = expected.filter(|s| *s < LEAST_SURVIVAL) {
+        if let Some(expected) = expected.filter(|s| *s < LEAST_SURVIVAL && self.target.is_none()) {
             let text = format!("rounding is expected to leave only {:.0} % of the vector", expected * 100.0);
             output::complain("warning", &text);
         }
@@ -209,15 +212,20 @@ impl Job<'_> {
             }
             return Ok(Exit::Success);
         }
-        output::complain("note", &report::Plan::expectation(&plan, &survey, is_patch));
+        if self.target.is_none() {
+            output::complain("note", &report::Plan::expectation(&plan, &survey, is_patch));
+        }
         if plan.n_passes() > 1 {
             let n = plan.n_passes() - 1;
             output::complain("note", &format!("the vectors are read up to {n} times before the first byte is written"));
         }
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
-        let (file, measured) =
-            pipeline::write_unnamed(&plan, inputs, &output.output, &output.write.options(), &progress, &budget)?;
+        let (path, options) = (&output.output, output.write.options());
+        let (file, measured) = match self.target {
+            None => pipeline::write_unnamed(&plan, inputs, path, &options, &progress, &budget)?,
+            Some(target) => extract::write_unnamed(&plan, inputs, target, path, &options, &progress, &budget)?,
+        };
         let took = started.elapsed();
         progress.hide();
         let by_name = measured.tensors.iter().map(|t| (t.name.as_str(), t.moments));
@@ -245,6 +253,8 @@ impl Job<'_> {
         drop(progress);
         let written = Written { file, measured };
         let exit = match is_patch {
+            // What a decomposition leaves out is chosen to matter least: the user sees how much it is.
+            _ if self.target.is_some() => Exit::Success,
             true => judge(&written.measured.total, true),
             false => self.say(&written, &lost, is_lost),
         };

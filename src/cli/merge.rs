@@ -87,5 +87,6 @@ impl MergeArgs {
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
     let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
     let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
-    Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
+    let (output, recipe, smoke) = (&args.output, Some(&recipe), Some(&args.smoke));
+    Job { inputs, output, global, recipe, plan: &plan, smoke, target: None }.run()
 }

@@ -8,9 +8,15 @@
 //! ordinary [`MergePlan::merge`] whose vectors are patches.
 
 mod product;
+pub mod encode;
+pub mod extract;
+pub mod low_rank;
+
+mod decomposed;
 mod provenance;
 mod stored;
 mod summary;
+mod tau;
 mod tokens;
 mod verify;
 
@@ -34,6 +40,17 @@ pub const VERSION: u32 = 1;
 
 const VERSION_KEY: &str = "chatvec.patch.version";
 const ENCODING_KEY: &str = "chatvec.patch.encoding";
+
+/// Ends of the names of a decomposed matrix's parts: one scale for each direction, and the codes of both factors.
+const SVD_SCALES: &str = ".svd_d";
+/// A row of codes, as long as the matrix' own, for each direction, in zstd frames.
+const SVD_A: &str = ".svd_a.zstd";
+/// A row of codes, one for each row of the matrix, for each direction, in zstd frames.
+const SVD_B: &str = ".svd_b.zstd";
+/// Key: the matrices that are decomposed.
+const SVD_TENSORS: &str = "chatvec.patch.svd.tensors";
+/// Key: their weights in a row and rows, in that order, one after the other.
+const SVD_SHAPES: &str = "chatvec.patch.svd.shapes";
 
 /// Why a file is no usable patch, or none could be planned.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +152,13 @@ pub fn open_stored(path: &Path, limits: &Limits) -> Result<Model, Error> {
             Err(Error::Version { path: path.to_owned(), found })
         }
     }
+}
+
+/// Bytes of a model's file with its matrices as F16 and its vectors as F32, as convert_hf_to_gguf.py writes it.
+pub fn f16_bytes(model: &Model) -> u64 {
+    let size = |info: &gguf::TensorInfo| info.n_weights().saturating_mul(if info.n_dims() > 1 { 2 } else { 4 });
+    let padded = |info| size(info).next_multiple_of(model.alignment());
+    model.files().first().map_or(0, |file| file.header().data_offset()) + model.tensors().map(padded).sum::<u64>()
 }
 
 /// How a patch is made.

@@ -1,14 +1,16 @@
 //! How a matrix of τ is stored in a patch, and how its rows are had from that.
 //!
 //! τ of `NAME` is the sum of what the file has of it (docs/PATCH.md): `NAME` itself, in any type; the rows of `NAME.rows`,
-//! for the tokens that a key lists; and the product of `NAME.lora_b` and `NAME.lora_a`. Where there is more than `NAME`, the
+//! for the tokens that a key lists; and the product of `NAME.lora_b` and `NAME.lora_a`; and a
+//! quantised decomposition (`NAME.svd_d` and its like). Where there is more than `NAME`, the
 //! tensor is presented as one of f32 whose rows are computed when they are read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
-use super::{Error, tokens};
+use super::decomposed::{self, Decomposed, Latest};
+use super::{Error, SVD_A, SVD_B, SVD_SCALES, tokens};
 use crate::gguf::{self, ComputedTensors, File, MAX_DIMS, Model, TensorInfo};
 use crate::quants::{self, Loops};
 use crate::survey::MOVED_ROWS;
@@ -59,6 +61,7 @@ struct Matrix {
     rows: Option<(Payload, Vec<(u64, u64)>)>,
     a: Option<Payload>,
     b: Option<Payload>,
+    svd: Option<Decomposed>,
 }
 
 impl Matrix {
@@ -67,10 +70,19 @@ impl Matrix {
     }
 
     /// Adds to `out` the weights `columns` of `rows`, all of one matrix of the stack.
-    fn add(&self, files: &[File], rows: Range<u64>, columns: Range<u64>, out: &mut [f32]) -> Result<(), gguf::Error> {
+    fn add(
+        &self,
+        (files, latest, name): (&[File], &Latest, &str),
+        rows: Range<u64>,
+        columns: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<(), gguf::Error> {
         let n_columns = (columns.end - columns.start) as usize;
         if let Some(dense) = &self.dense {
             dense.read(files, rows.start * self.row_len() + columns.start, out)?;
+        }
+        if let Some(svd) = &self.svd {
+            svd.add(name, latest, files, rows.clone(), columns.clone(), out)?;
         }
         if let Some((payload, places)) = &self.rows {
             let mut row = vec![0.0; n_columns];
@@ -123,11 +135,14 @@ impl Loops for AddScaled<'_> {
 
 /// The matrices of a patch that are computed.
 #[derive(Debug)]
-struct Matrices(Vec<Matrix>);
+struct Matrices {
+    matrices: Vec<(String, Matrix)>,
+    latest: Latest,
+}
 
 impl ComputedTensors for Matrices {
     fn read(&self, files: &[File], index: usize, first: u64, out: &mut [f32]) -> Result<(), gguf::Error> {
-        let matrix = &self.0[index];
+        let (name, matrix) = &self.matrices[index];
         let (row_len, n_rows) = (matrix.row_len(), matrix.ne[1]);
         let mut at = first;
         let mut rest = out;
@@ -143,7 +158,7 @@ impl ComputedTensors for Matrices {
             let n = (rows.end - rows.start) * (columns.end - columns.start);
             let (now, after) = rest.split_at_mut(n as usize);
             now.fill(0.0);
-            matrix.add(files, rows, columns, now)?;
+            matrix.add((files, &self.latest, name), rows, columns, now)?;
             rest = after;
             at += n;
         }
@@ -151,7 +166,7 @@ impl ComputedTensors for Matrices {
     }
 
     fn scratch(&self, index: usize, n_weights: u64) -> u64 {
-        let matrix = &self.0[index];
+        let (_, matrix) = &self.matrices[index];
         let row_len = matrix.row_len();
         let dense = matrix.dense.as_ref().map_or(0, |_| n_weights.saturating_mul(PAYLOAD));
         let rows = matrix.rows.as_ref().map_or(0, |_| row_len.saturating_mul(4 + PAYLOAD));
@@ -160,7 +175,8 @@ impl ComputedTensors for Matrices {
             let left = (n_weights / row_len).saturating_mul(rank).saturating_mul(4 + PAYLOAD);
             left.saturating_add((SLICE.min(rank) * 4 + PAYLOAD).saturating_mul(row_len))
         });
-        dense.max(rows).max(factors)
+        let svd = matrix.svd.as_ref().map_or(0, |svd| svd.scratch(n_weights));
+        dense.max(rows).max(factors).max(svd)
     }
 }
 
@@ -192,6 +208,9 @@ pub(super) fn assembled(model: Model) -> Result<Model, Error> {
             _ => matrix.rows = Some((payload(id), Vec::new())),
         }
     }
+    for (name, svd) in decomposed::find(&model, |id| files[model.path_of(id)])? {
+        matrices.entry(name).or_default().svd = Some(svd);
+    }
     for (name, matrix) in &mut matrices {
         matrix.dense = model.find(name).map(payload);
         if let Some(dense) = matrix.dense.as_ref().filter(|dense| !quants::is_supported(dense.info.ty())) {
@@ -203,8 +222,13 @@ pub(super) fn assembled(model: Model) -> Result<Model, Error> {
         return Ok(model);
     }
     let shapes = matrices.iter().map(|(name, matrix)| (name.clone(), matrix.ne)).collect();
-    let is_part = |name: &str| part(name).is_some() || matrices.contains_key(name);
-    Ok(model.with_computed(is_part, shapes, Box::new(Matrices(matrices.values().cloned().collect())))?)
+    let is_svd = |name: &str| [SVD_SCALES, SVD_A, SVD_B].iter().any(|end| name.ends_with(end));
+    let is_part = |name: &str| part(name).is_some() || is_svd(name) || matrices.contains_key(name);
+    Ok(model.with_computed(
+        is_part,
+        shapes,
+        Box::new(Matrices { matrices: matrices.clone().into_iter().collect(), latest: Latest::default() }),
+    )?)
 }
 
 /// What is wrong with a tensor.
@@ -222,6 +246,7 @@ fn find_shape(model: &Model, name: &str, matrix: &mut Matrix) -> Result<(), Erro
     };
     let mut shapes = Vec::new();
     shapes.extend(matrix.dense.as_ref().map(|dense| padded(&dense.info)));
+    shapes.extend(matrix.svd.as_ref().map(|svd| [svd.row_len, svd.n_rows, 1, 1]));
     match (&matrix.a, &matrix.b) {
         (Some(a), Some(b)) => {
             let (a, b) = (padded(&a.info), padded(&b.info));

@@ -1,5 +1,6 @@
 //! What a patch says of its tensors.
 
+use super::{SVD_A, SVD_B, SVD_SCALES, decomposed};
 use crate::gguf::{Metadata, Model, TensorInfo};
 use crate::plan::PER_TENSOR_KEYS;
 use crate::survey::{BASE_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
@@ -31,9 +32,10 @@ pub struct TensorSummary {
 pub fn summary(patch: &Model) -> Vec<TensorSummary> {
     let metadata = patch.metadata();
     let Some(names) = metadata.get_strings(PATCH_TENSORS) else { return Vec::new() };
+    let decomposed = decomposed::shapes(patch).unwrap_or_default();
     let numbers = PER_TENSOR_KEYS.map(|key| numbers(metadata, key));
     let of = |i: usize, name: &str| {
-        let ends = ["", ".rows", ".lora_a", ".lora_b"];
+        let ends = ["", ".rows", ".lora_a", ".lora_b", SVD_SCALES, SVD_A, SVD_B];
         let part = |end: &'static str| Some((end, patch.tensor(patch.find(&format!("{name}{end}"))?)));
         let parts: Vec<(&str, &TensorInfo)> = ends.into_iter().filter_map(part).collect();
         let words = parts.iter().map(|(end, info)| match end.strip_prefix('.') {
@@ -45,7 +47,7 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
             name: name.to_owned(),
             stored: words.collect::<Vec<_>>().join(" + "),
             bytes: parts.iter().map(|(_, info)| info.size()).sum(),
-            n_weights: n_weights(&parts),
+            n_weights: decomposed.get(name).map_or_else(|| n_weights(&parts), |svd| svd.0.saturating_mul(svd.1)),
             base_norm: number(0),
             norm: number(1),
             gain: number(2),

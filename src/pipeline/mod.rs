@@ -346,7 +346,7 @@ pub fn describe(
     }
 }
 
-fn pool(n_workers: usize) -> Result<rayon::ThreadPool, Error> {
+pub(crate) fn pool(n_workers: usize) -> Result<rayon::ThreadPool, Error> {
     let named = rayon::ThreadPoolBuilder::new().num_threads(n_workers).thread_name(|i| format!("merge-{i}"));
     named.build().map_err(|e| Error::Threads { threads: n_workers, reason: e.to_string() })
 }
