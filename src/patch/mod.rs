@@ -7,6 +7,8 @@
 //! This module opens patches and plans their making; both are carried out by [`crate::pipeline`], and applying one is an
 //! ordinary [`MergePlan::merge`] whose vectors are patches.
 
+pub mod low_rank;
+
 use std::path::{Path, PathBuf};
 
 use crate::chat;

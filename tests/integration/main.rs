@@ -27,6 +27,8 @@ mod gguf_writer;
 mod imatrix;
 // Log-probabilities and greedy answers, against llama.cpp.
 mod infer;
+// Low-rank parts, against the least error there can be.
+mod low_rank;
 // What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it refuses.
 mod merge;
 // The type of each tensor for each file type, against llama-quantize.
