@@ -89,6 +89,8 @@ impl Exit {
                 of_pipeline(e)
             } else if let Some(e) = cause.downcast_ref::<patch::Error>() {
                 of_patch(e)
+            } else if let Some(e) = cause.downcast_ref::<patch::lora::Error>() {
+                of_lora(e)
             } else if let Some(e) = cause.downcast_ref::<infer::Error>() {
                 of_infer(e)
             } else if let Some(e) = cause.downcast_ref::<eval::ChatterError>() {
@@ -206,6 +208,17 @@ fn of_patch(error: &patch::Error) -> Exit {
         Plan(e) => of_plan(e),
         NotAPatch { .. } => Exit::Refused,
         Version { .. } | Encoding { .. } => Exit::NotSupported,
+    }
+}
+
+fn of_lora(error: &patch::lora::Error) -> Exit {
+    use patch::lora::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Pipeline(e) => of_pipeline(e),
+        Importance(e) => of_importance(e),
+        Type { .. } => Exit::Usage,
+        Decomposition { .. } | Range { .. } | Empty { .. } => Exit::NotSupported,
     }
 }
 

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs};
+use super::lora_args::LoraArgs;
 use super::{Exit, Global};
 use crate::ggml::GgmlType;
 use crate::gguf::{Limits, Model};
@@ -15,6 +17,7 @@ use crate::quants;
 use crate::survey::Inputs;
 
 #[derive(Args, Debug)]
+#[command(mut_arg("output", |arg| arg.required(false).required_unless_present("lora")))]
 pub(super) struct ExtractArgs {
     /// The base model
     #[arg(long, value_name = "FILE")]
@@ -27,6 +30,10 @@ pub(super) struct ExtractArgs {
     encoding: String,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
+    #[command(flatten)]
+    imatrix: ImatrixArgs,
 }
 
 pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
@@ -36,6 +43,10 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     })?;
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
+    let inputs = args.imatrix.add_to(inputs, global)?;
+    // An adapter by itself is of the exact vector.
+    let encoding = if args.output.output.is_some() { encoding } else { GgmlType::F32 };
     let plan = |inputs: &Inputs, pairs| Ok(patch::plan_extract(inputs, pairs, encoding)?);
-    Job { inputs, output: &args.output, global, recipe: None, plan: &plan, smoke: None }.run()
+    Job { inputs, output: &args.output, global, recipe: None, plan: &plan, smoke: None, beside: args.lora.beside() }
+        .run()
 }

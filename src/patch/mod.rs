@@ -7,6 +7,7 @@
 //! This module opens patches and plans their making; both are carried out by [`crate::pipeline`], and applying one is an
 //! ordinary [`MergePlan::merge`] whose vectors are patches.
 
+pub mod lora;
 pub mod low_rank;
 
 use std::path::{Path, PathBuf};
