@@ -91,6 +91,8 @@ impl Exit {
                 of_patch(e)
             } else if let Some(e) = cause.downcast_ref::<patch::extract::Error>() {
                 of_extraction(e)
+            } else if let Some(e) = cause.downcast_ref::<patch::lora::Error>() {
+                of_lora(e)
             } else if let Some(e) = cause.downcast_ref::<infer::Error>() {
                 of_infer(e)
             } else if let Some(e) = cause.downcast_ref::<eval::ChatterError>() {
@@ -222,6 +224,17 @@ fn of_extraction(error: &patch::extract::Error) -> Exit {
         Decomposition { .. } | Size { .. } => Exit::NotSupported,
         Spill { .. } => Exit::Io,
         Bits { .. } => Exit::Usage,
+    }
+}
+
+fn of_lora(error: &patch::lora::Error) -> Exit {
+    use patch::lora::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Pipeline(e) => of_pipeline(e),
+        Importance(e) => of_importance(e),
+        Type { .. } => Exit::Usage,
+        Decomposition { .. } | Range { .. } | Empty { .. } => Exit::NotSupported,
     }
 }
 

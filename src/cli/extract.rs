@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs};
+use super::lora_args::LoraArgs;
 use super::{Exit, Global};
 use crate::ggml::GgmlType;
 use crate::gguf::{Limits, Model};
@@ -16,6 +18,7 @@ use crate::quants;
 use crate::survey::Inputs;
 
 #[derive(Args, Debug)]
+#[command(mut_arg("output", |arg| arg.required(false).required_unless_present("lora")))]
 pub(super) struct ExtractArgs {
     /// The base model
     #[arg(long, value_name = "FILE")]
@@ -33,6 +36,10 @@ pub(super) struct ExtractArgs {
     size: Option<Size>,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
+    #[command(flatten)]
+    imatrix: ImatrixArgs,
 }
 
 /// A size as it is asked for.
@@ -72,21 +79,26 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     }
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
+    let inputs = args.imatrix.add_to(inputs, global)?;
     let size = match args.encoding.strip_prefix(DECOMPOSED) {
         None => args.size,
         Some(bits) => Some(Size::parse(&format!("{bits}bpw")).map_err(|e| anyhow::anyhow!("--encoding: {e}"))?),
     };
-    let target = size.map(|size| size.target(inputs.source(inputs.template())));
+    // An adapter by itself is of the exact vector.
+    let is_alone = args.output.output.is_none();
+    let target = size.filter(|_| !is_alone).map(|size| size.target(inputs.source(inputs.template())));
     let encoding: GgmlType = match target {
         Some(target) => target.dense_type(&inputs)?,
+        None if is_alone => GgmlType::F32,
         None => args.encoding.parse().map_err(plan::Error::from).with_context(|| {
             let known: Vec<&str> = quants::supported().map(GgmlType::name).collect();
             format!("--encoding ({DECOMPOSED}BITS or one of {})", known.join(", "))
         })?,
     };
-    let extraction = Extraction { encoding, looks: !args.output.is_dry_run() };
+    let extraction = Extraction { encoding, looks: !args.output.is_dry_run() && !is_alone };
     let plan = |inputs: &Inputs, pairs| Ok(patch::plan_extract(inputs, pairs, &extraction)?);
-    Job { inputs, output: &args.output, global, recipe: None, plan: &plan, smoke: None, target }.run()
+    let (output, beside) = (&args.output, args.lora.beside());
+    Job { inputs, output, global, recipe: None, plan: &plan, smoke: None, target, beside }.run()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What merge, extract and apply have in common: check, plan, survey, then write or tell.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::lora_args::Beside;
 use super::progress::Progress;
 use super::smoke::{AskingArgs, Questions, Talk};
 use super::{Exit, Global, output};
@@ -15,7 +17,8 @@ use crate::chat::Tokenizer;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, WriteOptions};
 use crate::patch::extract::{self, Target};
-use crate::pipeline::{self, Written};
+use crate::patch::{self, Extraction, lora};
+use crate::pipeline::{self, Measured, Written};
 use crate::plan::{self, Loss, MergePlan, OnLoss, OutputType, Recipe, Warning};
 use crate::report;
 use crate::survey::{self, Inputs, Moments, Pair, SampleSettings, Survey};
@@ -39,8 +42,8 @@ type TypesAs = (&'static str, Vec<GgmlType>);
 #[derive(Args, Clone, Debug)]
 pub(super) struct OutputArgs {
     /// The file to write
-    #[arg(short, long, value_name = "FILE")]
-    pub(super) output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required = true)]
+    pub(super) output: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArgs,
     /// Print the plan and what to expect of it; write nothing
@@ -141,6 +144,8 @@ pub(super) struct Job<'a> {
     pub(super) smoke: Option<&'a SmokeTest>,
     /// How large a patch may be whose matrices are decomposed; none if every tensor has the plan's type.
     pub(super) target: Option<Target>,
+    /// The adapter that is written beside it, or alone.
+    pub(super) beside: Option<Beside<'a>>,
 }
 
 /// Asking an output before it takes its name.
@@ -221,7 +226,14 @@ impl Job<'_> {
         }
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
-        let (path, options) = (&output.output, output.write.options());
+        let Some(path) = &output.output else {
+            let measured = pipeline::measure(&plan, inputs, &progress, &budget)?;
+            drop(progress);
+            let Some(written) = self.write_beside(&plan, &measured, None)? else { return Ok(Exit::Success) };
+            output::print(&report::Lora { written: &written, is_residual: false }, global)?;
+            return Ok(Exit::Success);
+        };
+        let options = output.write.options();
         let (file, measured) = match self.target {
             None => pipeline::write_unnamed(&plan, inputs, path, &options, &progress, &budget)?,
             Some(target) => extract::write_unnamed(&plan, inputs, target, path, &options, &progress, &budget)?,
@@ -260,13 +272,36 @@ impl Job<'_> {
         };
         let findings = &survey.findings[..];
         let smoke = talk.as_ref().map(|talk| talk.report(&written.file.path, false));
-        let run = report::Run { plan: &plan, written: &written, findings, lost: &lost, is_patch, took, smoke };
+        let lora = self.write_beside(&plan, &written.measured, Some(&written.file.path))?;
+        let lora = lora.as_ref().map(|written| report::Lora { written, is_residual: !is_patch });
+        let run = report::Run { plan: &plan, written: &written, findings, lost: &lost, is_patch, took, smoke, lora };
         output::print(&run, global)?;
         if !is_kept && !is_lost {
             let text = format!("the output does not chat; it is kept as {}", written.file.path.display());
             output::complain("warning", &text);
         }
         Ok(talk.map(|talk| talk.exit()).filter(|exit| *exit != Exit::Success).unwrap_or(exit))
+    }
+
+    fn write_beside(
+        &self,
+        plan: &MergePlan,
+        measured: &Measured,
+        output: Option<&Path>,
+    ) -> Result<Option<lora::Written>> {
+        let Some(beside) = self.beside else { return Ok(None) };
+        let plan = self.adapter_plan(plan)?;
+        let written = beside.write((&plan, &self.inputs), measured, output, &self.output.write, self.global)?;
+        Ok(Some(written))
+    }
+
+    /// The plan that an adapter is made by: that of an output, or of a patch from which nothing is left out.
+    fn adapter_plan<'a>(&self, plan: &'a MergePlan) -> Result<Cow<'a, MergePlan>> {
+        if self.recipe.is_some() {
+            return Ok(Cow::Borrowed(plan));
+        }
+        let extraction = Extraction { encoding: GgmlType::F32, looks: false };
+        Ok(Cow::Owned(patch::plan_extract(&self.inputs, survey::pair(&self.inputs)?, &extraction)?))
     }
 
     /// The exit for what a model lost, said in plain words.
@@ -320,6 +355,15 @@ impl Job<'_> {
         match self.check_place(&plan) {
             Err(e) if self.output.dry_run => output::complain("warning", &format!("{:#}", anyhow::Error::from(e))),
             checked => checked?,
+        }
+        if let Some(beside) = &self.beside {
+            beside.check(
+                &*self.adapter_plan(&plan)?,
+                inputs,
+                self.output.output.as_deref(),
+                &self.output.write,
+                &budget,
+            )?;
         }
 
         let mut types: Vec<GgmlType> = plan.tensors().iter().map(|t| t.ty).collect();
@@ -377,7 +421,7 @@ impl Job<'_> {
     fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
         let inputs = self.inputs.paths().map(Path::to_owned).collect();
         let mut options = WriteOptions { inputs, ..self.output.write.options() };
-        let path = &self.output.output;
+        let Some(path) = &self.output.output else { return Ok(()) };
         let targets = options.check(path, plan.header())?;
         if self.recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn)
             || self.smoke.is_some_and(|smoke| smoke.smoke)
@@ -395,7 +439,8 @@ impl Job<'_> {
     fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[TypesAs]) -> Result<()> {
         let inputs = &self.inputs;
         let (memory, threads) = self.global.budget().needed(plan, inputs)?;
-        let folder = self.output.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let path = self.output.output.as_deref().or(self.beside.map(|beside| beside.path)).unwrap_or(Path::new(""));
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let disk_free = fs4::available_space(folder).ok();
         let is_patch = self.recipe.is_none();
         let time = Some(pipeline::rehearse(plan, inputs, &(), &self.global.budget())?);

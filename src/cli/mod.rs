@@ -9,6 +9,7 @@ mod imatrix;
 mod imatrix_args;
 mod inspect;
 mod job;
+mod lora_args;
 mod loss_args;
 mod merge;
 mod output;

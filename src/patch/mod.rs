@@ -7,12 +7,13 @@
 //! This module opens patches and plans their making; both are carried out by [`crate::pipeline`], and applying one is an
 //! ordinary [`MergePlan::merge`] whose vectors are patches.
 
-mod product;
 pub mod encode;
 pub mod extract;
+pub mod lora;
 pub mod low_rank;
 
 mod decomposed;
+mod product;
 mod provenance;
 mod stored;
 mod summary;

@@ -10,9 +10,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::decomposed::{self, Decomposed, Latest};
+use super::product::AddProduct;
 use super::{Error, SVD_A, SVD_B, SVD_SCALES, tokens};
 use crate::gguf::{self, ComputedTensors, File, MAX_DIMS, Model, TensorInfo};
-use crate::quants::{self, Loops};
+use crate::quants;
 use crate::survey::MOVED_ROWS;
 
 /// Ends of the names of a matrix's parts.
@@ -90,7 +91,7 @@ impl Matrix {
             for &(place, stored) in places[from..].iter().take_while(|(place, _)| *place < rows.end) {
                 payload.read(files, stored * self.row_len() + columns.start, &mut row)?;
                 let out = &mut out[(place - rows.start) as usize * n_columns..][..n_columns];
-                quants::vectorized(AddScaled { out, row: &row, factor: 1.0 });
+                out.iter_mut().zip(&row).for_each(|(out, w)| *out += w);
             }
         }
         let (Some(a), Some(b)) = (&self.a, &self.b) else { return Ok(()) };
@@ -104,32 +105,13 @@ impl Matrix {
             for (row, right) in slice.clone().zip(right.chunks_exact_mut(n_columns)) {
                 a.read(files, (first_of_a + row) * self.row_len() + columns.start, right)?;
             }
+            let n = (slice.end - slice.start) as usize;
             for (out, left) in out.chunks_exact_mut(n_columns).zip(left.chunks_exact(rank as usize)) {
                 let left = &left[slice.start as usize..slice.end as usize];
-                for (factor, row) in left.iter().zip(right.chunks_exact(n_columns)) {
-                    quants::vectorized(AddScaled { out, row, factor: *factor });
-                }
+                quants::vectorized(AddProduct { out, left, right: &right[..n * n_columns], rank: n });
             }
         }
         Ok(())
-    }
-}
-
-/// out += factor · row
-struct AddScaled<'a> {
-    out: &'a mut [f32],
-    row: &'a [f32],
-    factor: f32,
-}
-
-impl Loops for AddScaled<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        for (out, w) in self.out.iter_mut().zip(self.row) {
-            *out += self.factor * w;
-        }
     }
 }
 

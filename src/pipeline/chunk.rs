@@ -116,6 +116,31 @@ impl Loaded<'_> {
     }
 }
 
+/// Reads the rows of a chunk of every source of a tensor into `blocks`. `taken` are the output's rows that are no sum.
+fn load<'a>(
+    plan: &'a TensorPlan,
+    chunk: &Chunk,
+    inputs: &'a Inputs,
+    taken: &'a [u32],
+    mut blocks: &'a mut [u8],
+) -> Result<Vec<Loaded<'a>>, Error> {
+    let mut sources: Vec<Loaded<'_>> = Vec::new();
+    for operand in plan.operands() {
+        let at = operand.at;
+        let info = inputs.source(at.source).tensor(at.tensor);
+        let (ty, row_size) = (info.ty(), info.row_size());
+        let is_model = plan.model == Some(at) && sources.is_empty();
+        let rows = inputs.rows(&operand, if is_model { &[] } else { taken }).select(plan.selected.as_deref());
+        let (own, after) = std::mem::take(&mut blocks).split_at_mut((chunk.n_rows * row_size) as usize);
+        Loaded::read(at, rows, chunk, inputs, own)?;
+        let keeps_scale = is_model && plan.keeps_scale(inputs);
+        let source: &dyn TensorSource = inputs.source(at.source);
+        sources.push(Loaded { source, operand, ty, row_size, blocks: own, rows, keeps_scale });
+        blocks = after;
+    }
+    Ok(sources)
+}
+
 /// [`decode`], or [`decode_unscaled`].
 type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), survey::Error>;
 
@@ -140,6 +165,32 @@ pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
     Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + 4
 }
 
+/// The sum of whole rows of a tensor, in true units: what is added, and what is wanted.
+pub(super) fn sum_of_rows(
+    plan: &TensorPlan,
+    inputs: &Inputs,
+    selections: &[Selection],
+    rows: Range<u64>,
+) -> Result<Sum, Error> {
+    let (row_len, _) = super::rows_of(plan);
+    let n_rows = rows.end - rows.start;
+    let (first_segment, segment_rows, row_size) = (0, n_rows, 0);
+    let chunk = Chunk { tensor: 0, first_row: rows.start, n_rows, first_segment, segment_rows, row_len, row_size };
+    let row_sizes = plan.sources().map(|at| inputs.source(at.source).tensor(at.tensor).row_size());
+    let mut blocks = vec![0; (row_sizes.sum::<u64>() * n_rows) as usize];
+    let taken = plan.taken_rows();
+    let sources = load(plan, &chunk, inputs, &taken, &mut blocks)?;
+    let mut sum = Sum::default();
+    let weights = |operand: Operand, out: &mut [f32]| {
+        let operand = plan.operand(operand);
+        let source = sources.iter().find(|s| s.operand == operand).expect("sources are those of the plan");
+        source.decode(&sources[0], &chunk, 0..n_rows, decode, out)
+    };
+    let (n, first) = ((n_rows * row_len) as usize, rows.start * row_len);
+    sum.combine(n, first, plan.model, &plan.terms, (&plan.combination, selections), true, weights)?;
+    Ok(sum)
+}
+
 impl<'a> Worker<'a> {
     /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
     pub(super) fn new(
@@ -159,22 +210,9 @@ impl<'a> Worker<'a> {
         selections: &[Selection],
     ) -> Result<Vec<Moments>, Error> {
         let inputs = self.inputs;
-        let (out, mut rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
+        let (out, rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
         let taken = plan.taken_rows();
-        let mut sources: Vec<Loaded<'_>> = Vec::new();
-        for operand in plan.operands() {
-            let at = operand.at;
-            let info = inputs.source(at.source).tensor(at.tensor);
-            let (ty, row_size) = (info.ty(), info.row_size());
-            let is_model = plan.model == Some(at) && sources.is_empty();
-            let rows = inputs.rows(&operand, if is_model { &[] } else { &taken }).select(plan.selected.as_deref());
-            let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
-            Loaded::read(at, rows, chunk, inputs, blocks)?;
-            let keeps_scale = is_model && plan.keeps_scale(inputs);
-            let source: &dyn TensorSource = inputs.source(at.source);
-            sources.push(Loaded { source, operand, ty, row_size, blocks, rows, keeps_scale });
-            rest = after;
-        }
+        let sources = load(plan, chunk, inputs, &taken, rest)?;
         let offset = chunk.first_row * chunk.row_size;
         let strip_rows = minimum_rows(chunk.row_len);
         if plan.takes_blocks(inputs) {

@@ -26,6 +26,7 @@ mod chunk;
 mod feedbacks;
 mod prepare;
 pub mod seal;
+mod sums;
 mod tally;
 
 use std::path::Path;
@@ -34,6 +35,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use budget::Budget;
+pub use sums::Sums;
 
 use crate::ggml::GgmlType;
 use crate::gguf;
@@ -186,6 +188,17 @@ pub fn run(
         }
     }
     Ok(measured)
+}
+
+/// Measures what a run would write, and writes nothing.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn measure(plan: &MergePlan, inputs: &Inputs, observer: &dyn Observer, budget: &Budget) -> Result<Measured, Error> {
+    run(plan, inputs, &Nowhere, observer, budget)
 }
 
 /// Works off chunks, in any order. Gives what was added up of each tensor.

@@ -7,8 +7,9 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::triangular::Triangular;
-use crate::patch::low_rank::{self, LowRank};
-use crate::quants::Gram;
+use crate::patch::low_rank::LowRank;
+use crate::patch::product::AddProduct;
+use crate::quants::{self, Gram};
 
 /// A matrix as Σ_k scale_k · b_k · a_kᵀ.
 #[derive(Clone, PartialEq, Default, Debug)]
@@ -261,11 +262,12 @@ impl Codes {
     /// If there are no such rows, or `out` has not the room of them.
     pub fn multiply(&self, a: &[f32], n_rows: usize, rows: Range<usize>, out: &mut [f32]) {
         let rank = self.rank();
+        out.fill(0.0);
         if rank == 0 {
-            return out.fill(0.0);
+            return;
         }
         let column = |row: usize| (0..rank).map(move |k| f32::from(self.b[k * n_rows + row]));
         let b: Vec<f32> = rows.flat_map(column).collect();
-        low_rank::product(a, &b, rank, out);
+        quants::vectorized(AddProduct { out, left: &b, right: a, rank });
     }
 }
