@@ -586,7 +586,7 @@ class Study:
 
     def types(self) -> str:
         """What there is to remove."""
-        whats = ("noise", "cosine", "correlation of both errors", "codes that agree", "directions above the edge", "answers",
+        whats = ("noise", "for the inputs", "cosine", "correlation of both errors", "codes that agree", "directions above the edge", "answers",
                  "whole texts", "ends / exact / same")
         heads = ["base and chat", *(f"{role}: {what}" for role in self.judges for what in whats)]
         lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
@@ -595,7 +595,7 @@ class Study:
             for role, judge in self.judges.items():
                 way = PLAIN_DIFFERENCE if type_ else lambda m: m.tau
                 vector = self.vector(role, type_ or TYPES[0], way)
-                cells += self.noise(role) if type_ else ["0.00", "1.00", "", "", ""]
+                cells += self.noise(role) if type_ else ["0.00", "0.00", "1.00", "", "", ""]
                 kl = judge.divergence(self.merged(vector))[:, self.held_out].mean(1)
                 said = judge.behaviour(self.merged(vector))[:, self.held_out]
                 cells += [*(f"{x:.1f}" for x in kl), " / ".join(f"{x:.2f}" for x in np.nanmean(said, 1))]
@@ -610,10 +610,11 @@ class Study:
         cosine = lambda f, g: dot(f, g) / math.sqrt(dot(f, f) * dot(g, g))
         tau, got = (lambda m: m.tau), (lambda m: m.difference)
         both = lambda m: m.difference - m.tau
+        met = lambda f: sum(((f(m) @ m.gram) * f(m)).sum() for m in matrices if m.gram is not None)
         agree = sum(m.codes_agree.sum() for m in matrices) / sum(m.base.size for m in matrices)
         above = np.mean([(y > 1 + math.sqrt(b)).mean() for y, _, b in map(normalised, matrices)])
-        return [f"{math.sqrt(dot(both, both) / dot(tau, tau)):.2f}", f"{cosine(tau, got):.2f}",
-                f"{cosine(lambda m: error(m)[0], lambda m: error(m)[1]):.2f}", f"{agree:.2f}", f"{above:.2f}"]
+        return [f"{math.sqrt(dot(both, both) / dot(tau, tau)):.2f}", f"{math.sqrt(met(both) / met(tau)):.2f}",
+                f"{cosine(tau, got):.2f}", f"{cosine(lambda m: error(m)[0], lambda m: error(m)[1]):.2f}", f"{agree:.2f}", f"{above:.2f}"]
 
     def outputs(self, chatvec: Chatvec, folder: Path, rows: list[tuple[str, Way]]) -> str:
         """cp and the outputs in Q4_K, as the command writes them."""
