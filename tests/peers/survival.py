@@ -364,13 +364,13 @@ def synthetic(chatvec: Chatvec, model: Path, text: Path, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def write(marks: dict[str, str]):
-    text = DOCUMENT.read_text("utf-8")
+def put_tables(document: Path, marks: dict[str, str]):
+    text = document.read_text("utf-8")
     for mark, table in marks.items():
         begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
         before, rest = text.split(begin)
         text = before + begin + table + "\n" + end + rest.split(end)[1]
-    DOCUMENT.write_text(text, "utf-8")
+    document.write_text(text, "utf-8")
 
 
 def main() -> int:
@@ -385,7 +385,7 @@ def main() -> int:
             text = ROOT / "README.md"
             table = synthetic(Chatvec(options.chatvec), options.synthetic, text, folder)
         if options.write:
-            write({"made-up vector": table})
+            put_tables(DOCUMENT, {"made-up vector": table})
         return 0
     trio = find_trio(options.models_dir)
     if trio is None:
@@ -403,7 +403,7 @@ def main() -> int:
             print(f"noise, ratio {ratio}")
             marks[f"noise at {ratio}"] = study.noise(ratio)
     if options.write:
-        write(marks)
+        put_tables(DOCUMENT, marks)
     return 0
 
 
