@@ -14,7 +14,7 @@ mod tokenizer;
 
 pub use error::Error;
 pub use needed::{SpecialIds, special_ids};
-pub use plumbing::{AddedToken, Change, Transplant, add_tokens, has_template, is_plumbing_key, transplant};
+pub use plumbing::{Change, Transplant, add_tokens, has_template, is_plumbing_key, templates, transplant};
 pub use template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError};
 pub use token_map::TokenMap;
 pub use tokenizer::{TokenKind, Tokenizer};

@@ -4,22 +4,14 @@ use std::collections::BTreeSet;
 
 use bstr::ByteSlice;
 
-use super::plumbing::is_template_key;
+use super::plumbing::{ENDS, templates};
 use super::template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template};
 use super::tokenizer::{TokenKind, Tokenizer};
 use super::{TOKEN_TYPE, TOKENS};
 use crate::gguf::Metadata;
 
-/// What ends an answer by its key.
-const ENDS: [&str; 3] = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
-
 /// A shorter text in a template is punctuation, whatever the vocabulary has it as.
 const LEAST_TEXT: usize = 3;
-
-/// `LLAMA_TOKEN_TYPE_CONTROL` (llama.h).
-const CONTROL: i64 = 3;
-/// `LLAMA_TOKEN_TYPE_USER_DEFINED`.
-const USER_DEFINED: i64 = 4;
 
 /// The special tokens of a chat model.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -36,8 +28,12 @@ pub fn special_ids(metadata: &Metadata) -> SpecialIds {
     let Some(tokens) = metadata.get_strings(TOKENS) else { return SpecialIds::default() };
     let n_tokens = tokens.len() as u64;
     let types = metadata.get(TOKEN_TYPE).and_then(|types| types.as_array());
-    let ty = |id: usize| types.and_then(|types| types.get(id)?.as_f64()).map_or(1, |ty| ty as i64);
     let tokenizer = Tokenizer::from_metadata(metadata).ok();
+    // As the file says it, where there is no tokenizer that knows better.
+    let stated = |id: u32| {
+        let ty = types.and_then(|types| types.get(id as usize)?.as_f64());
+        ty.map_or(TokenKind::Normal, |ty| TokenKind::from_type(ty as i32))
+    };
 
     let mut needed: BTreeSet<u32> =
         ENDS.iter().filter_map(|key| metadata.get_u64(key)).filter(|id| *id < n_tokens).map(|id| id as u32).collect();
@@ -52,41 +48,33 @@ pub fn special_ids(metadata: &Metadata) -> SpecialIds {
     }
     // What a conversation does not show, such as calls of tools, stands in the template as it is.
     let written = sources.iter().chain(&prompts).fold(String::new(), |all, text| all + text + "\0");
-    let is_written = |id: &usize| {
-        let text = tokens.get(*id).unwrap_or_default();
+    let is_written = |id: &u32| {
+        let text = tokens.get(*id as usize).unwrap_or_default();
         text.len() >= LEAST_TEXT && written.as_bytes().contains_str(text)
     };
-    let special = (0..tokens.len()).filter(|id| matches!(ty(*id), CONTROL | USER_DEFINED));
-    needed.extend(special.filter(is_written).map(|id| id as u32));
-    let is_control = |id: u32| match &tokenizer {
-        Some(tokenizer) => tokenizer.kind(id) == TokenKind::Control,
-        None => ty(id as usize) == CONTROL,
-    };
-    let others = (0..n_tokens as u32).filter(|id| is_control(*id) && !needed.contains(id)).collect();
+    let special = (0..n_tokens as u32).filter(|id| matches!(stated(*id), TokenKind::Control | TokenKind::UserDefined));
+    needed.extend(special.filter(is_written));
+    let kind = |id: u32| tokenizer.as_ref().map_or_else(|| stated(id), |tokenizer| tokenizer.kind(id));
+    let others = (0..n_tokens as u32).filter(|id| kind(*id) == TokenKind::Control && !needed.contains(id)).collect();
     SpecialIds { needed: needed.into_iter().collect(), others }
 }
 
 /// The texts of all templates: the default one and those with a name. What is too long to be used says nothing.
 fn sources(metadata: &Metadata) -> impl Iterator<Item = String> {
-    let templates = metadata.iter().filter(|(key, _)| is_template_key(key)).filter_map(|(_, value)| value.as_str());
-    templates.filter(|source| source.len() <= MAX_SOURCE_BYTES).map(|source| source.to_str_lossy().into_owned())
+    let sources = templates(metadata).map(|(_, source)| source).filter(|source| source.len() <= MAX_SOURCE_BYTES);
+    sources.map(|source| source.to_str_lossy().into_owned())
 }
 
 /// Conversations as the template writes them, with and without a system prompt, those that it refuses left out.
 fn conversations(source: &str, tokenizer: Option<&Tokenizer>) -> Vec<String> {
     let Ok(template) = Template::parse(source) else { return Vec::new() };
-    let text = |id: Option<u32>| {
-        let text = tokenizer.and_then(|tokenizer| tokenizer.text(id?));
-        text.map(|text| text.to_str_lossy().into_owned()).unwrap_or_default()
-    };
-    let (bos, eos) = (text(tokenizer.and_then(Tokenizer::bos)), text(tokenizer.and_then(Tokenizer::eos)));
     let said = |role: &str| Message { role: role.to_owned(), content: format!("What the {role} says.") };
     let talks = [vec!["user"], vec!["user", "assistant", "user"], vec!["system", "user", "assistant", "user"]];
     let mut prompts = Vec::new();
     for roles in talks {
         let messages: Vec<Message> = roles.into_iter().map(said).collect();
         for add_generation_prompt in [true, false] {
-            let options = RenderOptions { add_generation_prompt, bos_token: &bos, eos_token: &eos };
+            let options = RenderOptions::new(tokenizer, add_generation_prompt);
             prompts.extend(template.render(&messages, &options));
         }
     }

@@ -4,20 +4,21 @@
 //! `tokenizer.chat_template`, and parses a special token in the prompt only if its type says it is one
 //! (src/llama-vocab.cpp, common/chat.cpp).
 
+use std::ops::Range;
+
+use bstr::BStr;
+
 use super::{TOKEN_TYPE, TOKENS, TokenMap};
 use crate::gguf::{Array, Metadata, Value};
 
 const TEMPLATE: &str = "tokenizer.chat_template";
 
-/// Keys taken from the chat model, besides the templates; ids become those of the same token in the model.
-const KEYS: [&str; 6] = [
-    "tokenizer.ggml.eos_token_id",
-    "tokenizer.ggml.eot_token_id",
-    "tokenizer.ggml.eom_token_id",
-    PADDING,
-    "tokenizer.ggml.add_bos_token",
-    "tokenizer.ggml.add_eos_token",
-];
+/// What ends an answer.
+pub(super) const ENDS: [&str; 3] =
+    ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+/// Keys taken from the chat model, besides the templates and [`ENDS`]; ids become those of the same token in the model.
+const KEYS: [&str; 3] = [PADDING, "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"];
 
 /// What batches of training were filled up with. It says nothing about a conversation, so that a model whose chat has none
 /// keeps its own.
@@ -32,14 +33,23 @@ const NORMAL: i32 = 1;
 
 /// Whether a key is chat plumbing that [`transplant`] takes from the chat model.
 pub fn is_plumbing_key(key: &str) -> bool {
-    KEYS.contains(&key) || is_template_key(key)
+    ENDS.contains(&key) || KEYS.contains(&key) || is_template_key(key)
 }
 
 /// The template, its variants (`tokenizer.chat_template.NAME`) and the list of their names.
-pub(super) fn is_template_key(key: &str) -> bool {
+fn is_template_key(key: &str) -> bool {
     key == TEMPLATE
         || key == "tokenizer.chat_templates"
         || key.strip_prefix(TEMPLATE).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// The templates: their names, none for the one that is used where none is named, and their sources.
+pub fn templates(metadata: &Metadata) -> impl Iterator<Item = (Option<&str>, &BStr)> {
+    metadata.iter().filter_map(|(key, value)| {
+        let name = key.strip_prefix(TEMPLATE)?;
+        let name = if name.is_empty() { None } else { Some(name.strip_prefix('.')?) };
+        Some((name, value.as_str()?))
+    })
 }
 
 /// Whether the metadata carry a chat template that says something.
@@ -135,25 +145,14 @@ fn usable(key: &str, value: &Value, to_own: Option<&TokenMap>, n_tokens: Option<
     is_usable.then(|| value.clone())
 }
 
-/// A token that a vocabulary gets.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
-pub struct AddedToken {
-    /// Its place in the chat model.
-    pub chat: u32,
-    /// Its place in the output: behind those that the model has.
-    pub id: u32,
-}
-
 /// Gives `model` tokens of the chat model, by their ids there, behind its own: texts, types, scores, and the number of
-/// tokens where a key says it. They need no merges: llama.cpp finds special tokens by their texts.
-pub fn add_tokens(model: &mut Metadata, chat: &Metadata, ids: &[u32]) -> Vec<AddedToken> {
-    let (Some(own), Some(others)) = (model.get_strings(TOKENS), chat.get_strings(TOKENS)) else { return Vec::new() };
+/// tokens where a key says it. They need no merges: llama.cpp finds special tokens by their texts. Returns their new ids, in
+/// the order of `ids`; none where a file has no tokens.
+pub fn add_tokens(model: &mut Metadata, chat: &Metadata, ids: &[u32]) -> Range<u32> {
+    let (Some(own), Some(others)) = (model.get_strings(TOKENS), chat.get_strings(TOKENS)) else { return 0..0 };
     let n_own = own.len();
     let mut texts = own.clone();
-    let ids: Vec<u32> = ids.iter().copied().filter(|id| (*id as usize) < others.len()).collect();
-    for &id in &ids {
-        texts.push(others.get(id as usize).unwrap_or_default());
-    }
+    ids.iter().for_each(|&id| texts.push(others.get(id as usize).unwrap_or_default()));
     let n = texts.len();
     model.set(TOKENS, Value::Array(Array::Strings(texts)));
 
@@ -175,7 +174,7 @@ pub fn add_tokens(model: &mut Metadata, chat: &Metadata, ids: &[u32]) -> Vec<Add
     {
         model.set(&key, Value::U32(n as u32));
     }
-    ids.into_iter().zip(n_own as u32..).map(|(chat, id)| AddedToken { chat, id }).collect()
+    n_own as u32..n as u32
 }
 
 fn i32s(value: &Value) -> Option<Vec<i32>> {

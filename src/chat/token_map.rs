@@ -8,11 +8,9 @@ use std::collections::{HashMap, HashSet};
 
 use bstr::BStr;
 
+use super::tokenizer::TokenKind;
 use super::{TOKEN_TYPE, TOKENS};
 use crate::gguf::{Array, Metadata, StringArray};
-
-/// `LLAMA_TOKEN_TYPE_BYTE` (llama.h).
-const BYTE: i32 = 6;
 
 /// For each token of one vocabulary its place in another.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -157,8 +155,7 @@ fn places(own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<u32> {
         let Some(others) = other_ids.get(text) else { continue };
         match (ids.as_slice(), others.as_slice()) {
             (&[id], &[place]) => {
-                // A byte and a text that looks like one are two tokens.
-                if (own.ty(id as usize) == BYTE) == (other.ty(place as usize) == BYTE) {
+                if is_byte(own.ty(id as usize)) == is_byte(other.ty(place as usize)) {
                     places[id as usize] = place;
                 }
             }
@@ -170,6 +167,11 @@ fn places(own: &Tokens<'_>, other: &Tokens<'_>) -> Vec<u32> {
         }
     }
     places
+}
+
+/// A byte and a text that looks like one are two tokens.
+fn is_byte(ty: i32) -> bool {
+    TokenKind::from_type(ty) == TokenKind::Byte
 }
 
 /// Pairs tokens of one text: first within their types, in order; then what is left, in order, bytes with bytes only.
@@ -188,14 +190,14 @@ fn equal_texts(own: &Tokens<'_>, ids: &[u32], other: &Tokens<'_>, others: &[u32]
     }
     let mut rest: [Vec<u32>; 2] = Default::default();
     for (ty, queue) in queues {
-        rest[usize::from(ty == BYTE)].extend(queue);
+        rest[usize::from(is_byte(ty))].extend(queue);
     }
     let mut rest = rest.map(|mut places| {
         places.sort_unstable();
         places.into_iter()
     });
     for id in left {
-        if let Some(place) = rest[usize::from(own.ty(id as usize) == BYTE)].next() {
+        if let Some(place) = rest[usize::from(is_byte(own.ty(id as usize)))].next() {
             pairs.push((id, place));
         }
     }

@@ -144,6 +144,7 @@ impl Merged {
             is_patch: false,
             took: self.took,
             smoke: None,
+            lora: None,
         }
     }
 }

@@ -89,6 +89,10 @@ impl Exit {
                 of_pipeline(e)
             } else if let Some(e) = cause.downcast_ref::<patch::Error>() {
                 of_patch(e)
+            } else if let Some(e) = cause.downcast_ref::<patch::extract::Error>() {
+                of_extraction(e)
+            } else if let Some(e) = cause.downcast_ref::<patch::lora::Error>() {
+                of_lora(e)
             } else if let Some(e) = cause.downcast_ref::<infer::Error>() {
                 of_infer(e)
             } else if let Some(e) = cause.downcast_ref::<eval::ChatterError>() {
@@ -204,8 +208,33 @@ fn of_patch(error: &patch::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Plan(e) => of_plan(e),
+        Survey(e) => of_survey(e),
+        Stored { .. } | Key { .. } => Exit::Malformed,
         NotAPatch { .. } => Exit::Refused,
         Version { .. } | Encoding { .. } => Exit::NotSupported,
+    }
+}
+
+fn of_extraction(error: &patch::extract::Error) -> Exit {
+    use patch::extract::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Plan(e) => of_plan(e),
+        Pipeline(e) => of_pipeline(e),
+        Decomposition { .. } | Size { .. } => Exit::NotSupported,
+        Spill { .. } => Exit::Io,
+        Bits { .. } => Exit::Usage,
+    }
+}
+
+fn of_lora(error: &patch::lora::Error) -> Exit {
+    use patch::lora::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Pipeline(e) => of_pipeline(e),
+        Importance(e) => of_importance(e),
+        Type { .. } => Exit::Usage,
+        Decomposition { .. } | Range { .. } | Empty { .. } => Exit::NotSupported,
     }
 }
 

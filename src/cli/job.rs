@@ -1,5 +1,6 @@
 //! What merge, extract and apply have in common: check, plan, survey, then write or tell.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,13 +9,16 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::lora_args::Beside;
 use super::progress::Progress;
 use super::smoke::{AskingArgs, Questions, Talk};
 use super::{Exit, Global, output};
 use crate::chat::Tokenizer;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, WriteOptions};
-use crate::pipeline::{self, Written};
+use crate::patch::extract::{self, Target};
+use crate::patch::{self, Extraction, lora};
+use crate::pipeline::{self, Measured, Written};
 use crate::plan::{self, Loss, MergePlan, OnLoss, OutputType, Recipe, Warning};
 use crate::report;
 use crate::survey::{self, Inputs, Moments, Pair, SampleSettings, Survey};
@@ -38,8 +42,8 @@ type TypesAs = (&'static str, Vec<GgmlType>);
 #[derive(Args, Clone, Debug)]
 pub(super) struct OutputArgs {
     /// The file to write
-    #[arg(short, long, value_name = "FILE")]
-    pub(super) output: PathBuf,
+    #[arg(short, long, value_name = "FILE", required = true)]
+    pub(super) output: Option<PathBuf>,
     #[command(flatten)]
     write: WriteArgs,
     /// Print the plan and what to expect of it; write nothing
@@ -59,6 +63,18 @@ pub(super) struct WriteArgs {
     /// Split an output whose tensors take more than this, such as 2GB, into shards: NAME-00001-of-00003.gguf
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     split_max_size: Option<u64>,
+}
+
+impl OutputArgs {
+    /// Whether nothing is to be written.
+    pub(super) fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// Whether the output may be several files.
+    pub(super) fn is_split(&self) -> bool {
+        self.write.split_max_size.is_some()
+    }
 }
 
 impl WriteArgs {
@@ -126,6 +142,10 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a dyn Fn(&Inputs, Vec<Pair>) -> Result<MergePlan>,
     /// What the output is asked before it takes its name.
     pub(super) smoke: Option<&'a SmokeTest>,
+    /// How large a patch may be whose matrices are decomposed; none if every tensor has the plan's type.
+    pub(super) target: Option<Target>,
+    /// The adapter that is written beside it, or alone.
+    pub(super) beside: Option<Beside<'a>>,
 }
 
 /// Asking an output before it takes its name.
@@ -162,7 +182,7 @@ impl Job<'_> {
             output::complain("warning", &finding.to_string());
         }
         let expected = report::Plan::expected(&plan, &survey).survival;
-        if let Some(expected) = expected.filter(|s| *s < LEAST_SURVIVAL) {
+        if let Some(expected) = expected.filter(|s| *s < LEAST_SURVIVAL && self.target.is_none()) {
             let text = format!("rounding is expected to leave only {:.0} % of the vector", expected * 100.0);
             output::complain("warning", &text);
         }
@@ -197,15 +217,27 @@ impl Job<'_> {
             }
             return Ok(Exit::Success);
         }
-        output::complain("note", &report::Plan::expectation(&plan, &survey, is_patch));
+        if self.target.is_none() {
+            output::complain("note", &report::Plan::expectation(&plan, &survey, is_patch));
+        }
         if plan.n_passes() > 1 {
             let n = plan.n_passes() - 1;
             output::complain("note", &format!("the vectors are read up to {n} times before the first byte is written"));
         }
 
         let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
-        let (file, measured) =
-            pipeline::write_unnamed(&plan, inputs, &output.output, &output.write.options(), &progress, &budget)?;
+        let Some(path) = &output.output else {
+            let measured = pipeline::measure(&plan, inputs, &progress, &budget)?;
+            drop(progress);
+            let Some(written) = self.write_beside(&plan, &measured, None)? else { return Ok(Exit::Success) };
+            output::print(&report::Lora { written: &written, is_residual: false }, global)?;
+            return Ok(Exit::Success);
+        };
+        let options = output.write.options();
+        let (file, measured) = match self.target {
+            None => pipeline::write_unnamed(&plan, inputs, path, &options, &progress, &budget)?,
+            Some(target) => extract::write_unnamed(&plan, inputs, target, path, &options, &progress, &budget)?,
+        };
         let took = started.elapsed();
         progress.hide();
         let by_name = measured.tensors.iter().map(|t| (t.name.as_str(), t.moments));
@@ -233,18 +265,43 @@ impl Job<'_> {
         drop(progress);
         let written = Written { file, measured };
         let exit = match is_patch {
+            // What a decomposition leaves out is chosen to matter least: the user sees how much it is.
+            _ if self.target.is_some() => Exit::Success,
             true => judge(&written.measured.total, true),
             false => self.say(&written, &lost, is_lost),
         };
         let findings = &survey.findings[..];
         let smoke = talk.as_ref().map(|talk| talk.report(&written.file.path, false));
-        let run = report::Run { plan: &plan, written: &written, findings, lost: &lost, is_patch, took, smoke };
+        let lora = self.write_beside(&plan, &written.measured, Some(&written.file.path))?;
+        let lora = lora.as_ref().map(|written| report::Lora { written, is_residual: !is_patch });
+        let run = report::Run { plan: &plan, written: &written, findings, lost: &lost, is_patch, took, smoke, lora };
         output::print(&run, global)?;
         if !is_kept && !is_lost {
             let text = format!("the output does not chat; it is kept as {}", written.file.path.display());
             output::complain("warning", &text);
         }
         Ok(talk.map(|talk| talk.exit()).filter(|exit| *exit != Exit::Success).unwrap_or(exit))
+    }
+
+    fn write_beside(
+        &self,
+        plan: &MergePlan,
+        measured: &Measured,
+        output: Option<&Path>,
+    ) -> Result<Option<lora::Written>> {
+        let Some(beside) = self.beside else { return Ok(None) };
+        let plan = self.adapter_plan(plan)?;
+        let written = beside.write((&plan, &self.inputs), measured, output, &self.output.write, self.global)?;
+        Ok(Some(written))
+    }
+
+    /// The plan that an adapter is made by: that of an output, or of a patch from which nothing is left out.
+    fn adapter_plan<'a>(&self, plan: &'a MergePlan) -> Result<Cow<'a, MergePlan>> {
+        if self.recipe.is_some() {
+            return Ok(Cow::Borrowed(plan));
+        }
+        let extraction = Extraction { encoding: GgmlType::F32, looks: false };
+        Ok(Cow::Owned(patch::plan_extract(&self.inputs, survey::pair(&self.inputs)?, &extraction)?))
     }
 
     /// The exit for what a model lost, said in plain words.
@@ -298,6 +355,15 @@ impl Job<'_> {
         match self.check_place(&plan) {
             Err(e) if self.output.dry_run => output::complain("warning", &format!("{:#}", anyhow::Error::from(e))),
             checked => checked?,
+        }
+        if let Some(beside) = &self.beside {
+            beside.check(
+                &*self.adapter_plan(&plan)?,
+                inputs,
+                self.output.output.as_deref(),
+                &self.output.write,
+                &budget,
+            )?;
         }
 
         let mut types: Vec<GgmlType> = plan.tensors().iter().map(|t| t.ty).collect();
@@ -355,7 +421,7 @@ impl Job<'_> {
     fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
         let inputs = self.inputs.paths().map(Path::to_owned).collect();
         let mut options = WriteOptions { inputs, ..self.output.write.options() };
-        let path = &self.output.output;
+        let Some(path) = &self.output.output else { return Ok(()) };
         let targets = options.check(path, plan.header())?;
         if self.recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn)
             || self.smoke.is_some_and(|smoke| smoke.smoke)
@@ -373,7 +439,8 @@ impl Job<'_> {
     fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[TypesAs]) -> Result<()> {
         let inputs = &self.inputs;
         let (memory, threads) = self.global.budget().needed(plan, inputs)?;
-        let folder = self.output.output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let path = self.output.output.as_deref().or(self.beside.map(|beside| beside.path)).unwrap_or(Path::new(""));
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let disk_free = fs4::available_space(folder).ok();
         let is_patch = self.recipe.is_none();
         let time = Some(pipeline::rehearse(plan, inputs, &(), &self.global.budget())?);

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs, SmokeTest};
+use super::lora_args::ResidualArgs;
 use super::loss_args::{LOSS_HEADING, LossArgs};
 use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan, prepare, presets, read};
 use super::types::TypeArgs;
@@ -46,6 +47,8 @@ pub(super) struct MergeArgs {
     imatrix: ImatrixArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten, next_help_heading = LOSS_HEADING)]
+    residual: ResidualArgs,
     #[command(flatten)]
     smoke: SmokeTest,
 }
@@ -87,5 +90,6 @@ impl MergeArgs {
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
     let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
     let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
-    Job { inputs, output: &args.output, global, recipe: Some(&recipe), plan: &plan, smoke: Some(&args.smoke) }.run()
+    let (output, recipe, smoke) = (&args.output, Some(&recipe), Some(&args.smoke));
+    Job { inputs, output, global, recipe, plan: &plan, smoke, target: None, beside: args.residual.beside() }.run()
 }

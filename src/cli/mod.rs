@@ -9,6 +9,7 @@ mod imatrix;
 mod imatrix_args;
 mod inspect;
 mod job;
+mod lora_args;
 mod loss_args;
 mod merge;
 mod output;
@@ -17,6 +18,7 @@ mod quantize;
 mod recipe_args;
 mod smoke;
 mod types;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -64,6 +66,8 @@ enum Command {
     Extract(extract::ExtractArgs),
     /// Write model + Σ ratio × patch
     Apply(apply::ApplyArgs),
+    /// Hold a patch against its own hashes, and base and chat against those it was made from
+    Verify(verify::VerifyArgs),
     /// Write a model in other types, as llama-quantize does
     Quantize(quantize::QuantizeArgs),
     /// Ask a model the prompts of a set, and judge whether it chats
@@ -96,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Merge(args) => merge::run(args, global),
         Command::Extract(args) => extract::run(args, global),
         Command::Apply(args) => apply::run(args, global),
+        Command::Verify(args) => verify::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Smoke(args) => smoke::run(args, global),
         Command::Compare(args) => compare::run(args, global),

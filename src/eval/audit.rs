@@ -2,22 +2,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::chatter::{TurnEnd, no_special_end, text_of, turn_end};
 use crate::chat::{self, Message, RenderOptions, Template, TemplateError, TokenKind, Tokenizer};
-use crate::gguf::{Metadata, Model, Value};
-use crate::survey::{self, decode, resize};
+use crate::gguf::Model;
+use crate::survey::{self, read_row};
 
 /// A row whose norm is below this share of the usual was never trained, as where it was left at zero or next to it. A row that
 /// began at the size of others cannot be told by its norm: the bundled base has .27 in tokens that it never met.
 const LEAST_NORM: f64 = 0.02;
 
-/// Ordinary rows that are looked at for what is usual.
-const ORDINARY: u64 = 1024;
-
 /// Bytes of what looks like a special token at most.
 const LONGEST_MARKER: usize = 80;
-
-/// An answer to find what stands behind one.
-const MARKER: &str = "ANSWER";
 
 /// What is found of one special token.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -63,7 +58,8 @@ pub struct ChatAudit {
 /// [`survey::Error`] if a row cannot be read.
 pub fn audit_chat(model: &Model) -> Result<ChatAudit, survey::Error> {
     let metadata = model.metadata();
-    let mut audit = ChatAudit { templates: templates(metadata), ..ChatAudit::default() };
+    let names = chat::templates(metadata).map(|(name, _)| name.unwrap_or("default").to_owned());
+    let mut audit = ChatAudit { templates: names.collect(), ..ChatAudit::default() };
     let tokenizer = match Tokenizer::from_metadata(metadata) {
         Ok(tokenizer) => tokenizer,
         Err(e) => {
@@ -83,8 +79,9 @@ pub fn audit_chat(model: &Model) -> Result<ChatAudit, survey::Error> {
         }
         Err(e) => audit.problems.push(e.to_string()),
     }
-    for (name, source) in named_templates(metadata) {
-        let rendered = Template::parse(&source).and_then(|template| ChatAudit::default().render(&template, &tokenizer));
+    for (name, source) in chat::templates(metadata).filter_map(|(name, source)| Some((name?, source))) {
+        let rendered = Template::parse(&source.to_string())
+            .and_then(|template| ChatAudit::default().render(&template, &tokenizer));
         if let Err(e) = rendered {
             audit.problems.push(format!("the template {name:?} does not render a conversation: {e}"));
         }
@@ -93,33 +90,14 @@ pub fn audit_chat(model: &Model) -> Result<ChatAudit, survey::Error> {
     Ok(audit)
 }
 
-fn templates(metadata: &Metadata) -> Vec<String> {
-    let name = |key: &str| match key.strip_prefix("tokenizer.chat_template")? {
-        "" => Some("default".to_owned()),
-        rest => rest.strip_prefix('.').map(str::to_owned),
-    };
-    metadata.iter().filter(|(_, value)| value.as_str().is_some()).filter_map(|(key, _)| name(key)).collect()
-}
-
-/// Templates with a name of their own, and their sources.
-fn named_templates(metadata: &Metadata) -> impl Iterator<Item = (String, String)> {
-    let named = |(key, value): (&str, &Value)| {
-        let name = key.strip_prefix("tokenizer.chat_template.")?;
-        Some((name.to_owned(), value.as_str()?.to_string()))
-    };
-    metadata.iter().filter_map(named)
-}
-
 impl ChatAudit {
     fn render(&mut self, template: &Template, tokenizer: &Tokenizer) -> Result<(), TemplateError> {
-        let text = |id: Option<u32>| text(tokenizer, id.unwrap_or(u32::MAX));
-        let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
         let said = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-        let render = |messages: &[Message], add_generation_prompt| {
-            template.render(messages, &RenderOptions { add_generation_prompt, bos_token: &bos, eos_token: &eos })
-        };
-        let prompt = render(&[said("user", "A question?")], true)?;
-        let whole = render(&[said("user", "A question?"), said("assistant", MARKER), said("user", "Another?")], true)?;
+        let options = RenderOptions::new(Some(tokenizer), true);
+        let render = |messages: &[Message]| template.render(messages, &options);
+        let question = || said("user", "A question?");
+        let prompt = render(&[question()])?;
+        let whole = render(&[question(), said("assistant", "An answer."), question()])?;
         let is_special = |id: u32| matches!(tokenizer.kind(id), TokenKind::Control | TokenKind::UserDefined);
 
         let mut split = BTreeSet::new();
@@ -137,19 +115,21 @@ impl ChatAudit {
                  vocabulary lacks it, or has it as ordinary text"
             ));
         }
-        let behind = whole.split_once(MARKER).map_or("", |(_, behind)| behind);
-        let first = tokenizer.encode(behind, false, true).into_iter().find(|id| is_special(*id));
-        if let Some(id) = first {
-            let end = self::text(tokenizer, id);
-            if !tokenizer.is_end(id) {
-                let ends: Vec<String> = tokenizer.ends().iter().map(|id| self::text(tokenizer, *id)).collect();
-                self.problems.push(format!(
-                    "the template ends an answer with {end:?}, at which llama.cpp does not stop; it stops at {}: set \
-                     tokenizer.ggml.eot_token_id to {id}",
-                    ends.join(" ")
-                ));
+        match turn_end(template, tokenizer)? {
+            TurnEnd::Nothing => {}
+            TurnEnd::Text(text) => self.problems.push(no_special_end(&text)),
+            TurnEnd::Token(id) => {
+                let end = text_of(tokenizer, id);
+                if !tokenizer.is_end(id) {
+                    let ends: Vec<String> = tokenizer.ends().iter().map(|id| text_of(tokenizer, *id)).collect();
+                    self.problems.push(format!(
+                        "the template ends an answer with {end:?}, at which llama.cpp does not stop; it stops at {}: set \
+                         tokenizer.ggml.eot_token_id to {id}",
+                        ends.join(" ")
+                    ));
+                }
+                self.turn_end = Some(end);
             }
-            self.turn_end = Some(end);
         }
         self.prompt = Some(prompt);
         Ok(())
@@ -159,17 +139,19 @@ impl ChatAudit {
         let ids = chat::special_ids(model.metadata());
         let (ends, others): (Vec<u32>, Vec<u32>) = ids.others.iter().partition(|id| tokenizer.is_end(**id));
         self.n_other_control = others.len();
-        let rows = [RowNorms::new(model, "token_embd.weight")?, RowNorms::new(model, "output.weight")?];
-        let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
+        let embeddings = TokenRows::new(model, "token_embd.weight")?;
+        let outputs = TokenRows::new(model, "output.weight")?;
+        let mut seen: HashMap<Vec<u32>, u32> = HashMap::new();
         let shown = ids.needed.iter().map(|id| (*id, true)).chain(ends.into_iter().map(|id| (id, false)));
         for (id, is_needed) in shown {
-            let norm = |rows: &Option<RowNorms<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
-            let (norm, output_norm) = (norm(&rows[0])?, norm(&rows[1])?);
-            let blocks = rows[0].as_ref().map_or(Ok(None), |rows| rows.blocks(id))?;
-            let twin = blocks.and_then(|blocks| seen.insert(blocks, id));
+            let of = |rows: &Option<TokenRows<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
+            let (row, norm) = of(&embeddings)?.unzip();
+            let output_norm = of(&outputs)?.map(|(_, norm)| norm);
+            let bits = row.map(|row| row.into_iter().map(f32::to_bits).collect());
+            let twin = bits.and_then(|bits| seen.insert(bits, id));
             let token = AuditedToken {
                 id,
-                text: text(tokenizer, id),
+                text: text_of(tokenizer, id),
                 kind: tokenizer.kind(id),
                 is_needed,
                 is_end: tokenizer.is_end(id),
@@ -182,7 +164,7 @@ impl ChatAudit {
                     "the chat needs {:?}, and its row in token_embd looks untrained ({}): merge with --special-tokens auto",
                     token.text,
                     match twin {
-                        Some(twin) => format!("it is the row of {:?}", text(tokenizer, twin)),
+                        Some(twin) => format!("it is the row of {:?}", text_of(tokenizer, twin)),
                         None => format!("{:.3} of the usual norm", norm.unwrap_or(0.0)),
                     }
                 ));
@@ -195,10 +177,6 @@ impl ChatAudit {
         }
         Ok(())
     }
-}
-
-fn text(tokenizer: &Tokenizer, id: u32) -> String {
-    tokenizer.text(id).map_or(String::new(), ToString::to_string)
 }
 
 /// What looks like a special token in a prompt: `<|…|>`, `<…>` and `[…]` in letters, digits, `_`, `/` and their like.
@@ -219,57 +197,37 @@ fn markers(prompt: &str) -> impl Iterator<Item = &str> {
     prompt.char_indices().filter(|(_, c)| matches!(c, '<' | '[')).filter_map(closed)
 }
 
-/// Norms of the rows of a tensor.
-struct RowNorms<'a> {
+/// Rows of a tensor that has one for each token.
+struct TokenRows<'a> {
     model: &'a Model,
     id: usize,
-    /// The median of ordinary rows.
+    /// The median norm.
     usual: f64,
 }
 
-impl<'a> RowNorms<'a> {
+impl<'a> TokenRows<'a> {
     /// None if there is no such tensor, or none that can be read.
     fn new(model: &'a Model, name: &str) -> Result<Option<Self>, survey::Error> {
         let is_usable = |id: &usize| survey::is_readable_row(model.tensor(*id));
         let Some(id) = model.find(name).filter(is_usable) else { return Ok(None) };
-        let mut rows = RowNorms { model, id, usual: 1.0 };
-        let n_rows = model.tensor(id).n_rows();
-        let step = (n_rows / ORDINARY).max(1) as usize;
-        let mut norms = Vec::new();
-        for row in (0..n_rows).step_by(step) {
-            norms.push(rows.norm(row)?);
-        }
-        norms.sort_by(f64::total_cmp);
-        rows.usual = norms.get(norms.len() / 2).copied().filter(|norm| *norm > 0.0).unwrap_or(1.0);
-        Ok(Some(rows))
+        let of_row = |row| Ok(Some(norm(&read_row(model, id, row)?)));
+        let usual = survey::median_of_rows(model.tensor(id).n_rows(), of_row)?;
+        Ok(Some(TokenRows { model, id, usual: usual.filter(|norm| *norm > 0.0).unwrap_or(1.0) }))
     }
 
-    fn of(&self, row: u32) -> Result<Option<f64>, survey::Error> {
-        if u64::from(row) >= self.model.tensor(self.id).n_rows() {
+    /// A token's row, and its norm in units of what is usual.
+    fn of(&self, token: u32) -> Result<Option<(Vec<f32>, f64)>, survey::Error> {
+        if u64::from(token) >= self.model.tensor(self.id).n_rows() {
             return Ok(None);
         }
-        Ok(Some(self.norm(row.into())? / self.usual))
+        let row = read_row(self.model, self.id, token.into())?;
+        let norm = norm(&row) / self.usual;
+        Ok(Some((row, norm)))
     }
+}
 
-    fn blocks(&self, row: u32) -> Result<Option<Vec<u8>>, survey::Error> {
-        let info = self.model.tensor(self.id);
-        if u64::from(row) >= info.n_rows() {
-            return Ok(None);
-        }
-        let mut blocks = vec![0; info.row_size() as usize];
-        self.model.read(self.id, u64::from(row) * info.row_size(), &mut blocks)?;
-        Ok(Some(blocks))
-    }
-
-    fn norm(&self, row: u64) -> Result<f64, survey::Error> {
-        let info = self.model.tensor(self.id);
-        let mut blocks = vec![0; info.row_size() as usize];
-        self.model.read(self.id, row * info.row_size(), &mut blocks)?;
-        let mut weights = Vec::new();
-        resize(&mut weights, info.row_len() as usize);
-        decode(self.model, self.id, row * info.row_len(), &blocks, &mut weights)?;
-        Ok(weights.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt())
-    }
+fn norm(row: &[f32]) -> f64 {
+    row.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt()
 }
 
 #[cfg(test)]

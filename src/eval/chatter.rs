@@ -16,12 +16,38 @@ const MARKER: &str = "An answer of the assistant";
 const SHOWN: usize = 40;
 
 /// What a template writes after an assistant's turn.
-enum TurnEnd {
+pub(super) enum TurnEnd {
     Nothing,
     /// The first special token of it.
-    Token(String),
-    /// No special token.
+    Token(u32),
+    /// The beginning of what has no special token.
     Text(String),
+}
+
+/// Finds what this template writes after an assistant's turn.
+///
+/// # Errors
+/// [`TemplateError`] if it refuses a conversation, with an answer or without.
+pub(super) fn turn_end(template: &Template, tokenizer: &Tokenizer) -> Result<TurnEnd, TemplateError> {
+    let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
+    let render = |messages: &[Message], add| template.render(messages, &RenderOptions::new(Some(tokenizer), add));
+    let text = render(&[message("user", "A question?"), message("assistant", MARKER)], false)?;
+    // Also what is said here without an answer has to render.
+    render(&[message("user", "A question?")], true)?;
+    let after = text.rsplit_once(MARKER).map_or("", |(_, after)| after);
+    let is_special = |id: &u32| matches!(tokenizer.kind(*id), TokenKind::Control | TokenKind::UserDefined);
+    Ok(match tokenizer.encode(after, false, true).into_iter().find(is_special) {
+        Some(id) => TurnEnd::Token(id),
+        None if after.trim().is_empty() => TurnEnd::Nothing,
+        None => TurnEnd::Text(after.trim().chars().take(SHOWN).collect()),
+    })
+}
+
+/// The warning of [`TurnEnd::Text`].
+pub(super) fn no_special_end(text: &str) -> String {
+    format!(
+        "the template ends turns with {text:?}, which is no special token of the vocabulary: the file may stop at another one"
+    )
 }
 
 /// A model with all that it takes to talk to it.
@@ -137,13 +163,10 @@ impl Chatter {
         };
         let mut chatter = Chatter { transformer, tokenizer, template, loaded };
         if chatter.loaded.template_error.is_none() {
-            match chatter.turn_end() {
+            match turn_end(&chatter.template, &chatter.tokenizer) {
                 Ok(TurnEnd::Nothing) => {}
-                Ok(TurnEnd::Token(token)) => chatter.loaded.turn_end = Some(token),
-                Ok(TurnEnd::Text(text)) => chatter.loaded.warnings.push(format!(
-                    "the template ends turns with {text:?}, which is no special token of the vocabulary: the file may stop \
-                     at another one"
-                )),
+                Ok(TurnEnd::Token(id)) => chatter.loaded.turn_end = Some(text_of(&chatter.tokenizer, id)),
+                Ok(TurnEnd::Text(text)) => chatter.loaded.warnings.push(no_special_end(&text)),
                 Err(e) => chatter.loaded.template_error = Some(e.to_string()),
             }
         }
@@ -231,16 +254,9 @@ impl Chatter {
     fn prompt_tokens(&self, prompt: &Prompt, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
         let text = match &prompt.rendered {
             Some(rendered) if !self.loaded.has_template => rendered.clone(),
-            _ => self.render(messages, true)?,
+            _ => self.template.render(messages, &RenderOptions::new(Some(&self.tokenizer), true))?,
         };
         Ok(self.tokenizer.encode(self.without_added(&text), true, true))
-    }
-
-    fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        let text = |id: Option<u32>| id.map_or(String::new(), |id| text_of(&self.tokenizer, id));
-        let (bos_token, eos_token) = (text(self.tokenizer.bos()), text(self.tokenizer.eos()));
-        let options = RenderOptions { add_generation_prompt, bos_token: &bos_token, eos_token: &eos_token };
-        self.template.render(messages, &options)
     }
 
     /// The text without the BOS and EOS that the tokenizer adds itself (common/chat.cpp, `common_chat_template_direct_apply`).
@@ -250,22 +266,6 @@ impl Chatter {
         let eos = added(self.tokenizer.adds_eos(), self.tokenizer.eos()).filter(|t| !t.is_empty());
         let text = bos.and_then(|bos| text.strip_prefix(&bos)).unwrap_or(text);
         eos.and_then(|eos| text.strip_suffix(&eos)).unwrap_or(text)
-    }
-
-    /// What the template writes after an assistant's turn.
-    fn turn_end(&self) -> Result<TurnEnd, TemplateError> {
-        let message = |role: &str, content: &str| Message { role: role.to_owned(), content: content.to_owned() };
-        let text = self.render(&[message("user", "A question?"), message("assistant", MARKER)], false)?;
-        // Also what is said here without an answer has to render.
-        self.render(&[message("user", "A question?")], true)?;
-        let after = text.rsplit_once(MARKER).map_or("", |(_, after)| after);
-        let tokens = self.tokenizer.encode(after, false, true);
-        let is_special = |id: &&u32| matches!(self.tokenizer.kind(**id), TokenKind::Control | TokenKind::UserDefined);
-        Ok(match tokens.iter().find(is_special) {
-            Some(&id) => TurnEnd::Token(text_of(&self.tokenizer, id)),
-            None if after.trim().is_empty() => TurnEnd::Nothing,
-            None => TurnEnd::Text(after.trim().chars().take(SHOWN).collect()),
-        })
     }
 
     fn reply(
@@ -305,7 +305,7 @@ impl Chatter {
 }
 
 /// The text of a token as the vocabulary has it; a token that is not UTF-8 loses what is not.
-fn text_of(tokenizer: &Tokenizer, id: u32) -> String {
+pub(super) fn text_of(tokenizer: &Tokenizer, id: u32) -> String {
     tokenizer.text(id).map_or(String::new(), ToString::to_string)
 }
 

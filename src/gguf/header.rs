@@ -251,9 +251,14 @@ impl Header {
 
     /// The bytes of the header, as they stand at the start of the file.
     pub fn encode(&self) -> Vec<u8> {
+        self.encode_with(&self.metadata)
+    }
+
+    /// The same with other metadata in place of its own.
+    pub fn encode_with(&self, metadata: &Metadata) -> Vec<u8> {
         match self.byte_order {
-            ByteOrder::Little => encode::<byteorder::LE>(self, false),
-            ByteOrder::Big => encode::<byteorder::BE>(self, true),
+            ByteOrder::Little => encode::<byteorder::LE>(self, metadata, false),
+            ByteOrder::Big => encode::<byteorder::BE>(self, metadata, true),
         }
     }
 }
@@ -286,13 +291,13 @@ pub(super) fn alignment_of(metadata: &Metadata) -> Result<u64, (Check, String, S
     }
 }
 
-fn encode<B: byteorder::ByteOrder>(header: &Header, swap: bool) -> Vec<u8> {
+fn encode<B: byteorder::ByteOrder>(header: &Header, metadata: &Metadata, swap: bool) -> Vec<u8> {
     let mut out = Out::<B> { bytes: Vec::new(), swap, order: std::marker::PhantomData };
     out.bytes.extend_from_slice(&MAGIC);
     out.u32(header.version);
     out.u64(header.tensors.len() as u64);
-    out.u64(header.metadata.len() as u64);
-    for (key, value) in header.metadata.iter() {
+    out.u64(metadata.len() as u64);
+    for (key, value) in metadata.iter() {
         out.string(key.as_bytes());
         out.u32(value.value_type().id());
         out.value(value);

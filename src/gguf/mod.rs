@@ -21,6 +21,7 @@
 //! - [`Model`]: a model in one file or in the shards of a split set, as one list of tensors.
 //! - [`Writer`]: two-phase and atomic; every size and offset is known before the first byte is written.
 
+mod computed;
 mod error;
 mod file;
 mod header;
@@ -34,6 +35,7 @@ mod split;
 mod value;
 mod write;
 
+pub use computed::ComputedTensors;
 pub use error::{Check, Error};
 pub use file::File;
 pub use header::{ByteOrder, Header, TensorInfo, TensorSpec};

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
+use super::computed::Computed;
 use super::error::{Check, Error, Fault, place_of};
 use super::header::{ByteOrder, TensorInfo};
 use super::read::Limits;
@@ -19,10 +20,20 @@ pub type TensorId = usize;
 #[derive(Debug)]
 pub struct Model {
     files: Vec<File>,
-    /// File and position in it, by [`TensorId`].
-    places: Vec<(u32, u32)>,
+    /// By [`TensorId`].
+    pub(super) places: Vec<Place>,
     by_name: HashMap<String, TensorId>,
     pub(super) scales: Scales,
+    pub(super) computed: Option<Computed>,
+}
+
+/// Where a tensor is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    /// File and position in it.
+    Stored(u32, u32),
+    /// Position among the computed ones.
+    Computed(u32),
 }
 
 impl Model {
@@ -38,22 +49,29 @@ impl Model {
             None | Some(0 | 1) => vec![first],
             Some(n) => open_shards(first, n, limits)?,
         };
-        let mut places = Vec::new();
-        let mut by_name = HashMap::new();
-        for (f, file) in files.iter().enumerate() {
-            for (t, tensor) in file.header().tensors().iter().enumerate() {
-                if by_name.insert(tensor.name().to_owned(), places.len()).is_some() {
-                    let place = place_of("tensor", tensor.name());
-                    return Err(split_fault(file, place, "each tensor in one shard", "it in two"));
-                }
-                places.push((f as u32, t as u32));
-            }
-        }
-        let mut model = Model { files, places, by_name, scales: Scales::default() };
-        model.scales = Scales::new(&model);
+        let tensors = |(f, file): (usize, &File)| {
+            (0..file.header().tensors().len()).map(move |t| Place::Stored(f as u32, t as u32))
+        };
+        let places = files.iter().enumerate().flat_map(tensors).collect();
+        let mut model = Model { files, places, by_name: HashMap::new(), scales: Scales::default(), computed: None };
+        model.index()?;
         model.check_split_tensor_count()?;
         model.check_vocabulary()?;
         Ok(model)
+    }
+
+    /// Finds names and scales anew.
+    pub(super) fn index(&mut self) -> Result<(), Error> {
+        self.by_name.clear();
+        for id in 0..self.places.len() {
+            let name = self.tensor(id).name().to_owned();
+            if self.by_name.insert(name.clone(), id).is_some() {
+                let file = &self.files[self.file_of(id)];
+                return Err(split_fault(file, place_of("tensor", &name), "each tensor in one shard", "it in two"));
+            }
+        }
+        self.scales = Scales::new(self);
+        Ok(())
     }
 
     /// The path of the first file.
@@ -96,8 +114,12 @@ impl Model {
     /// # Panics
     /// If `id` is not below [`Model::n_tensors`].
     pub fn tensor(&self, id: TensorId) -> &TensorInfo {
-        let (file, index) = self.places[id];
-        &self.files[file as usize].header().tensors()[index as usize]
+        match self.places[id] {
+            Place::Stored(file, index) => &self.files[file as usize].header().tensors()[index as usize],
+            Place::Computed(index) => {
+                &self.computed.as_ref().expect("it has its place from there").infos[index as usize]
+            }
+        }
     }
 
     /// All tensors in order.
@@ -110,17 +132,20 @@ impl Model {
         self.by_name.get(name).copied()
     }
 
-    /// The file that holds a tensor.
+    /// The file that holds a tensor; the first, if it is computed.
     ///
     /// # Panics
     /// If `id` is not below [`Model::n_tensors`].
     pub fn path_of(&self, id: TensorId) -> &Path {
-        self.files[self.places[id].0 as usize].path()
+        self.files[self.file_of(id)].path()
     }
 
     /// The position in [`Model::files`] of the file that holds a tensor.
     pub(super) fn file_of(&self, id: TensorId) -> usize {
-        self.places[id].0 as usize
+        match self.places[id] {
+            Place::Stored(file, _) => file as usize,
+            Place::Computed(_) => 0,
+        }
     }
 
     /// Reads `buf.len()` bytes of a tensor's data, from `offset` bytes after its start. Takes no lock.
@@ -131,8 +156,10 @@ impl Model {
     /// # Panics
     /// If `id` is not below [`Model::n_tensors`], or the range reaches beyond the tensor.
     pub fn read(&self, id: TensorId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        let (file, _) = self.places[id];
-        self.files[file as usize].read(self.tensor(id), offset, buf)
+        match (self.places[id], &self.computed) {
+            (Place::Computed(index), Some(computed)) => computed.read(&self.files, index as usize, offset, buf),
+            _ => self.files[self.file_of(id)].read(self.tensor(id), offset, buf),
+        }
     }
 
     /// Refuses files whose numbers this machine would have to turn around.
@@ -192,7 +219,7 @@ impl Model {
         }
         for name in ["token_embd.weight", "output.weight"] {
             let Some(id) = self.find(name) else { continue };
-            let (tensor, file) = (self.tensor(id), &self.files[self.places[id].0 as usize]);
+            let (tensor, file) = (self.tensor(id), &self.files[self.file_of(id)]);
             if tensor.ne[1] != n_tokens as u64 {
                 let place = format!("tensor {name}");
                 let offset = file.header().data_offset() + tensor.offset();

@@ -123,7 +123,8 @@ impl Value {
         }
     }
 
-    /// The value in one line for people, [`printable`]: at most 100 characters of a string and 8 elements of an array.
+    /// The value in one line for people, [`printable`]: at most 100 characters of a string, and 8 elements of an array or
+    /// 200 characters of them.
     pub fn summary(&self) -> String {
         const CHARS: usize = 100;
         const ELEMENTS: usize = 8;
@@ -138,9 +139,12 @@ impl Value {
                 shown
             }
             Value::Array(a) => {
-                let head: Vec<String> = a.iter().take(ELEMENTS).map(|v| v.summary()).collect();
+                let mut head: Vec<String> = a.iter().take(ELEMENTS).map(|v| v.summary()).collect();
+                while head.len() > 1 && head.iter().map(|element| element.len() + 2).sum::<usize>() > 2 * CHARS {
+                    head.pop();
+                }
                 match a.len() {
-                    n if n > ELEMENTS => format!("[{}, … {n} in all]", head.join(", ")),
+                    n if n > head.len() => format!("[{}, … {n} in all]", head.join(", ")),
                     _ => format!("[{}]", head.join(", ")),
                 }
             }
@@ -355,6 +359,12 @@ impl Array {
     pub fn from_i32s(values: &[i32]) -> Self {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         Array::Fixed(FixedArray { ty: ValueType::I32, bytes })
+    }
+
+    /// An array of 32-bit unsigned integers, as ids of tokens are.
+    pub fn from_u32s(values: &[u32]) -> Self {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Array::Fixed(FixedArray { ty: ValueType::U32, bytes })
     }
 
     /// An array of 32-bit floats.

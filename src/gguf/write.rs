@@ -207,6 +207,27 @@ impl Writer {
         self.parts[part].write(tensor, offset, bytes)
     }
 
+    /// How many files there will be.
+    pub fn n_files(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Reads back bytes of a tensor that were written.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    /// If there is no such tensor or the range reaches beyond it.
+    pub fn read(&self, tensor: usize, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        let (part, tensor) = self.places[tensor];
+        let Part { header, file, target, .. } = &self.parts[part];
+        let info = &header.tensors()[tensor];
+        info.assert_range(offset, buf.len());
+        let at = header.data_offset() + info.offset() + offset;
+        positional::read_exact_at(file.as_file(), buf, at).map_err(Error::io(target, "read back"))
+    }
+
     /// Writes the header, makes the file durable and gives it its name.
     ///
     /// # Errors

@@ -7,14 +7,32 @@
 //! This module opens patches and plans their making; both are carried out by [`crate::pipeline`], and applying one is an
 //! ordinary [`MergePlan::merge`] whose vectors are patches.
 
+pub mod encode;
+pub mod extract;
+pub mod lora;
+pub mod low_rank;
+
+mod decomposed;
+mod product;
+mod provenance;
+mod stored;
+mod summary;
+mod tau;
+mod tokens;
+mod verify;
+
 use std::path::{Path, PathBuf};
 
 use crate::chat;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Limits, Metadata, Model, Value};
+use crate::pipeline::seal;
 use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
-use crate::survey::{Inputs, Pair};
+use crate::survey::{self, Inputs, Pair};
+
+pub use summary::{TensorSummary, bytes_beside, summary};
+pub use verify::{Origin, Verification, verify};
 
 /// The value of `general.type` in a patch.
 pub const TYPE: &str = "chat-vector";
@@ -23,6 +41,17 @@ pub const VERSION: u32 = 1;
 
 const VERSION_KEY: &str = "chatvec.patch.version";
 const ENCODING_KEY: &str = "chatvec.patch.encoding";
+
+/// Ends of the names of a decomposed matrix's parts: one scale for each direction, and the codes of both factors.
+const SVD_SCALES: &str = ".svd_d";
+/// A row of codes, as long as the matrix' own, for each direction, in zstd frames.
+const SVD_A: &str = ".svd_a.zstd";
+/// A row of codes, one for each row of the matrix, for each direction, in zstd frames.
+const SVD_B: &str = ".svd_b.zstd";
+/// Key: the matrices that are decomposed.
+const SVD_TENSORS: &str = "chatvec.patch.svd.tensors";
+/// Key: their weights in a row and rows, in that order, one after the other.
+const SVD_SHAPES: &str = "chatvec.patch.svd.shapes";
 
 /// Why a file is no usable patch, or none could be planned.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +81,31 @@ pub enum Error {
         /// Its version.
         found: String,
     },
+    /// What the file has of a matrix does not fit together.
+    #[error("{}: tensor {tensor}: expected {expected}, found {found}; the patch is damaged", path.display())]
+    Stored {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or the matrix it is a part of.
+        tensor: String,
+        /// What there should be.
+        expected: String,
+        /// What there is.
+        found: String,
+    },
+    /// A key of a patch that cannot be used.
+    #[error("{}: key {key}: expected {expected}; the patch is damaged", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// Base or chat cannot be read.
+    #[error(transparent)]
+    Survey(#[from] survey::Error),
     /// A type that cannot be written.
     #[error(
         "a patch cannot be encoded as {ty}: {}",
@@ -71,11 +125,21 @@ pub fn is_patch(metadata: &Metadata) -> bool {
     metadata.get_str("general.type").is_some_and(|t| t == TYPE)
 }
 
-/// Opens a patch.
+/// Opens a patch as tensors of τ, whatever they are stored as.
+///
+/// # Errors
+/// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`], [`Error::Stored`], [`Error::Key`].
+pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
+    let model = open_stored(path, limits)?;
+    tokens::check(&model)?;
+    stored::assembled(model)
+}
+
+/// Opens a patch as the tensors that are in the file.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`].
-pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
+pub fn open_stored(path: &Path, limits: &Limits) -> Result<Model, Error> {
     let model = Model::open(path, limits)?;
     let metadata = model.metadata();
     if !is_patch(metadata) {
@@ -91,30 +155,59 @@ pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
     }
 }
 
-/// Plans the patch `chat − base`, matrices as `encoding` (or what stands in for it where a row does not divide into its
-/// blocks), everything else as F32. `inputs` are those of [`Inputs::extract`], `pairs` theirs.
+/// Bytes of a model's file with its matrices as F16 and its vectors as F32, as convert_hf_to_gguf.py writes it.
+pub fn f16_bytes(model: &Model) -> u64 {
+    let size = |info: &gguf::TensorInfo| info.n_weights().saturating_mul(if info.n_dims() > 1 { 2 } else { 4 });
+    let padded = |info| size(info).next_multiple_of(model.alignment());
+    model.files().first().map_or(0, |file| file.header().data_offset()) + model.tensors().map(padded).sum::<u64>()
+}
+
+/// How a patch is made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Extraction {
+    /// The type of its matrices, or what stands in for it where a row does not divide into its blocks.
+    pub encoding: GgmlType,
+    /// Whether to read base and chat, for their hashes, and to leave out what they have in common. Without, the plan is that of
+    /// a dry run.
+    pub looks: bool,
+}
+
+/// Plans the patch `chat − base`: matrices in the encoding, everything else as F32, and what an apply takes from the chat model
+/// besides. `inputs` are those of [`Inputs::extract`], `pairs` theirs.
 ///
 /// # Errors
-/// [`Error::Encoding`], [`Error::Plan`].
-pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, encoding: GgmlType) -> Result<MergePlan, Error> {
+/// [`Error::Encoding`], [`Error::Plan`], [`Error::Survey`], [`Error::Container`].
+pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, extraction: &Extraction) -> Result<MergePlan, Error> {
+    let encoding = extraction.encoding;
     if !quants::is_supported(encoding) || quants::requires_importance(encoding) {
         return Err(Error::Encoding { ty: encoding });
     }
     let architecture = inputs.source(inputs.template()).metadata().architecture().unwrap_or_default();
     let mut warnings = plan::pairing_warnings(inputs, &pairs);
+    let mut metadata = metadata(inputs, encoding);
+    let origins = extraction.looks.then(|| provenance::Origins::read(inputs, &pairs)).transpose()?;
+    provenance::describe(&mut metadata, &pairs, origins.as_ref());
     let mut tensors = Vec::new();
     for pair in pairs {
+        if origins.as_ref().is_some_and(|origins| origins.is_zero(inputs, &pair)) {
+            continue;
+        }
         let info = pair.info(inputs);
         let ty = match plan::is_quantizable(architecture, &pair.name, info.n_dims()) {
             true => plan::fallback(encoding, info.row_len()).unwrap_or(GgmlType::F16),
             false => GgmlType::F32,
         };
-        tensors.push(TensorPlan::new(inputs, pair, ty)?);
+        let mut tensor = TensorPlan::new(inputs, pair, ty)?;
+        if extraction.looks {
+            tokens::leave_out_unmoved(inputs, &mut tensor, &mut metadata)?;
+        }
+        tensors.push(tensor);
     }
-    let metadata = metadata(inputs, encoding);
+    tensors.extend(tokens::rows(inputs, &mut metadata)?);
     if !chat::has_template(&metadata) {
         warnings.push(Warning::NoTemplate);
     }
+    seal::reserve(&mut metadata, tensors.len());
     Ok(MergePlan::from_parts(metadata, tensors, warnings, Vec::new())?)
 }
 

@@ -103,7 +103,8 @@ impl Need {
         };
         // At worst each worker has a tensor of its own.
         let feedback = if tensor.rounding == Rounding::Encoder { 0 } else { feedback_bytes(row_len) };
-        Need { segment, scratch: scratch.saturating_add(feedback) }
+        let computed = tensor.sources().map(|at| inputs.source(at.source).scratch_of(at.tensor)).max().unwrap_or(0);
+        Need { segment, scratch: scratch.saturating_add(feedback).saturating_add(computed) }
     }
 }
 

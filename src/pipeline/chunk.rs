@@ -53,7 +53,6 @@ pub(super) struct Worker<'a> {
 struct Loaded<'a> {
     source: &'a dyn TensorSource,
     operand: Operand,
-    at: TensorRef,
     ty: GgmlType,
     row_size: u64,
     blocks: &'a [u8],
@@ -108,13 +107,38 @@ impl Loaded<'_> {
             let in_chunk = run.start - chunk.first_row..run.end - chunk.first_row;
             let blocks = self.rows(in_chunk.start, run.end - run.start);
             match from {
-                Some(from) => decode(self.source, self.at.tensor, from * row_len, blocks, out)?,
+                Some(from) => decode(self.source, self.operand.at.tensor, from * row_len, blocks, out)?,
                 None if self.rows.is_difference() || std::ptr::eq(self, first) => out.fill(0.0),
                 None => first.decode(first, chunk, in_chunk, decode, out)?,
             }
         }
         Ok(())
     }
+}
+
+/// Reads the rows of a chunk of every source of a tensor into `blocks`. `taken` are the output's rows that are no sum.
+fn load<'a>(
+    plan: &'a TensorPlan,
+    chunk: &Chunk,
+    inputs: &'a Inputs,
+    taken: &'a [u32],
+    mut blocks: &'a mut [u8],
+) -> Result<Vec<Loaded<'a>>, Error> {
+    let mut sources: Vec<Loaded<'_>> = Vec::new();
+    for operand in plan.operands() {
+        let at = operand.at;
+        let info = inputs.source(at.source).tensor(at.tensor);
+        let (ty, row_size) = (info.ty(), info.row_size());
+        let is_model = plan.model == Some(at) && sources.is_empty();
+        let rows = inputs.rows(&operand, if is_model { &[] } else { taken }).select(plan.selected.as_deref());
+        let (own, after) = std::mem::take(&mut blocks).split_at_mut((chunk.n_rows * row_size) as usize);
+        Loaded::read(at, rows, chunk, inputs, own)?;
+        let keeps_scale = is_model && plan.keeps_scale(inputs);
+        let source: &dyn TensorSource = inputs.source(at.source);
+        sources.push(Loaded { source, operand, ty, row_size, blocks: own, rows, keeps_scale });
+        blocks = after;
+    }
+    Ok(sources)
 }
 
 /// [`decode`], or [`decode_unscaled`].
@@ -141,6 +165,32 @@ pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
     Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + 4
 }
 
+/// The sum of whole rows of a tensor, in true units: what is added, and what is wanted.
+pub(super) fn sum_of_rows(
+    plan: &TensorPlan,
+    inputs: &Inputs,
+    selections: &[Selection],
+    rows: Range<u64>,
+) -> Result<Sum, Error> {
+    let (row_len, _) = super::rows_of(plan);
+    let n_rows = rows.end - rows.start;
+    let (first_segment, segment_rows, row_size) = (0, n_rows, 0);
+    let chunk = Chunk { tensor: 0, first_row: rows.start, n_rows, first_segment, segment_rows, row_len, row_size };
+    let row_sizes = plan.sources().map(|at| inputs.source(at.source).tensor(at.tensor).row_size());
+    let mut blocks = vec![0; (row_sizes.sum::<u64>() * n_rows) as usize];
+    let taken = plan.taken_rows();
+    let sources = load(plan, &chunk, inputs, &taken, &mut blocks)?;
+    let mut sum = Sum::default();
+    let weights = |operand: Operand, out: &mut [f32]| {
+        let operand = plan.operand(operand);
+        let source = sources.iter().find(|s| s.operand == operand).expect("sources are those of the plan");
+        source.decode(&sources[0], &chunk, 0..n_rows, decode, out)
+    };
+    let (n, first) = ((n_rows * row_len) as usize, rows.start * row_len);
+    sum.combine(n, first, plan.model, &plan.terms, (&plan.combination, selections), true, weights)?;
+    Ok(sum)
+}
+
 impl<'a> Worker<'a> {
     /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
     pub(super) fn new(
@@ -160,22 +210,9 @@ impl<'a> Worker<'a> {
         selections: &[Selection],
     ) -> Result<Vec<Moments>, Error> {
         let inputs = self.inputs;
-        let (out, mut rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
+        let (out, rest) = self.blocks.split_at_mut(chunk.n_bytes() as usize);
         let taken = plan.taken_rows();
-        let mut sources: Vec<Loaded<'_>> = Vec::new();
-        for operand in plan.operands() {
-            let at = operand.at;
-            let info = inputs.source(at.source).tensor(at.tensor);
-            let (ty, row_size) = (info.ty(), info.row_size());
-            let is_model = plan.model == Some(at) && sources.is_empty();
-            let rows = inputs.rows(&operand, if is_model { &[] } else { &taken });
-            let (blocks, after) = std::mem::take(&mut rest).split_at_mut((chunk.n_rows * row_size) as usize);
-            Loaded::read(at, rows, chunk, inputs, blocks)?;
-            let keeps_scale = is_model && plan.keeps_scale(inputs);
-            let source: &dyn TensorSource = inputs.source(at.source);
-            sources.push(Loaded { source, operand, at, ty, row_size, blocks, rows, keeps_scale });
-            rest = after;
-        }
+        let sources = load(plan, chunk, inputs, &taken, rest)?;
         let offset = chunk.first_row * chunk.row_size;
         let strip_rows = minimum_rows(chunk.row_len);
         if plan.takes_blocks(inputs) {
@@ -233,8 +270,10 @@ struct How<'a> {
 
 /// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
 pub(super) fn must_be_finite(plan: &TensorPlan) -> bool {
-    matches!(plan.kept, Some(Kept::NoVector | Kept::NoPartner | Kept::Skipped | Kept::RatioZero))
-        && quants::is_supported(plan.ty)
+    matches!(
+        plan.kept,
+        Some(Kept::NoVector | Kept::NoPartner | Kept::Zero | Kept::Skipped | Kept::ByToken | Kept::RatioZero)
+    ) && quants::is_supported(plan.ty)
 }
 
 impl Strip {
@@ -313,7 +352,7 @@ impl Strip {
             None => self.sum.wanted(),
             Some(model) => {
                 self.got.copy_from_slice(self.sum.wanted());
-                divide_scale(model.source, model.at.tensor, first_weight, &mut self.got)?;
+                divide_scale(model.source, model.operand.at.tensor, first_weight, &mut self.got)?;
                 &self.got
             }
         };
@@ -332,7 +371,7 @@ impl Strip {
         }
         quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
         if let Some(model) = scaled {
-            multiply_scale(model.source, model.at.tensor, first_weight, &mut self.got)?;
+            multiply_scale(model.source, model.operand.at.tensor, first_weight, &mut self.got)?;
         }
         if let Some(i) = check_finite(self.sum.wanted()).or_else(|| check_finite(&self.got)) {
             let i = largest_of_block(self.sum.wanted(), i, plan.ty.block_len());

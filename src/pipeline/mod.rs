@@ -25,6 +25,8 @@ mod budget;
 mod chunk;
 mod feedbacks;
 mod prepare;
+pub mod seal;
+mod sums;
 mod tally;
 
 use std::path::Path;
@@ -33,6 +35,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use budget::Budget;
+pub use sums::Sums;
 
 use crate::ggml::GgmlType;
 use crate::gguf;
@@ -187,6 +190,17 @@ pub fn run(
     Ok(measured)
 }
 
+/// Measures what a run would write, and writes nothing.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn measure(plan: &MergePlan, inputs: &Inputs, observer: &dyn Observer, budget: &Budget) -> Result<Measured, Error> {
+    run(plan, inputs, &Nowhere, observer, budget)
+}
+
 /// Works off chunks, in any order. Gives what was added up of each tensor.
 fn work_off(
     plan: &MergePlan,
@@ -264,12 +278,10 @@ pub fn rehearse(
 ) -> Result<Duration, Error> {
     let layout = budget.lay_out(plan, inputs)?;
     let (n, all) = layout.chunks(plan).fold((0, 0), |(n, bytes): (usize, u64), chunk| (n + 1, bytes + chunk.n_bytes()));
-    // The middle of each of so many equal parts.
     let tried = n.min(REHEARSED);
-    let is_tried = |i: usize| (0..tried).any(|part| (2 * part + 1) * n / (2 * tried) == i);
-    let mut bytes = 0;
+    let is_tried = |i: usize| (0..tried).any(|part| survey::middle(part as u64, tried as u64, n as u64) == i as u64);
     let chunks: Vec<Chunk> = layout.chunks(plan).enumerate().filter(|(i, _)| is_tried(*i)).map(|(_, c)| c).collect();
-    chunks.iter().for_each(|chunk| bytes += chunk.n_bytes());
+    let bytes: u64 = chunks.iter().map(Chunk::n_bytes).sum();
     let selections: Vec<Vec<Selection>> = plan.tensors().iter().map(prepare::unread).collect();
     let started = Instant::now();
     work_off(plan, inputs, &Nowhere, observer, &layout, &selections, chunks.into_iter())?;
@@ -323,12 +335,31 @@ pub fn write_unnamed(
         return Err(Error::Cancelled);
     }
     // What a file says of an earlier merge stays true of it.
-    let is_merge = !inputs.vectors().is_empty();
-    let metadata = is_merge.then(|| plan::fill_measured(plan.header().metadata(), &measured.total));
+    let metadata = match inputs.vectors().is_empty() {
+        true => None,
+        false => Some(describe(&writer, plan.header().metadata(), &measured)?),
+    };
     Ok((writer.complete(metadata)?, measured))
 }
 
-fn pool(n_workers: usize) -> Result<rayon::ThreadPool, Error> {
+/// What the header says once everything is written: what was measured, and the hashes of a patch.
+///
+/// # Errors
+/// [`gguf::Error::Io`], from reading back what was written.
+pub fn describe(
+    writer: &gguf::Writer,
+    metadata: &gguf::Metadata,
+    measured: &Measured,
+) -> Result<gguf::Metadata, gguf::Error> {
+    let tensors = measured.tensors.iter().map(|t| (t.name.as_str(), &t.moments));
+    let filled = plan::fill_measured(metadata, &measured.total, tensors);
+    match filled.get(seal::TENSORS) {
+        Some(_) => seal::seal(writer, filled),
+        None => Ok(filled),
+    }
+}
+
+pub(crate) fn pool(n_workers: usize) -> Result<rayon::ThreadPool, Error> {
     let named = rayon::ThreadPoolBuilder::new().num_threads(n_workers).thread_name(|i| format!("merge-{i}"));
     named.build().map_err(|e| Error::Threads { threads: n_workers, reason: e.to_string() })
 }

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 pub use compat::{Warning, check, pairing_warnings};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use merging::{Masks, Merging, VectorSettings};
-pub use metadata::{MEASURED_KEYS, RECIPE_KEY, base_models, fill_measured};
+pub use metadata::{MEASURED_KEYS, PER_TENSOR_KEYS, RECIPE_KEY, base_models, fill_measured};
 pub use ratios::{PRESETS, Preset, Ratios, Rule};
 pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
 pub use setting::{Place, Scalar, Setting};
@@ -441,6 +441,8 @@ pub struct TensorPlan {
     pub combination: Combination,
     /// Why nothing is added, where nothing is.
     pub kept: Option<Kept>,
+    /// The rows of the sources that the output has, in ascending order; none if it has all.
+    pub selected: Option<Vec<u32>>,
     /// Rows that are not a sum.
     pub taken: Option<Taken>,
 }
@@ -523,7 +525,7 @@ impl MergePlan {
     }
 
     /// Plans the model itself in other types, as llama-quantize does it: nothing is added, and of the metadata only what
-    /// follows from the types changes. `inputs` are those of [`Inputs::quantize`], `pairs` theirs, and [`check`] has passed.
+    /// follows from the types changes. `inputs` are those of [`Inputs::new`], `pairs` theirs, and [`check`] has passed.
     ///
     /// Whether that should be done is another question: [`MergePlan::check_quantize`].
     ///
@@ -681,7 +683,7 @@ impl TensorPlan {
         let ne = pair.info(inputs).ne().to_vec();
         let Pair { name, model, terms, combination, kept, .. } = pair;
         let rounding = Rounding::Encoder;
-        let plan = TensorPlan { name, ne, ty, rounding, model, terms, combination, kept, taken: None };
+        let plan = TensorPlan { name, ne, ty, rounding, model, terms, combination, kept, selected: None, taken: None };
         plan.check_types(inputs)?;
         Ok(plan)
     }

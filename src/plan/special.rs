@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use bstr::{BString, ByteSlice};
 
 use super::{Error, Recipe, Taken, TensorPlan};
-use crate::chat::{self, AddedToken};
+use crate::chat;
 use crate::gguf::Metadata;
-use crate::survey::{self, Inputs, SpecialToken, TensorRef, has_row_per_token};
+use crate::survey::{self, Inputs, Role, SpecialToken, TokenRows, has_row_per_token};
 
 /// Tokens whose rows are the chat model's, as they are.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -76,38 +76,30 @@ pub(super) fn decide(
         };
     };
     let source = inputs.source(found.source);
-    let has_rows = inputs.vectors().iter().any(|v| v.plus == found.source && v.minus.is_some());
+    // Of a patch those that it brings along; a mean of models has none to take from.
+    let has_rows = match inputs.role(found.source) {
+        Role::Patch => TokenRows::of_chat(inputs, found.source, "token_embd.weight").is_some(),
+        _ => inputs.vectors().iter().any(|v| v.plus == found.source && v.minus.is_some()),
+    };
     let path = source.path().to_owned();
     let wanted: Vec<&SpecialToken> = match &recipe.special_tokens {
-        SpecialTokens::None => Vec::new(),
+        SpecialTokens::None => return Ok(Vec::new()),
         SpecialTokens::Auto if !has_rows => Vec::new(),
-        SpecialTokens::Auto => found.tokens.iter().filter(|token| token.is_untrained()).collect(),
+        SpecialTokens::Auto => found.tokens.iter().filter(|token| token.is_untrained).collect(),
         SpecialTokens::List(_) if !has_rows => return Err(Error::NoRows { path }),
         SpecialTokens::List(texts) => {
-            Vec::from_iter(listed(found, texts).map_err(|text| Error::UnknownToken { text, path: path.clone() })?)
+            listed(found, texts).map_err(|text| Error::UnknownToken { text, path: path.clone() })?
         }
     };
-    let is_missing = |token: &&SpecialToken| {
-        token.id.is_none() && (token.is_needed || matches!(recipe.special_tokens, SpecialTokens::List(_)))
-    };
-    let candidates = match recipe.special_tokens {
-        SpecialTokens::None => Vec::new(),
-        SpecialTokens::Auto => found.tokens.iter().filter(is_missing).collect(),
-        SpecialTokens::List(_) => {
-            let listed = wanted.iter().copied();
-            let mut missing: Vec<&SpecialToken> = listed.chain(&found.tokens).filter(is_missing).collect();
-            missing.retain(|token| token.is_needed || wanted.contains(token));
-            missing.sort_by_key(|token| token.chat);
-            missing.dedup_by_key(|token| token.chat);
-            missing
-        }
-    };
+    let is_missing = |token: &&SpecialToken| token.id.is_none() && (token.is_needed || wanted.contains(token));
+    let mut missing: Vec<&SpecialToken> = found.tokens.iter().filter(is_missing).collect();
+    missing.sort_by_key(|token| token.chat);
     let mut rows: Vec<SpecialRow> =
         wanted.into_iter().filter_map(|token| Some(row(token, token.id?, recipe))).collect();
-    if !candidates.is_empty() {
+    if !missing.is_empty() {
         let model = inputs.model().map(|id| inputs.source(id).path().to_owned()).unwrap_or_default();
         if !recipe.add_missing_tokens || !has_rows {
-            let tokens = candidates.iter().map(|token| shown(&token.text)).collect();
+            let tokens = missing.iter().map(|token| shown(&token.text)).collect();
             return Err(Error::MissingTokens { tokens, model, chat: path, can_be_added: has_rows });
         }
         if let Some(id) = inputs.model()
@@ -115,16 +107,9 @@ pub(super) fn decide(
         {
             return Err(Error::CannotAddTokens { tensor: "output.bias".to_owned(), model });
         }
-        let ids: Vec<u32> = candidates.iter().map(|token| token.chat).collect();
-        let added = chat::add_tokens(metadata, source.metadata(), &ids);
-        for AddedToken { chat, id } in added {
-            rows.extend(
-                candidates
-                    .iter()
-                    .find(|token| token.chat == chat)
-                    .map(|token| SpecialRow { is_added: true, ..row(token, id, recipe) }),
-            );
-        }
+        let ids: Vec<u32> = missing.iter().map(|token| token.chat).collect();
+        let added = missing.iter().zip(chat::add_tokens(metadata, source.metadata(), &ids));
+        rows.extend(added.map(|(token, id)| SpecialRow { is_added: true, ..row(token, id, recipe) }));
     }
     rows.sort_by_key(|row| row.id);
     rows.dedup_by_key(|row| row.id);
@@ -138,7 +123,7 @@ fn listed<'a>(found: &'a survey::SpecialTokens, texts: &[String]) -> Result<Vec<
 }
 
 fn row(token: &SpecialToken, id: u32, recipe: &Recipe) -> SpecialRow {
-    let is_output_sum = recipe.special_tokens == SpecialTokens::Auto && token.is_output_trained();
+    let is_output_sum = recipe.special_tokens == SpecialTokens::Auto && token.is_output_trained;
     SpecialRow { text: shown(&token.text), id, chat: token.chat, is_added: false, drift: token.drift, is_output_sum }
 }
 
@@ -157,11 +142,9 @@ pub(super) fn take(
     let chat = inputs.source(source);
     let n_added = rows.iter().filter(|row| row.is_added).count() as u64;
     for tensor in tensors.iter_mut().filter(|tensor| has_row_per_token(&tensor.name) && tensor.model.is_some()) {
-        let find = |name: &str| chat.find(name).map(|tensor| TensorRef { source, tensor });
-        // A chat model with tied embeddings has one matrix for both.
-        let at = find(&tensor.name).or_else(|| find("token_embd.weight").filter(|_| tensor.name == "output.weight"));
-        let at = at.filter(|at| tensor.ne.first() == Some(&chat.tensor(at.tensor).row_len()));
-        let Some(at) = at else {
+        let chat_rows = TokenRows::of_chat(inputs, source, &tensor.name);
+        let chat_rows = chat_rows.filter(|rows| tensor.ne.first() == Some(&chat.tensor(rows.at.tensor).row_len()));
+        let Some(chat_rows) = chat_rows else {
             match inputs.model().filter(|_| n_added > 0) {
                 None => continue,
                 Some(id) => {
@@ -170,10 +153,14 @@ pub(super) fn take(
                 }
             }
         };
-        let info = chat.tensor(at.tensor);
+        let at = chat_rows.at;
+        let n_rows = chat.tensor(at.tensor).n_rows();
         let is_sum = |row: &SpecialRow| row.is_output_sum && tensor.name == "output.weight" && !tensor.terms.is_empty();
-        let rows = rows.iter().filter(|row| u64::from(row.chat) < info.n_rows() && !is_sum(row));
-        let rows = rows.map(|row| (row.id, row.chat)).collect();
+        let taken = |row: &SpecialRow| {
+            let from = chat_rows.find(row.chat).filter(|from| u64::from(*from) < n_rows)?;
+            Some((row.id, from))
+        };
+        let rows = rows.iter().filter(|row| !is_sum(row)).filter_map(taken).collect();
         tensor.taken = Some(Taken { at, rows });
         if let Some(n) = tensor.ne.get_mut(1) {
             *n += n_added;

@@ -11,7 +11,7 @@ use std::fmt;
 
 use super::{Error, MergePlan, OutputType, Warning};
 use crate::ggml::GgmlType::{self, *};
-use crate::gguf::{Array, Value};
+use crate::gguf::{Array, StringArray, Value};
 use crate::quants;
 use crate::survey::{Encoding, Moments, Pair, Rounding, Survey, Trial};
 
@@ -254,13 +254,16 @@ impl MergePlan {
         if !changes.is_empty() {
             let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
             output.describe(&mut metadata, &types);
-            let names = |is_wanted: &dyn Fn(&Protected) -> bool| {
-                let names = changes.iter().filter(|c| is_wanted(c)).map(|c| c.tensor.clone()).collect();
-                Value::Array(Array::Strings(names))
-            };
             metadata.set("chatvec.on_loss", policy.on_loss.name());
-            metadata.set("chatvec.promoted", names(&|c| c.ty != c.from));
-            metadata.set("chatvec.dithered", names(&|c| c.rounding != Rounding::Encoder));
+            // gguf-py cannot write a file again that has an array of nothing.
+            let mut list = |key: &str, is_wanted: &dyn Fn(&Protected) -> bool| {
+                let names: StringArray = changes.iter().filter(|c| is_wanted(c)).map(|c| c.tensor.clone()).collect();
+                if !names.is_empty() {
+                    metadata.set(key, Value::Array(Array::Strings(names)));
+                }
+            };
+            list("chatvec.promoted", &|c| c.ty != c.from);
+            list("chatvec.dithered", &|c| c.rounding != Rounding::Encoder);
             warnings.push(Warning::Protected { changes: changes.clone() });
         }
         let plan = Self::from_parts(metadata, tensors, warnings, plumbing)?;

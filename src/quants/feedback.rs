@@ -115,6 +115,25 @@ impl Feedback {
         Feedback { row_len, groups }
     }
 
+    /// Rounds a row to whole multiples of a step, at most 127 of them in either direction.
+    ///
+    /// # Panics
+    /// If the row or the codes have another length.
+    pub fn round(&self, row: &[f32], step: f32, codes: &mut [i8]) {
+        assert_eq!((row.len(), codes.len()), (self.row_len, self.row_len), "rows have one length");
+        let groups = row.chunks(Self::GROUP).zip(codes.chunks_mut(Self::GROUP)).enumerate();
+        for (i, (row, codes)) in groups {
+            let group = self.group(i);
+            let mut moved = [0.0; Self::GROUP];
+            moved[..row.len()].copy_from_slice(row);
+            for (j, (wanted, code)) in row.iter().zip(codes).enumerate() {
+                let rounded = (moved[j] / step).round().clamp(-127.0, 127.0);
+                *code = rounded as i8;
+                group.pass_on(j, wanted - rounded * step, &mut moved);
+            }
+        }
+    }
+
     /// Weights in a row.
     pub fn row_len(&self) -> usize {
         self.row_len

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use bstr::ByteSlice;
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table, bytes, shape};
+use super::{Report, Table, bytes, number, percent, shape};
 use crate::chat;
 use crate::eval::ChatAudit;
 use crate::gguf::{Array, ByteOrder, Model, Value, printable};
+use crate::patch::{self, TensorSummary};
 use crate::plan::RECIPE_KEY;
 use crate::quants;
+use crate::survey::part_of;
 
 /// Elements of a long array that JSON has.
 const SHOWN: usize = 8;
@@ -96,6 +98,7 @@ impl Report for Inspect<'_> {
             }
             text += &tensors.text();
         }
+        text += &patch_text(self.model, self.tensors);
         if let Some(recipe) = self.model.metadata().get_str(RECIPE_KEY) {
             text += "\nmade by this recipe (chatvec merge --recipe FILE makes it again):\n\n";
             recipe.to_str_lossy().lines().for_each(|line| text += &format!("    {}\n", printable(line)));
@@ -143,8 +146,60 @@ impl Report for Inspect<'_> {
         if let Some(chat) = self.chat {
             json["chat"] = chat.json();
         }
+        if patch::is_patch(self.model.metadata()) {
+            json["patch"] = json!({
+                "tensors": patch::summary(self.model),
+                "bytes_beside": patch::bytes_beside(self.model),
+            });
+        }
         json
     }
+}
+
+/// What a patch says of its tensors: of each, or of the parts of the model.
+fn patch_text(model: &Model, all: bool) -> String {
+    let tensors = patch::summary(model);
+    if tensors.is_empty() {
+        return String::new();
+    }
+    let mut table =
+        Table::new(&["part", ">tensors", ">size", ">bits", ">‖τ‖/‖base‖", ">gain", ">error", ">cosine", "stored as"]);
+    let mut row = |name: &str, tensors: &[&TensorSummary]| {
+        let sum = |of: &dyn Fn(&TensorSummary) -> f64| tensors.iter().map(|t| of(t)).sum::<f64>();
+        let square = |n: Option<f64>| n.unwrap_or(0.0).powi(2);
+        let (base2, tau2) = (sum(&|t| square(t.base_norm)), sum(&|t| square(t.norm)));
+        let kept = sum(&|t| square(t.norm) * t.gain.unwrap_or(0.0));
+        let error2 = sum(&|t| square(t.norm) * square(t.error));
+        let stored2 = 2.0 * kept - tau2 + error2;
+        let n_bytes = tensors.iter().map(|t| t.bytes).sum::<u64>();
+        let n_weights = tensors.iter().map(|t| t.n_weights).sum::<u64>();
+        let known = |n: f64| (tau2 > 0.0 && n.is_finite()).then_some(n);
+        let mut kinds: Vec<&str> = tensors.iter().map(|t| t.stored.as_str()).filter(|s| !s.is_empty()).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        table.row([
+            name.to_owned(),
+            tensors.len().to_string(),
+            bytes(n_bytes),
+            number((n_weights > 0).then(|| n_bytes as f64 * 8.0 / n_weights as f64)),
+            percent((base2 > 0.0).then(|| (tau2 / base2).sqrt())),
+            number(known(kept / tau2)),
+            number(known((error2 / tau2).sqrt())),
+            number(known(kept / (tau2 * stored2).sqrt())),
+            if kinds.is_empty() { "nothing: it is zero".to_owned() } else { kinds.join(", ") },
+        ]);
+    };
+    let refs: Vec<&TensorSummary> = tensors.iter().collect();
+    if all {
+        refs.iter().for_each(|t| row(&printable(&t.name), &[t]));
+    } else {
+        let mut parts: BTreeMap<&str, Vec<&TensorSummary>> = BTreeMap::new();
+        refs.iter().for_each(|t| parts.entry(part_of(&t.name)).or_default().push(t));
+        parts.iter().for_each(|(part, tensors)| row(&printable(part), tensors));
+    }
+    row("all", &refs);
+    let beside = bytes(patch::bytes_beside(model));
+    format!("\nthe vector:\n\n{}\nrows of special and other tokens beside it: {beside}\n", table.text())
 }
 
 fn type_name(value: &Value) -> String {

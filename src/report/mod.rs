@@ -4,20 +4,24 @@ mod audit;
 mod compare;
 mod imatrix;
 mod inspect;
+mod lora;
 mod plan;
 mod quantize;
 mod run;
 mod smoke;
 mod table;
+mod verify;
 
 pub use compare::Compare;
 pub use imatrix::Imatrix;
 pub use inspect::Inspect;
+pub use lora::Lora;
 pub use plan::Plan;
 pub use quantize::Quantize;
 pub use run::Run;
 pub use smoke::Smoke;
 pub use table::Table;
+pub use verify::Verify;
 
 /// A result that can be shown.
 pub trait Report {

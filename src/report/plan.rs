@@ -166,7 +166,7 @@ pub(super) fn special_rows(plan: &MergePlan) -> String {
         }
     };
     let line = |what: &str, texts: Option<String>| texts.map_or_else(String::new, |texts| format!("{what}: {texts}\n"));
-    line("rows of the chat model for untrained special tokens", texts(false)) + &line("tokens added", texts(true))
+    line("special tokens with the chat model's rows", texts(false)) + &line("tokens added", texts(true))
 }
 
 /// The forecast for the plan's tensors in these types, in their order.
@@ -184,6 +184,7 @@ fn kept_name(kept: Option<Kept>) -> &'static str {
         Some(Kept::NoArithmetic) => "kept: type without arithmetic",
         Some(Kept::NoVector) => "kept: no vector",
         Some(Kept::NoPartner) => "kept: no partner",
+        Some(Kept::Zero) => "kept: the vector is zero",
         Some(Kept::Skipped) => "kept: left out",
         Some(Kept::ByToken) => "kept: tokens differ",
         Some(Kept::RatioZero) => "kept: ratio 0",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 
 use super::plan::{encoding, method_json, words};
-use super::{Report, Smoke, Table, bytes, number, percent};
+use super::{Lora, Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
 use crate::pipeline::Written;
 use crate::plan::{Loss, MergePlan, TensorPlan};
@@ -28,6 +28,8 @@ pub struct Run<'a> {
     pub took: Duration,
     /// What the output answered, if it was asked.
     pub smoke: Option<Smoke<'a>>,
+    /// The adapter beside it.
+    pub lora: Option<Lora<'a>>,
 }
 
 impl Run<'_> {
@@ -87,8 +89,9 @@ impl Report for Run<'_> {
         let file = &self.written.file;
         let seconds = self.took.as_secs_f64();
         let smoke = self.smoke.as_ref().map_or(String::new(), |smoke| format!("\n{}", smoke.text()));
+        let lora = self.lora.map_or(String::new(), |lora| format!("\n{}", lora.text()));
         format!(
-            "{}\n{}{}: {}{} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n{smoke}",
+            "{}\n{}{}: {}{} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n{smoke}{lora}",
             table.text(),
             super::plan::special_rows(self.plan),
             file.path.display(),
@@ -153,6 +156,7 @@ impl Report for Run<'_> {
             "lost": self.lost,
             "seconds": self.took.as_secs_f64(),
             "smoke": self.smoke.as_ref().map(Report::json),
+            "lora": self.lora.as_ref().map(Report::json),
         })
     }
 }

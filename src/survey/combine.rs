@@ -23,6 +23,8 @@ use std::sync::Arc;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::quants::Dither;
+
 /// How vectors are added up.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -231,10 +233,7 @@ impl Mask {
     /// The mask of a seed for one tensor of one vector. The key is four little-endian words: the seed, FNV-1a of the tensor's
     /// name, the vector's number, and `chatvec1` in ASCII.
     pub fn seeded(seed: u64, tensor: &str, vector: usize) -> Self {
-        let name = tensor
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-        let words = [seed, name, vector as u64, u64::from_le_bytes(*b"chatvec1")];
+        let words = [seed, Dither::seed_of(tensor), vector as u64, u64::from_le_bytes(*b"chatvec1")];
         let mut key = [0; 32];
         key.as_chunks_mut::<8>().0.iter_mut().zip(words).for_each(|(bytes, word)| *bytes = word.to_le_bytes());
         Mask::Key(key)

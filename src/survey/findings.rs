@@ -38,6 +38,11 @@ pub enum Finding {
         /// ‖model − base‖ / ‖base‖
         ratio: f64,
     },
+    /// The model is far from the base of a patch, of which there are some rows of the embeddings.
+    FarFromBase {
+        /// ‖model − base‖ / ‖base‖ there: the median.
+        ratio: f64,
+    },
     /// Only query and key weights are far apart.
     PermutedQueryKey {
         /// The two that differ.
@@ -69,7 +74,7 @@ impl Finding {
         match self {
             NearerToChat { .. } | UnrelatedPair { .. } | UnrelatedModel { .. } | PermutedQueryKey { .. } => true,
             TemplateOnlyInBase | TemplateOnlyInModel => true,
-            VectorIsZero | ModelIsBase | TemplateInBase => false,
+            VectorIsZero | ModelIsBase | TemplateInBase | FarFromBase { .. } => false,
             OfVector { finding, .. } => finding.is_refusal(),
         }
     }
@@ -101,6 +106,12 @@ impl fmt::Display for Finding {
             Finding::UnrelatedModel { ratio } => write!(
                 f,
                 "the model is {:.0} % of the weights' norm away from base: it was not made from this base",
+                ratio * 100.0
+            ),
+            Finding::FarFromBase { ratio } => write!(
+                f,
+                "the model's embeddings are {:.0} % of their norm away from those of the patch's base: it may not have been made \
+                 from this base, or its embeddings were made anew",
                 ratio * 100.0
             ),
             Finding::PermutedQueryKey { between, query_key, others } => write!(
@@ -151,6 +162,11 @@ impl Distances {
         self.tau_drift += other.tau_drift;
         self.has_model |= other.has_model;
     }
+}
+
+/// Judges how far a model is from the base of a patch.
+pub(super) fn judge_distance(ratio: f64) -> Option<Finding> {
+    (ratio > UNRELATED_MODEL).then_some(Finding::FarFromBase { ratio })
 }
 
 /// Judges the distances of a trio: `query_key` sums over attn_q and attn_k weights, `others` over the rest.

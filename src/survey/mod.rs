@@ -20,13 +20,17 @@ pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{
-    Inputs, Kept, Operand, Pair, Role, Rows, SourceId, TensorRef, Term, Vector, has_row_per_token, operands, pair,
-    part_of,
+    Inputs, Kept, Operand, Pair, Role, Rows, SourceId, TensorRef, Term, Vector, find_or_tied, has_row_per_token,
+    operands, pair, part_of,
 };
+pub use piece::middle;
 pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{
-    Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale,
+    Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, read_row,
 };
-pub use special::{SpecialToken, SpecialTokens, is_readable_row, special_tokens};
+pub use special::{
+    BASE_ROWS, BASE_TOKENS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS, SPECIAL_TOKENS, SpecialToken, SpecialTokens,
+    TokenRows, is_readable_row, median_of_rows, moved_rows, special_tokens, token_list,
+};
 pub use sum::{Sum, resize};
 pub use trial::{Encoding, Rounding, Trial, feedback, feedback_bytes, try_encodings};

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use super::combine::Combination;
 use super::source::Error;
+use super::special::{BASE_ROWS, MOVED_ROWS, SPECIAL_ROWS, is_zero_in};
 use crate::chat::{TOKENS, TokenMap};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Model, TensorId, TensorInfo};
@@ -112,11 +113,6 @@ impl Inputs {
         }
     }
 
-    /// A model that nothing is added to.
-    pub fn quantize(model: Model) -> Self {
-        Inputs::new(model)
-    }
-
     /// `model + Σ ratio · patch`: the first patch and any further ones, each with its ratio.
     pub fn apply(model: Model, first: (Model, f64), more: impl IntoIterator<Item = (Model, f64)>) -> Self {
         let mut inputs = Inputs::new(model);
@@ -210,14 +206,21 @@ impl Inputs {
     ///
     /// # Panics
     /// If there are no such tensors.
-    pub fn rows<'a>(&'a self, part: &Operand, except: &'a [u32]) -> Rows<'a> {
+    pub fn rows<'a>(&'a self, operand: &Operand, except: &'a [u32]) -> Rows<'a> {
         let map = |at: TensorRef| {
             let is_by_token = is_by_token(self.source(at.source), at.tensor);
             self.token_map(at.source).filter(|map| is_by_token && !map.is_identity())
         };
-        let tensor = self.source(part.at.source).tensor(part.at.tensor);
-        let is_difference = self.role(part.at.source) == Role::Patch;
-        Rows { n_rows: tensor.n_rows(), map: map(part.at), partner: part.partner.and_then(map), except, is_difference }
+        let tensor = self.source(operand.at.source).tensor(operand.at.tensor);
+        let is_difference = self.role(operand.at.source) == Role::Patch;
+        Rows {
+            n_rows: tensor.n_rows(),
+            map: map(operand.at),
+            partner: operand.partner.and_then(map),
+            except,
+            selected: None,
+            is_difference,
+        }
     }
 
     /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight is read without.
@@ -247,10 +250,18 @@ pub struct Rows<'a> {
     map: Option<&'a TokenMap>,
     partner: Option<&'a TokenMap>,
     except: &'a [u32],
+    /// The rows that the output has, if it has not all.
+    selected: Option<&'a [u32]>,
     is_difference: bool,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    /// The same where the output has these rows alone.
+    #[must_use]
+    pub fn select(self, selected: Option<&'a [u32]>) -> Self {
+        Rows { selected, ..self }
+    }
+
     /// Whether the tensor holds differences: rows that it lacks are then zero. Others are those of the output's own tensor, so
     /// that the difference of two is zero and the mean of many is not drawn anywhere.
     pub fn is_difference(&self) -> bool {
@@ -259,6 +270,10 @@ impl Rows<'_> {
 
     /// The row of the input's tensor that belongs to this row of the output's, if there is one.
     pub fn find(&self, row: u64) -> Option<u64> {
+        let row = match self.selected {
+            Some(selected) => selected.get(usize::try_from(row).ok()?).copied()?.into(),
+            None => row,
+        };
         let id = u32::try_from(row).ok();
         let in_map = |map: &TokenMap| id.and_then(|id| map.find(id)).map(u64::from);
         if id.is_some_and(|id| self.except.binary_search(&id).is_ok())
@@ -272,7 +287,8 @@ impl Rows<'_> {
     /// Rows of the output in groups that lie one behind the other in the input too, with the first of them there; none for
     /// a group that is absent.
     pub fn runs(self, rows: Range<u64>) -> impl Iterator<Item = (Range<u64>, Option<u64>)> {
-        let is_plain = self.map.is_none() && self.partner.is_none() && self.except.is_empty();
+        let is_plain =
+            self.map.is_none() && self.partner.is_none() && self.except.is_empty() && self.selected.is_none();
         let mut start = rows.start;
         std::iter::from_fn(move || {
             let first = start;
@@ -352,6 +368,8 @@ pub enum Kept {
     NoVector,
     /// No vector has a tensor of this name.
     NoPartner,
+    /// A patch says that its vector is zero there.
+    Zero,
     /// The recipe leaves it out.
     Skipped,
     /// It has a number for each token, and the vocabularies differ.
@@ -417,7 +435,12 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
                 add_vector(inputs, name, own, (number, vector), &mut pair)?;
             }
             if pair.terms.is_empty() {
-                pair.kept = Some(if inputs.vectors().is_empty() { Kept::NoVector } else { Kept::NoPartner });
+                let is_zero = |vector: &Vector| is_zero_in(inputs.source(vector.plus), name);
+                pair.kept = Some(match inputs.vectors() {
+                    [] => Kept::NoVector,
+                    vectors if vectors.iter().any(is_zero) => Kept::Zero,
+                    _ => Kept::NoPartner,
+                });
             }
         }
         // What is no weight has no place in a vector either.
@@ -442,6 +465,8 @@ fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
     let stem = info.name().strip_suffix(".weight").unwrap_or(info.name());
     match stem.rsplit('.').next() {
         Some("rope_freqs" | "rope_factors_long" | "rope_factors_short") => Some(Kept::NotAWeight),
+        // What a patch has of its base and chat, beside the vector.
+        _ if [SPECIAL_ROWS, BASE_ROWS].iter().any(|end| info.name().ends_with(end)) => Some(Kept::NotAWeight),
         _ if model.is_scale(id) => Some(Kept::NotAWeight),
         _ if !info.ty().is_weight_type() => Some(Kept::NoArithmetic),
         _ => None,
@@ -526,12 +551,17 @@ fn find(inputs: &Inputs, source: SourceId, name: &str) -> (Option<TensorRef>, bo
     let at = |tensor| TensorRef { source, tensor };
     match model.find(name) {
         Some(tensor) => (Some(at(tensor)), false),
-        None if name == OUTPUT => {
+        None if name == OUTPUT && !is_zero_in(model, name) => {
             let tied = model.find(TOKEN_EMBEDDINGS).map(at);
             (tied, tied.is_some())
         }
         None => (None, false),
     }
+}
+
+/// The tensor of this name in a source, or the tied embedding that stands for the output.
+pub fn find_or_tied(inputs: &Inputs, source: SourceId, name: &str) -> Option<TensorRef> {
+    find(inputs, source, name).0
 }
 
 /// Refuses a vector with tensors that the output lacks, an untied `output.weight` aside, which the plan reports.
@@ -556,6 +586,7 @@ fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
 
 /// The part of a model that a tensor belongs to, for tables: the last word of its name, norms and biases together.
 pub fn part_of(name: &str) -> &str {
+    let name = name.strip_suffix(MOVED_ROWS).unwrap_or(name);
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     match stem.rsplit('.').next().unwrap_or(stem) {
         _ if name.ends_with(".bias") => "biases",

@@ -4,9 +4,51 @@ use super::combine::{Combination, Selection};
 use super::pairing::{Inputs, Operand, Rows, TensorRef, Term, operands};
 use super::source::{Error, decode};
 use super::sum::{Sum, resize};
+use crate::gguf::TensorInfo;
 
 /// A piece of a row: the row, its first weight there, and how many.
 pub(super) type Piece = (u64, u64, u64);
+
+/// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every type.
+pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
+
+/// Pieces of a tensor, evenly spread over it.
+#[derive(Clone, Copy)]
+pub(super) struct Spread {
+    row_len: u64,
+    /// How many there are in all, and how many of them are looked at.
+    pub(super) n_pieces: u64,
+    pub(super) n_sampled: u64,
+}
+
+impl Spread {
+    /// About this share of a tensor's pieces: two at least, so that one odd row does not speak for a tensor.
+    pub(super) fn new(info: &TensorInfo, share: f64) -> Self {
+        let row_len = info.row_len();
+        let n_pieces = info.n_rows() * row_len.div_ceil(PIECE_WEIGHTS);
+        let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(2), n_pieces);
+        Spread { row_len, n_pieces, n_sampled }
+    }
+
+    pub(super) fn pieces(self) -> impl Iterator<Item = Piece> + Clone {
+        let per_row = self.row_len.div_ceil(PIECE_WEIGHTS);
+        (0..self.n_sampled).map(move |i| {
+            let piece = middle(i, self.n_sampled, self.n_pieces);
+            let (row, start) = (piece / per_row, piece % per_row * PIECE_WEIGHTS);
+            (row, start, PIECE_WEIGHTS.min(self.row_len - start))
+        })
+    }
+
+    /// Weights in all of the pieces.
+    pub(super) fn n_weights(self) -> u64 {
+        self.pieces().map(|(.., len)| len).sum()
+    }
+}
+
+/// The middle of the i-th of `n_parts` equal parts of `n`.
+pub fn middle(i: u64, n_parts: u64, n: u64) -> u64 {
+    ((u128::from(i) * 2 + 1) * u128::from(n) / (u128::from(n_parts) * 2)) as u64
+}
 
 /// Computes sums on pieces of rows, whole blocks of every type, with one buffer for all.
 pub(super) struct Pieces<'a> {
@@ -35,20 +77,15 @@ impl<'a> Pieces<'a> {
         Pieces { inputs, model, terms, combination, selections: Vec::new(), operands, row_len, raw: Vec::new() }
     }
 
-    /// Finds what is selected of each term, if these pieces are all of the tensor; about that, if they are not.
+    /// Finds what is selected of each term, if these are all pieces of the tensor; about that, if they are not.
     ///
     /// # Errors
     /// Those of the sources.
-    pub(super) fn select(
-        &mut self,
-        n_seen: u64,
-        pieces: impl Iterator<Item = Piece> + Clone,
-        (tau, minus): (&mut Vec<f32>, &mut Vec<f32>),
-    ) -> Result<(), Error> {
+    pub(super) fn select(&mut self, spread: Spread, (tau, minus): (&mut Vec<f32>, &mut Vec<f32>)) -> Result<(), Error> {
         for (i, term) in self.terms.iter().enumerate() {
-            let mut selector = self.combination.selector(i, n_seen);
+            let mut selector = self.combination.selector(i, spread.n_weights());
             while !selector.is_done() {
-                for piece @ (row, start, _) in pieces.clone() {
+                for piece @ (row, start, _) in spread.pieces() {
                     self.tau(term, piece, (tau, minus))?;
                     selector.see(row * self.row_len + start, tau);
                 }

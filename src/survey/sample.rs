@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::combine::Selector;
-use super::findings::{Distances, Finding, judge, judge_templates};
+use super::findings::{Distances, Finding, judge, judge_distance, judge_templates};
 use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, Term, part_of};
-use super::piece::Pieces;
+use super::piece::{PIECE_WEIGHTS, Pieces, Spread};
 use super::rounding::true_square;
 use super::source::{Error, divide_scale, multiply_scale};
+use super::special::distance_from_base;
 use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
@@ -106,9 +107,6 @@ impl Survey {
     }
 }
 
-/// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every type.
-pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
-
 /// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
 fn thread_bytes(pairs: &[&Pair]) -> u64 {
     let sums = pairs.iter().map(|pair| Sum::bytes_per_weight(pair.terms.len(), &pair.combination));
@@ -135,7 +133,11 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
 
     let mut survey = Survey::default();
     for (number, vector) in inputs.vectors().iter().enumerate() {
-        let Some(base) = vector.minus else { continue };
+        let Some(base) = vector.minus else {
+            let ratio = distance_from_base(inputs, vector.plus)?;
+            survey.findings.extend(ratio.and_then(judge_distance));
+            continue;
+        };
         let mut query_key = Distances::default();
         let mut others = Distances::default();
         let (mut found2, mut true2) = (0.0, Some(0.0));
@@ -195,10 +197,7 @@ struct TermSums {
 fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Result<Sample, Error> {
     let info = pair.info(inputs);
     let row_len = info.row_len();
-    let pieces_per_row = row_len.div_ceil(PIECE_WEIGHTS);
-    let n_pieces = info.n_rows() * pieces_per_row;
-    // Two pieces at least, so that one odd row does not speak for a tensor.
-    let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(2), n_pieces);
+    let spread = Spread::new(info, share);
     let mut candidates: Vec<GgmlType> = types.to_vec();
     candidates.extend(pair.model_type(inputs));
     let type_of = |r: TensorRef| inputs.source(r.source).tensor(r.tensor).ty();
@@ -215,16 +214,9 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let mut moments = Moments::default();
     let mut terms = vec![TermSums::default(); pair.terms.len()];
     let mut by_type: BTreeMap<GgmlType, Moments> = candidates.iter().map(|&ty| (ty, Moments::default())).collect();
-    // The middle of the i-th of `n_sampled` equal parts.
-    let pieces = (0..n_sampled).map(|i| {
-        let piece = ((u128::from(i) * 2 + 1) * u128::from(n_pieces) / (u128::from(n_sampled) * 2)) as u64;
-        let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
-        (row, start, PIECE_WEIGHTS.min(row_len - start))
-    });
-    let n_seen: u64 = pieces.clone().map(|(.., len)| len).sum();
     let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
-    sources.select(n_seen, pieces.clone(), (&mut unit, &mut got))?;
-    for piece in pieces {
+    sources.select(spread, (&mut unit, &mut got))?;
+    for piece in spread.pieces() {
         let (row, start, len) = piece;
         sources.compute(&mut sum, piece)?;
         moments.add(&sum.weights(sum.wanted()));
@@ -257,6 +249,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         }
     }
 
+    let n_seen = spread.n_weights();
     let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };
     let seen = |(term, sums): (&Term, &TermSums)| {
         let minus = term.minus?;
@@ -270,8 +263,8 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
     let tensor = TensorSurvey {
         name: pair.name.clone(),
-        n_sampled,
-        n_pieces,
+        n_sampled: spread.n_sampled,
+        n_pieces: spread.n_pieces,
         moments: moments.scaled(factor),
         by_type,
         chosen: None,

@@ -169,6 +169,18 @@ fn decode_stored(source: &dyn TensorSource, id: TensorId, raw: &[u8], out: &mut 
     })
 }
 
+/// Reads one row of a tensor.
+///
+/// # Errors
+/// As [`decode`], and whatever the container reports, as of a row that is not there.
+pub fn read_row(source: &dyn TensorSource, id: TensorId, row: u64) -> Result<Vec<f32>, Error> {
+    let info = source.tensor(id);
+    let (mut blocks, mut weights) = (vec![0; info.row_size() as usize], vec![0.0; info.row_len() as usize]);
+    source.read(id, row * info.row_size(), &mut blocks)?;
+    decode(source, id, row * info.row_len(), &blocks, &mut weights)?;
+    Ok(weights)
+}
+
 /// Multiplies weights by the factors of their tensor, if it has any. `first` is the index in the tensor of `weights[0]`.
 ///
 /// # Errors

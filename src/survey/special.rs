@@ -5,12 +5,14 @@
 //! model's own is the better one, whatever the ratio. `docs/ARCHITECTURE.md` has what this was tried on.
 
 use bstr::BString;
+use rayon::prelude::*;
 
-use super::pairing::{Inputs, SourceId, TensorRef};
-use super::source::{Error, decode};
-use super::sum::resize;
+use super::combine::Combination;
+use super::pairing::{Inputs, Role, SourceId, TensorRef, Term, find_or_tied};
+use super::piece::{PIECE_WEIGHTS, Pieces};
+use super::source::{Error, read_row};
 use crate::chat::{self, TOKENS, TokenMap};
-use crate::gguf::TensorInfo;
+use crate::gguf::{Metadata, Model, TensorInfo};
 use crate::quants;
 
 /// A row that went less far from the base than this share of what an ordinary row did is untrained. The trio's: 0 for the
@@ -19,14 +21,79 @@ use crate::quants;
 const UNTRAINED: f64 = 0.1;
 
 /// The same where a file is quantised: of rows that were rounded twice, by other encoders, something is left. The trio as Q4_K from
-/// Q8_0 files has .1 at most in its two, and .7 in the one that was trained.
+/// Q8_0 files has .14 at most in its two, and .8 in the one that was trained.
 const UNTRAINED_QUANTIZED: f64 = 0.3;
 
 /// Bytes of a row at most that are read for this: a row of 16 million weights of 4 bytes is no token's.
 const LONGEST_ROW: u64 = 64 << 20;
 
-/// Ordinary rows that are looked at.
-const ORDINARY: u32 = 1024;
+/// Rows that are looked at for what is usual.
+const ORDINARY: u64 = 1024;
+
+/// Behind the name of a tensor of a patch: its rows of some tokens, where few moved.
+pub const MOVED_ROWS: &str = ".rows";
+/// Behind the name of a tensor of a patch: its rows in the chat model, of the tokens that [`SPECIAL_TOKENS`] lists.
+pub const SPECIAL_ROWS: &str = ".special_rows";
+/// Behind the name of a tensor of a patch: its rows in the base, of the tokens that [`BASE_TOKENS`] lists.
+pub const BASE_ROWS: &str = ".base_rows";
+/// Key of a patch: ids of the chat's special tokens, in ascending order.
+pub const SPECIAL_TOKENS: &str = "chatvec.patch.special_tokens";
+/// Key of a patch: ids of the special tokens that the base has, and of some ordinary ones, in ascending order.
+pub const BASE_TOKENS: &str = "chatvec.patch.base_tokens";
+
+/// Key of a patch: the names of all tensors of the vector, also of those that are zero and left out.
+pub const PATCH_TENSORS: &str = "chatvec.patch.tensors";
+
+/// Whether a patch has this tensor of the vector, and it is zero.
+pub(super) fn is_zero_in(patch: &Model, name: &str) -> bool {
+    let names = patch.metadata().get_strings(PATCH_TENSORS);
+    patch.find(name).is_none() && names.is_some_and(|names| names.iter().any(|other| other == name))
+}
+
+/// Rows of some tokens of a model, or of all.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TokenRows {
+    /// The tensor that has them.
+    pub at: TensorRef,
+    /// Whose they are, in ascending order; none for a row of each token.
+    tokens: Option<Vec<u32>>,
+}
+
+impl TokenRows {
+    /// The rows of a tensor in the chat model of a source, by that model's ids. A patch has those of special tokens.
+    pub fn of_chat(inputs: &Inputs, source: SourceId, name: &str) -> Option<Self> {
+        Self::listed(inputs, source, name, SPECIAL_ROWS, SPECIAL_TOKENS)
+            .or_else(|| Some(TokenRows { at: find_or_tied(inputs, source, name)?, tokens: None }))
+            .filter(|rows| rows.tokens.is_some() || inputs.role(source) != Role::Patch)
+    }
+
+    /// The rows that a patch has of some tokens.
+    fn listed(inputs: &Inputs, source: SourceId, name: &str, end: &str, key: &str) -> Option<Self> {
+        if inputs.role(source) != Role::Patch {
+            return None;
+        }
+        let model = inputs.source(source);
+        let tensor = model.find(&format!("{name}{end}"))?;
+        let tokens = token_list(model.metadata(), key)?;
+        let fits = tokens.len() as u64 == model.tensor(tensor).n_rows();
+        fits.then_some(TokenRows { at: TensorRef { source, tensor }, tokens: Some(tokens) })
+    }
+
+    /// The row of a token.
+    pub fn find(&self, token: u32) -> Option<u32> {
+        match &self.tokens {
+            None => Some(token),
+            Some(tokens) => tokens.binary_search(&token).ok().map(|row| row as u32),
+        }
+    }
+}
+
+/// Ids of tokens, if these are some, in ascending order.
+pub fn token_list(metadata: &Metadata, key: &str) -> Option<Vec<u32>> {
+    let array = metadata.get(key)?.as_array()?;
+    let tokens: Vec<u32> = array.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<_>>()?;
+    tokens.is_sorted_by(|a, b| a < b).then_some(tokens)
+}
 
 /// A special token of a chat model.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -45,26 +112,15 @@ pub struct SpecialToken {
     pub drift: Option<f64>,
     /// The same of its row in `output`.
     pub output_drift: Option<f64>,
-    /// What is no more than that was not trained.
-    #[serde(skip)]
-    bound: f64,
+    /// Whether the model has the token and nobody trained it on that. Where the base has no row for it, or the files have none
+    /// that can be compared, it is so for tokens that a conversation needs.
+    pub is_untrained: bool,
+    /// Whether its row in `output` holds what the model learnt, as it does where text without the token made it rarer.
+    pub is_output_trained: bool,
 }
 
 fn lossy<S: serde::Serializer>(text: &BString, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(text)
-}
-
-impl SpecialToken {
-    /// Whether the model has the token and nobody trained it on that. Where the base has no row for it, or the model's files
-    /// have none that can be compared, it is so for tokens that a conversation needs.
-    pub fn is_untrained(&self) -> bool {
-        self.id.is_some() && self.drift.map_or(self.is_needed, |drift| drift <= self.bound)
-    }
-
-    /// Whether its row in `output` holds what the model learnt, as it does where text without the token made it rarer.
-    pub fn is_output_trained(&self) -> bool {
-        self.output_drift.is_some_and(|drift| drift > self.bound)
-    }
 }
 
 /// The special tokens of the model that the chat comes from.
@@ -112,7 +168,9 @@ pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
         };
         let (drift, output_drift) = (of(&drift)?, of(&output_drift)?);
         let text = tokens.get(chat as usize).unwrap_or_default().to_owned();
-        found.push(SpecialToken { text, chat, id, is_needed, drift, output_drift, bound });
+        let is_untrained = id.is_some() && drift.map_or(is_needed, |drift| drift <= bound);
+        let is_output_trained = output_drift.is_some_and(|drift| drift > bound);
+        found.push(SpecialToken { text, chat, id, is_needed, drift, output_drift, is_untrained, is_output_trained });
     }
     Ok(Some(SpecialTokens { source, tokens: found }))
 }
@@ -122,11 +180,57 @@ pub fn is_readable_row(info: &TensorInfo) -> bool {
     quants::is_supported(info.ty()) && info.row_len() * 4 <= LONGEST_ROW && info.row_size() <= LONGEST_ROW
 }
 
+/// The median of a number of rows, of those that have one, over a thousand rows that are evenly spread.
+///
+/// # Errors
+/// Those of `of`.
+pub fn median_of_rows(n_rows: u64, of: impl FnMut(u64) -> Result<Option<f64>, Error>) -> Result<Option<f64>, Error> {
+    median((0..n_rows).step_by((n_rows / ORDINARY).max(1) as usize), of)
+}
+
+fn median(
+    rows: impl Iterator<Item = u64>,
+    mut of: impl FnMut(u64) -> Result<Option<f64>, Error>,
+) -> Result<Option<f64>, Error> {
+    let mut numbers = Vec::new();
+    for row in rows {
+        numbers.extend(of(row)?);
+    }
+    numbers.sort_by(f64::total_cmp);
+    Ok(numbers.get(numbers.len() / 2).copied())
+}
+
+/// The rows of a vector that are not zero, in ascending order.
+///
+/// # Errors
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
+pub fn moved_rows(inputs: &Inputs, term: &Term) -> Result<Vec<u32>, Error> {
+    let info = inputs.source(term.plus.source).tensor(term.plus.tensor);
+    let (row_len, n_rows) = (info.row_len(), info.n_rows().min(u32::MAX.into()));
+    let combination = Combination::default();
+    let moved = |row: u64| {
+        let mut pieces = Pieces::new(inputs, None, std::slice::from_ref(term), &combination, &[], row_len);
+        let (mut tau, mut minus) = (Vec::new(), Vec::new());
+        for start in (0..row_len).step_by(PIECE_WEIGHTS as usize) {
+            pieces.tau(term, (row, start, PIECE_WEIGHTS.min(row_len - start)), (&mut tau, &mut minus))?;
+            if tau.iter().any(|t| *t != 0.0) {
+                return Ok(Some(row as u32));
+            }
+        }
+        Ok(None)
+    };
+    let moved: Result<Vec<Option<u32>>, Error> = (0..n_rows).into_par_iter().map(moved).collect();
+    Ok(moved?.into_iter().flatten().collect())
+}
+
+/// The model's row and the base's.
+type TwoRows = (Vec<f32>, Vec<f32>);
+
 /// How far rows of a tensor went from the base.
 struct Drift<'a> {
     inputs: &'a Inputs,
     own: TensorRef,
-    base: TensorRef,
+    base: TokenRows,
     /// What is usual: the median of ordinary tokens.
     usual: f64,
 }
@@ -134,26 +238,40 @@ struct Drift<'a> {
 impl<'a> Drift<'a> {
     /// None if there is no base, or rows that cannot be compared.
     fn new(inputs: &'a Inputs, model: SourceId, talker: SourceId, name: &str) -> Result<Option<Self>, Error> {
-        let minus = inputs.vectors().iter().find(|vector| vector.plus == talker).and_then(|vector| vector.minus);
-        let at = |source: SourceId| {
-            let tensor = inputs.source(source).find(name)?;
-            Some(TensorRef { source, tensor })
-        };
-        let Some((own, base)) = at(model).zip(minus.and_then(at)) else { return Ok(None) };
-        let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
-        if info(own).row_len() != info(base).row_len() || ![own, base].into_iter().all(|at| is_readable_row(info(at))) {
-            return Ok(None);
+        let Some(mut drift) = Self::between(inputs, model, talker, name) else { return Ok(None) };
+        drift.usual = match drift.ordinary() {
+            Some(tokens) => median(tokens.into_iter().map(u64::from), |row| drift.distance(row as u32))?,
+            None => {
+                let n_rows = drift.info(drift.own).n_rows().min(u32::MAX.into());
+                median_of_rows(n_rows, |row| drift.distance(row as u32))?
+            }
         }
-        let mut drift = Drift { inputs, own, base, usual: 0.0 };
-        let n_tokens = u32::try_from(info(own).n_rows()).unwrap_or(u32::MAX);
-        let step = (n_tokens / ORDINARY).max(1) as usize;
-        let mut usual = Vec::new();
-        for id in (0..n_tokens).step_by(step) {
-            usual.extend(drift.distance(id)?);
-        }
-        usual.sort_by(f64::total_cmp);
-        drift.usual = usual.get(usual.len() / 2).copied().unwrap_or(0.0);
+        .unwrap_or(0.0);
         Ok(Some(drift))
+    }
+
+    fn between(inputs: &'a Inputs, model: SourceId, talker: SourceId, name: &str) -> Option<Self> {
+        let own = TensorRef { source: model, tensor: inputs.source(model).find(name)? };
+        let vector = inputs.vectors().iter().find(|vector| vector.plus == talker)?;
+        let base = match vector.minus {
+            Some(source) => {
+                TokenRows { at: TensorRef { source, tensor: inputs.source(source).find(name)? }, tokens: None }
+            }
+            None => TokenRows::listed(inputs, talker, name, BASE_ROWS, BASE_TOKENS)?,
+        };
+        let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
+        let fits = info(own).row_len() == info(base.at).row_len();
+        let is_usable = fits && [own, base.at].into_iter().all(|at| is_readable_row(info(at)));
+        is_usable.then_some(Drift { inputs, own, base, usual: 0.0 })
+    }
+
+    /// The tokens of the model among those that the base's rows are known of, special ones aside; none if they are of all.
+    fn ordinary(&self) -> Option<Vec<u32>> {
+        let (source, tokens) = (self.base.at.source, self.base.tokens.as_ref()?);
+        let special = token_list(self.inputs.source(source).metadata(), SPECIAL_TOKENS).unwrap_or_default();
+        let to_own = self.inputs.token_map(source).map(TokenMap::inverted);
+        let own = |id: u32| to_own.as_ref().map_or(Some(id), |map| map.find(id));
+        Some(tokens.iter().filter(|id| special.binary_search(id).is_err()).filter_map(|id| own(*id)).collect())
     }
 
     fn of(&self, id: u32) -> Result<Option<f64>, Error> {
@@ -163,47 +281,62 @@ impl<'a> Drift<'a> {
     }
 
     fn is_quantized(&self) -> bool {
-        [self.own, self.base].iter().any(|at| self.info(*at).ty().is_quantized())
+        [self.own, self.base.at].iter().any(|at| self.info(*at).ty().is_quantized())
     }
 
     fn info(&self, at: TensorRef) -> &TensorInfo {
         self.inputs.source(at.source).tensor(at.tensor)
     }
 
-    /// ‖model − base‖ of one row; none where one of them has no such row. Where the model is quantised and the base is finer, the
-    /// base as it would be in the model's type is the nearer of two to an untrained row.
-    fn distance(&self, id: u32) -> Result<Option<f64>, Error> {
-        let in_base = match self.inputs.token_map(self.base.source) {
+    /// The model's and the base's row of one token; none where one of them has no such row.
+    fn rows(&self, id: u32) -> Result<Option<TwoRows>, Error> {
+        let in_base = match self.inputs.token_map(self.base.at.source) {
             Some(map) => map.find(id),
             None => Some(id),
         };
-        let Some(in_base) = in_base else { return Ok(None) };
-        let (Some(own), Some(base)) = (self.row(self.own, id)?, self.row(self.base, in_base)?) else { return Ok(None) };
-        let distance = |base: &[f32]| {
-            own.iter().zip(base).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
-        };
-        let (ty, plain) = (self.info(self.own).ty(), distance(&base));
-        if plain == 0.0 || !ty.is_quantized() || ty == self.info(self.base).ty() || quants::requires_importance(ty) {
+        let Some(in_base) = in_base.and_then(|id| self.base.find(id)) else { return Ok(None) };
+        Ok(self.row(self.own, id)?.zip(self.row(self.base.at, in_base)?))
+    }
+
+    /// ‖model − base‖ of one row. Where the model is quantised and the base is finer, the base as it would be in the model's type
+    /// is the nearer of two to an untrained row.
+    fn distance(&self, id: u32) -> Result<Option<f64>, Error> {
+        let Some((own, base)) = self.rows(id)? else { return Ok(None) };
+        let (ty, plain) = (self.info(self.own).ty(), distance(&own, &base));
+        if plain == 0.0 || !ty.is_quantized() || ty == self.info(self.base.at).ty() || quants::requires_importance(ty) {
             return Ok(Some(plain));
         }
         let mut blocks = vec![0; self.info(self.own).row_size() as usize];
         let mut rounded = base.clone();
         let coded = quants::quantize_rows(ty, &base, None, &mut blocks)
             .and_then(|()| quants::dequantize_row(ty, &blocks, &mut rounded));
-        Ok(Some(if coded.is_ok() { plain.min(distance(&rounded)) } else { plain }))
+        Ok(Some(if coded.is_ok() { plain.min(distance(&own, &rounded)) } else { plain }))
     }
 
     fn row(&self, at: TensorRef, row: u32) -> Result<Option<Vec<f32>>, Error> {
         let source = self.inputs.source(at.source);
-        let info = source.tensor(at.tensor);
-        if u64::from(row) >= info.n_rows() {
-            return Ok(None);
-        }
-        let mut blocks = vec![0; info.row_size() as usize];
-        source.read(at.tensor, u64::from(row) * info.row_size(), &mut blocks)?;
-        let mut weights = Vec::new();
-        resize(&mut weights, info.row_len() as usize);
-        decode(source, at.tensor, u64::from(row) * info.row_len(), &blocks, &mut weights)?;
-        Ok(Some(weights))
+        let is_there = u64::from(row) < source.tensor(at.tensor).n_rows();
+        is_there.then(|| read_row(source, at.tensor, row.into())).transpose()
     }
+}
+
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+}
+
+/// How far the model is from the base of a patch, ‖model − base‖ / ‖base‖, in the rows of the embeddings that the patch has of its
+/// base: the median. None where there are none.
+///
+/// # Errors
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
+pub(super) fn distance_from_base(inputs: &Inputs, patch: SourceId) -> Result<Option<f64>, Error> {
+    let Some(model) = inputs.model() else { return Ok(None) };
+    let Some(drift) = Drift::between(inputs, model, patch, "token_embd.weight") else { return Ok(None) };
+    let tokens = drift.ordinary().unwrap_or_default();
+    let relative = |row: u64| {
+        let Some((own, base)) = drift.rows(row as u32)? else { return Ok(None) };
+        let norm = distance(&base, &vec![0.0; base.len()]);
+        Ok((norm > 0.0).then(|| distance(&own, &base) / norm))
+    };
+    median(tokens.into_iter().map(u64::from), relative)
 }

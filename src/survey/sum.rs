@@ -70,6 +70,9 @@ impl Sum {
                 std::mem::swap(base, minus);
             }
         }
+        if terms.is_empty() {
+            delta.fill(0.0);
+        }
         self.has_model = model.is_some();
         self.has_base = terms.first().is_some_and(|term| term.minus.is_some());
         self.finish(terms.is_empty(), keep_zeros);

@@ -5,8 +5,8 @@ use rayon::prelude::*;
 use super::combine::Combination;
 use super::moments::Moments;
 use super::pairing::{Inputs, Pair, Term};
-use super::piece::Pieces;
-use super::sample::{PIECE_WEIGHTS, SampleSettings};
+use super::piece::{PIECE_WEIGHTS, Pieces, Spread, middle};
+use super::sample::SampleSettings;
 use super::source::{Error, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
 use crate::ggml::GgmlType;
@@ -74,11 +74,6 @@ pub fn feedback_bytes(row_len: u64) -> u64 {
     Feedback::bytes_to_make(row_len).saturating_add(row_len.saturating_mul(Sum::BYTES_PER_WEIGHT + 4))
 }
 
-/// The middle of the i-th of `n_sampled` equal parts of `n`.
-pub(super) fn middle(i: u64, n_sampled: u64, n: u64) -> u64 {
-    ((u128::from(i) * 2 + 1) * u128::from(n) / (u128::from(n_sampled) * 2)) as u64
-}
-
 /// Tries encodings of tensors on a sample of their rows, as [`super::survey`] takes it. Encodings that the codec cannot do, or
 /// that do not divide the rows, are left out.
 ///
@@ -116,21 +111,13 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
     let is_dithered = tried.iter().any(|(e, _)| e.rounding != Rounding::Encoder);
     let feedback = is_dithered.then(|| feedback(inputs, info.ne(), &pair.terms, &pair.combination)).transpose()?;
 
-    let pieces_per_row = row_len.div_ceil(PIECE_WEIGHTS);
-    let n_pieces = info.n_rows() * pieces_per_row;
-    let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(2), n_pieces);
+    let spread = Spread::new(info, share);
     let (mut sum, mut blocks) = (Sum::default(), Vec::new());
     let (mut stored, mut got) = (Vec::new(), Vec::new());
-    let sampled = (0..n_sampled).map(|i| {
-        let piece = middle(i, n_sampled, n_pieces);
-        let (row, start) = (piece / pieces_per_row, piece % pieces_per_row * PIECE_WEIGHTS);
-        (row, start, PIECE_WEIGHTS.min(row_len - start))
-    });
-    let n_seen: u64 = sampled.clone().map(|(.., len)| len).sum();
     let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
-    pieces.select(n_seen, sampled.clone(), (&mut stored, &mut got))?;
+    pieces.select(spread, (&mut stored, &mut got))?;
     let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
-    for (row, start, len) in sampled {
+    for (row, start, len) in spread.pieces() {
         let first = row * row_len + start;
         pieces.compute(&mut sum, (row, start, len))?;
         resize(&mut stored, len as usize);
@@ -163,7 +150,8 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
             moments.add(&sum.weights(&got));
         }
     }
+    let n_seen = spread.n_weights();
     let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };
     tried.iter_mut().for_each(|(_, moments)| *moments = moments.scaled(factor));
-    Ok(Trial { name: pair.name.clone(), tried, is_whole: n_sampled == n_pieces })
+    Ok(Trial { name: pair.name.clone(), tried, is_whole: spread.n_sampled == spread.n_pieces })
 }

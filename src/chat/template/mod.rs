@@ -26,6 +26,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, context};
 use serde::{Deserialize, Serialize};
 
+use crate::chat::Tokenizer;
 use crate::gguf::Metadata;
 
 /// The key of the template.
@@ -80,6 +81,17 @@ pub struct RenderOptions<'a> {
     pub bos_token: &'a str,
     /// Text of the token that ends one; empty if there is none.
     pub eos_token: &'a str,
+}
+
+impl<'a> RenderOptions<'a> {
+    /// With the tokens that begin and end a text in this vocabulary, if they are UTF-8.
+    pub fn new(tokenizer: Option<&'a Tokenizer>, add_generation_prompt: bool) -> Self {
+        let text = |id: fn(&Tokenizer) -> Option<u32>| {
+            let text = tokenizer.and_then(|tokenizer| tokenizer.text(id(tokenizer)?));
+            text.and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default()
+        };
+        RenderOptions { add_generation_prompt, bos_token: text(Tokenizer::bos), eos_token: text(Tokenizer::eos) }
+    }
 }
 
 /// A chat template, parsed.

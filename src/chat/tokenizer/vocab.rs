@@ -33,7 +33,8 @@ pub enum TokenKind {
 }
 
 impl TokenKind {
-    fn from_type(id: i32) -> Self {
+    /// The kind of this type id in a file.
+    pub(in crate::chat) fn from_type(id: i32) -> Self {
         match id {
             1 => TokenKind::Normal,
             2 => TokenKind::Unknown,

@@ -1,0 +1,67 @@
+//! What a patch says of the models it was made from, and of what became of each tensor.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use super::Error;
+use crate::gguf::{Array, Metadata, TensorId, Value};
+use crate::pipeline::seal;
+use crate::plan;
+use crate::survey::{Inputs, PATCH_TENSORS, Pair, TensorRef};
+
+/// Key: hashes of the base's tensors, in hexadecimal digits, in the order of [`PATCH_TENSORS`].
+pub(super) const BASE_HASHES: &str = "chatvec.patch.base_blake3";
+/// Key: those of the chat's.
+pub(super) const CHAT_HASHES: &str = "chatvec.patch.chat_blake3";
+
+/// BLAKE3 of the bytes of each tensor of base and chat.
+pub(super) struct Origins(HashMap<(usize, TensorId), String>);
+
+impl Origins {
+    /// Reads everything that the vector is made of.
+    pub(super) fn read(inputs: &Inputs, pairs: &[Pair]) -> Result<Self, Error> {
+        let terms = pairs.iter().flat_map(|pair| &pair.terms);
+        let mut tensors: Vec<(usize, TensorId)> =
+            terms.flat_map(|term| [Some(term.plus), term.minus]).flatten().map(|at| (at.source, at.tensor)).collect();
+        tensors.sort_unstable();
+        tensors.dedup();
+        let hash = |(source, tensor)| Ok(((source, tensor), seal::tensor_hash(inputs.source(source), tensor)?));
+        Ok(Origins(tensors.into_par_iter().map(hash).collect::<Result<_, Error>>()?))
+    }
+
+    fn of(&self, at: TensorRef) -> &str {
+        self.0.get(&(at.source, at.tensor)).map_or("", String::as_str)
+    }
+
+    /// Whether base and chat have the same bytes of the same type and in the same order of rows, so that τ is zero.
+    pub(super) fn is_zero(&self, inputs: &Inputs, pair: &Pair) -> bool {
+        let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
+        let has_scale = |at: TensorRef| inputs.source(at.source).scale_of(at.tensor).is_some();
+        pair.terms.iter().all(|term| {
+            let Some(minus) = term.minus else { return false };
+            let is_plain = !inputs.vocabularies_differ() && ![minus, term.plus].into_iter().any(has_scale);
+            is_plain && info(minus).ty() == info(term.plus).ty() && self.of(minus) == self.of(term.plus)
+        })
+    }
+}
+
+/// Says which tensors the vector has, and of which bytes they were made; what is measured of them comes with the run.
+pub(super) fn describe(metadata: &mut Metadata, pairs: &[Pair], origins: Option<&Origins>) {
+    let pairs: Vec<&Pair> = pairs.iter().filter(|pair| pair.kept.is_none()).collect();
+    if pairs.is_empty() {
+        return;
+    }
+    let names = pairs.iter().map(|pair| &pair.name).collect();
+    metadata.set(PATCH_TENSORS, Value::Array(Array::Strings(names)));
+    let unknown = vec![f32::NAN; pairs.len()];
+    for key in plan::PER_TENSOR_KEYS {
+        metadata.set(key, Value::Array(Array::from_f32s(&unknown)));
+    }
+    let Some(origins) = origins else { return };
+    let of = |at: Option<TensorRef>| at.map_or("", |at| origins.of(at));
+    let base = pairs.iter().map(|pair| of(pair.terms[0].minus)).collect();
+    let chat = pairs.iter().map(|pair| of(Some(pair.terms[0].plus))).collect();
+    metadata.set(BASE_HASHES, Value::Array(Array::Strings(base)));
+    metadata.set(CHAT_HASHES, Value::Array(Array::Strings(chat)));
+}

@@ -1,0 +1,81 @@
+//! What a patch says of its tensors.
+
+use super::{SVD_A, SVD_B, SVD_SCALES, decomposed};
+use crate::gguf::{Metadata, Model, TensorInfo};
+use crate::plan::PER_TENSOR_KEYS;
+use crate::survey::{BASE_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
+
+/// What a patch says of one tensor of the vector.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct TensorSummary {
+    /// The tensor of the model.
+    pub name: String,
+    /// How it is stored, such as `q4_k` or `lora_a:q8_0 + lora_b:q8_0`; nothing if it is zero.
+    pub stored: String,
+    /// Bytes of that.
+    pub bytes: u64,
+    /// Weights of τ that these bytes stand for.
+    pub n_weights: u64,
+    /// ‖base‖
+    pub base_norm: Option<f64>,
+    /// ‖τ‖
+    pub norm: Option<f64>,
+    /// ⟨stored, τ⟩ / ⟨τ, τ⟩
+    pub gain: Option<f64>,
+    /// ‖stored − τ‖ / ‖τ‖
+    pub error: Option<f64>,
+    /// The cosine of stored and τ.
+    pub cosine: Option<f64>,
+}
+
+/// The tensors of the vector in a patch, as [`super::open_stored`] has it, in the patch's order.
+pub fn summary(patch: &Model) -> Vec<TensorSummary> {
+    let metadata = patch.metadata();
+    let Some(names) = metadata.get_strings(PATCH_TENSORS) else { return Vec::new() };
+    let decomposed = decomposed::shapes(patch).unwrap_or_default();
+    let numbers = PER_TENSOR_KEYS.map(|key| numbers(metadata, key));
+    let of = |i: usize, name: &str| {
+        let ends = ["", ".rows", ".lora_a", ".lora_b", SVD_SCALES, SVD_A, SVD_B];
+        let part = |end: &'static str| Some((end, patch.tensor(patch.find(&format!("{name}{end}"))?)));
+        let parts: Vec<(&str, &TensorInfo)> = ends.into_iter().filter_map(part).collect();
+        let words = parts.iter().map(|(end, info)| match end.strip_prefix('.') {
+            None => info.ty().to_string(),
+            Some(end) => format!("{end}:{}", info.ty()),
+        });
+        let number = |which: usize| numbers[which].get(i).copied().flatten();
+        TensorSummary {
+            name: name.to_owned(),
+            stored: words.collect::<Vec<_>>().join(" + "),
+            bytes: parts.iter().map(|(_, info)| info.size()).sum(),
+            n_weights: decomposed.get(name).map_or_else(|| n_weights(&parts), |svd| svd.0.saturating_mul(svd.1)),
+            base_norm: number(0),
+            norm: number(1),
+            gain: number(2),
+            error: number(3),
+            cosine: number(4),
+        }
+    };
+    names.iter().enumerate().map(|(i, name)| of(i, &name.to_string())).collect()
+}
+
+/// Weights of the matrix that these are parts of; rows that are left out are not counted.
+fn n_weights(parts: &[(&str, &TensorInfo)]) -> u64 {
+    let find = |end: &str| parts.iter().find(|(other, _)| *other == end).map(|(_, info)| *info);
+    match (find("").or(find(".rows")), find(".lora_a"), find(".lora_b")) {
+        (Some(dense), ..) => dense.n_weights(),
+        (None, Some(a), Some(b)) => a.row_len().saturating_mul(b.n_rows()),
+        _ => 0,
+    }
+}
+
+fn numbers(metadata: &Metadata, key: &str) -> Vec<Option<f64>> {
+    let array = metadata.get(key).and_then(|value| value.as_array());
+    let number = |value: crate::gguf::Value| value.as_f64().filter(|n| n.is_finite());
+    array.map_or_else(Vec::new, |array| array.iter().map(number).collect())
+}
+
+/// Bytes of a patch that are no vector: rows of special tokens in chat, and of some tokens in base.
+pub fn bytes_beside(patch: &Model) -> u64 {
+    let is_beside = |info: &&TensorInfo| [SPECIAL_ROWS, BASE_ROWS].iter().any(|end| info.name().ends_with(end));
+    patch.tensors().filter(is_beside).map(TensorInfo::size).sum()
+}

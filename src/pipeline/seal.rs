@@ -1,0 +1,106 @@
+//! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each tensor, and of the header with
+//! zeros for its own hash.
+
+use rayon::prelude::*;
+
+use crate::gguf::{self, Array, Header, Metadata, Model, TensorId, Value, Writer};
+
+/// Key: hashes of the tensors in hexadecimal digits, in their order in the file.
+pub const TENSORS: &str = "chatvec.blake3";
+/// Key: the hash of the header.
+pub const HEADER: &str = "chatvec.header_blake3";
+
+/// Digits of a hash.
+const N_DIGITS: usize = 64;
+
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 20;
+
+/// Gives `metadata` the places for the hashes of as many tensors; they are filled by [`seal`].
+pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
+    let none = "0".repeat(N_DIGITS);
+    metadata.set(HEADER, none.as_str());
+    metadata.set(TENSORS, Value::Array(Array::Strings(std::iter::repeat_n(&none, n_tensors).collect())));
+}
+
+/// Fills in the hashes of what was written; nothing else of the header may change afterwards.
+///
+/// # Errors
+/// [`gguf::Error::Io`], and [`gguf::Error::Layout`] for an output of several files, whose headers no one of them has.
+pub(super) fn seal(writer: &Writer, mut metadata: Metadata) -> Result<Metadata, gguf::Error> {
+    if writer.n_files() > 1 {
+        let (check, place) = (gguf::Check::Split, "a file with hashes of itself".to_owned());
+        let (expected, found) = ("one file".to_owned(), format!("{} files", writer.n_files()));
+        return Err(gguf::Error::Layout { check, place, expected, found });
+    }
+    let tensors = writer.header().tensors();
+    let of = |id: usize| hash(tensors[id].size(), |at, piece| writer.read(id, at, piece));
+    let hashes: Vec<String> = (0..tensors.len()).into_par_iter().map(of).collect::<Result<_, gguf::Error>>()?;
+    metadata.set(TENSORS, Value::Array(Array::Strings(hashes.iter().collect())));
+    let digest = header_hash(writer.header(), &metadata);
+    metadata.set(HEADER, digest.as_str());
+    Ok(metadata)
+}
+
+/// The hash of a header with this metadata.
+fn header_hash(header: &Header, metadata: &Metadata) -> String {
+    let mut metadata = metadata.clone();
+    metadata.set(HEADER, "0".repeat(N_DIGITS).as_str());
+    let bytes = header.encode_with(&metadata);
+    blake3::hash(&bytes).to_hex().to_string()
+}
+
+/// The hash of a tensor of a file.
+///
+/// # Errors
+/// [`gguf::Error::Io`].
+pub fn tensor_hash(model: &Model, id: TensorId) -> Result<String, gguf::Error> {
+    hash(model.tensor(id).size(), |at, piece| model.read(id, at, piece))
+}
+
+fn hash(size: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), gguf::Error>) -> Result<String, gguf::Error> {
+    let mut hasher = blake3::Hasher::new();
+    let mut piece = vec![0; PIECE.min(usize::try_from(size).unwrap_or(PIECE))];
+    let mut at = 0;
+    while at < size {
+        let n = (size - at).min(PIECE as u64) as usize;
+        read(at, &mut piece[..n])?;
+        hasher.update(&piece[..n]);
+        at += n as u64;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// What a file's own hashes say of it.
+#[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize)]
+pub struct Checked {
+    /// Whether it has hashes; without, nothing was looked at.
+    pub has_hashes: bool,
+    /// Whether the header is as it was written.
+    pub is_header_whole: bool,
+    /// Tensors whose bytes are not those that were written.
+    pub damaged: Vec<String>,
+}
+
+/// Holds a file of one piece against its own hashes.
+///
+/// # Errors
+/// [`gguf::Error::Io`].
+pub fn check(model: &Model) -> Result<Checked, gguf::Error> {
+    let metadata = model.metadata();
+    let (Some(tensors), Some(header)) = (metadata.get_strings(TENSORS), metadata.get_str(HEADER)) else {
+        return Ok(Checked::default());
+    };
+    let is_header_whole = match model.files() {
+        [file] => *header == header_hash(file.header(), metadata),
+        _ => false,
+    };
+    let mut damaged = Vec::new();
+    for (id, info) in model.tensors().enumerate() {
+        let hash = tensor_hash(model, id)?;
+        if tensors.get(id).is_none_or(|stated| *stated != hash) {
+            damaged.push(info.name().to_owned());
+        }
+    }
+    Ok(Checked { has_hashes: true, is_header_whole, damaged })
+}
