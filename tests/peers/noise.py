@@ -11,7 +11,7 @@ bootstrap samples of prompts. `--write` puts the tables into docs/NOISE.md, betw
 The models folder has `tinyworld-*-base-F16.gguf`, `…-cp-de-F16.gguf`, and as many chat models of that base as there are:
 `…-chat-F16.gguf` and `…-pirate-F16.gguf`, which is not bundled (it is left out of the tables where it is missing). It also has
 `prompts-de.jsonl`, and `prompts-en.jsonl`, whose answers are the calibration text. Needs numpy, gguf, libggml-python
-(requirements.txt), the command for the outputs in Q4_K, and some 10 minutes of one core (set OMP_NUM_THREADS=1).
+(requirements.txt), the command for the outputs in Q4_K, and some 15 minutes of one core (set OMP_NUM_THREADS=1).
 """
 
 import json
