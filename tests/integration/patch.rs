@@ -88,6 +88,34 @@ fn every_encoding_can_be_applied_and_holds_most_of_the_vector() {
 }
 
 #[test]
+fn types_of_few_values_hold_all_of_the_vector() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Paths::bundled();
+    let patch = folder.path().join("patch.gguf");
+    // With one factor for a whole tensor, by numpy on this trio: 1 bit .55, three values .37; a factor for each block costs little.
+    for (ty, most) in [("q1_0", 0.57), ("tq1_0", 0.39), ("tq2_0", 0.39), ("q2_0", 0.38)] {
+        let mut args: Vec<OsString> =
+            vec!["extract".into(), "--json".into(), "--dry-run".into(), "-e".into(), ty.into()];
+        for (flag, path) in [("--base", &*paths.base), ("--chat", &*paths.chat), ("-o", &patch)] {
+            args.extend([flag.into(), path.into()]);
+        }
+        let forecast = chatvec(args).says(0, &[]).json();
+        let total = extract(&paths, ty, &patch).says(0, &[]).json()["total"].clone();
+        let (gain, error) = (total["survival"].as_f64().unwrap(), total["noise"].as_f64().unwrap());
+        assert!((gain - 1.0).abs() < 2e-3, "{ty}: gain {gain}");
+        assert!(error < most, "{ty}: error {error}");
+        assert!(
+            (forecast["forecast"]["output"]["survival"].as_f64().unwrap() - gain).abs() < 2e-3,
+            "{ty}: {}",
+            forecast["forecast"]
+        );
+        let out = folder.path().join("out.gguf");
+        apply(&paths.cp, &[text(&patch)], &out, &["--type", "F32", "--overwrite"]).says(0, &[]);
+        fs::remove_file(&patch).unwrap();
+    }
+}
+
+#[test]
 fn a_patch_holds_the_difference_in_f32() {
     let folder = tempfile::tempdir().unwrap();
     let mut trio = Trio::small();
