@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
@@ -26,8 +26,8 @@ pub(super) struct ExtractArgs {
     /// The chat model that was made from it
     #[arg(long, value_name = "FILE")]
     chat: PathBuf,
-    /// The type of the patch's matrices, such as f32, f16, q8_0 or q4_k, or svd:BITS for a decomposition that takes as many
-    /// bits for each weight, such as svd:0.6
+    /// The type of the patch's matrices, such as f32, f16, q8_0 or q4_k, svd:BITS for a decomposition that takes as many bits
+    /// for each weight, such as svd:0.6, or lora:RANK for factors in F16
     #[arg(short, long, value_name = "ENCODING", default_value = "q8_0", conflicts_with = "size")]
     encoding: String,
     /// A decomposition of this size instead: bytes of the patch, such as 300MB, a share of the chat model as F16, such as 1/16,
@@ -48,6 +48,8 @@ enum Size {
     Bytes(u64),
     Share(f64),
     Bits(f64),
+    /// Of factors.
+    Rank(usize),
 }
 
 impl Size {
@@ -65,9 +67,18 @@ impl Size {
         match self {
             Size::Bits(bits) => Target::Bits(bits),
             Size::Bytes(bytes) => Target::Bytes(bytes),
+            Size::Rank(rank) => Target::Rank(rank),
             Size::Share(share) => Target::Bytes((patch::f16_bytes(chat) as f64 * share) as u64),
         }
     }
+}
+
+/// Before the rank of plain factors.
+const LOW_RANK: &str = "lora:";
+
+fn parse_rank(text: &str) -> Result<usize> {
+    let rank = text.parse::<u32>().ok().filter(|rank| *rank > 0);
+    rank.map(|rank| rank as usize).ok_or_else(|| anyhow!("--encoding: a rank is a number from 1 up, not {text:?}"))
 }
 
 /// Before the bits of a decomposition.
@@ -80,9 +91,10 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let inputs = args.imatrix.add_to(inputs, global)?;
-    let size = match args.encoding.strip_prefix(DECOMPOSED) {
-        None => args.size,
-        Some(bits) => Some(Size::parse(&format!("{bits}bpw")).map_err(|e| anyhow::anyhow!("--encoding: {e}"))?),
+    let size = match (args.encoding.strip_prefix(DECOMPOSED), args.encoding.strip_prefix(LOW_RANK)) {
+        (Some(bits), _) => Some(Size::parse(&format!("{bits}bpw")).map_err(|e| anyhow!("--encoding: {e}"))?),
+        (_, Some(rank)) => Some(Size::Rank(parse_rank(rank)?)),
+        _ => args.size,
     };
     // An adapter by itself is of the exact vector.
     let is_alone = args.output.output.is_none();
@@ -92,7 +104,7 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
         None if is_alone => GgmlType::F32,
         None => args.encoding.parse().map_err(plan::Error::from).with_context(|| {
             let known: Vec<&str> = quants::supported().map(GgmlType::name).collect();
-            format!("--encoding ({DECOMPOSED}BITS or one of {})", known.join(", "))
+            format!("--encoding ({DECOMPOSED}BITS, {LOW_RANK}RANK or one of {})", known.join(", "))
         })?,
     };
     let extraction = Extraction { encoding, looks: !args.output.is_dry_run() && !is_alone };
