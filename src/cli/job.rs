@@ -266,7 +266,7 @@ impl Job<'_> {
         let written = Written { file, measured };
         let exit = match is_patch {
             // What a decomposition leaves out is chosen to matter least: the user sees how much it is.
-            _ if self.target.is_some() => Exit::Success,
+            _ if self.target.is_some() && written.measured.total.delta2 > 0.0 => Exit::Success,
             true => judge(&written.measured.total, true),
             false => self.say(&written, &lost, is_lost),
         };
@@ -274,7 +274,12 @@ impl Job<'_> {
         let smoke = talk.as_ref().map(|talk| talk.report(&written.file.path, false));
         let lora = self.write_beside(&plan, &written.measured, Some(&written.file.path))?;
         let lora = lora.as_ref().map(|written| report::Lora { written, is_residual: !is_patch });
-        let run = report::Run { plan: &plan, written: &written, findings, lost: &lost, is_patch, took, smoke, lora };
+        let stored = match is_patch {
+            true => patch::summary(&patch::open_stored(&written.file.path, &gguf::Limits::default())?),
+            false => Vec::new(),
+        };
+        let (plan, written, lost, stored) = (&plan, &written, &lost[..], &stored[..]);
+        let run = report::Run { plan, written, findings, lost, is_patch, stored, took, smoke, lora };
         output::print(&run, global)?;
         if !is_kept && !is_lost {
             let text = format!("the output does not chat; it is kept as {}", written.file.path.display());

@@ -129,7 +129,7 @@ fn gain_and_error_are_those_of_what_is_read_and_applied() {
         let summary = summaries.iter().find(|s| s.name == tensor).unwrap();
         assert!((summary.gain.unwrap() - gain).abs() < 1e-5 && (summary.error.unwrap() - error).abs() < 1e-5);
         assert_eq!(summary.n_weights, tau.len() as u64);
-        assert!(summary.stored.contains("svd_a"), "{summary:?}");
+        assert!(summary.stored.starts_with("svd of rank "), "{summary:?}");
 
         let weights = |draft: &Draft| weights(draft.tensors.iter().find(|t| name(t) == tensor).unwrap());
         for ((out, cp), tau) in weights(&applied).iter().zip(weights(&cp)).zip(got) {
