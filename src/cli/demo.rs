@@ -142,6 +142,7 @@ impl Merged {
             findings: &[],
             lost: &[],
             is_patch: false,
+            stored: &[],
             took: self.took,
             smoke: None,
             lora: None,

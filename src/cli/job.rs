@@ -19,9 +19,9 @@ use crate::gguf::{self, WriteOptions};
 use crate::patch::extract::{self, Target};
 use crate::patch::{self, Extraction, lora};
 use crate::pipeline::{self, Measured, Written};
-use crate::plan::{self, Loss, MergePlan, OnLoss, OutputType, Recipe, Warning};
+use crate::plan::{self, Loss, MergePlan, OnLoss, OutputType, Recipe, TensorPlan, Warning};
 use crate::report;
-use crate::survey::{self, Inputs, Moments, Pair, SampleSettings, Survey};
+use crate::survey::{self, Encoding, Inputs, Moments, Pair, Rounding, SampleSettings, Survey, whole_name};
 
 /// Below this share of the vector an output is not called a success.
 const LEAST_SURVIVAL: f64 = 0.9;
@@ -266,7 +266,7 @@ impl Job<'_> {
         let written = Written { file, measured };
         let exit = match is_patch {
             // What a decomposition leaves out is chosen to matter least: the user sees how much it is.
-            _ if self.target.is_some() => Exit::Success,
+            _ if self.target.is_some() && written.measured.total.delta2 > 0.0 => Exit::Success,
             true => judge(&written.measured.total, true),
             false => self.say(&written, &lost, is_lost),
         };
@@ -274,7 +274,12 @@ impl Job<'_> {
         let smoke = talk.as_ref().map(|talk| talk.report(&written.file.path, false));
         let lora = self.write_beside(&plan, &written.measured, Some(&written.file.path))?;
         let lora = lora.as_ref().map(|written| report::Lora { written, is_residual: !is_patch });
-        let run = report::Run { plan: &plan, written: &written, findings, lost: &lost, is_patch, took, smoke, lora };
+        let stored = match is_patch {
+            true => patch::summary(&patch::open_stored(&written.file.path, &gguf::Limits::default())?),
+            false => Vec::new(),
+        };
+        let (plan, written, lost, stored) = (&plan, &written, &lost[..], &stored[..]);
+        let run = report::Run { plan, written, findings, lost, is_patch, stored, took, smoke, lora };
         output::print(&run, global)?;
         if !is_kept && !is_lost {
             let text = format!("the output does not chat; it is kept as {}", written.file.path.display());
@@ -391,8 +396,34 @@ impl Job<'_> {
                 let (plan, survey) = self.protect(recipe, plan, survey, &pairs, &settings)?;
                 Ok((plan, survey, others))
             }
-            None => Ok((plan, survey, others)),
+            None => {
+                let survey = self.try_unit_gain(&plan, survey, &pairs, &settings)?;
+                Ok((plan, survey, others))
+            }
         }
+    }
+
+    /// The survey with what is expected of tensors that are not encoded as ggml does it.
+    fn try_unit_gain(
+        &self,
+        plan: &MergePlan,
+        mut survey: Survey,
+        pairs: &[Pair],
+        settings: &SampleSettings,
+    ) -> Result<Survey> {
+        let encoding = |t: &TensorPlan| Encoding { ty: t.ty, rounding: t.rounding };
+        let planned: HashMap<&str, Encoding> =
+            plan.tensors().iter().map(|t| (whole_name(&t.name), encoding(t))).collect();
+        let of_pair = |pair: &Pair| Some((pair.clone(), vec![*planned.get(pair.name.as_str())?]));
+        let is_tried = |(_, encodings): &(Pair, Vec<Encoding>)| encodings[0].rounding == Rounding::UnitGain;
+        let tried: Vec<_> = pairs.iter().filter_map(of_pair).filter(is_tried).collect();
+        for trial in survey::try_encodings(&self.inputs, &tried, settings)? {
+            let tensor = survey.tensors.iter_mut().find(|tensor| tensor.name == trial.name);
+            if let (Some(tensor), Some((_, moments))) = (tensor, trial.tried.first()) {
+                tensor.chosen = Some(*moments);
+            }
+        }
+        Ok(survey)
     }
 
     /// What the recipe has done about tensors that the survey expects to be lost.

@@ -225,8 +225,8 @@ impl Adapter {
         measured: &pipeline::Measured,
         settings: Settings,
     ) -> Result<Self, Error> {
-        let whole = |name: &'_ str| name.strip_suffix(survey::MOVED_ROWS).unwrap_or(name).to_owned();
-        let changed: HashMap<String, _> = measured.tensors.iter().map(|t| (whole(&t.name), t.moments)).collect();
+        let whole = survey::whole_name;
+        let changed: HashMap<&str, _> = measured.tensors.iter().map(|t| (whole(&t.name), t.moments)).collect();
         let has_vector = |t: &TensorPlan| changed.get(t.name.as_str()).is_some_and(|m| m.delta2 > 0.0);
         let mut adapter = Adapter::plan(plan, inputs, settings, has_vector)?;
         adapter.fold_norms(plan, inputs)?;

@@ -29,7 +29,7 @@ use crate::gguf::{self, Limits, Metadata, Model, Value};
 use crate::pipeline::seal;
 use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
-use crate::survey::{self, Inputs, Pair};
+use crate::survey::{self, Inputs, Pair, Rounding};
 
 pub use summary::{TensorSummary, bytes_beside, summary};
 pub use verify::{Origin, Verification, verify};
@@ -198,6 +198,9 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, extraction: &Extraction) 
             false => GgmlType::F32,
         };
         let mut tensor = TensorPlan::new(inputs, pair, ty)?;
+        if quants::has_few_values(ty) {
+            tensor.rounding = Rounding::UnitGain;
+        }
         if extraction.looks {
             tokens::leave_out_unmoved(inputs, &mut tensor, &mut metadata)?;
         }

@@ -10,7 +10,7 @@ use crate::survey::{BASE_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
 pub struct TensorSummary {
     /// The tensor of the model.
     pub name: String,
-    /// How it is stored, such as `q4_k` or `lora_a:q8_0 + lora_b:q8_0`; nothing if it is zero.
+    /// How it is stored, such as `q4_k`, `lora_a:q8_0 + lora_b:q8_0` or `svd of rank 40`; nothing if it is zero.
     pub stored: String,
     /// Bytes of that.
     pub bytes: u64,
@@ -28,6 +28,13 @@ pub struct TensorSummary {
     pub cosine: Option<f64>,
 }
 
+impl TensorSummary {
+    /// Bits for each weight of τ; none of a tensor that is left out.
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        (self.n_weights > 0).then(|| self.bytes as f64 * 8.0 / self.n_weights as f64)
+    }
+}
+
 /// The tensors of the vector in a patch, as [`super::open_stored`] has it, in the patch's order.
 pub fn summary(patch: &Model) -> Vec<TensorSummary> {
     let metadata = patch.metadata();
@@ -38,9 +45,11 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
         let ends = ["", ".rows", ".lora_a", ".lora_b", SVD_SCALES, SVD_A, SVD_B];
         let part = |end: &'static str| Some((end, patch.tensor(patch.find(&format!("{name}{end}"))?)));
         let parts: Vec<(&str, &TensorInfo)> = ends.into_iter().filter_map(part).collect();
-        let words = parts.iter().map(|(end, info)| match end.strip_prefix('.') {
-            None => info.ty().to_string(),
-            Some(end) => format!("{end}:{}", info.ty()),
+        let words = parts.iter().filter_map(|(end, info)| match (*end, end.strip_prefix('.')) {
+            (SVD_A | SVD_B, _) => None,
+            (SVD_SCALES, _) => Some(format!("svd of rank {}", info.n_weights())),
+            (_, None) => Some(info.ty().to_string()),
+            (_, Some(end)) => Some(format!("{end}:{}", info.ty())),
         });
         let number = |which: usize| numbers[which].get(i).copied().flatten();
         TensorSummary {

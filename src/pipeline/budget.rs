@@ -102,7 +102,10 @@ impl Need {
             false => strip.saturating_mul(strip_bytes_per_weight(tensor)),
         };
         // At worst each worker has a tensor of its own.
-        let feedback = if tensor.rounding == Rounding::Encoder { 0 } else { feedback_bytes(row_len) };
+        let feedback = match tensor.rounding {
+            Rounding::Dithered { .. } => feedback_bytes(row_len),
+            Rounding::Encoder | Rounding::UnitGain => 0,
+        };
         let computed = tensor.sources().map(|at| inputs.source(at.source).scratch_of(at.tensor)).max().unwrap_or(0);
         Need { segment, scratch: scratch.saturating_add(feedback).saturating_add(computed) }
     }

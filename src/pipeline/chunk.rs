@@ -231,7 +231,7 @@ impl<'a> Worker<'a> {
 
         let importance = inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
         let feedback = match plan.rounding {
-            Rounding::Encoder => None,
+            Rounding::Encoder | Rounding::UnitGain => None,
             Rounding::Dithered { amplitude } => {
                 let dither = Dither { seed: Dither::seed_of(&plan.name), amplitude };
                 Some((self.feedbacks.of(chunk.tensor, plan, self.inputs)?, dither))
@@ -360,6 +360,9 @@ impl Strip {
             Some(model) if how.grid.is_some() => out.copy_from_slice(model.rows(row, n_rows)),
             Some(model) if plan.ty.is_quantized() || scaled.is_some() => {
                 rows.encode_changed(stored, self.sum.delta(), model.rows(row, n_rows), out);
+            }
+            _ if plan.rounding == Rounding::UnitGain => {
+                quants::quantize_to_unit_gain(plan.ty, stored, out).expect("the plan chose a type with few values");
             }
             // Floats decode and encode to the same bits, and the sum has kept what does not change.
             _ => rows.encode(stored, out),

@@ -9,7 +9,7 @@ use bstr::{BStr, ByteSlice};
 
 use super::{Embeddings, Recipe, SpecialRow};
 use crate::gguf::{Array, Metadata, Value};
-use crate::survey::{Inputs, MOVED_ROWS, Moments, PATCH_TENSORS};
+use crate::survey::{Inputs, Moments, PATCH_TENSORS, whole_name};
 
 /// Keys whose values are known only when the run ends. They are float64 from the start, so that the header keeps its
 /// size; NaN says that there is no such number, as with the survival of a zero vector.
@@ -149,8 +149,8 @@ pub fn fill_measured<'a>(
         }
     }
     let Some(names) = metadata.get_strings(PATCH_TENSORS) else { return filled };
-    let whole = |name: &'a str| name.strip_suffix(MOVED_ROWS).unwrap_or(name);
-    let by_name: HashMap<&str, &Moments> = tensors.into_iter().map(|(name, moments)| (whole(name), moments)).collect();
+    let by_name: HashMap<&str, &Moments> =
+        tensors.into_iter().map(|(name, moments)| (whole_name(name), moments)).collect();
     for (key, of) in PER_TENSOR_KEYS.iter().zip(PER_TENSOR) {
         let value = |name: &BStr| by_name.get(name.to_str().ok()?).and_then(|moments| of(moments));
         let values: Vec<f32> = names.iter().map(|name| value(name).unwrap_or(f64::NAN) as f32).collect();

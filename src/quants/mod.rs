@@ -29,6 +29,7 @@
 //! | `planes`, `scales` | how codes and 6-bit scales share bytes in a super-block |
 //! | `rounding` | from floats to codes |
 //! | `grid`, `feedback` | codes chosen anew on the grid that blocks have, with errors passed on along the row |
+//! | `gain` | blocks of few values that hold as much of a vector as there is |
 //! | `simd`, `batch` | vector instructions, also for loops of other modules, and rows cut into what they take |
 
 mod batch;
@@ -37,6 +38,7 @@ mod dot;
 mod feedback;
 mod float;
 mod fp4;
+mod gain;
 mod grid;
 mod grids;
 mod iq1;
@@ -63,6 +65,7 @@ mod weighting;
 pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
 pub use feedback::{Feedback, Gram};
+pub use gain::{has_few_values, quantize_to_unit_gain};
 pub use grid::{Dither, Place, has_grid, round_to_grid};
 #[cfg(test)]
 pub(crate) use simd::vectorized_at;

@@ -150,6 +150,7 @@ pub(super) fn encoding(tensor: &TensorPlan) -> String {
     match tensor.rounding {
         Rounding::Encoder => tensor.ty.to_string(),
         Rounding::Dithered { .. } => format!("{} dithered", tensor.ty),
+        Rounding::UnitGain => format!("{} at unit gain", tensor.ty),
     }
 }
 

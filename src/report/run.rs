@@ -8,9 +8,10 @@ use serde_json::{Value as Json, json};
 use super::plan::{encoding, method_json, words};
 use super::{Lora, Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
+use crate::patch::TensorSummary;
 use crate::pipeline::Written;
 use crate::plan::{Loss, MergePlan, TensorPlan};
-use crate::survey::{Finding, Moments, part_of};
+use crate::survey::{Finding, MOVED_ROWS, Moments, part_of};
 
 /// An output with what was measured while it was made.
 pub struct Run<'a> {
@@ -24,6 +25,8 @@ pub struct Run<'a> {
     pub is_patch: bool,
     /// The tensors that lost the vector, by the bounds that were asked for.
     pub lost: &'a [Loss],
+    /// How each tensor of a patch is stored; empty for a model.
+    pub stored: &'a [TensorSummary],
     /// How long it took.
     pub took: Duration,
     /// What the output answered, if it was asked.
@@ -37,20 +40,31 @@ impl Run<'_> {
     fn parts(&self) -> Vec<Part<'_>> {
         let mut parts: Vec<Part<'_>> = Vec::new();
         let mut positions = HashMap::new();
-        let types = self.types();
+        let (types, stored) = (self.types(), self.stored());
         for tensor in &self.written.measured.tensors {
             let name = part_of(&tensor.name);
+            let stored = stored.get(matrix_of(&tensor.name));
             let position = *positions.entry(name).or_insert(parts.len());
             if position == parts.len() {
-                parts.push(Part { name, types: Vec::new(), n_tensors: 0, moments: Moments::default() });
+                let moments = Moments::default();
+                parts.push(Part { name, types: Vec::new(), n_tensors: 0, bytes: 0, n_weights: 0, moments });
             }
             let part = &mut parts[position];
-            let ty = types.get(tensor.name.as_str()).map(|tensor| encoding(tensor));
+            let ty = match stored.is_some_and(|stored| stored.stored.starts_with(SVD)) {
+                true => Some(SVD.to_owned()),
+                false => types.get(tensor.name.as_str()).map(|tensor| encoding(tensor)),
+            };
             part.types.extend(ty.filter(|ty| !part.types.contains(ty)));
             part.n_tensors += 1;
+            part.bytes += stored.map_or(0, |stored| stored.bytes);
+            part.n_weights += stored.map_or(0, |stored| stored.n_weights);
             part.moments += tensor.moments;
         }
         parts
+    }
+
+    fn stored(&self) -> HashMap<&str, &TensorSummary> {
+        self.stored.iter().map(|stored| (stored.name.as_str(), stored)).collect()
     }
 
     fn types(&self) -> HashMap<&str, &TensorPlan> {
@@ -63,7 +77,21 @@ struct Part<'a> {
     name: &'a str,
     types: Vec<String>,
     n_tensors: usize,
+    bytes: u64,
+    n_weights: u64,
     moments: Moments,
+}
+
+/// How a decomposed matrix is said to be stored.
+const SVD: &str = "svd";
+
+/// The tensor of the vector that a tensor of a patch holds, all or some rows of.
+fn matrix_of(name: &str) -> &str {
+    name.strip_suffix(MOVED_ROWS).unwrap_or(name)
+}
+
+fn bits(bytes: u64, n_weights: u64) -> Option<f64> {
+    (n_weights > 0).then(|| bytes as f64 * 8.0 / n_weights as f64)
 }
 
 impl Report for Run<'_> {
@@ -73,19 +101,22 @@ impl Report for Run<'_> {
         let mut heads = vec!["part", ">tensors", "type", ">‖δ‖/‖W‖", ">cos(δ, cp − base)", &survival, &noise];
         // A patch has no model to have come from anywhere.
         if self.is_patch {
-            heads.remove(4);
+            heads[4] = ">bits";
         }
         let mut table = Table::new(&heads);
-        let mut row = |name: &str, n: usize, types: &[String], m: &Moments| {
+        let mut row = |name: &str, n: usize, types: &[String], bits: Option<f64>, m: &Moments| {
             let mut cells = vec![printable(name), n.to_string(), types.join(" "), percent(m.delta_ratio())];
-            cells.extend((!self.is_patch).then(|| number(m.drift_cosine())));
+            cells.push(if self.is_patch { number(bits) } else { number(m.drift_cosine()) });
             cells.extend([number(m.survival()), number(m.noise())]);
             table.row(cells);
         };
         for part in self.parts() {
-            row(part.name, part.n_tensors, &part.types, &part.moments);
+            row(part.name, part.n_tensors, &part.types, bits(part.bytes, part.n_weights), &part.moments);
         }
-        row("all", self.written.measured.tensors.len(), &[], &self.written.measured.total);
+        let (bytes_of_all, n_weights) =
+            self.stored.iter().fold((0, 0), |(bytes, n), stored| (bytes + stored.bytes, n + stored.n_weights));
+        let bits_of_all = bits(bytes_of_all, n_weights);
+        row("all", self.written.measured.tensors.len(), &[], bits_of_all, &self.written.measured.total);
         let file = &self.written.file;
         let seconds = self.took.as_secs_f64();
         let smoke = self.smoke.as_ref().map_or(String::new(), |smoke| format!("\n{}", smoke.text()));
@@ -113,7 +144,7 @@ impl Report for Run<'_> {
                 "noise": m.noise(),
             })
         };
-        let types = self.types();
+        let (types, stored) = (self.types(), self.stored());
         let tensors: Vec<Json> = self
             .written
             .measured
@@ -122,6 +153,14 @@ impl Report for Run<'_> {
             .map(|t| {
                 let mut json = measured(&t.moments);
                 json["name"] = json!(t.name);
+                if let Some(stored) = stored.get(matrix_of(&t.name)) {
+                    json["stored"] = json!(stored.stored);
+                    json["bytes"] = json!(stored.bytes);
+                    json["bits_per_weight"] = json!(stored.bits_per_weight());
+                    if stored.stored.starts_with(SVD) {
+                        return json;
+                    }
+                }
                 let tensor = types.get(t.name.as_str());
                 json["type"] = json!(tensor.map(|tensor| tensor.ty));
                 json["rounding"] = json!(tensor.map(|tensor| tensor.rounding));

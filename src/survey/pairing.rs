@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use super::combine::Combination;
 use super::source::Error;
-use super::special::{BASE_ROWS, MOVED_ROWS, SPECIAL_ROWS, is_zero_in};
+use super::special::{BASE_ROWS, SPECIAL_ROWS, is_zero_in, whole_name};
 use crate::chat::{TOKENS, TokenMap};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Model, TensorId, TensorInfo};
@@ -586,7 +586,7 @@ fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
 
 /// The part of a model that a tensor belongs to, for tables: the last word of its name, norms and biases together.
 pub fn part_of(name: &str) -> &str {
-    let name = name.strip_suffix(MOVED_ROWS).unwrap_or(name);
+    let name = whole_name(name);
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     match stem.rsplit('.').next().unwrap_or(stem) {
         _ if name.ends_with(".bias") => "biases",

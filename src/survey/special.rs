@@ -44,6 +44,11 @@ pub const BASE_TOKENS: &str = "chatvec.patch.base_tokens";
 /// Key of a patch: the names of all tensors of the vector, also of those that are zero and left out.
 pub const PATCH_TENSORS: &str = "chatvec.patch.tensors";
 
+/// The name of the tensor that a patch has all or [some rows](MOVED_ROWS) of.
+pub fn whole_name(name: &str) -> &str {
+    name.strip_suffix(MOVED_ROWS).unwrap_or(name)
+}
+
 /// Whether a patch has this tensor of the vector, and it is zero.
 pub(super) fn is_zero_in(patch: &Model, name: &str) -> bool {
     let names = patch.metadata().get_strings(PATCH_TENSORS);

@@ -25,6 +25,8 @@ pub enum Rounding {
         /// Of [`Dither`].
         amplitude: f32,
     },
+    /// Scales so that each block holds as much of the weights as there is ([`quants::quantize_to_unit_gain`]).
+    UnitGain,
 }
 
 /// A type, and how its codes are found.
@@ -104,11 +106,15 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
         quants::is_supported(e.ty)
             && row_len.is_multiple_of(e.ty.block_len() as u64)
             && (importance.is_some() || !quants::requires_importance(e.ty))
-            && (e.rounding == Rounding::Encoder || quants::has_grid(e.ty))
+            && match e.rounding {
+                Rounding::Encoder => true,
+                Rounding::Dithered { .. } => quants::has_grid(e.ty),
+                Rounding::UnitGain => quants::has_few_values(e.ty),
+            }
     };
     let mut tried: Vec<(Encoding, Moments)> =
         encodings.iter().filter(is_possible).map(|e| (*e, Moments::default())).collect();
-    let is_dithered = tried.iter().any(|(e, _)| e.rounding != Rounding::Encoder);
+    let is_dithered = tried.iter().any(|(e, _)| matches!(e.rounding, Rounding::Dithered { .. }));
     let feedback = is_dithered.then(|| feedback(inputs, info.ne(), &pair.terms, &pair.combination)).transpose()?;
 
     let spread = Spread::new(info, share);
@@ -134,6 +140,9 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
             match model {
                 Some((source, id, Some(own))) if own == ty && encoding.rounding != Rounding::Encoder => {
                     source.read(id, size(first), &mut blocks)?;
+                }
+                _ if encoding.rounding == Rounding::UnitGain => {
+                    quants::quantize_to_unit_gain(ty, &stored, &mut blocks).expect("checked above");
                 }
                 _ => quants::quantize_rows(ty, &stored, importance, &mut blocks).expect("checked above"),
             }

@@ -27,6 +27,8 @@ mod gguf_writer;
 mod imatrix;
 // Log-probabilities and greedy answers, against llama.cpp.
 mod infer;
+// Patches of decomposed matrices: what they hold against numpy, their size, and what damage does to them.
+mod decomposed;
 // LoRA adapters: the rules of llama.cpp, what they hold, what is left out, and what they give back to an output.
 mod lora;
 // Low-rank parts, against the least error there can be.

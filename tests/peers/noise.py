@@ -2,14 +2,14 @@
 
     python noise.py [--chatvec PATH] [--models-dir FOLDER] [--write]
 
-Base and chat are each put on a coarse grid by ggml's encoders, their difference is cleaned in every way that is listed in `ROWS`, and
-what cp becomes with it is held against what the exact vector (F16 files) makes of it. Divergence (KL, nats) is by a forward
-pass by numpy in f32, over the answers that the exact merge gives to the German prompts, prompt by prompt: the numbers that a way has are chosen
-by the prompts at even places, the tables are of those at odd places. Intervals are of 10,000 paired bootstrap samples of
-prompts. `--write` puts the tables into docs/NOISE.md, between their marks.
+Base and chat are each put on a coarse grid by ggml's encoders, their difference is cleaned in every way that is listed in
+`ROWS`, and what cp becomes with it is held against what the exact vector (F16 files) makes of it. Divergence (KL, nats) is by a
+forward pass by numpy in f32, over the answers that the exact merge gives to the German prompts, prompt by prompt: the numbers
+that a way has are chosen by the prompts at even places, the tables are of those at odd places. Intervals are of 10,000 paired
+bootstrap samples of prompts. `--write` puts the tables into docs/NOISE.md, between their marks.
 
-The models folder has `*base-F16.gguf`, `*cp*-F16.gguf`, and as many chat models of that base as there are:
-`*chat-F16.gguf` and `*pirate-F16.gguf`, which is not bundled (it is left out of the tables where it is missing). It also has
+The models folder has `tinyworld-*-base-F16.gguf`, `…-cp-de-F16.gguf`, and as many chat models of that base as there are:
+`…-chat-F16.gguf` and `…-pirate-F16.gguf`, which is not bundled (it is left out of the tables where it is missing). It also has
 `prompts-de.jsonl`, and `prompts-en.jsonl`, whose answers are the calibration text. Needs numpy, gguf, libggml-python
 (requirements.txt), the command for the outputs in Q4_K, and some 15 minutes of one core (set OMP_NUM_THREADS=1).
 """
@@ -135,7 +135,7 @@ class Judge:
         return out
 
     def behaviour(self, weights: dict[str, np.ndarray]) -> np.ndarray:
-        """Of each prompt: whether the answer ends, is the expected one, is what the exact merge says. NaN: nothing is expected."""
+        """Of each prompt: whether the answer ends, is right, is the exact merge's. NaN: no answer is expected."""
         answers = self.answers(weights)
         ends = [a[-1] == self.end for a in answers]
         right = [e and self.text(a) == i["answer"] if i["kind"] != "unsafe" else math.nan
@@ -223,7 +223,8 @@ Way = Callable[[Matrix], np.ndarray]
 def normalised(m: Matrix) -> tuple[np.ndarray, float, float]:
     """Singular values in units of the noise's σ·√(longer side), that unit, and shorter / longer side.
 
-    The unit is from the median singular value, as a matrix of nothing but noise would have it (Gavish and Donoho 2014, section III-E).
+    The unit is from the median singular value, as a matrix of nothing but noise would have it (Gavish and Donoho 2014,
+    section III-E).
     """
     values, beta = m.svd[1], min(m.base.shape) / max(m.base.shape)
     low, high = (1 - math.sqrt(beta)) ** 2, (1 + math.sqrt(beta)) ** 2
@@ -287,7 +288,7 @@ def by_own_gram(outputs: bool) -> Way:
     return way
 
 
-def posterior(m: Matrix, prior: np.ndarray | float, mean: np.ndarray | float = 0.0, n: int = 15) -> tuple[np.ndarray, np.ndarray]:
+def posterior(m: Matrix, prior: np.ndarray | float, mean: np.ndarray | float = 0.0, n: int = 15):
     """Mean of τ, and of (τ − mean)², given both codes, for a normal prior.
 
     The base's weight is anywhere in its step with the same probability, so the likelihood of τ is a trapezoid around the
@@ -317,7 +318,7 @@ def kept(way: Way) -> Way:
 
 
 def per_weight(axes: str, n_rounds: int = 6) -> Way:
-    """Posterior means; the prior's variance is of the tensor, each row, each column or each of both, by as many rounds of EM."""
+    """Posterior means; the prior's variance is of the tensor, each row or each of both, by as many rounds of EM."""
 
     def way(m: Matrix) -> np.ndarray:
         prior = np.full(m.base.shape, 0.2 * (m.difference**2).mean() + 1e-14)
@@ -325,7 +326,7 @@ def per_weight(axes: str, n_rounds: int = 6) -> Way:
             square = posterior(m, prior)[1]
             rows, columns = square.mean(1, keepdims=True), square.mean(0, keepdims=True)
             mean = square.mean()
-            prior = np.maximum({"tensor": mean, "row": rows, "column": columns, "both": rows * columns / mean}[axes], 1e-14)
+            prior = np.maximum({"tensor": mean, "row": rows, "both": rows * columns / mean}[axes], 1e-14)
         return posterior(m, prior)[0]
 
     return way
@@ -463,9 +464,13 @@ PART_ROWS: list[Row] = [ROWS[0]] + [
     for what, way in (("shrinkage", SHRUNK), ("bulk times 0.75", spectral(as_it_is, 0.75)))
     for where, names in PARTS.items()
 ] + [(f"exact in {where}*", one(exact_in(*names))) for where, names in PARTS.items()]
-FEW = ("the plain", "times", "singular", "bulk times {}, the rest kept", "own Gram matrix, along rows", "inputs' Gram matrix: bulk",
-       "posterior mean around")
-FEW_ROWS = [row for row in ROWS if row[0].startswith(FEW)]
+#: For other types: those of the above that say most.
+FEW_ROWS: list[Row] = [
+    ROWS[0],
+    ("optimal shrinkage", one(SHRUNK)),
+    ("{} of it, the rest plain", shares(lambda r: part(SHRUNK, r), 0.1, 0.25)),
+    ("bulk times {}, the rest kept", shares(lambda r: spectral(as_it_is, r), 0.5, 0.75, 0.9)),
+]
 OUTPUTS = {"F32": ("--type", "F32"), "Q4_K, `--on-loss dither`": (), "Q4_K, `--on-loss warn`": ("--on-loss", "warn")}
 OUTPUT_ROWS = [
     ("the plain difference", PLAIN_DIFFERENCE),
@@ -515,8 +520,10 @@ class Study:
             exact, matrices = self.exact[role], [n for n, w in self.base.items() if w.ndim == 2]
             base, chat = ({n: quantized(of[n], type_) for n in matrices} for of in (self.base, exact))
             grams = self.grams(exact | {n: weights for n, (weights, _) in chat.items()})
-            self.pairs[role] = {n: Matrix(n, base[n][0], chat[n][0], base[n][1], chat[n][1], exact[n] - self.base[n], grams.get(n))
-                                for n in matrices}
+            self.pairs[role] = {
+                n: Matrix(n, base[n][0], chat[n][0], base[n][1], chat[n][1], exact[n] - self.base[n], grams.get(n))
+                for n in matrices
+            }
         return self.pairs[role]
 
     def grams(self, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -552,7 +559,8 @@ class Study:
                 vectors = {role: self.vector(role, type_, way) for role in roles}
                 kl = {role: self.judges[role].divergence(self.merged(v)) for role, v in vectors.items()}
                 plain = plain or kl
-                worth = np.mean([(kl[role] / plain[role][:, ~self.held_out].mean(1, keepdims=True))[:, ~self.held_out] for role in roles])
+                even = lambda values: values[:, ~self.held_out].mean(1)
+                worth = np.mean([even(kl[role]) / even(plain[role]) for role in roles])
                 tried.append((worth, number, vectors, kl))
                 print(f"    {label.format(number)}: even prompts, as a ratio {worth:.3f}", flush=True)
             _, number, vectors, kl = min(tried, key=lambda t: t[0])
@@ -586,8 +594,8 @@ class Study:
 
     def types(self) -> str:
         """What there is to remove."""
-        whats = ("noise", "for the inputs", "cosine", "correlation of both errors", "codes that agree", "directions above the edge", "answers",
-                 "whole texts", "ends / exact / same")
+        whats = ("noise", "for the inputs", "cosine", "correlation of both errors", "codes that agree", "directions above the edge",
+                 "answers", "whole texts", "ends / exact / same")
         heads = ["base and chat", *(f"{role}: {what}" for role in self.judges for what in whats)]
         lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for type_ in (None, *TYPES):
@@ -614,7 +622,8 @@ class Study:
         agree = sum(m.codes_agree.sum() for m in matrices) / sum(m.base.size for m in matrices)
         above = np.mean([(y > 1 + math.sqrt(b)).mean() for y, _, b in map(normalised, matrices)])
         return [f"{math.sqrt(dot(both, both) / dot(tau, tau)):.2f}", f"{math.sqrt(met(both) / met(tau)):.2f}",
-                f"{cosine(tau, got):.2f}", f"{cosine(lambda m: error(m)[0], lambda m: error(m)[1]):.2f}", f"{agree:.2f}", f"{above:.2f}"]
+                f"{cosine(tau, got):.2f}", f"{cosine(lambda m: error(m)[0], lambda m: error(m)[1]):.2f}", f"{agree:.2f}",
+                f"{above:.2f}"]
 
     def outputs(self, chatvec: Chatvec, folder: Path, rows: list[tuple[str, Way]]) -> str:
         """cp and the outputs in Q4_K, as the command writes them."""

@@ -79,7 +79,10 @@ pub fn encode(low: &LowRank, (row_len, n_rows): (usize, usize), step: f64) -> Co
     }
     let mut a = Inputs::round(low, &kept, row_len, step);
     let kept: Vec<Direction> = a.retain(&kept);
-    let (Some(products), false) = (Products::of(low, &a, &kept), kept.is_empty()) else { return Codes::default() };
+    if kept.is_empty() {
+        return Codes::default();
+    }
+    let Some(products) = Products::of(low, &a, &kept) else { return Codes::default() };
     let b = products.outputs(low, n_rows);
     let steps: Vec<f64> = (0..kept.len())
         .map(|k| {
