@@ -28,7 +28,7 @@ pub fn expected(low: &LowRank, (row_len, n_rows): (usize, usize), step: f64) -> 
 
 /// Bits of a normal number of this standard deviation, rounded to a whole one.
 fn entropy(deviation: f64) -> f64 {
-    if !(deviation > 0.05) {
+    if deviation.is_nan() || deviation <= 0.05 {
         return 0.0;
     }
     if deviation > 4.0 {
