@@ -137,7 +137,7 @@ fn of_container(error: &gguf::Error) -> Exit {
         | NoSpace { .. }
         | TooManyShards { .. }
         | NotRenamed { .. } => Exit::Output,
-        Io { .. } => Exit::Io,
+        Io { source, .. } => of_io(source),
         Layout { .. } => Exit::Failure,
     }
 }
@@ -221,7 +221,7 @@ fn of_extraction(error: &patch::extract::Error) -> Exit {
         Container(e) => of_container(e),
         Plan(e) => of_plan(e),
         Pipeline(e) => of_pipeline(e),
-        Decomposition { .. } | Size { .. } => Exit::NotSupported,
+        Decomposition { .. } | Size { .. } | Range { .. } => Exit::NotSupported,
         Spill { .. } => Exit::Io,
         Bits { .. } => Exit::Usage,
     }

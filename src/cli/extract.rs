@@ -13,7 +13,6 @@ use crate::ggml::GgmlType;
 use crate::gguf::{Limits, Model};
 use crate::patch::extract::Target;
 use crate::patch::{self, Extraction};
-use crate::plan;
 use crate::quants;
 use crate::survey::Inputs;
 
@@ -26,10 +25,10 @@ pub(super) struct ExtractArgs {
     /// The chat model that was made from it
     #[arg(long, value_name = "FILE")]
     chat: PathBuf,
-    /// The type of the patch's matrices, such as f32, f16, q8_0 or q4_k, or svd:BITS for a decomposition that takes as many
-    /// bits for each weight, such as svd:0.6
-    #[arg(short, long, value_name = "ENCODING", default_value = "q8_0", conflicts_with = "size")]
-    encoding: String,
+    /// The type of the patch's matrices, such as f32, f16, q8_0 or q4_k, svd:BITS for a decomposition that takes as many bits
+    /// for each weight, such as svd:0.6, or lora:RANK for factors in F16
+    #[arg(short, long, value_name = "ENCODING", default_value = "q8_0", conflicts_with = "size", value_parser = Encoding::parse)]
+    encoding: Encoding,
     /// A decomposition of this size instead: bytes of the patch, such as 300MB, a share of the chat model as F16, such as 1/16,
     /// or bits for each weight of its matrices, such as 0.6bpw
     #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
@@ -52,10 +51,9 @@ enum Size {
 
 impl Size {
     fn parse(text: &str) -> Result<Self, String> {
-        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0);
         let size = match (text.strip_suffix("bpw"), text.split_once('/')) {
-            (Some(bits), _) => number(bits).map(Size::Bits),
-            (None, Some((over, under))) => number(over).zip(number(under)).map(|(a, b)| Size::Share(a / b)),
+            (Some(bits), _) => positive(bits).map(Size::Bits),
+            (None, Some((over, under))) => positive(over).zip(positive(under)).map(|(a, b)| Size::Share(a / b)),
             (None, None) => text.parse::<bytesize::ByteSize>().ok().map(|size| Size::Bytes(size.as_u64())),
         };
         size.ok_or_else(|| "write bytes (300MB), a share of the chat model (1/16) or bits (0.6bpw)".to_owned())
@@ -70,8 +68,35 @@ impl Size {
     }
 }
 
-/// Before the bits of a decomposition.
-const DECOMPOSED: &str = "svd:";
+/// How matrices are stored.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Encoding {
+    Type(GgmlType),
+    /// A decomposition of so many bits for each weight.
+    Bits(f64),
+    /// Factors of this rank.
+    Rank(usize),
+}
+
+impl Encoding {
+    fn parse(text: &str) -> Result<Self, String> {
+        if let Some(bits) = text.strip_prefix("svd:") {
+            return positive(bits).map(Encoding::Bits).ok_or_else(|| "write svd: and bits for each weight".to_owned());
+        }
+        if let Some(rank) = text.strip_prefix("lora:") {
+            let rank = rank.parse::<u32>().ok().filter(|rank| *rank > 0).map(|rank| Encoding::Rank(rank as usize));
+            return rank.ok_or_else(|| "write lora: and a rank from 1 up".to_owned());
+        }
+        text.parse().map(Encoding::Type).map_err(|_| {
+            let known: Vec<&str> = quants::supported().map(GgmlType::name).collect();
+            format!("known are svd:BITS, lora:RANK, {}", known.join(", "))
+        })
+    }
+}
+
+fn positive(text: &str) -> Option<f64> {
+    text.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0)
+}
 
 pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     if args.output.is_split() {
@@ -80,20 +105,19 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let inputs = args.imatrix.add_to(inputs, global)?;
-    let size = match args.encoding.strip_prefix(DECOMPOSED) {
-        None => args.size,
-        Some(bits) => Some(Size::parse(&format!("{bits}bpw")).map_err(|e| anyhow::anyhow!("--encoding: {e}"))?),
-    };
     // An adapter by itself is of the exact vector.
     let is_alone = args.output.output.is_none();
-    let target = size.filter(|_| !is_alone).map(|size| size.target(inputs.source(inputs.template())));
-    let encoding: GgmlType = match target {
-        Some(target) => target.dense_type(&inputs)?,
-        None if is_alone => GgmlType::F32,
-        None => args.encoding.parse().map_err(plan::Error::from).with_context(|| {
-            let known: Vec<&str> = quants::supported().map(GgmlType::name).collect();
-            format!("--encoding ({DECOMPOSED}BITS or one of {})", known.join(", "))
-        })?,
+    let target = match (args.size, args.encoding) {
+        _ if is_alone => None,
+        (Some(size), _) => Some(size.target(inputs.source(inputs.template()))),
+        (None, Encoding::Bits(bits)) => Some(Target::Bits(bits)),
+        (None, Encoding::Rank(rank)) => Some(Target::Rank(rank)),
+        (None, Encoding::Type(_)) => None,
+    };
+    let encoding = match (target, args.encoding) {
+        (Some(target), _) => target.dense_type(&inputs)?,
+        (None, Encoding::Type(ty)) if !is_alone => ty,
+        _ => GgmlType::F32,
     };
     let extraction = Extraction { encoding, looks: !args.output.is_dry_run() && !is_alone };
     let plan = |inputs: &Inputs, pairs| Ok(patch::plan_extract(inputs, pairs, &extraction)?);

@@ -17,13 +17,16 @@ use rayon::prelude::*;
 
 use super::encode::{self, Codes};
 use super::low_rank::{self, LowRank, Rows as _, Settings as RankSettings};
+use super::product::AddProduct;
+use super::stored::{LOW_RANK_A, LOW_RANK_B};
 use super::tau::Tau;
 use super::{SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Complete, Header, Metadata, TensorSpec, Value, WriteOptions, Writer};
 use crate::pipeline::{self, Budget, Measured, Observer, TensorResult, TensorSink, seal};
 use crate::plan::{self, MergePlan, TensorPlan};
-use crate::survey::{Inputs, Moments, Weights, has_row_per_token};
+use crate::quants;
+use crate::survey::{Inputs, Moments, Weights, check_finite, has_row_per_token};
 
 /// Why no patch was made; nothing is left of it.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,12 @@ pub enum Error {
         tensor: String,
         /// Why.
         source: low_rank::Error<pipeline::Error>,
+    },
+    /// Factors that F16 cannot hold.
+    #[error("the factors of tensor {tensor} are beyond the range of F16; give --encoding svd:BITS")]
+    Range {
+        /// The tensor.
+        tensor: String,
     },
     /// The temporary file for singular vectors, or the compressor.
     #[error("cannot keep singular vectors beside {}", path.display())]
@@ -77,6 +86,8 @@ pub enum Target {
     Bits(f64),
     /// Bytes of the file.
     Bytes(u64),
+    /// No size, but factors of this rank in F16, for those who read no compressed ones.
+    Rank(usize),
 }
 
 impl Target {
@@ -85,6 +96,15 @@ impl Target {
         match self {
             Target::Bits(bits) => bits,
             Target::Bytes(bytes) => bytes as f64 * 8.0 / n_weights.max(1) as f64,
+            Target::Rank(_) => 16.0,
+        }
+    }
+
+    /// The rank of the factors that are looked for.
+    fn rank(self, n_weights: u64, row_len: usize, n_rows: usize) -> usize {
+        match self {
+            Target::Rank(rank) => rank.min(row_len).min(n_rows),
+            _ => rank_for(self.bits(n_weights), row_len, n_rows),
         }
     }
 
@@ -132,6 +152,26 @@ struct Encoded {
     codes: Codes,
     a: Vec<u8>,
     b: Vec<u8>,
+}
+
+impl Encoded {
+    /// The bytes of its tensors, and what they are decoded to.
+    fn parts(self) -> (Vec<Vec<u8>>, Stored) {
+        let scales: Vec<u8> = self.codes.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let parts = if self.codes.rank() > 0 { vec![scales, self.a, self.b] } else { Vec::new() };
+        (parts, Stored::Codes(self.codes))
+    }
+}
+
+/// What a reader has of a matrix.
+enum Stored {
+    Codes(Codes),
+    /// Rows of one and of the other factor.
+    Factors {
+        a: Vec<f32>,
+        b: Vec<f32>,
+        rank: usize,
+    },
 }
 
 /// Writes a patch of the vector of `plan`, which is one of [`super::plan_extract`]. Also gives the plan of what was written
@@ -191,9 +231,13 @@ impl Extractor<'_> {
         let found = self.decompose(&mut spill, budget)?;
         let decomposed: Vec<usize> = found.iter().map(|found| found.tensor).collect();
         let rest = self.rest(&decomposed)?;
-        let (step, sizes) = self.search(&rest, &found, &mut spill)?;
-
-        let header = self.header(&rest, &found, &sizes)?;
+        let (step, header) = match self.target {
+            Target::Rank(_) => (0.0, self.header_of_factors(&rest, &found)?),
+            _ => {
+                let (step, sizes) = self.search(&rest, &found, &mut spill)?;
+                (step, self.header(&rest, &found, &sizes)?)
+            }
+        };
         let n_rest = rest.tensors().len();
         let writer = Writer::create(header, self.path, options)?;
         let mut measured = match n_rest {
@@ -203,16 +247,16 @@ impl Extractor<'_> {
         let mut next = n_rest;
         for found in &found {
             let name = self.plan.tensors()[found.tensor].name.clone();
-            let encoded = self.encode(found, step, &mut spill)?;
-            if encoded.codes.rank() > 0 {
-                let scales: Vec<u8> = encoded.codes.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-                for bytes in [&scales, &encoded.a, &encoded.b] {
-                    writer.write(next, 0, bytes)?;
-                    self.observer.written(bytes.len() as u64);
-                    next += 1;
-                }
+            let (parts, stored) = match self.target {
+                Target::Rank(_) => self.factors(found, &mut spill)?,
+                _ => self.encode(found, step, &mut spill)?.parts(),
+            };
+            for bytes in &parts {
+                writer.write(next, 0, bytes)?;
+                self.observer.written(bytes.len() as u64);
+                next += 1;
             }
-            let moments = self.measure(found, &encoded.codes)?;
+            let moments = self.measure(found, &stored)?;
             measured.total += moments;
             measured.tensors.push(TensorResult { name, moments });
         }
@@ -231,7 +275,6 @@ impl Extractor<'_> {
     }
 
     fn decompose(&self, spill: &mut Spill, budget: &Budget) -> Result<Vec<Found>, Error> {
-        let bits = self.target.bits(self.n_weights);
         let mut all = Vec::new();
         for (tensor, planned) in self.plan.tensors().iter().enumerate().filter(|(_, t)| is_decomposed(t)) {
             if self.observer.is_cancelled() {
@@ -239,7 +282,7 @@ impl Extractor<'_> {
             }
             let tau = Tau::new(self.inputs, planned);
             let (row_len, n_rows) = (tau.row_len(), tau.n_rows() as usize);
-            let rank = rank_for(bits, row_len, n_rows);
+            let rank = self.target.rank(self.n_weights, row_len, n_rows);
             let name = || planned.name.clone();
             let needed = needed_bytes(n_rows, row_len, rank);
             if needed > budget.memory {
@@ -268,6 +311,25 @@ impl Extractor<'_> {
         Ok(Encoded { codes, a, b })
     }
 
+    /// Both factors in F16, by which their numbers are rounded.
+    fn factors(&self, found: &Found, spill: &mut Spill) -> Result<(Vec<Vec<u8>>, Stored), Error> {
+        let LowRank { a, b, rank, .. } = spill.read(found)?;
+        let mut parts = Vec::new();
+        let mut halves = |mut factor: Vec<f32>| {
+            let mut bytes = vec![0; factor.len() * 2];
+            quants::quantize_row(GgmlType::F16, &factor, &mut bytes)
+                .and_then(|()| quants::dequantize_row(GgmlType::F16, &bytes, &mut factor))
+                .expect("F16 can be written and has no blocks");
+            parts.push(bytes);
+            match check_finite(&factor) {
+                None => Ok(factor),
+                Some(_) => Err(Error::Range { tensor: self.plan.tensors()[found.tensor].name.clone() }),
+            }
+        };
+        let (a, b) = (halves(a)?, halves(b)?);
+        Ok((parts, Stored::Factors { a, b, rank }))
+    }
+
     /// Bytes of the three tensors of each matrix at a step; none where nothing is left of it.
     fn sizes(&self, found: &[Found], step: f64, spill: &mut Spill) -> Result<Vec<[u64; 3]>, Error> {
         let size = |found: &Found| {
@@ -275,6 +337,25 @@ impl Extractor<'_> {
             Ok([encoded.codes.rank() as u64, encoded.a.len() as u64, encoded.b.len() as u64])
         };
         found.iter().map(size).collect()
+    }
+
+    /// The header of the patch with all factors of the rank that was looked for.
+    fn header_of_factors(&self, rest: &MergePlan, found: &[Found]) -> Result<Header, Error> {
+        let factors = |found: &Found| {
+            let spec = |end: &str, ne: [usize; 2]| TensorSpec {
+                name: self.plan.tensors()[found.tensor].name.clone() + end,
+                ne: ne.map(|n| n as u64).to_vec(),
+                ty: GgmlType::F16,
+            };
+            let rank = found.low.rank;
+            [spec(LOW_RANK_A, [found.row_len, rank]), spec(LOW_RANK_B, [rank, found.n_rows])]
+        };
+        let rest_specs = rest.tensors().iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty });
+        let specs: Vec<TensorSpec> = rest_specs.chain(found.iter().flat_map(factors)).collect();
+        let mut metadata: Metadata = rest.header().metadata().clone();
+        metadata.set(super::ENCODING_KEY, "lora");
+        seal::reserve(&mut metadata, specs.len());
+        Ok(Header::new(metadata, specs)?)
     }
 
     /// The header of the patch with matrices of these sizes.
@@ -303,7 +384,7 @@ impl Extractor<'_> {
     fn size(&self, rest: &MergePlan, found: &[Found], sizes: &[[u64; 3]]) -> Result<u64, Error> {
         match self.target {
             Target::Bytes(_) => Ok(self.header(rest, found, sizes)?.file_len()),
-            Target::Bits(_) => {
+            Target::Bits(_) | Target::Rank(_) => {
                 let dense: u64 =
                     rest.tensors().iter().filter(|t| t.n_dims() > 1 && t.kept.is_none()).map(|t| t.size()).sum();
                 Ok(dense + sizes.iter().map(|[rank, a, b]| rank * 4 + a + b).sum::<u64>())
@@ -316,6 +397,7 @@ impl Extractor<'_> {
         let limit = match self.target {
             Target::Bytes(bytes) => bytes,
             Target::Bits(bits) => (bits * self.n_weights as f64 / 8.0) as u64,
+            Target::Rank(_) => u64::MAX,
         };
         let nothing = vec![[0; 3]; found.len()];
         let least = self.size(rest, found, &nothing)?;
@@ -346,18 +428,27 @@ impl Extractor<'_> {
     }
 
     /// Compares what is stored with τ.
-    fn measure(&self, found: &Found, codes: &Codes) -> Result<Moments, Error> {
+    fn measure(&self, found: &Found, stored: &Stored) -> Result<Moments, Error> {
         let tau = Tau::new(self.inputs, &self.plan.tensors()[found.tensor]);
         let row_len = found.row_len.max(1);
         let block_rows = (MEASURED_WEIGHTS / row_len).max(1);
         let firsts: Vec<usize> = (0..found.n_rows).step_by(block_rows).collect();
-        let a = codes.scaled_a(row_len);
+        let scaled = match stored {
+            Stored::Codes(codes) => codes.scaled_a(row_len),
+            Stored::Factors { .. } => Vec::new(),
+        };
         let sums = firsts.into_par_iter().map(|first| {
             let rows = first..(first + block_rows).min(found.n_rows);
             let n = rows.len() * row_len;
             let (mut delta, mut base, mut got) = (vec![0.0; n], Vec::new(), vec![0.0; n]);
             tau.read(first as u64, &mut delta, &mut base)?;
-            codes.multiply(&a, found.n_rows, rows, &mut got);
+            match stored {
+                Stored::Codes(codes) => codes.multiply(&scaled, found.n_rows, rows, &mut got),
+                Stored::Factors { a, b, rank } => {
+                    let left = &b[rows.start * rank..rows.end * rank];
+                    quants::vectorized(AddProduct { out: &mut got, left, right: a, rank: *rank });
+                }
+            }
             let base = (!base.is_empty()).then_some(&base[..]);
             let mut moments = Moments::default();
             moments.add(&Weights { delta: &delta, model: None, base, wanted: &delta, got: &got });

@@ -206,7 +206,7 @@ struct Matrix {
     /// Factors change places, and one is turned over: llama.cpp takes rows of the first from token embeddings
     /// (src/llama-graph.cpp, `build_inp_embd`).
     is_flipped: bool,
-    /// Factors of the columns, from the change of the norm before: see [`norm_before`].
+    /// Factors of the columns, from the change of the norm before.
     gain: Option<Vec<f32>>,
 }
 
@@ -214,8 +214,8 @@ impl Adapter {
     /// Plans the adapter of the vector of base and chat. `plan` is one of [`super::plan_extract`] that has not looked, so that all
     /// tensors are in it, and `measured` what was measured when one of them was carried out.
     ///
-    /// Where a norm's change can be moved into the matrices behind it ([`norm_before`]), it is. That is exact for the base; a
-    /// model whose norms came away from the base's gets it in proportion.
+    /// Where a norm's change can be moved into the matrices behind it, it is. That is exact for the base; a model whose norms came
+    /// away from the base's gets it in proportion.
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::Type`], [`Error::Container`], [`Error::Pipeline`].
@@ -683,7 +683,7 @@ fn place_of(planned: &TensorPlan, is_untied: bool) -> Result<(), Reason> {
     }
 }
 
-/// Architectures whose layers have RMS norms right before the matrices that [`norm_before`] says, and for nothing else
+/// Architectures whose layers have RMS norms right before the matrices that `norm_before` says, and for nothing else
 /// (src/models of llama.cpp).
 const PLAIN_RMS_NORMS: [&str; 14] = [
     "llama",

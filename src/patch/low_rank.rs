@@ -450,6 +450,9 @@ impl Spectrum {
     /// Of a matrix in rows of `k`, from the eigenvalues of `mᵀ m`. Those below 10⁻¹⁴ of the largest are rounding errors: 0.
     /// Everything is NaN if a number was, or too large.
     fn of(m: &[f32], k: usize) -> Self {
+        if k == 0 {
+            return Spectrum { sigma: Vec::new(), w: Vec::new() };
+        }
         let gram = gram(m, k);
         let is_finite = gram.iter().all(|g| g.is_finite());
         let eigen =

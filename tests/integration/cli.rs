@@ -221,7 +221,7 @@ fn has_keys(object: &Json, keys: &[&str]) {
     assert_eq!(found, keys);
 }
 
-const RUN: [&str; 16] = [
+const RUN: [&str; 17] = [
     "output",
     "output_bytes",
     "output_files",
@@ -233,6 +233,7 @@ const RUN: [&str; 16] = [
     "plumbing",
     "warnings",
     "findings",
+    "lora",
     "lost",
     "method",
     "seconds",

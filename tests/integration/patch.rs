@@ -448,6 +448,44 @@ fn parts_that_do_not_fit_together_are_refused_by_name() {
 }
 
 #[test]
+fn plain_factors_hold_what_is_said_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    let paths = trio.write(folder.path());
+    let (patch, out) = (folder.path().join("patch.gguf"), folder.path().join("out.gguf"));
+    // Noise has no low rank: what is left out falls with the rank, to nothing at that of the matrix.
+    let mut last = f64::INFINITY;
+    for (rank, most) in [("4", 1.0), ("64", 0.8), ("999", 2e-3)] {
+        extract(&paths, &format!("lora:{rank}"), &patch).says(0, &[]);
+        let (mut stored, name) = (read(&patch), "blk.0.ffn_up.weight");
+        let (a, b) =
+            (stored.tensor(&format!("{name}.lora_a")).clone(), stored.tensor(&format!("{name}.lora_b")).clone());
+        let [n_in, n_out] = trio.base.tensor(name).ne[..] else { panic!("a matrix") };
+        let r = rank.parse::<u64>().unwrap().min(n_in).min(n_out);
+        assert_eq!((a.ne, b.ne), (vec![n_in, r], vec![r, n_out]));
+        apply(&paths.cp, &[text(&patch)], &out, &["--type", "F32", "--overwrite"]).says(0, &[]);
+        let [cp, base, chat, got] =
+            [&mut trio.cp, &mut trio.base, &mut trio.chat, &mut read(&out)].map(|draft| weights(draft.tensor(name)));
+        let (mut error2, mut tau2) = (0.0, 0.0);
+        for (i, got) in got.iter().enumerate() {
+            let tau = f64::from(chat[i] - base[i]);
+            error2 += (f64::from(*got) - f64::from(cp[i]) - tau).powi(2);
+            tau2 += tau * tau;
+        }
+        let error = (error2 / tau2).sqrt();
+        let json = chatvec(["inspect", "--json", text(&patch)]).json();
+        let said = json["patch"]["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap();
+        assert!((said["error"].as_f64().unwrap() - error).abs() < 1e-3, "rank {rank}: {error} {said}");
+        assert!(error < most && error < last, "rank {rank}: {error}");
+        last = error;
+        fs::remove_file(&patch).unwrap();
+    }
+    for encoding in ["lora:0", "lora:x", "svd:0", "svd:-1", "q9_k"] {
+        extract(&paths, encoding, &patch).says(2, &["--encoding", encoding]);
+    }
+}
+
+#[test]
 fn what_did_not_move_is_left_out() {
     let folder = tempfile::tempdir().unwrap();
     let mut trio = Trio::small();

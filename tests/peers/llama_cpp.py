@@ -56,7 +56,7 @@ LEAST_AGREEMENT = 0.95
 #: TENSOR_ALIGNMENT of ggml: what it asserts of the address of mapped weights.
 MAPPED_ALIGNMENT = 32
 
-CHILD_TIMEOUT_S = 240
+CHILD_TIMEOUT_S = 600
 WORD = re.compile(r"[^\W\d_]+")
 
 

@@ -70,14 +70,23 @@ class Study:
     def divergence(self, weights: dict[str, np.ndarray]) -> str:
         return "{:.4f} ± {:.4f}".format(*self.judge.divergence(self.reference, weights))
 
+    def matrix(self, model: Path) -> Path:
+        """An importance matrix from the English transcripts, which the judge does not use."""
+        out, text = self.folder / f"matrix-{model.name}", self.folder / "text.txt"
+        if not out.exists():
+            items = [json.loads(line) for line in self.prompts.with_name("prompts-en.jsonl").read_text("utf-8").splitlines()]
+            text.write_text("".join(f"{i['chatml']}{i['answer']}<|im_end|>\n" for i in items), "utf-8")
+            self.run("imatrix", model, "--text", text, "-o", out)
+        return out
+
     def vector(self) -> str:
         heads = ["rank", "type", "KiB", "left out", "KL", *([] if self.quick else ["same answers"])]
         lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for rank in RANKS:
-            for ty in ("f16", "q8_0"):
-                out = self.folder / f"lora-{rank}-{ty}.gguf"
+            for ty, options in (("f16", ()), ("q8_0", ()), ("f16, `--imatrix`", ("--imatrix", self.matrix(self.trio.chat)))):
+                out = self.folder / f"lora-{rank}-{ty[:3]}{len(options)}.gguf"
                 said = self.run("extract", "--base", self.trio.base, "--chat", self.trio.chat, "--lora", out, "--rank", rank,
-                                "--lora-type", ty)
+                                "--lora-type", ty.split(",")[0], *options)
                 kl = self.divergence(with_adapter(self.weights, out))
                 cells = [rank, ty, out.stat().st_size // 1024, f"{100 * said['total']['error']:.1f} %", kl]
                 if not self.quick:
@@ -87,30 +96,29 @@ class Study:
         return "\n".join(lines)
 
     def residual(self) -> str:
-        heads = ["output", "adapter", "KiB", "survival", "noise", "KL"]
+        heads = ["output", "adapter", "KiB of both", "survival", "noise", "KL"]
         lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-        matrix = self.folder / "matrix.gguf"
-        text = self.folder / "text.txt"
-        items = [json.loads(line) for line in self.prompts.with_name("prompts-en.jsonl").read_text("utf-8").splitlines()]
-        text.write_text("".join(f"{i['chatml']}{i['answer']}<|im_end|>\n" for i in items), "utf-8")
-        self.run("imatrix", self.exact, "--text", text, "-o", matrix)
-        merge = ("merge", "--base", self.trio.base, "--chat", self.trio.chat, *PLAIN)
+        merge = ("merge", "--base", self.trio.base, "--chat", self.trio.chat, "--embeddings", "all", "--special-tokens", "none")
+        warn = ("--on-loss", "warn")
         cp_q4 = self.folder / "cp-q4.gguf"
         self.run("quantize", self.trio.cp, "-o", cp_q4, "--type", "Q4_K", "--pure")
         for name, model, options in (
-            ("F16 model, `--type Q4_K`", self.trio.cp, ("--type", "Q4_K", "--pure")),
-            ("the same with `--imatrix`", self.trio.cp, ("--type", "Q4_K", "--pure", "--imatrix", matrix)),
-            ("Q4_K model, `--type keep --on-loss warn`", cp_q4, ()),
+            ("F16 model, `--type Q4_K`", self.trio.cp, ("--type", "Q4_K", "--pure", *warn)),
+            ("finer: `--type Q5_K`", self.trio.cp, ("--type", "Q5_K", "--pure", *warn)),
+            ("finer: `--type Q6_K`", self.trio.cp, ("--type", "Q6_K", "--pure", *warn)),
+            ("`--type Q4_K` with `--imatrix`", self.trio.cp, ("--type", "Q4_K", "--pure", *warn, "--imatrix", self.matrix(self.exact))),
+            ("Q4_K model, `--on-loss warn`", cp_q4, warn),
             ("Q4_K model, `--on-loss dither`", cp_q4, ("--on-loss", "dither")),
         ):
-            for rank in (None, *RESIDUAL_RANKS):
+            for rank in (None, *(RESIDUAL_RANKS if "finer" not in name else ())):
                 out, beside = self.folder / "out.gguf", self.folder / f"residual-{rank}.gguf"
                 more = () if rank is None else ("--residual-lora", beside, "--residual-rank", rank)
                 said = self.run(*merge, "--model", model, "-o", out, *options, *more)
                 total = said["total"] if rank is None else said["lora"]["total"]
                 weights = weights_of(out)
                 weights = weights if rank is None else with_adapter(weights, beside)
-                size = "" if rank is None else beside.stat().st_size // 1024
+                size = out.stat().st_size // 1024
+                size = str(size) if rank is None else f"{size} + {beside.stat().st_size // 1024}"
                 rank = "–" if rank is None else f"rank {rank}"
                 cells = [name, rank, size, f"{total['survival']:.3f}", f"{total['noise']:.3f}", self.divergence(weights)]
                 lines.append("| " + " | ".join(map(str, cells)) + " |")

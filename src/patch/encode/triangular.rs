@@ -36,9 +36,7 @@ impl Triangular {
             let known: f64 = self.passed_on(j).iter().zip(&y[j + 1..]).map(|(u, y)| u * y).sum();
             y[j] -= known;
         }
-        for j in 0..self.n {
-            y[j] /= self.rows[j * self.n + j];
-        }
+        y.iter_mut().enumerate().for_each(|(j, y)| *y /= self.rows[j * self.n + j]);
         for j in 0..self.n {
             let (x, rest) = (y[j], &mut y[j + 1..]);
             rest.iter_mut().zip(self.passed_on(j)).for_each(|(y, u)| *y -= x * u);
