@@ -137,7 +137,7 @@ fn of_container(error: &gguf::Error) -> Exit {
         | NoSpace { .. }
         | TooManyShards { .. }
         | NotRenamed { .. } => Exit::Output,
-        Io { .. } => Exit::Io,
+        Io { source, .. } => of_io(source),
         Layout { .. } => Exit::Failure,
     }
 }
