@@ -114,9 +114,7 @@ impl Target {
     /// # Errors
     /// [`Error::Bits`].
     pub fn dense_type(self, inputs: &Inputs) -> Result<GgmlType, Error> {
-        let source = inputs.source(inputs.template());
-        let n_weights = source.tensors().filter(|t| t.n_dims() > 1).map(|t| t.n_weights()).sum();
-        match self.bits(n_weights) {
+        match self.bits(n_weights(inputs)) {
             bits if !(bits > 0.0 && bits <= 16.0) => Err(Error::Bits { bits }),
             bits if bits < 0.75 => Ok(GgmlType::Q2_K),
             bits if bits < 1.5 => Ok(GgmlType::Q3_K),
@@ -124,6 +122,11 @@ impl Target {
             _ => Ok(GgmlType::Q6_K),
         }
     }
+}
+
+/// Weights of all matrices of the chat model, also of rows that did not move.
+fn n_weights(inputs: &Inputs) -> u64 {
+    inputs.source(inputs.template()).tensors().filter(|t| t.n_dims() > 1).map(|t| t.n_weights()).sum()
 }
 
 /// A matrix whose singular vectors are known.
@@ -188,8 +191,7 @@ pub fn write_unnamed(
     let mut options = options.clone();
     options.inputs.extend(inputs.paths().map(Path::to_owned));
     options.check_name(path, 0)?;
-    let n_weights = plan.tensors().iter().filter(|t| t.n_dims() > 1).map(TensorPlan::n_weights).sum();
-    let extractor = Extractor { plan, inputs, target, n_weights, path, observer };
+    let extractor = Extractor { plan, inputs, target, n_weights: n_weights(inputs), path, observer };
     pipeline::pool(budget.threads.max(1))?.install(|| extractor.write(&options, budget))
 }
 

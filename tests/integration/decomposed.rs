@@ -191,10 +191,9 @@ fn odd_vectors_are_extracted() {
     let paths = trio_with(folder.path(), <[f32]>::to_vec);
     extract(&paths, &patch, &["--encoding", "svd:0.5", "--force"]).says(0, &["zero"]);
     // All directions alike: most of it is lost, and said to be.
-    let mut noise = Noise(7);
-    let tau = noise.normals(768 * 768, 0.01);
+    let tau = Noise(7).normals(768 * 768, 0.01);
     let paths = trio_with(folder.path(), |base| base.iter().zip(&tau).map(|(b, t)| b + t).collect());
-    let ran = extract(&paths, &patch, &["--encoding", "svd:0.5", "--force"]);
+    let ran = extract(&paths, &patch, &["--encoding", "svd:1", "--force"]);
     let error = ran.says(0, &[]).json()["total"]["noise"].as_f64().unwrap();
     assert!((0.5..1.0).contains(&error), "{error}");
 }

@@ -4,7 +4,7 @@
     python frontier.py --fixture            writes fixtures/decomposed/expected.json
 
 The vector of the bundled trio is extracted in many encodings and sizes, and applied to cp in F32. Error and gain are of all
-tensors, by numpy from what `apply` wrote. KL (nats) is from the merge in F32, by the forward pass of exact_forward.py on
+tensors, by numpy from what `apply` wrote; rows of special tokens are in source precision, as always. KL (nats) is from the merge in F32, by the forward pass of exact_forward.py on
 German transcripts, of which the second half of each 256 tokens is scored. The constants of src/patch/encode were chosen on
 prompts at even places; the table is of those at odd places. Behaviour is by `chatvec smoke` on all German prompts. Intervals
 of 95 % are by 2000 paired bootstraps: of chunks of text for KL, of prompts for the difference in behaviour from the exact merge.
@@ -26,7 +26,7 @@ from exact_forward import ExactModel
 from ggml_codec import decode, encode
 from gguf_files import Tensor, read_tensors
 from survival import N_CTX, tokenize
-from tool import PLAIN, ROOT, Chatvec, Trio, arguments, find_trio, work_folder
+from tool import ROOT, Chatvec, Trio, arguments, find_trio, work_folder
 
 DOCUMENT = ROOT / "docs" / "PATCH.md"
 FIXTURE = ROOT / "fixtures" / "decomposed" / "expected.json"
@@ -147,8 +147,13 @@ class Study:
         self.tau = {n: chat[n] - base[n] for n in base}
         self.judge = Judge(trio.chat, models_dir, 1)
         self.exact = folder / "exact.gguf"
-        chatvec.merge(trio, self.exact, *PLAIN, type_="F32")
-        self.reference = self.judge.log_probabilities(weights_of(self.exact))
+        chatvec.merge(trio, self.exact, type_="F32")
+        merged = weights_of(self.exact)
+        self.reference = self.judge.log_probabilities(merged)
+        self.wanted = {n: w.astype(np.float64) - self.cp[n] for n, w in merged.items()}
+        types = np.array(gguf.GGUFReader(trio.chat).fields["tokenizer.ggml.token_type"].contents())
+        self.special = {n: merged[n][types == gguf.TokenType.CONTROL] for n in ("token_embd.weight", "output.weight")}
+        self.is_special = types == gguf.TokenType.CONTROL
         self.usual = None if quick else self.answers(self.exact)
         self.f16_bytes = sum(t.n_weights * (2 if len(t.shape) > 1 else 4) for t in read_tensors(trio.chat).values())
         header = gguf.GGUFReader(trio.chat)
@@ -162,10 +167,10 @@ class Study:
         return {check: np.array([passed(answer, check) for answer in said]) for check in CHECKS}
 
     def row(self, name: str, weights: dict[str, np.ndarray], size: Size, path: Path | None) -> str:
-        moved = {n: weights[n].astype(np.float64) - self.cp[n] for n in self.tau}
-        square = sum((t.astype(np.float64) ** 2).sum() for t in self.tau.values())
-        error = np.sqrt(sum(((moved[n] - t) ** 2).sum() for n, t in self.tau.items()) / square)
-        gain = sum((moved[n] * t).sum() for n, t in self.tau.items()) / square
+        moved = {n: weights[n].astype(np.float64) - self.cp[n] for n in self.wanted}
+        square = sum((t**2).sum() for t in self.wanted.values())
+        error = np.sqrt(sum(((moved[n] - t) ** 2).sum() for n, t in self.wanted.items()) / square)
+        gain = sum((moved[n] * t).sum() for n, t in self.wanted.items()) / square
         kl = self.judge.divergence(self.reference, weights)
         low, high = interval(kl)
         share = "" if size.share is None else f"1/{1 / size.share:.1f}"
@@ -186,8 +191,7 @@ class Study:
     def extracted(self, *options: str) -> str:
         patch, out = self.folder / "patch.gguf", self.folder / "out.gguf"
         self.chatvec.run("extract", "--base", self.trio.base, "--chat", self.trio.chat, "-o", patch, "--overwrite", *options)
-        self.chatvec.run("apply", "--model", self.trio.cp, patch, "-o", out, "--type", "F32", "--overwrite",
-                         *PLAIN)
+        self.chatvec.run("apply", "--model", self.trio.cp, patch, "-o", out, "--type", "F32", "--overwrite")
         matrices = [n for n, t in self.tau.items() if t.ndim > 1]
         stored = sum(len(t.data) for n, t in read_tensors(patch).items()
                      if any(n.startswith(m) for m in matrices) and not n.endswith(("special_rows", "base_rows")))
@@ -209,6 +213,8 @@ class Study:
                 got, n_bits = matrix(tau)
                 bits += n_bits
             weights[n] = self.cp[n] + got
+            if n in self.special:
+                weights[n][self.is_special] = self.special[n]
         return self.row(name, weights, Size(bits / n_weights, None), None)
 
     def table(self) -> str:

@@ -50,30 +50,43 @@ pub(super) struct Direction {
     pub(super) step_b: f64,
 }
 
-/// n / Σ σ², so that H has 1 + ridge on its diagonal in the mean.
-fn share(sigma: &[f64], row_len: usize) -> f64 {
-    row_len as f64 / sigma.iter().map(|s| s * s).sum::<f64>()
+/// H = share·AᵀA + ridge, A being the rows that were found.
+#[derive(Clone, Copy)]
+struct Inner {
+    share: f64,
+    ridge: f64,
+}
+
+impl Inner {
+    /// With 1 + [`RIDGE`] on the diagonal in the mean. What of τ is in no direction that was found may be in any other.
+    fn of(low: &LowRank, row_len: usize) -> Self {
+        let found = low.singular_values.iter().map(|s| s * s).sum::<f64>();
+        let lost = (1.0 - found / low.norm2).clamp(0.0, 1.0);
+        Inner { share: row_len as f64 / low.norm2, ridge: RIDGE + lost }
+    }
+
+    /// The square of the length under H of a unit vector along a direction.
+    fn weigh(self, sigma: f64) -> f64 {
+        self.share * sigma * sigma + self.ridge
+    }
 }
 
 /// The directions that are not too short for a step.
 pub(super) fn directions(
-    sigma: &[f64],
+    low: &LowRank,
     (row_len, n_rows): (usize, usize),
     step: f64,
 ) -> impl Iterator<Item = Direction> {
-    let share = share(sigma, row_len);
+    let inner = Inner::of(low, row_len);
     let shortest = SHORTEST * step * (row_len.min(n_rows) as f64).sqrt();
-    let weigh = move |&sigma: &f64| Direction {
-        sigma,
-        weighted: sigma * (share * sigma * sigma + RIDGE).sqrt(),
-        step_b: STEP_B * step,
-    };
-    sigma.iter().map(weigh).take_while(move |d| d.weighted > shortest)
+    let weigh =
+        move |&sigma: &f64| Direction { sigma, weighted: sigma * inner.weigh(sigma).sqrt(), step_b: STEP_B * step };
+    low.singular_values.iter().map(weigh).take_while(move |d| d.weighted > shortest)
 }
 
 /// Rounds a decomposition of a matrix of `n_rows` rows of `row_len` weights. The same numbers for any number of threads.
 pub fn encode(low: &LowRank, (row_len, n_rows): (usize, usize), step: f64) -> Codes {
-    let kept: Vec<Direction> = directions(&low.singular_values, (row_len, n_rows), step).collect();
+    let kept: Vec<Direction> = directions(low, (row_len, n_rows), step).collect();
     if kept.is_empty() || row_len == 0 || n_rows == 0 {
         return Codes::default();
     }
@@ -178,17 +191,17 @@ impl Products {
             .collect();
         let mut products = vec![0.0; n * rank];
         multiply_transposed(&values, &exact, row_len, &mut products);
-        let share = share(&low.singular_values, row_len);
+        let inner = Inner::of(low, row_len);
         let mut h = vec![0.0; n * n];
         multiply_transposed(&values, &values, row_len, &mut h);
         let mut known = vec![0.0; n * n];
         multiply_transposed(&products, &products, rank, &mut known);
-        h.iter_mut().zip(known).for_each(|(h, known)| *h = RIDGE * *h + share * known);
+        h.iter_mut().zip(known).for_each(|(h, known)| *h = inner.ridge * *h + inner.share * known);
         let factors = Triangular::of(h, n)?;
 
         let mut best = vec![0.0; rank * n];
         best.par_chunks_mut(n).enumerate().for_each(|(r, row)| {
-            let weight = share * low.singular_values[r].powi(2) + RIDGE;
+            let weight = inner.weigh(low.singular_values[r]);
             row.iter_mut().enumerate().for_each(|(k, x)| *x = weight * products[k * rank + r]);
             factors.solve(row);
         });

@@ -16,7 +16,7 @@ pub struct Expected {
 pub fn expected(low: &LowRank, (row_len, n_rows): (usize, usize), step: f64) -> Expected {
     let (n_in, n_out) = (row_len as f64, n_rows as f64);
     let mut expected = Expected { bits: 0.0, error2: low.norm2 };
-    for Direction { sigma, weighted, step_b } in directions(&low.singular_values, (row_len, n_rows), step) {
+    for Direction { sigma, weighted, step_b } in directions(low, (row_len, n_rows), step) {
         // Numbers of a singular vector are much like normal ones.
         let (a, b) = (sigma / n_in.sqrt() / step, weighted / n_out.sqrt() / step_b);
         expected.bits += n_in * entropy(a) + n_out * entropy(b) + 32.0;
