@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::Usage;
 use super::job::{Lost, Refused};
 use crate::{chat, eval, gguf, imatrix, infer, patch, pipeline, plan, survey};
 
@@ -110,6 +111,8 @@ impl Exit {
                 of_vocabulary(e)
             } else if cause.is::<chat::TemplateError>() {
                 Exit::Malformed
+            } else if cause.is::<Usage>() {
+                Exit::Usage
             } else if cause.is::<Refused>() {
                 Exit::Refused
             } else if cause.is::<Lost>() {

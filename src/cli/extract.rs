@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs};
 use super::lora_args::LoraArgs;
-use super::{Exit, Global};
+use super::{Exit, Global, Usage};
 use crate::ggml::GgmlType;
 use crate::gguf::{Limits, Model};
 use crate::patch::extract::Target;
@@ -100,7 +100,8 @@ fn positive(text: &str) -> Option<f64> {
 
 pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     if args.output.is_split() {
-        bail!("--split-max-size: a patch is one file, so that it can be held against its hashes");
+        let text = "--split-max-size: a patch is one file, so that it can be held against its hashes";
+        return Err(Usage(text.to_owned()).into());
     }
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);

@@ -266,7 +266,7 @@ impl Job<'_> {
         let written = Written { file, measured };
         let exit = match is_patch {
             // What a decomposition leaves out is chosen to matter least: the user sees how much it is.
-            _ if self.target.is_some() && written.measured.total.delta2 > 0.0 => Exit::Success,
+            _ if self.target.is_some() && written.measured.total.delta2 > 0.0 => judge_decomposed(&written.measured),
             true => judge(&written.measured.total, true),
             false => self.say(&written, &lost, is_lost),
         };
@@ -452,6 +452,10 @@ impl Job<'_> {
     fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
         let inputs = self.inputs.paths().map(Path::to_owned).collect();
         let mut options = WriteOptions { inputs, ..self.output.write.options() };
+        if let (Some(_), Some(path)) = (self.target, &self.output.output) {
+            // Its size is that asked for, not the plan's.
+            return options.check_name(path, 0).map(drop);
+        }
         let Some(path) = &self.output.output else { return Ok(()) };
         let targets = options.check(path, plan.header())?;
         if self.recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn)
@@ -478,6 +482,22 @@ impl Job<'_> {
         let report = report::Plan { inputs, plan, survey, types, is_patch, memory, threads, disk_free, time };
         output::print(&report, self.global)
     }
+}
+
+/// The exit for a patch of a size that was asked for.
+fn judge_decomposed(measured: &Measured) -> Exit {
+    let noise = |moments: &Moments| moments.noise().unwrap_or(0.0);
+    let worse: Vec<&str> =
+        measured.tensors.iter().filter(|t| noise(&t.moments) >= 1.0).map(|t| t.name.as_str()).collect();
+    if let [first, ..] = worse[..] {
+        let text = format!(
+            "{} tensors of the patch hold more error than vector, among them {first}: their directions are all alike, or the size \
+             is too small; ask for more, or give --encoding",
+            worse.len()
+        );
+        output::complain("warning", &text);
+    }
+    if noise(&measured.total) >= 1.0 { Exit::Lost } else { Exit::Success }
 }
 
 /// The exit for what was measured, with a plain sentence if it is no success.

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 
-use super::Global;
 use super::job::WriteArgs;
 use super::output::complain;
 use super::progress::Progress;
+use super::{Global, Usage};
 use crate::ggml::GgmlType;
 use crate::gguf::{Limits, Model, WriteOptions};
 use crate::patch::lora::{Adapter, FACTOR_TYPES, Fit, Left, Settings, Written};
@@ -94,8 +94,9 @@ impl Beside<'_> {
         budget: &Budget,
     ) -> Result<()> {
         let flag = self.flag();
-        if output == Some(self.path) {
-            bail!("{flag} and -o name the same file");
+        let absolute = |path: &Path| std::path::absolute(path).ok();
+        if output.and_then(absolute).is_some_and(|output| absolute(self.path) == Some(output)) {
+            return Err(Usage(format!("{flag} and -o name the same file")).into());
         }
         let adapter = match self.is_residual {
             true => Adapter::of_residual(plan, inputs, self.settings),
@@ -123,7 +124,8 @@ impl Beside<'_> {
         let adapter = match self.is_residual {
             true => Adapter::of_residual(plan, inputs, self.settings),
             false => Adapter::of_vector(plan, inputs, measured, self.settings),
-        }?;
+        }
+        .context(self.flag())?;
         let progress = Progress::new(adapter.n_read_bytes());
         let written = match output.filter(|_| self.is_residual) {
             Some(path) => {

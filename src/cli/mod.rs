@@ -38,6 +38,18 @@ struct Cli {
     global: Global,
 }
 
+/// Arguments that make no sense together.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
 /// What every command takes.
 #[derive(Args, Clone, Debug)]
 #[command(next_display_order = 100)]

@@ -21,6 +21,7 @@ pub struct File {
     path: PathBuf,
     file: fs::File,
     header: Header,
+    n_bytes: u64,
 }
 
 impl File {
@@ -39,7 +40,7 @@ impl File {
         let file = fs::File::open(path).map_err(Error::io(path, "open"))?;
         let about = file.metadata().map_err(Error::io(path, "look at"))?;
         let header = read_header(BufReader::with_capacity(HEADER_BUFFER, &file), about.len(), path, limits)?;
-        Ok(File { path: path.to_owned(), file, header })
+        Ok(File { path: path.to_owned(), file, header, n_bytes: about.len() })
     }
 
     /// The path it was opened under.
@@ -50,6 +51,11 @@ impl File {
     /// The open file itself.
     pub(super) fn as_fs_file(&self) -> &fs::File {
         &self.file
+    }
+
+    /// Bytes in it when it was opened.
+    pub fn n_bytes(&self) -> u64 {
+        self.n_bytes
     }
 
     /// Its header.

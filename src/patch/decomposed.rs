@@ -10,6 +10,9 @@ use super::{Error, SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS, stored};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, File, Model, TensorInfo};
 
+/// Numbers that a byte of a frame stands for, at most: rows with a number here and there take one for some hundreds.
+const MOST_EXPANSION: u64 = 4096;
+
 /// Where the parts of a matrix lie.
 #[derive(Clone, Debug)]
 pub(super) struct Decomposed {
@@ -58,6 +61,14 @@ pub(super) fn find(model: &Model, file_of: impl Fn(usize) -> usize) -> Result<Ha
             }
         }
         let (rank, most) = (parts[0].1.n_weights(), row_len.min(n_rows));
+        // A frame that says little says it in some bytes: more would be a bomb.
+        for ((_, info), len) in parts[1..].iter().zip([row_len, n_rows]) {
+            let most = info.n_weights().saturating_mul(MOST_EXPANSION);
+            if rank.saturating_mul(len) > most {
+                let expected = format!("at most {most} numbers in {} bytes", info.n_weights());
+                return Err(stored::error(model, info.name(), &expected, &rank.saturating_mul(len).to_string()));
+            }
+        }
         if rank == 0 || rank > most {
             let expected = format!("1 to {most} directions");
             return Err(stored::error(model, parts[0].1.name(), &expected, &rank.to_string()));

@@ -72,7 +72,7 @@ pub enum Error {
         least: u64,
     },
     /// A size that is none.
-    #[error("{bits} bits per weight make no patch; ask for more than 0 and at most 16")]
+    #[error("{} bits per weight make no patch; ask for more than 0 and at most 16", if *bits < 1e6 { bits.to_string() } else { format!("{bits:.1e}") })]
     Bits {
         /// The bits asked for.
         bits: f64,
@@ -217,7 +217,7 @@ fn is_decomposed(tensor: &TensorPlan) -> bool {
 const NEAR: f64 = 0.98;
 
 /// Encodings of everything on the way there.
-const TRIALS: usize = 6;
+const TRIALS: usize = 9;
 
 /// Bytes of zstd for those of entropies.
 const OVERHEAD: f64 = 1.2;
@@ -408,21 +408,33 @@ impl Extractor<'_> {
         let expected =
             |step: f64| found.iter().map(|f| encode::expected(&f.low, f.shape(), step).bits).sum::<f64>() / 8.0;
         let mut best = None;
+        let (mut too_large, mut small_enough) = (None, None);
         // Bytes of the file for those expected, by the last trial.
         let mut overhead = OVERHEAD;
         for _ in 0..TRIALS {
-            let step = bisect(|step| expected(step) * overhead, room * (1.0 + NEAR) / 2.0);
+            let guess = bisect(|step| expected(step) * overhead, room * (1.0 + NEAR) / 2.0);
+            // What was too large and what was not are on both sides of it.
+            let step = match (too_large, small_enough) {
+                (Some(low), Some(high)) if guess <= low || guess >= high => f64::sqrt(low * high),
+                (Some(low), None) if guess <= low => low * 2.0,
+                (None, Some(high)) if guess >= high => high / 2.0,
+                _ => guess,
+            };
             let sizes = self.sizes(found, step, spill)?;
             let size = self.size(rest, found, &sizes)?;
             if size <= limit && best.as_ref().is_none_or(|(_, _, largest)| size > *largest) {
                 best = Some((step, sizes, size));
             }
             let is_near = |size: u64| (size - least) as f64 >= NEAR * room;
-            if best.as_ref().is_some_and(|(_, _, size)| is_near(*size)) || size == least {
+            if best.as_ref().is_some_and(|(_, _, size)| is_near(*size)) || (size == least && expected(step) == 0.0) {
                 break;
             }
+            match size > limit {
+                true => too_large = Some(too_large.map_or(step, |low: f64| low.max(step))),
+                false => small_enough = Some(small_enough.map_or(step, |high: f64| high.min(step))),
+            }
             let of_step = expected(step);
-            overhead = if of_step > 0.0 { (size - least) as f64 / of_step } else { overhead * 2.0 };
+            overhead = if of_step > 0.0 && size > least { (size - least) as f64 / of_step } else { overhead };
         }
         Ok(best.map_or((f64::INFINITY, nothing), |(step, sizes, _)| (step, sizes)))
     }

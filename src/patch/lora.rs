@@ -252,6 +252,11 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::of_vector`].
     pub fn of_residual(plan: &MergePlan, inputs: &Inputs, settings: Settings) -> Result<Self, Error> {
+        if !plan.tensors().iter().any(|t| t.kept.is_none() && t.ty.is_quantized()) {
+            return Err(Error::Empty {
+                reason: "no tensor with a vector is quantised, so rounding takes nothing worth one",
+            });
+        }
         Adapter::plan(plan, inputs, settings, |t| t.kept.is_none() && t.ty.is_quantized())
     }
 

@@ -9,14 +9,14 @@ use crate::plan::{Taken, TensorPlan};
 use crate::quants;
 use crate::survey::{
     self, BASE_ROWS, BASE_TOKENS, Combination, Inputs, Kept, MOVED_ROWS, Rounding, SPECIAL_ROWS, SPECIAL_TOKENS,
-    SourceId, TensorRef, find_or_tied, has_row_per_token, token_list,
+    SourceId, TensorRef, has_row_per_token, token_list,
 };
 
 /// Before the name of a tensor: the tokens whose rows it has.
 const ROW_TOKENS: &str = "chatvec.patch.rows.";
 
-/// Ordinary tokens whose rows in the base are kept: what is usual is a median, and a row of an 8B model is 8 KB.
-const ORDINARY: u64 = 16;
+/// Ordinary tokens whose rows in the base are kept, of as many one: what is usual is a median, and a row of an 8B model is 8 KB.
+const ORDINARY_OF: u64 = 64;
 
 /// Rows are left out if no more than this share of them moved.
 const FEW: f64 = 0.9;
@@ -74,7 +74,7 @@ pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<Vec<Tenso
     if special.is_empty() {
         return Ok(tensors);
     }
-    let n_ordinary = ORDINARY.min(n_tokens);
+    let n_ordinary = (n_tokens / ORDINARY_OF).clamp(16, 256).min(n_tokens);
     let mut of_base = special.clone();
     of_base.extend((0..n_ordinary).map(|i| survey::middle(i, n_ordinary, n_tokens) as u32));
     of_base.sort_unstable();
@@ -89,7 +89,8 @@ pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<Vec<Tenso
         let Some(at) = chat.find(name).map(|tensor| TensorRef { source: vector.plus, tensor }) else { continue };
         let places = special.iter().map(|id| Some(*id)).collect::<Vec<_>>();
         tensors.extend(taken(inputs, name, SPECIAL_ROWS, at, &places));
-        let base = vector.minus.and_then(|base: SourceId| find_or_tied(inputs, base, name));
+        let of_base_model = |source: SourceId| Some(TensorRef { source, tensor: inputs.source(source).find(name)? });
+        let base = vector.minus.and_then(of_base_model);
         let places: Vec<_> = of_base.iter().map(|id| in_base(*id)).collect();
         tensors.extend(base.and_then(|at| taken(inputs, name, BASE_ROWS, at, &places)));
     }

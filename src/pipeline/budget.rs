@@ -4,7 +4,7 @@ use super::chunk::{Chunk, SEGMENT_WEIGHTS, must_be_finite, strip_bytes_per_weigh
 use super::{Error, prepare, rows_of};
 use crate::imatrix::ImportanceMatrix;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, Rounding, feedback_bytes, minimum_rows};
+use crate::survey::{Inputs, Rounding, TensorRef, feedback_bytes, minimum_rows};
 
 /// What a run may use.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -106,7 +106,8 @@ impl Need {
             Rounding::Dithered { .. } => feedback_bytes(row_len),
             Rounding::Encoder | Rounding::UnitGain => 0,
         };
-        let computed = tensor.sources().map(|at| inputs.source(at.source).scratch_of(at.tensor)).max().unwrap_or(0);
+        let scratch_of = |at: TensorRef| inputs.source(at.source).scratch_of(at.tensor);
+        let computed = tensor.sources().map(scratch_of).fold(0, u64::saturating_add);
         Need { segment, scratch: scratch.saturating_add(feedback).saturating_add(computed) }
     }
 }

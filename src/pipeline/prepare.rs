@@ -103,7 +103,8 @@ fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
     let of_term = |term: &Term| bytes(term.plus).saturating_add(term.minus.map_or(0, bytes));
     let blocks = tensor.terms.iter().map(of_term).max().unwrap_or(0);
     let strip = minimum_rows(row_len).min(n_rows).saturating_mul(row_len);
-    let computed = tensor.sources().map(|at| inputs.source(at.source).scratch_of(at.tensor)).max().unwrap_or(0);
+    let scratch_of = |at: TensorRef| inputs.source(at.source).scratch_of(at.tensor);
+    let computed = tensor.sources().map(scratch_of).fold(0, u64::saturating_add);
     blocks.saturating_add(strip.saturating_mul(2 * 4)).saturating_add(Selector::N_BYTES).saturating_add(computed)
 }
 

@@ -102,5 +102,9 @@ pub fn check(model: &Model) -> Result<Checked, gguf::Error> {
             damaged.push(info.name().to_owned());
         }
     }
+    let expected: u64 = model.files().iter().map(|file| file.header().file_len()).sum();
+    if model.files().iter().map(|file| file.n_bytes()).sum::<u64>() != expected {
+        damaged.push("what is behind the last tensor".to_owned());
+    }
     Ok(Checked { has_hashes: true, is_header_whole, damaged })
 }

@@ -51,8 +51,13 @@ pub fn whole_name(name: &str) -> &str {
 
 /// Whether a patch has this tensor of the vector, and it is zero.
 pub(super) fn is_zero_in(patch: &Model, name: &str) -> bool {
+    patch.find(name).is_none() && is_listed(patch, name)
+}
+
+/// Whether a patch has this tensor of the vector, be it zero.
+fn is_listed(patch: &Model, name: &str) -> bool {
     let names = patch.metadata().get_strings(PATCH_TENSORS);
-    patch.find(name).is_none() && names.is_some_and(|names| names.iter().any(|other| other == name))
+    names.is_some_and(|names| names.iter().any(|other| other == name))
 }
 
 /// Rows of some tokens of a model, or of all.
@@ -67,7 +72,10 @@ pub struct TokenRows {
 impl TokenRows {
     /// The rows of a tensor in the chat model of a source, by that model's ids. A patch has those of special tokens.
     pub fn of_chat(inputs: &Inputs, source: SourceId, name: &str) -> Option<Self> {
-        Self::listed(inputs, source, name, SPECIAL_ROWS, SPECIAL_TOKENS)
+        // Without an output of its own the vector is of a chat model with tied embeddings.
+        let is_tied = name == "output.weight" && !is_listed(inputs.source(source), name);
+        let stored = if is_tied { "token_embd.weight" } else { name };
+        Self::listed(inputs, source, stored, SPECIAL_ROWS, SPECIAL_TOKENS)
             .or_else(|| Some(TokenRows { at: find_or_tied(inputs, source, name)?, tokens: None }))
             .filter(|rows| rows.tokens.is_some() || inputs.role(source) != Role::Patch)
     }
@@ -281,6 +289,10 @@ impl<'a> Drift<'a> {
 
     fn of(&self, id: u32) -> Result<Option<f64>, Error> {
         let distance = self.distance(id)?;
+        if self.usual == 0.0 && self.base.tokens.is_some() {
+            // Of a few tokens that all stayed where they were nothing is learnt.
+            return Ok(None);
+        }
         // Where nothing was trained, nothing was trained on this either.
         Ok(distance.map(|distance| if distance == 0.0 { 0.0 } else { distance / self.usual }))
     }

@@ -62,7 +62,9 @@ pub fn decompress(frames: &[u8], len: usize) -> Result<Vec<i8>, Error> {
         return Err(Error::Length { expected: len, found });
     }
     let mut decompressor = zstd::bulk::Decompressor::new().map_err(|e| broken(0, e))?;
-    let mut out = vec![0; len];
+    let mut out: Vec<u8> = Vec::new();
+    out.try_reserve_exact(len).map_err(|e| broken(0, e))?;
+    out.resize(len, 0);
     let (mut at, mut filled) = (0, 0);
     while at < frames.len() {
         let size = frame_size(frames, at)?;
