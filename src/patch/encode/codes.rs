@@ -29,11 +29,11 @@ const MOST: f64 = 127.0;
 /// worse.
 const RIDGE: f64 = 0.1;
 
-/// Directions are kept down to this length, in steps in each weight. 0.5 and 1 are worse on the bundled trio, from 0.4 to
-/// 0.8 bits per weight.
+/// Directions are kept down to this length, in steps in each weight. On the bundled trio, from 0.4 to 0.8 bits per weight, 0.5
+/// is no better and 1 is worse.
 const SHORTEST: f64 = 0.7;
 
-/// Steps of b in those of a. 1 and 1.8 are worse.
+/// Steps of b in those of a. 0.75 and 1 are worse, 1.8 is no better.
 const STEP_B: f64 = 1.3;
 
 /// Numbers that one task rounds or multiplies; sums within it have one order.
