@@ -16,7 +16,7 @@ const N_DIGITS: usize = 64;
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;
 
-/// Gives `metadata` the places for the hashes of as many tensors; they are filled by [`seal`].
+/// Gives `metadata` the places for the hashes of as many tensors; they are filled by [`super::describe`].
 pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
     let none = "0".repeat(N_DIGITS);
     metadata.set(HEADER, none.as_str());
