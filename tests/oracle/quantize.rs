@@ -195,7 +195,7 @@ fn open(path: &Path) -> Model {
 
 /// Runs `chatvec quantize`; what it said if it failed.
 fn chatvec(input: &Path, output: &Path, options: &[&OsStr]) -> Result<(), String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_chatvec"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_chatvec-command"));
     command.arg("quantize").arg(input).arg("-o").arg(output).args(["--threads", "2"]).args(options);
     let ran = command.output().expect("the command");
     if ran.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&ran.stderr).into_owned()) }
@@ -294,7 +294,7 @@ fn compare_shape(name: &str) {
 #[test]
 fn bundled_models() {
     for name in ["base", "chat", "cp-de"] {
-        let input = format!("fixtures/models/tinyworld-A-{name}-F16.gguf");
+        let input = format!("../../fixtures/models/tinyworld-A-{name}-F16.gguf");
         compare_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join(input), name == "base" || is_full());
     }
 }

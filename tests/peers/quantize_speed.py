@@ -1,6 +1,6 @@
 """Measures `chatvec quantize` beside llama-quantize on a large synthetic Llama, and compares every tensor's bytes.
 
-    cargo build --release && cargo build --release --features llama-cpp --example llama_quantize
+    cargo build --release && cargo build --release -p oracle --example llama_quantize
     python quantize_speed.py [--gb 1.0] [--types Q8_0,Q4_0,...] [--levels avx2,avx512] [--runs 3]
 
 One F16 file (synthetic.py) is quantised by both in turns, two threads each, from the page cache. What counts is the CPU
@@ -60,7 +60,7 @@ def main() -> int:
     options = parser.parse_args()
     chatvec = Chatvec(options.chatvec)
     if not options.peer.is_file():
-        raise SystemExit(f"no {options.peer}: run `cargo build --release --features llama-cpp --example llama_quantize`")
+        raise SystemExit(f"no {options.peer}: run `cargo build --release -p oracle --example llama_quantize`")
     levels = options.levels.split(",") if options.levels else [None]
     failed = 0
     with work_folder(options.temp_dir) as folder:

@@ -1,4 +1,4 @@
-//! llama-quantize in a few lines, around the same function: `cargo build --release --features llama-cpp --example
+//! llama-quantize in a few lines, around the same function: `cargo build --release -p oracle --example
 //! llama_quantize`, then `llama_quantize IN OUT FILE_TYPE_ID THREADS`. llama.cpp is compiled as
 //! its releases are: for any x86-64 processor.
 #![allow(unsafe_code, clippy::print_stderr)]

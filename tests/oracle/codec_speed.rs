@@ -1,4 +1,4 @@
-//! The codec against ggml, one thread: `cargo bench --features llama-cpp --bench codec`, with a filter such as
+//! The codec against ggml, one thread: `cargo bench -p oracle --bench codec`, with a filter such as
 //! `encode/q4_K` behind `--` if wanted. Ends with a table: how many times faster than ggml each type is, at each level of
 //! vector instructions that the processor has, by the CPU time of the thread.
 #![allow(unsafe_code, missing_docs, clippy::print_stdout)]
