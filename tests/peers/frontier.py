@@ -188,7 +188,7 @@ class Study:
             cells.append(f"{np.nanmean(answers[check]):.2f} ({low:+.2f}…{high:+.2f})")
         return " / ".join(cells)
 
-    def extracted(self, *options: str) -> str:
+    def extracted(self, *options: str | Path) -> str:
         patch, out = self.folder / "patch.gguf", self.folder / "out.gguf"
         self.chatvec.run("extract", "--base", self.trio.base, "--chat", self.trio.chat, "-o", patch, "--overwrite", *options)
         self.chatvec.run("apply", "--model", self.trio.cp, patch, "-o", out, "--type", "F32", "--overwrite")
@@ -196,7 +196,8 @@ class Study:
         stored = sum(len(t.data) for n, t in read_tensors(patch).items()
                      if any(n.startswith(m) for m in matrices) and not n.endswith(("special_rows", "base_rows")))
         size = Size(stored * 8 / sum(self.tau[n].size for n in matrices), patch.stat().st_size / self.f16_bytes)
-        return self.row(f"`{' '.join(options)}`", weights_of(out), size, out)
+        shown = (o for o in map(str, options) if not o.startswith(str(self.folder)))
+        return self.row(f"`{' '.join(shown)}`", weights_of(out), size, out)
 
     def imagined(self, name: str, matrix) -> str:
         """`matrix` gives what is stored of a matrix, and its bits. Embeddings are Q3_K, of rows that moved."""
@@ -225,6 +226,8 @@ class Study:
         lines += [self.extracted("--encoding", type_) for type_ in PLAIN_TYPES]
         lines.append(self.extracted("--size", "1/16"))
         lines += [self.extracted("--encoding", f"svd:{bits}") for bits in BITS]
+        matrix = self.chatvec.matrix(self.trio.chat, self.models_dir, self.folder)
+        lines += [self.extracted("--encoding", f"svd:{bits}", "--imatrix", matrix) for bits in (1.1, 0.45)]
         types = gguf.GGMLQuantizationType
         for rank, type_ in ((16, types.F16), (32, types.F16), (24, types.Q4_K), (32, types.Q4_K), (40, types.Q3_K)):
             name = f"rank {rank}, factors {type_.name}"

@@ -1,6 +1,6 @@
 """Adapters by `extract --lora` and `--residual-lora`: the tables of docs/PATCH.md, section "LoRA".
 
-    python lora.py [--chatvec PATH] [--models-dir FOLDER] [--write] [--quick]
+    python lora.py [--chatvec PATH] [--models-dir FOLDER] [--only TABLE] [--write] [--quick]
 
 For adapters of the bundled trio's vector at several ranks: how many of the 167 German prompts the model with the adapter, in
 llama.cpp, answers token for token as the exact merge does (all in F32), and the divergence from it (KL, nats) by a forward pass
@@ -24,7 +24,7 @@ from survival import Judge
 from tool import PLAIN, ROOT, Chatvec, Trio, arguments, find_trio, work_folder
 
 DOCUMENT = ROOT / "docs" / "PATCH.md"
-RANKS, RESIDUAL_RANKS = (8, 16, 32, 64, 96, 128), (8, 16, 32, 64)
+RANKS, RESIDUAL_RANKS = (8, 16, 32, 64, 96, 128), (8, 32)
 
 
 def adapter_of(path: Path) -> dict[str, np.ndarray]:
@@ -71,13 +71,7 @@ class Study:
         return "{:.4f} ± {:.4f}".format(*self.judge.divergence(self.reference, weights))
 
     def matrix(self, model: Path) -> Path:
-        """An importance matrix from the English transcripts, which the judge does not use."""
-        out, text = self.folder / f"matrix-{model.name}", self.folder / "text.txt"
-        if not out.exists():
-            items = [json.loads(line) for line in self.prompts.with_name("prompts-en.jsonl").read_text("utf-8").splitlines()]
-            text.write_text("".join(f"{i['chatml']}{i['answer']}<|im_end|>\n" for i in items), "utf-8")
-            self.run("imatrix", model, "--text", text, "-o", out)
-        return out
+        return self.chatvec.matrix(model, self.prompts.parent, self.folder)
 
     def vector(self) -> str:
         heads = ["rank", "type", "KiB", "left out", "KL", *([] if self.quick else ["same answers"])]
@@ -138,12 +132,14 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--models-dir", type=Path, default=ROOT / "fixtures/models", help="folder of trio and prompts")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/PATCH.md")
+    parser.add_argument("--only", choices=("vector", "residual"), help="one of the two tables")
     parser.add_argument("--quick", action="store_true", help="leave llama.cpp out")
     options = parser.parse_args()
     trio = find_trio(options.models_dir)
     with work_folder(options.temp_dir) as folder:
         study = Study(Chatvec(options.chatvec), trio, options.models_dir, folder, options.quick)
-        tables = {"lora: residual": study.residual(), "lora: vector": study.vector()}
+        makers = {"residual": study.residual, "vector": study.vector}
+        tables = {f"lora: {name}": make() for name, make in makers.items() if options.only in (None, name)}
     if options.write:
         for mark, table in tables.items():
             put(mark, table)

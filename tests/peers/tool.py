@@ -1,6 +1,7 @@
 """Runs the chatvec command and keeps what it said."""
 
 import argparse
+import json
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -57,6 +58,15 @@ class Chatvec:
         pure = ("--pure",) if type_ in QUANTIZED else ()
         self.run("merge", "--base", trio.base, "--chat", trio.chat, "--model", trio.cp, "-o", out,
                  "--ratio", ratio, "--type", type_, *pure, *args)
+        return out
+
+    def matrix(self, model: Path, models_dir: Path, folder: Path) -> Path:
+        """An importance matrix of a model from the English transcripts, which nothing is judged by."""
+        out, text = folder / f"matrix-{model.name}", folder / "text.txt"
+        if not out.exists():
+            items = [json.loads(line) for line in (models_dir / "prompts-en.jsonl").read_text("utf-8").splitlines()]
+            text.write_text("".join(f"{i['chatml']}{i['answer']}<|im_end|>\n" for i in items), "utf-8")
+            self.run("imatrix", model, "--text", text, "-o", out)
         return out
 
 
