@@ -224,6 +224,7 @@ fn of_extraction(error: &patch::extract::Error) -> Exit {
         Container(e) => of_container(e),
         Plan(e) => of_plan(e),
         Pipeline(e) => of_pipeline(e),
+        Importance(e) => of_importance(e),
         Decomposition { .. } | Size { .. } | Range { .. } => Exit::NotSupported,
         Spill { .. } => Exit::Io,
         Bits { .. } => Exit::Usage,

@@ -26,7 +26,8 @@ pub(super) struct ExtractArgs {
     #[arg(long, value_name = "FILE")]
     chat: PathBuf,
     /// The type of the patch's matrices, such as f32, f16, q8_0 or q4_k, svd:BITS for a decomposition that takes as many bits
-    /// for each weight, such as svd:0.6, or lora:RANK for factors in F16
+    /// for each weight, such as svd:0.6 (also mixed:BITS: long directions have many bits, short ones few), or lora:RANK for
+    /// factors in F16
     #[arg(short, long, value_name = "ENCODING", default_value = "q8_0", conflicts_with = "size", value_parser = Encoding::parse)]
     encoding: Encoding,
     /// A decomposition of this size instead: bytes of the patch, such as 300MB, a share of the chat model as F16, such as 1/16,
@@ -80,7 +81,7 @@ enum Encoding {
 
 impl Encoding {
     fn parse(text: &str) -> Result<Self, String> {
-        if let Some(bits) = text.strip_prefix("svd:") {
+        if let Some(bits) = text.strip_prefix("svd:").or_else(|| text.strip_prefix("mixed:")) {
             return positive(bits).map(Encoding::Bits).ok_or_else(|| "write svd: and bits for each weight".to_owned());
         }
         if let Some(rank) = text.strip_prefix("lora:") {
@@ -116,12 +117,19 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
         (None, Encoding::Type(_)) => None,
     };
     let encoding = match (target, args.encoding) {
-        (Some(target), _) => target.dense_type(&inputs)?,
+        // What is not decomposed is given a type when the rest is known.
+        (Some(_), _) => GgmlType::Q6_K,
         (None, Encoding::Type(ty)) if !is_alone => ty,
         _ => GgmlType::F32,
     };
     let extraction = Extraction { encoding, looks: !args.output.is_dry_run() && !is_alone };
-    let plan = |inputs: &Inputs, pairs| Ok(patch::plan_extract(inputs, pairs, &extraction)?);
+    let plan = |inputs: &Inputs, pairs| {
+        let plan = patch::plan_extract(inputs, pairs, &extraction)?;
+        Ok(match target {
+            Some(target) => target.allot(plan, inputs)?,
+            None => plan,
+        })
+    };
     let (output, beside) = (&args.output, args.lora.beside());
     Job { inputs, output, global, recipe: None, plan: &plan, smoke: None, target, beside }.run()
 }

@@ -356,9 +356,12 @@ impl Job<'_> {
 
         // A long run must not end for a reason that was there before it.
         let budget = self.global.budget();
-        let (_, threads) = budget.needed(&plan, inputs)?;
+        let threads = match self.decomposed(&plan)? {
+            Some(forecast) => forecast.threads,
+            None => budget.needed(&plan, inputs)?.1,
+        };
         match self.check_place(&plan) {
-            Err(e) if self.output.dry_run => output::complain("warning", &format!("{:#}", anyhow::Error::from(e))),
+            Err(e) if self.output.dry_run => output::complain("warning", &format!("{e:#}")),
             checked => checked?,
         }
         if let Some(beside) = &self.beside {
@@ -449,12 +452,19 @@ impl Job<'_> {
         Ok((plan, survey))
     }
 
-    fn check_place(&self, plan: &MergePlan) -> Result<(), gguf::Error> {
+    /// What decomposing matrices will take, if that is asked for.
+    fn decomposed(&self, plan: &MergePlan) -> Result<Option<extract::Forecast>, extract::Error> {
+        let forecast = |target| extract::forecast(plan, &self.inputs, target, &self.global.budget());
+        self.target.map(forecast).transpose()
+    }
+
+    fn check_place(&self, plan: &MergePlan) -> Result<()> {
         let inputs = self.inputs.paths().map(Path::to_owned).collect();
         let mut options = WriteOptions { inputs, ..self.output.write.options() };
-        if let (Some(_), Some(path)) = (self.target, &self.output.output) {
+        if let (Some(forecast), Some(path)) = (self.decomposed(plan)?, &self.output.output) {
             // Its size is that asked for, not the plan's.
-            return options.check_name(path, 0).map(drop);
+            options.check_name(path, 0)?;
+            return Ok(forecast.check_disk(path)?);
         }
         let Some(path) = &self.output.output else { return Ok(()) };
         let targets = options.check(path, plan.header())?;
@@ -473,13 +483,23 @@ impl Job<'_> {
     /// Prints the plan.
     fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[TypesAs]) -> Result<()> {
         let inputs = &self.inputs;
-        let (memory, threads) = self.global.budget().needed(plan, inputs)?;
+        let decomposed = self.decomposed(plan)?;
+        let (memory, threads) = match &decomposed {
+            Some(forecast) => (forecast.memory, forecast.threads),
+            None => self.global.budget().needed(plan, inputs)?,
+        };
         let path = self.output.output.as_deref().or(self.beside.map(|beside| beside.path)).unwrap_or(Path::new(""));
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let disk_free = fs4::available_space(folder).ok();
         let is_patch = self.recipe.is_none();
-        let time = Some(pipeline::rehearse(plan, inputs, &(), &self.global.budget())?);
-        let report = report::Plan { inputs, plan, survey, types, is_patch, memory, threads, disk_free, time };
+        // Decomposing takes many times as long as what can be rehearsed.
+        let time = match decomposed {
+            Some(_) => None,
+            None => Some(pipeline::rehearse(plan, inputs, &(), &self.global.budget())?),
+        };
+        let decomposed = decomposed.as_ref();
+        let report =
+            report::Plan { inputs, plan, survey, types, is_patch, decomposed, memory, threads, disk_free, time };
         output::print(&report, self.global)
     }
 }

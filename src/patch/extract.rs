@@ -9,24 +9,25 @@
 //!
 //! Tensors with a row for each token, stacks of experts and vectors are not decomposed: they are written as the plan says.
 
-use std::fs::File;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::encode::{self, Codes};
-use super::low_rank::{self, LowRank, Rows as _, Settings as RankSettings};
+use super::encode::{self, Codes, Metric};
+use super::low_rank::{self, LowRank, Settings as RankSettings};
 use super::product::AddProduct;
+use super::rows::{self, Tau};
+use super::spill::Spill;
 use super::stored::{LOW_RANK_A, LOW_RANK_B};
-use super::tau::Tau;
 use super::{SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Complete, Header, Metadata, TensorSpec, Value, WriteOptions, Writer};
-use crate::pipeline::{self, Budget, Measured, Observer, TensorResult, TensorSink, seal};
+use crate::imatrix;
+use crate::pipeline::{self, Budget, Measured, Observer, Sums, TensorResult, TensorSink, seal};
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::quants;
-use crate::survey::{Inputs, Moments, Weights, check_finite, has_row_per_token};
+use crate::survey::{Inputs, Moments, Rounding, Weights, check_finite, has_row_per_token};
 
 /// Why no patch was made; nothing is left of it.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +42,9 @@ pub enum Error {
     /// Reading base and chat, or memory for it.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
+    /// An importance matrix that is not these models'.
+    #[error(transparent)]
+    Importance(#[from] imatrix::Error),
     /// A matrix that cannot be decomposed.
     #[error("tensor {tensor} cannot be decomposed")]
     Decomposition {
@@ -90,7 +94,51 @@ pub enum Target {
     Rank(usize),
 }
 
+/// Types for matrices that are not decomposed, and the relative error that they leave of a vector, on the bundled trio.
+const DENSE_TYPES: [(GgmlType, f64); 7] = [
+    (GgmlType::Q6_K, 0.02),
+    (GgmlType::Q5_K, 0.03),
+    (GgmlType::Q4_K, 0.06),
+    (GgmlType::Q3_K, 0.13),
+    (GgmlType::Q2_K, 0.24),
+    (GgmlType::TQ1_0, 0.36),
+    (GgmlType::Q1_0, 0.56),
+];
+
+/// Nats that a relative error of 1 in the embeddings would cost: on the bundled trio Q2_K costs 0.0006 and Q3_K 0.0002.
+const DENSE_LOSS: f64 = 0.011;
+
+/// Nats that so many bits for each weight of the decomposed matrices cost: 0.0018 · bits^−2.3, as from 0.3 to 2.7 bits on the
+/// bundled trio (docs/PATCH.md).
+fn loss_of_matrices(bits: f64) -> f64 {
+    0.0018 * bits.powf(-2.3)
+}
+
 impl Target {
+    /// Gives the matrices of a plan of [`super::plan_extract`] that are not decomposed (embeddings, stacks of experts) the type with
+    /// which the whole should lose least: what they take, the others lack.
+    ///
+    /// # Errors
+    /// [`Error::Bits`] of a target that is none, [`Error::Plan`].
+    pub fn allot(self, plan: MergePlan, inputs: &Inputs) -> Result<MergePlan, Error> {
+        let n_weights = n_weights(inputs);
+        let bits = self.bits(n_weights);
+        if !(bits > 0.0 && bits <= 16.0) {
+            return Err(Error::Bits { bits });
+        }
+        if matches!(self, Target::Rank(_)) {
+            return Ok(with_dense(plan, GgmlType::Q6_K)?);
+        }
+        let loss = |(ty, error): (GgmlType, f64)| {
+            let bits = bits_of_matrices(self, &plan, n_weights, Some(ty))?;
+            Some((ty, DENSE_LOSS * error.powi(2) + loss_of_matrices(bits)))
+        };
+        let least = DENSE_TYPES.into_iter().filter_map(loss).min_by(|(_, a), (_, b)| a.total_cmp(b));
+        // Where nothing fits, how large the least is will be said when everything is known.
+        let (ty, _) = least.unwrap_or((GgmlType::Q1_0, f64::INFINITY));
+        Ok(with_dense(plan, ty)?)
+    }
+
     /// About as many bits for each weight of these matrices.
     fn bits(self, n_weights: u64) -> f64 {
         match self {
@@ -100,26 +148,12 @@ impl Target {
         }
     }
 
-    /// The rank of the factors that are looked for.
-    fn rank(self, n_weights: u64, row_len: usize, n_rows: usize) -> usize {
+    /// Bytes of the file, or of its matrices.
+    fn limit(self, n_weights: u64) -> u64 {
         match self {
-            Target::Rank(rank) => rank.min(row_len).min(n_rows),
-            _ => rank_for(self.bits(n_weights), row_len, n_rows),
-        }
-    }
-
-    /// The type of tensors that are not decomposed, at a target for `n_weights` weights. Their errors go through all layers: on
-    /// the bundled trio Q2_K embeddings cost 0.0006 nats and Q3_K ones 0.0002, where the rest costs 0.005 and 0.002.
-    ///
-    /// # Errors
-    /// [`Error::Bits`].
-    pub fn dense_type(self, inputs: &Inputs) -> Result<GgmlType, Error> {
-        match self.bits(n_weights(inputs)) {
-            bits if !(bits > 0.0 && bits <= 16.0) => Err(Error::Bits { bits }),
-            bits if bits < 0.75 => Ok(GgmlType::Q2_K),
-            bits if bits < 1.5 => Ok(GgmlType::Q3_K),
-            bits if bits < 3.0 => Ok(GgmlType::Q4_K),
-            _ => Ok(GgmlType::Q6_K),
+            Target::Bytes(bytes) => bytes,
+            Target::Bits(bits) => (bits * n_weights as f64 / 8.0) as u64,
+            Target::Rank(_) => u64::MAX,
         }
     }
 }
@@ -129,22 +163,66 @@ fn n_weights(inputs: &Inputs) -> u64 {
     inputs.source(inputs.template()).tensors().filter(|t| t.n_dims() > 1).map(|t| t.n_weights()).sum()
 }
 
-/// A matrix whose singular vectors are known.
-struct Found {
+/// A matrix that is decomposed.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
     /// Its position in the plan.
     tensor: usize,
+    name: &'a str,
     row_len: usize,
     n_rows: usize,
+    /// That is looked for, at most.
+    rank: usize,
+    /// Bits that it will hardly have more of.
+    most_bits: f64,
+}
+
+impl Matrix<'_> {
+    fn shape(&self) -> (usize, usize) {
+        (self.row_len, self.n_rows)
+    }
+
+    /// Numbers of both factors.
+    fn n_numbers(&self) -> u64 {
+        ((self.n_rows + self.row_len) as u64).saturating_mul(self.rank as u64)
+    }
+
+    /// Bytes that finding and encoding it takes: factors in f32 and f64, its products, and H.
+    fn need(&self) -> rows::Need<'_> {
+        let found = low_rank::needed_bytes(self.n_rows as u64, self.row_len, self.rank).unwrap_or(u64::MAX);
+        let products = (self.rank as u64).pow(2).saturating_mul(32);
+        let feedback = quants::Feedback::bytes_to_make(self.row_len as u64);
+        let encoded = self.n_numbers().saturating_mul(4 + 16 + 2).saturating_add(products).saturating_add(feedback);
+        let n_weights = (self.n_rows as u64).saturating_mul(self.row_len as u64);
+        rows::Need { tensor: self.name, n_weights, bytes: found.max(encoded) }
+    }
+}
+
+/// A matrix whose singular vectors are known.
+struct Found<'a> {
+    matrix: Matrix<'a>,
     /// Without its factors.
     low: LowRank,
+    metric: Metric,
     /// Where those are in the temporary file.
     at: u64,
 }
 
-impl Found {
-    fn shape(&self) -> (usize, usize) {
-        (self.row_len, self.n_rows)
-    }
+/// What a patch of decomposed matrices will take, as far as it is known before a weight is read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Forecast {
+    /// Positions in the plan of the matrices that are decomposed, ascending.
+    pub matrices: Vec<usize>,
+    /// `svd`, or `lora` if the target is a rank.
+    pub form: &'static str,
+    /// Bytes that the patch will have at most.
+    pub largest: u64,
+    /// Bytes of the temporary file beside the patch.
+    pub temporary: u64,
+    /// Bytes of buffers.
+    pub memory: u64,
+    /// Threads.
+    pub threads: usize,
 }
 
 /// What stands in the file of a matrix.
@@ -174,8 +252,112 @@ enum Stored {
     },
 }
 
-/// Writes a patch of the vector of `plan`, which is one of [`super::plan_extract`]. Also gives the plan of what was written
-/// as it says.
+/// What [`write_unnamed`] will take, and whether it can be done at all.
+///
+/// # Errors
+/// [`Error::Bits`], [`Error::Importance`], and [`pipeline::Error::Budget`] where the budget does not hold the largest matrix.
+pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budget) -> Result<Forecast, Error> {
+    let n_weights = n_weights(inputs);
+    let matrices = matrices(plan, target, n_weights);
+    if let Some(importance) = inputs.importance() {
+        matrices.iter().try_for_each(|m| importance.of_tensor(m.name, &plan.tensors()[m.tensor].ne).map(|_| ()))?;
+    }
+    let rest = rest(plan, &matrices)?;
+    let (of_rest, _) = budget.needed(&rest, inputs)?;
+    let importance = inputs.importance().map_or(0, |importance| importance.n_bytes());
+    let left = Budget { memory: budget.memory.saturating_sub(importance), ..budget.clone() };
+    let (memory, threads) = rows::n_workers(matrices.iter().map(Matrix::need), &left)?;
+    let numbers = matrices.iter().fold(0, |n: u64, m| n.saturating_add(m.n_numbers()));
+    // A matrix has up to three tensors for one, each with a name and a hash.
+    let header = plan.header().len() + (matrices.len() as u64).saturating_mul(HEADER_BYTES);
+    let beside = plan.tensors().iter().filter(|t| t.n_dims() < 2 || t.kept.is_some()).map(|t| t.size()).sum::<u64>();
+    let (form, largest) = match target {
+        Target::Bytes(bytes) => ("svd", bytes),
+        Target::Bits(_) => ("svd", target.limit(n_weights).saturating_add(header + beside)),
+        Target::Rank(_) => ("lora", numbers.saturating_mul(2).saturating_add(header + of_tensors(&rest))),
+    };
+    Ok(Forecast {
+        matrices: matrices.iter().map(|m| m.tensor).collect(),
+        form,
+        largest,
+        temporary: numbers.saturating_mul(4),
+        memory: of_rest.max(memory.saturating_add(importance)),
+        threads,
+    })
+}
+
+/// Bytes of a matrix in the header, at most: names and infos of three tensors, and their hashes.
+const HEADER_BYTES: u64 = 1024;
+
+fn of_tensors(plan: &MergePlan) -> u64 {
+    plan.tensors().iter().map(|t| t.size()).sum()
+}
+
+/// The type of a matrix that is not decomposed, where others have `ty`.
+fn dense_type(tensor: &TensorPlan, ty: GgmlType) -> GgmlType {
+    plan::fallback(ty, tensor.ne[0]).unwrap_or(GgmlType::F16)
+}
+
+/// The plan with this type for the matrices that are not decomposed.
+fn with_dense(plan: MergePlan, ty: GgmlType) -> Result<MergePlan, plan::Error> {
+    let mut tensors = plan.tensors().to_vec();
+    for tensor in tensors.iter_mut().filter(|t| is_dense(t)) {
+        tensor.ty = dense_type(tensor, ty);
+        let has_few_values = quants::has_few_values(tensor.ty);
+        tensor.rounding = if has_few_values { Rounding::UnitGain } else { Rounding::Encoder };
+    }
+    MergePlan::from_parts(plan.header().metadata().clone(), tensors, plan.warnings, plan.plumbing)
+}
+
+/// Bits for each weight of the decomposed matrices, with a type for the others or with those planned; none if the others alone are
+/// too large.
+fn bits_of_matrices(target: Target, plan: &MergePlan, n_weights: u64, ty: Option<GgmlType>) -> Option<f64> {
+    let size = |t: &TensorPlan| match ty.filter(|_| is_dense(t)) {
+        Some(ty) => dense_type(t, ty).size_of(t.n_weights()).unwrap_or(u64::MAX),
+        None => t.size(),
+    };
+    let (decomposed, others): (Vec<&TensorPlan>, _) = plan.tensors().iter().partition(|t| is_decomposed(t));
+    let counted = others.into_iter().filter(|t| matches!(target, Target::Bytes(_)) || is_dense(t));
+    let header = match target {
+        Target::Bytes(_) => plan.header().len() + decomposed.len() as u64 * HEADER_BYTES,
+        _ => 0,
+    };
+    let taken = counted.map(size).fold(header, u64::saturating_add);
+    let room = target.limit(n_weights).checked_sub(taken)?;
+    let n = decomposed.iter().map(|t| t.n_weights()).sum::<u64>();
+    if n == 0 { Some(f64::INFINITY) } else { Some(room as f64 * 8.0 / n as f64) }
+}
+
+/// The matrices of a plan that are decomposed.
+fn matrices(plan: &MergePlan, target: Target, n_weights: u64) -> Vec<Matrix<'_>> {
+    let bits = bits_of_matrices(target, plan, n_weights, None).unwrap_or(0.0);
+    let decomposed = plan.tensors().iter().enumerate().filter(|(_, t)| is_decomposed(t));
+    let matrix = |(tensor, planned): (usize, &'_ TensorPlan)| {
+        let (row_len, n_rows) = (planned.ne[0] as usize, planned.ne[1] as usize);
+        let least = row_len.min(n_rows);
+        let (rank, most_bits) = match target {
+            Target::Rank(rank) => (rank.min(least), 0.0),
+            // A number of a factor takes one bit at least.
+            _ => (rank_for(bits, row_len, n_rows), MOST_BITS * bits * planned.n_weights() as f64),
+        };
+        (tensor, row_len, n_rows, rank, most_bits)
+    };
+    let named = |(tensor, row_len, n_rows, rank, most_bits): (usize, usize, usize, usize, f64)| {
+        let name = &plan.tensors()[tensor].name;
+        Matrix { tensor, name, row_len, n_rows, rank, most_bits }
+    };
+    decomposed.map(matrix).map(named).collect()
+}
+
+/// The plan without these matrices.
+fn rest(plan: &MergePlan, matrices: &[Matrix<'_>]) -> Result<MergePlan, Error> {
+    let is_decomposed = |i| matrices.binary_search_by_key(&i, |m| m.tensor).is_ok();
+    let tensors = plan.tensors().iter().enumerate().filter(|(i, _)| !is_decomposed(*i));
+    let tensors = tensors.map(|(_, tensor)| tensor.clone()).collect();
+    Ok(MergePlan::from_parts(plan.header().metadata().clone(), tensors, Vec::new(), Vec::new())?)
+}
+
+/// Writes a patch of the vector of `plan`, which is one of [`super::plan_extract`]. Gives what was measured of each tensor.
 ///
 /// # Errors
 /// [`Error`]; no file is left then.
@@ -191,18 +373,44 @@ pub fn write_unnamed(
     let mut options = options.clone();
     options.inputs.extend(inputs.paths().map(Path::to_owned));
     options.check_name(path, 0)?;
-    let extractor = Extractor { plan, inputs, target, n_weights: n_weights(inputs), path, observer };
-    pipeline::pool(budget.threads.max(1))?.install(|| extractor.write(&options, budget))
+    let forecast = forecast(plan, inputs, target, budget)?;
+    forecast.check_disk(path)?;
+    let sums = Sums::new(plan, inputs, observer, budget)?;
+    let extractor = Extractor { plan, inputs, sums, target, n_weights: n_weights(inputs), path, observer };
+    pipeline::pool(forecast.threads)?.install(|| extractor.write(&options, budget))
+}
+
+impl Forecast {
+    /// Refuses a disk without room for the patch and the temporary file beside it.
+    ///
+    /// # Errors
+    /// [`gguf::Error::NoSpace`].
+    pub fn check_disk(&self, path: &Path) -> Result<(), gguf::Error> {
+        let needed = self.temporary.saturating_add(self.largest);
+        match fs4::available_space(Spill::folder(path)) {
+            Ok(available) if available < needed => {
+                Err(gguf::Error::NoSpace { path: path.to_owned(), needed, available })
+            }
+            // Writing will tell.
+            _ => Ok(()),
+        }
+    }
 }
 
 struct Extractor<'a> {
     plan: &'a MergePlan,
     inputs: &'a Inputs,
+    sums: Sums<'a>,
     target: Target,
     /// Of all matrices.
     n_weights: u64,
     path: &'a Path,
     observer: &'a dyn Observer,
+}
+
+/// Whether a tensor is a matrix that is not decomposed.
+fn is_dense(tensor: &TensorPlan) -> bool {
+    tensor.n_dims() > 1 && tensor.kept.is_none() && tensor.ty != GgmlType::F32 && !is_decomposed(tensor)
 }
 
 /// Whether a tensor is decomposed.
@@ -213,6 +421,16 @@ fn is_decomposed(tensor: &TensorPlan) -> bool {
     is_matrix && tensor.selected.is_none() && !is_by_token && tensor.name.len() + SVD_A.len() <= gguf::MAX_NAME_BYTES
 }
 
+/// A matrix has its rank looked for in steps: from this part of the largest that its bits could be spent on.
+const FIRST_RANK: usize = 3;
+
+/// And from this one.
+const LEAST_RANK: usize = 16;
+
+/// The most bits that a matrix is taken to have, in those that it would have if all had as many for each weight. On the bundled
+/// trio 1.35.
+const MOST_BITS: f64 = 1.6;
+
 /// How near to the size asked for is near enough.
 const NEAR: f64 = 0.98;
 
@@ -222,15 +440,12 @@ const TRIALS: usize = 9;
 /// Bytes of zstd for those of entropies.
 const OVERHEAD: f64 = 1.2;
 
-/// Weights of τ that are measured at a time.
-const MEASURED_WEIGHTS: usize = 1 << 18;
-
-impl Extractor<'_> {
+impl<'a> Extractor<'a> {
     fn write(&self, options: &WriteOptions, budget: &Budget) -> Result<(Complete, Measured), Error> {
-        let mut spill = Spill::beside(self.path)?;
-        let found = self.decompose(&mut spill, budget)?;
-        let decomposed: Vec<usize> = found.iter().map(|found| found.tensor).collect();
-        let rest = self.rest(&decomposed)?;
+        let mut spill = Spill::beside(self.path).map_err(|e| self.spill_error(e))?;
+        let matrices = matrices(self.plan, self.target, self.n_weights);
+        let rest = rest(self.plan, &matrices)?;
+        let found = matrices.into_iter().map(|m| self.decompose(m, &mut spill)).collect::<Result<Vec<_>, _>>()?;
         let (step, header) = match self.target {
             Target::Rank(_) => (0.0, self.header_of_factors(&rest, &found)?),
             _ => {
@@ -246,7 +461,6 @@ impl Extractor<'_> {
         };
         let mut next = n_rest;
         for found in &found {
-            let name = self.plan.tensors()[found.tensor].name.clone();
             let (parts, stored) = match self.target {
                 Target::Rank(_) => self.factors(found, &mut spill)?,
                 _ => self.encode(found, step, &mut spill)?.parts(),
@@ -256,64 +470,64 @@ impl Extractor<'_> {
                 self.observer.written(bytes.len() as u64);
                 next += 1;
             }
-            let moments = self.measure(found, &stored)?;
+            let moments = self.measure(&found.matrix, &stored)?;
             measured.total += moments;
-            measured.tensors.push(TensorResult { name, moments });
+            measured.tensors.push(TensorResult { name: found.matrix.name.to_owned(), moments });
         }
-        if self.observer.is_cancelled() {
-            return Err(pipeline::Error::Cancelled.into());
-        }
+        self.check_cancelled()?;
         let metadata = pipeline::describe(&writer, writer.header().metadata(), &measured)?;
         Ok((writer.complete(Some(metadata))?, measured))
     }
 
-    /// The plan without these tensors.
-    fn rest(&self, decomposed: &[usize]) -> Result<MergePlan, Error> {
-        let tensors = self.plan.tensors().iter().enumerate().filter(|(i, _)| !decomposed.contains(i));
-        let tensors = tensors.map(|(_, tensor)| tensor.clone()).collect();
-        Ok(MergePlan::from_parts(self.plan.header().metadata().clone(), tensors, Vec::new(), Vec::new())?)
+    fn check_cancelled(&self) -> Result<(), pipeline::Error> {
+        if self.observer.is_cancelled() { Err(pipeline::Error::Cancelled) } else { Ok(()) }
     }
 
-    fn decompose(&self, spill: &mut Spill, budget: &Budget) -> Result<Vec<Found>, Error> {
-        let mut all = Vec::new();
-        for (tensor, planned) in self.plan.tensors().iter().enumerate().filter(|(_, t)| is_decomposed(t)) {
-            if self.observer.is_cancelled() {
-                return Err(pipeline::Error::Cancelled.into());
-            }
-            let tau = Tau::new(self.inputs, planned);
-            let (row_len, n_rows) = (tau.row_len(), tau.n_rows() as usize);
-            let rank = self.target.rank(self.n_weights, row_len, n_rows);
-            let name = || planned.name.clone();
-            let needed = needed_bytes(n_rows, row_len, rank);
-            if needed > budget.memory {
-                return Err(pipeline::Error::Budget { tensor: name(), needed, budget: budget.memory }.into());
-            }
-            let settings = RankSettings::new(rank);
-            let mut low = low_rank::decompose(&tau, &settings).map_err(|source| match source {
-                low_rank::Error::Rows(e) => Error::Pipeline(e),
-                source => Error::Decomposition { tensor: name(), source },
-            })?;
-            let at = spill.push(&low)?;
-            (low.a, low.b) = (Vec::new(), Vec::new());
-            all.push(Found { tensor, row_len, n_rows, low, at });
-        }
-        Ok(all)
+    fn spill_error(&self, source: io::Error) -> Error {
+        Error::Spill { path: self.path.to_owned(), source }
     }
 
-    fn encode(&self, found: &Found, step: f64, spill: &mut Spill) -> Result<Encoded, Error> {
-        if self.observer.is_cancelled() {
-            return Err(pipeline::Error::Cancelled.into());
+    fn decompose<'m>(&self, matrix: Matrix<'m>, spill: &mut Spill) -> Result<Found<'m>, Error> {
+        let tau = Tau { sums: &self.sums, tensor: matrix.tensor, observer: self.observer };
+        let importance = self.inputs.importance_of(matrix.name, &self.plan.tensors()[matrix.tensor].ne);
+        let failed = |source| match source {
+            low_rank::Error::Rows(e) => Error::Pipeline(e),
+            source => Error::Decomposition { tensor: matrix.name.to_owned(), source },
+        };
+        let find = |rank| {
+            let low = low_rank::decompose(&tau, &RankSettings::new(rank)).map_err(failed)?;
+            let metric = Metric::of(&low, matrix.row_len, importance.map(|i| i.of_row(0))).map_err(failed)?;
+            Ok::<_, Error>((low, metric))
+        };
+        let mut rank = match self.target {
+            Target::Rank(rank) => rank.min(matrix.rank),
+            _ => (matrix.rank / FIRST_RANK).max(LEAST_RANK).min(matrix.rank),
+        };
+        let (mut low, mut metric) = find(rank)?;
+        while rank < matrix.rank && encode::is_spent_on_all(&low, matrix.shape(), &metric, matrix.most_bits) {
+            rank = (2 * rank).min(matrix.rank);
+            (low, metric) = find(rank)?;
         }
-        let low = spill.read(found)?;
-        let codes = encode::encode(&low, found.shape(), step);
-        let compress = |rows: &[i8], row_len| encode::compress(rows, row_len).map_err(|e| spill.error(e));
-        let (a, b) = (compress(&codes.a, found.row_len)?, compress(&codes.b, found.n_rows)?);
+        let at = spill.push(&mut low).map_err(|e| self.spill_error(e))?;
+        Ok(Found { matrix, low, metric, at })
+    }
+
+    fn unspill(&self, found: &Found<'_>, spill: &mut Spill) -> Result<LowRank, Error> {
+        spill.read(&found.low, found.matrix.shape(), found.at).map_err(|e| self.spill_error(e))
+    }
+
+    fn encode(&self, found: &Found<'_>, step: f64, spill: &mut Spill) -> Result<Encoded, Error> {
+        self.check_cancelled()?;
+        let low = self.unspill(found, spill)?;
+        let codes = encode::encode(&low, found.matrix.shape(), &found.metric, step);
+        let compress = |rows: &[i8], row_len| encode::compress(rows, row_len).map_err(|e| self.spill_error(e));
+        let (a, b) = (compress(&codes.a, found.matrix.row_len)?, compress(&codes.b, found.matrix.n_rows)?);
         Ok(Encoded { codes, a, b })
     }
 
     /// Both factors in F16, by which their numbers are rounded.
-    fn factors(&self, found: &Found, spill: &mut Spill) -> Result<(Vec<Vec<u8>>, Stored), Error> {
-        let LowRank { a, b, rank, .. } = spill.read(found)?;
+    fn factors(&self, found: &Found<'_>, spill: &mut Spill) -> Result<(Vec<Vec<u8>>, Stored), Error> {
+        let LowRank { a, b, rank, .. } = self.unspill(found, spill)?;
         let mut parts = Vec::new();
         let mut halves = |mut factor: Vec<f32>| {
             let mut bytes = vec![0; factor.len() * 2];
@@ -323,7 +537,7 @@ impl Extractor<'_> {
             parts.push(bytes);
             match check_finite(&factor) {
                 None => Ok(factor),
-                Some(_) => Err(Error::Range { tensor: self.plan.tensors()[found.tensor].name.clone() }),
+                Some(_) => Err(Error::Range { tensor: found.matrix.name.to_owned() }),
             }
         };
         let (a, b) = (halves(a)?, halves(b)?);
@@ -331,8 +545,8 @@ impl Extractor<'_> {
     }
 
     /// Bytes of the three tensors of each matrix at a step; none where nothing is left of it.
-    fn sizes(&self, found: &[Found], step: f64, spill: &mut Spill) -> Result<Vec<[u64; 3]>, Error> {
-        let size = |found: &Found| {
+    fn sizes(&self, found: &[Found<'_>], step: f64, spill: &mut Spill) -> Result<Vec<[u64; 3]>, Error> {
+        let size = |found: &Found<'_>| {
             let encoded = self.encode(found, step, spill)?;
             Ok([encoded.codes.rank() as u64, encoded.a.len() as u64, encoded.b.len() as u64])
         };
@@ -340,79 +554,63 @@ impl Extractor<'_> {
     }
 
     /// The header of the patch with all factors of the rank that was looked for.
-    fn header_of_factors(&self, rest: &MergePlan, found: &[Found]) -> Result<Header, Error> {
-        let factors = |found: &Found| {
+    fn header_of_factors(&self, rest: &MergePlan, found: &[Found<'_>]) -> Result<Header, Error> {
+        let factors = found.iter().flat_map(|Found { matrix, low, .. }| {
             let spec = |end: &str, ne: [usize; 2]| TensorSpec {
-                name: self.plan.tensors()[found.tensor].name.clone() + end,
+                name: matrix.name.to_owned() + end,
                 ne: ne.map(|n| n as u64).to_vec(),
                 ty: GgmlType::F16,
             };
-            let rank = found.low.rank;
-            [spec(LOW_RANK_A, [found.row_len, rank]), spec(LOW_RANK_B, [rank, found.n_rows])]
-        };
-        let rest_specs = rest.tensors().iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty });
-        let specs: Vec<TensorSpec> = rest_specs.chain(found.iter().flat_map(factors)).collect();
-        let mut metadata: Metadata = rest.header().metadata().clone();
-        metadata.set(super::ENCODING_KEY, "lora");
-        seal::reserve(&mut metadata, specs.len());
-        Ok(Header::new(metadata, specs)?)
+            [spec(LOW_RANK_A, [matrix.row_len, low.rank]), spec(LOW_RANK_B, [low.rank, matrix.n_rows])]
+        });
+        header(rest, rest.header().metadata().clone(), "lora", factors)
     }
 
     /// The header of the patch with matrices of these sizes.
-    fn header(&self, rest: &MergePlan, found: &[Found], sizes: &[[u64; 3]]) -> Result<Header, Error> {
-        let stored = || found.iter().zip(sizes).filter(|(_, [rank, ..])| *rank > 0);
-        let name = |found: &Found| &self.plan.tensors()[found.tensor].name;
+    fn header(&self, rest: &MergePlan, found: &[Found<'_>], sizes: &[[u64; 3]]) -> Result<Header, Error> {
+        let stored = || found.iter().map(|found| found.matrix).zip(sizes).filter(|(_, [rank, ..])| *rank > 0);
         let spec =
-            |found: &Found, end: &str, n: u64, ty| TensorSpec { name: name(found).clone() + end, ne: vec![n], ty };
-        let specs = rest.tensors().iter().map(|t| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty });
-        let svd = stored().flat_map(|(found, [rank, a, b])| {
-            let bytes = |end, n: &u64| spec(found, end, *n, GgmlType::I8);
-            [spec(found, SVD_SCALES, *rank, GgmlType::F32), bytes(SVD_A, a), bytes(SVD_B, b)]
+            |matrix: &Matrix<'_>, end: &str, n, ty| TensorSpec { name: matrix.name.to_owned() + end, ne: vec![n], ty };
+        let svd = stored().flat_map(|(matrix, &[rank, a, b])| {
+            let bytes = |end, n| spec(&matrix, end, n, GgmlType::I8);
+            [spec(&matrix, SVD_SCALES, rank, GgmlType::F32), bytes(SVD_A, a), bytes(SVD_B, b)]
         });
-        let specs: Vec<TensorSpec> = specs.chain(svd).collect();
         let mut metadata: Metadata = rest.header().metadata().clone();
-        let names: gguf::StringArray = stored().map(|(found, _)| name(found)).collect();
-        let shapes: Vec<u32> = stored().flat_map(|(found, _)| [found.row_len as u32, found.n_rows as u32]).collect();
+        let names: gguf::StringArray = stored().map(|(matrix, _)| matrix.name).collect();
+        let shapes: Vec<u32> = stored().flat_map(|(matrix, _)| [matrix.row_len as u32, matrix.n_rows as u32]).collect();
         metadata.set(SVD_TENSORS, Value::Array(Array::Strings(names)));
         metadata.set(SVD_SHAPES, Value::Array(Array::from_u32s(&shapes)));
-        metadata.set(super::ENCODING_KEY, "svd");
-        seal::reserve(&mut metadata, specs.len());
-        Ok(Header::new(metadata, specs)?)
+        header(rest, metadata, "svd", svd)
     }
 
     /// What counts against the target.
-    fn size(&self, rest: &MergePlan, found: &[Found], sizes: &[[u64; 3]]) -> Result<u64, Error> {
+    fn size(&self, rest: &MergePlan, found: &[Found<'_>], sizes: &[[u64; 3]]) -> Result<u64, Error> {
         match self.target {
             Target::Bytes(_) => Ok(self.header(rest, found, sizes)?.file_len()),
             Target::Bits(_) | Target::Rank(_) => {
-                let dense: u64 =
-                    rest.tensors().iter().filter(|t| t.n_dims() > 1 && t.kept.is_none()).map(|t| t.size()).sum();
+                let dense: u64 = rest.tensors().iter().filter(|t| is_dense(t)).map(|t| t.size()).sum();
                 Ok(dense + sizes.iter().map(|[rank, a, b]| rank * 4 + a + b).sum::<u64>())
             }
         }
     }
 
     /// The step whose patch is as large as asked for and no larger, and the sizes with it.
-    fn search(&self, rest: &MergePlan, found: &[Found], spill: &mut Spill) -> Result<(f64, Vec<[u64; 3]>), Error> {
-        let limit = match self.target {
-            Target::Bytes(bytes) => bytes,
-            Target::Bits(bits) => (bits * self.n_weights as f64 / 8.0) as u64,
-            Target::Rank(_) => u64::MAX,
-        };
+    fn search(&self, rest: &MergePlan, found: &[Found<'_>], spill: &mut Spill) -> Result<(f64, Vec<[u64; 3]>), Error> {
+        let limit = self.target.limit(self.n_weights);
         let nothing = vec![[0; 3]; found.len()];
         let least = self.size(rest, found, &nothing)?;
         if least > limit {
             return Err(Error::Size { asked: limit, least });
         }
         let room = (limit - least) as f64;
-        let expected =
-            |step: f64| found.iter().map(|f| encode::expected(&f.low, f.shape(), step).bits).sum::<f64>() / 8.0;
+        let bits = |step, f: &Found<'_>| encode::expected(&f.low, f.matrix.shape(), &f.metric, step).bits;
+        let expected = |step: f64| found.iter().map(|f| bits(step, f)).sum::<f64>() / 8.0;
         let mut best = None;
         let (mut too_large, mut small_enough) = (None, None);
         // Bytes of the file for those expected, by the last trial.
         let mut overhead = OVERHEAD;
         for _ in 0..TRIALS {
-            let guess = bisect(|step| expected(step) * overhead, room * (1.0 + NEAR) / 2.0);
+            let guess = encode::bisect(|step| expected(step) * overhead, room * (1.0 + NEAR) / 2.0);
             // What was too large and what was not are on both sides of it.
             let step = match (too_large, small_enough) {
                 (Some(low), Some(high)) if guess <= low || guess >= high => f64::sqrt(low * high),
@@ -440,30 +638,28 @@ impl Extractor<'_> {
     }
 
     /// Compares what is stored with τ.
-    fn measure(&self, found: &Found, stored: &Stored) -> Result<Moments, Error> {
-        let tau = Tau::new(self.inputs, &self.plan.tensors()[found.tensor]);
-        let row_len = found.row_len.max(1);
-        let block_rows = (MEASURED_WEIGHTS / row_len).max(1);
-        let firsts: Vec<usize> = (0..found.n_rows).step_by(block_rows).collect();
+    fn measure(&self, matrix: &Matrix<'_>, stored: &Stored) -> Result<Moments, pipeline::Error> {
+        let row_len = matrix.row_len;
+        let rows_of_task = rows::rows_of_task(row_len);
+        let firsts: Vec<usize> = (0..matrix.n_rows).step_by(rows_of_task).collect();
         let scaled = match stored {
             Stored::Codes(codes) => codes.scaled_a(row_len),
             Stored::Factors { .. } => Vec::new(),
         };
         let sums = firsts.into_par_iter().map(|first| {
-            let rows = first..(first + block_rows).min(found.n_rows);
-            let n = rows.len() * row_len;
-            let (mut delta, mut base, mut got) = (vec![0.0; n], Vec::new(), vec![0.0; n]);
-            tau.read(first as u64, &mut delta, &mut base)?;
+            self.check_cancelled()?;
+            let rows = first..(first + rows_of_task).min(matrix.n_rows);
+            let sum = self.sums.rows(matrix.tensor, first as u64, rows.len() as u64)?;
+            let mut got = vec![0.0; rows.len() * row_len];
             match stored {
-                Stored::Codes(codes) => codes.multiply(&scaled, found.n_rows, rows, &mut got),
+                Stored::Codes(codes) => codes.multiply(&scaled, matrix.n_rows, rows, &mut got),
                 Stored::Factors { a, b, rank } => {
                     let left = &b[rows.start * rank..rows.end * rank];
                     quants::vectorized(AddProduct { out: &mut got, left, right: a, rank: *rank });
                 }
             }
-            let base = (!base.is_empty()).then_some(&base[..]);
             let mut moments = Moments::default();
-            moments.add(&Weights { delta: &delta, model: None, base, wanted: &delta, got: &got });
+            moments.add(&Weights { wanted: sum.delta(), ..sum.weights(&got) });
             Ok(moments)
         });
         let sums: Vec<Result<Moments, pipeline::Error>> = sums.collect();
@@ -475,30 +671,25 @@ impl Extractor<'_> {
     }
 }
 
+/// A header with the tensors of a plan and these behind them.
+fn header(
+    rest: &MergePlan,
+    mut metadata: Metadata,
+    encoding: &str,
+    more: impl Iterator<Item = TensorSpec>,
+) -> Result<Header, Error> {
+    let planned = |t: &TensorPlan| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty };
+    let specs: Vec<TensorSpec> = rest.tensors().iter().map(planned).chain(more).collect();
+    metadata.set(super::ENCODING_KEY, encoding);
+    seal::reserve(&mut metadata, specs.len());
+    Ok(Header::new(metadata, specs)?)
+}
+
 /// The largest rank that the bits could be spent on: a number of a factor takes one at least.
 fn rank_for(bits: f64, row_len: usize, n_rows: usize) -> usize {
     let numbers = (row_len + n_rows).max(1) as f64;
-    let rank = bits * row_len as f64 * n_rows as f64 / numbers;
+    let rank = bits.max(0.0) * row_len as f64 * n_rows as f64 / numbers;
     (rank.ceil() as usize).max(8).min(row_len).min(n_rows)
-}
-
-/// Bytes that finding and encoding a matrix takes: factors in f32 and f64, and its products.
-fn needed_bytes(n_rows: usize, row_len: usize, rank: usize) -> u64 {
-    let found = low_rank::needed_bytes(n_rows as u64, row_len, rank).unwrap_or(u64::MAX);
-    let numbers = ((n_rows + row_len) as u64).saturating_mul(rank as u64);
-    let encoded = numbers.saturating_mul(4 + 16 + 2).saturating_add((rank as u64).pow(2).saturating_mul(32));
-    found.max(encoded)
-}
-
-/// The least step, to one part in a thousand, of which `size` is no more than `most`.
-fn bisect(size: impl Fn(f64) -> f64, most: f64) -> f64 {
-    // In powers of two.
-    let (mut low, mut high) = (-80.0, 80.0);
-    while high - low > 1e-3 {
-        let middle: f64 = (low + high) / 2.0;
-        if size(middle.exp2()) <= most { high = middle } else { low = middle }
-    }
-    high.exp2()
 }
 
 /// A writer whose first tensors are those of a plan.
@@ -510,65 +701,12 @@ impl TensorSink for FirstTensors<'_> {
     }
 }
 
-/// Singular vectors in a nameless temporary file.
-struct Spill {
-    file: File,
-    len: u64,
-    path: PathBuf,
-}
-
-impl Spill {
-    fn beside(path: &Path) -> Result<Self, Error> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let file = tempfile::tempfile_in(folder).map_err(|source| Error::Spill { path: path.to_owned(), source })?;
-        Ok(Spill { file, len: 0, path: path.to_owned() })
-    }
-
-    fn error(&self, source: io::Error) -> Error {
-        Error::Spill { path: self.path.clone(), source }
-    }
-
-    /// Gives the position of the factors.
-    fn push(&mut self, low: &LowRank) -> Result<u64, Error> {
-        let at = self.len;
-        for factor in [&low.a, &low.b] {
-            for piece in factor.chunks(1 << 16) {
-                let bytes: Vec<u8> = piece.iter().flat_map(|x| x.to_le_bytes()).collect();
-                self.file.write_all(&bytes).map_err(|e| self.error(e))?;
-                self.len += bytes.len() as u64;
-            }
-        }
-        Ok(at)
-    }
-
-    fn read(&mut self, found: &Found) -> Result<LowRank, Error> {
-        let mut low = found.low.clone();
-        self.file.seek(SeekFrom::Start(found.at)).map_err(|e| self.error(e))?;
-        low.a = self.numbers(low.rank * found.row_len)?;
-        low.b = self.numbers(low.rank * found.n_rows)?;
-        Ok(low)
-    }
-
-    fn numbers(&mut self, n: usize) -> Result<Vec<f32>, Error> {
-        let mut numbers = Vec::with_capacity(n);
-        let mut bytes = vec![0; 4 << 16];
-        while numbers.len() < n {
-            let piece = &mut bytes[..4 * (n - numbers.len()).min(1 << 16)];
-            self.file.read_exact(piece).map_err(|source| Error::Spill { path: self.path.clone(), source })?;
-            numbers.extend(piece.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
-        }
-        Ok(numbers)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::rank_for;
 
     #[test]
-    fn bisection_finds_the_step() {
-        let step = bisect(|step| 1000.0 / step, 250.0);
-        assert!((4.0..4.01).contains(&step), "{step}");
+    fn ranks_are_as_large_as_bits_could_be_spent_on() {
         assert_eq!(rank_for(1.0, 256, 768), 192);
         assert_eq!(rank_for(16.0, 256, 768), 256);
         assert_eq!(rank_for(0.001, 4, 768), 4);

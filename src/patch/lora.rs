@@ -16,6 +16,9 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::low_rank::{self, LowRank, Rows};
+use super::product::AddProduct;
+use super::rows;
+use super::stored::{LOW_RANK_A, LOW_RANK_B};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Finished, Header, Metadata, Model, TensorSpec, Value, WriteOptions};
 use crate::imatrix;
@@ -29,9 +32,6 @@ pub const TYPE: &str = "adapter";
 
 /// Types that factors can have: those that llama.cpp multiplies with and takes rows from on every backend.
 pub const FACTOR_TYPES: [GgmlType; 4] = [GgmlType::F16, GgmlType::Q8_0, GgmlType::BF16, GgmlType::F32];
-
-/// Bytes of a tensor's name, without the zero behind it (ggml.h, `GGML_MAX_NAME`).
-const LONGEST_NAME: usize = 63;
 
 /// Why there is no adapter.
 #[derive(Debug, thiserror::Error)]
@@ -252,12 +252,13 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::of_vector`].
     pub fn of_residual(plan: &MergePlan, inputs: &Inputs, settings: Settings) -> Result<Self, Error> {
-        if !plan.tensors().iter().any(|t| t.kept.is_none() && t.ty.is_quantized()) {
+        let is_rounded = |t: &TensorPlan| t.kept.is_none() && t.ty.is_quantized();
+        if !plan.tensors().iter().any(is_rounded) {
             return Err(Error::Empty {
                 reason: "no tensor with a vector is quantised, so rounding takes nothing worth one",
             });
         }
-        Adapter::plan(plan, inputs, settings, |t| t.kept.is_none() && t.ty.is_quantized())
+        Adapter::plan(plan, inputs, settings, is_rounded)
     }
 
     fn plan(
@@ -343,20 +344,8 @@ impl Adapter {
     /// # Errors
     /// [`pipeline::Error::Budget`].
     pub fn check_budget(&self, budget: &Budget) -> Result<usize, Error> {
-        let needed = |m: &Matrix| {
-            let factors = low_rank::needed_bytes(m.n_rows, m.row_len as usize, m.rank);
-            // Their blocks, and a factor that is turned over.
-            let blocks = (m.n_rows + m.row_len).saturating_mul(8 * m.rank as u64);
-            factors.unwrap_or(u64::MAX).saturating_add(blocks)
-        };
-        let largest = self.matrices.iter().map(|m| (needed(m), &m.name)).max_by_key(|(needed, _)| *needed);
-        let (factors, tensor) = largest.map_or((0, ""), |(needed, name)| (needed, name.as_str()));
-        let needed = factors.saturating_add(WORKER_BYTES);
-        if needed > budget.memory {
-            return Err(pipeline::Error::Budget { tensor: tensor.to_owned(), needed, budget: budget.memory }.into());
-        }
-        let room = (budget.memory - factors) / WORKER_BYTES;
-        Ok(budget.threads.clamp(1, usize::try_from(room).unwrap_or(usize::MAX)))
+        let (_, n_workers) = rows::n_workers(self.matrices.iter().map(Matrix::need), budget)?;
+        Ok(n_workers)
     }
 
     /// Bytes of f32 that are read while it is written, as an [`Observer`] is told of them.
@@ -452,8 +441,7 @@ impl Adapter {
         read: &Read<'_>,
     ) -> Result<Written, Error> {
         let threads = self.check_budget(budget)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool = pool.map_err(|e| pipeline::Error::Threads { threads, reason: e.to_string() })?;
+        let pool = pipeline::pool(threads)?;
         let mut options = options.clone();
         options.inputs.extend(inputs.paths().map(Path::to_owned).chain(outputs.iter().cloned()));
         options.split_max_size = None;
@@ -497,6 +485,14 @@ impl Matrix {
         }
     }
 
+    fn need(&self) -> rows::Need<'_> {
+        let factors = low_rank::needed_bytes(self.n_rows, self.row_len as usize, self.rank).unwrap_or(u64::MAX);
+        // Their blocks, and a factor that is turned over.
+        let blocks = (self.n_rows + self.row_len).saturating_mul(8 * self.rank as u64);
+        let n_weights = self.row_len.saturating_mul(self.n_rows);
+        rows::Need { tensor: &self.name, n_weights, bytes: factors.saturating_add(blocks) }
+    }
+
     fn ne(&self) -> Vec<u64> {
         let all = [self.row_len, self.n_rows, self.n_matrices];
         all[..if self.n_matrices > 1 { 3 } else { 2 }].to_vec()
@@ -518,7 +514,7 @@ impl Matrix {
             TensorSpec { name: format!("{}{suffix}", self.name), ne, ty: type_for(ty, row_len) }
         };
         let [a, b] = self.shapes();
-        [of(".lora_a", a), of(".lora_b", b)]
+        [of(LOW_RANK_A, a), of(LOW_RANK_B, b)]
     }
 }
 
@@ -607,7 +603,7 @@ impl Stacked<'_> {
     /// Reads the matrix once more and measures what the factors hold of it.
     fn fit(&self, rank: usize, a: &[f32], b: &[f32]) -> Result<Fit, pipeline::Error> {
         let row_len = self.matrix.row_len as usize;
-        let rows_of_task = (TASK_WEIGHTS / row_len.max(1)).max(1);
+        let rows_of_task = rows::rows_of_task(row_len);
         let parts = Mutex::new(Vec::new());
         b.par_chunks(rows_of_task * rank).enumerate().try_for_each(|(task, b)| {
             if self.observer.is_cancelled() {
@@ -617,7 +613,7 @@ impl Stacked<'_> {
             let (mut target, mut delta, mut held) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
             let first = self.first + (task * rows_of_task) as u64;
             (self.read)(self.matrix, first, &mut target, &mut delta)?;
-            low_rank::product(a, b, rank, &mut held);
+            quants::vectorized(AddProduct { out: &mut held, left: b, right: a, rank });
             let mut fit = Fit::default();
             for ((t, d), h) in target.iter().zip(&delta).zip(&held) {
                 let [t, d, h] = [t, d, h].map(|x| f64::from(*x));
@@ -638,12 +634,6 @@ impl Stacked<'_> {
         Ok(total)
     }
 }
-
-/// Weights that one task measures.
-const TASK_WEIGHTS: usize = 1 << 18;
-
-/// Bytes of a worker: a task's blocks, sums and products.
-const WORKER_BYTES: u64 = TASK_WEIGHTS as u64 * 48;
 
 /// A matrix in rows of `row_len`, turned over.
 fn transposed(m: &[f32], row_len: usize) -> Vec<f32> {
@@ -680,7 +670,7 @@ fn place_of(planned: &TensorPlan, is_untied: bool) -> Result<(), Reason> {
     let word = stem.rsplit('.').next().unwrap_or(stem);
     let is_in_layer = stem.starts_with("blk.");
     match word {
-        _ if planned.name.len() + ".lora_a".len() > LONGEST_NAME => Err(Reason::Name),
+        _ if planned.name.len() + LOW_RANK_A.len() > gguf::MAX_NAME_BYTES => Err(Reason::Name),
         "token_embd" if !is_untied => Err(Reason::Tied),
         "token_embd" | "output" if !is_in_layer => Ok(()),
         _ if is_in_layer && ADAPTED.contains(&word) => Ok(()),

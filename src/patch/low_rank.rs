@@ -204,7 +204,7 @@ const TASKS: usize = 16;
 /// Columns of T that one task adds up for.
 const TILE: usize = 64;
 
-/// Bytes that [`decompose`] takes at most: both factors with oversampling, and a block of rows.
+/// Bytes that [`decompose`] takes at most: both factors with oversampling, a block of rows, and the small matrices.
 pub fn needed_bytes(n_rows: u64, row_len: usize, rank: usize) -> Option<u64> {
     let k = n_columns(n_rows, row_len, rank) as u64;
     let row_len = row_len as u64;
@@ -212,7 +212,9 @@ pub fn needed_bytes(n_rows: u64, row_len: usize, rank: usize) -> Option<u64> {
     // V and Z, or V and Y; then lora_a turned over. A block of rows, and its product with V.
     let factors = n_rows.checked_add(row_len)?.max(row_len.checked_mul(2)?).checked_add(row_len)?.checked_mul(k)?;
     let block = block_rows.checked_mul(row_len.checked_add(k)?)?;
-    factors.checked_add(block)?.checked_mul(4)
+    // Yᵀ Y, its eigenvectors, and what finding them takes.
+    let spectrum = k.checked_mul(k)?.checked_mul(12)?.checked_add(2 * GRAM_ROWS as u64 * k)?;
+    factors.checked_add(block)?.checked_add(spectrum)?.checked_mul(4)
 }
 
 fn n_columns(n_rows: u64, row_len: usize, rank: usize) -> usize {
@@ -290,13 +292,6 @@ pub fn decompose<R: Rows>(rows: &R, settings: &Settings<'_>) -> Result<LowRank, 
     Ok(LowRank { rank, a, b: y, singular_values, norm2, weighted_norm2 })
 }
 
-/// `b · a`, rows of the approximation: `a` are `rank` rows, `b` has `rank` numbers for each row of `out`.
-pub fn product(a: &[f32], b: &[f32], rank: usize, out: &mut [f32]) {
-    let (n_rows, row_len) = (b.len().checked_div(rank).unwrap_or(0), a.len().checked_div(rank).unwrap_or(0));
-    let (a, b) = (MatRef::from_row_major_slice(a, rank, row_len), MatRef::from_row_major_slice(b, n_rows, rank));
-    matmul(MatMut::from_row_major_slice_mut(out, n_rows, row_len), Accum::Replace, b, a, 1.0, Par::Seq);
-}
-
 /// A power of two for the columns of `b`, with which the numbers of both factors are about as large: F16 has the range for
 /// neither alone.
 fn common_size(sigma: &[f64], n_rows: u64, row_len: usize) -> f64 {
@@ -307,6 +302,14 @@ fn common_size(sigma: &[f64], n_rows: u64, row_len: usize) -> f64 {
 
 /// √importance of each column, none of them 0.
 fn column_scales<E>(weights: &[f32], row_len: usize) -> Result<Vec<f32>, Error<E>> {
+    Ok(relative_weights(weights, row_len)?.into_iter().map(|w| w.sqrt() as f32).collect())
+}
+
+/// The importance of each column against the mean, since an importance matrix may be in any unit; none of them is 0.
+///
+/// # Errors
+/// [`Error::Weight`], [`Error::Weights`].
+pub(super) fn relative_weights<E>(weights: &[f32], row_len: usize) -> Result<Vec<f64>, Error<E>> {
     if weights.len() != row_len {
         return Err(Error::Weights { expected: row_len, found: weights.len() });
     }
@@ -317,8 +320,7 @@ fn column_scales<E>(weights: &[f32], row_len: usize) -> Result<Vec<f32>, Error<E
     if mean == 0.0 {
         return Ok(vec![1.0; row_len]);
     }
-    // Against the mean: an importance matrix may be in any unit.
-    Ok(weights.iter().map(|w| (f64::from(*w) / mean).max(1e-6).sqrt() as f32).collect())
+    Ok(weights.iter().map(|w| (f64::from(*w) / mean).max(1e-6)).collect())
 }
 
 /// The matrix with its columns scaled, and what was added up of it.
@@ -480,26 +482,21 @@ const GRAM_ROWS: usize = 512;
 /// `mᵀ m` of a matrix in rows of `k`, in f64.
 fn gram(m: &[f32], k: usize) -> Vec<f64> {
     let mut gram = vec![0.0; k * k];
-    for blocks in m.chunks((TASKS * GRAM_ROWS * k).max(1)) {
-        let parts: Vec<Vec<f64>> = blocks.par_chunks(GRAM_ROWS * k).map(|rows| gram_of_block(rows, k)).collect();
-        parts.iter().for_each(|part| gram.iter_mut().zip(part).for_each(|(g, p)| *g += p));
+    for rows in m.chunks((GRAM_ROWS * k).max(1)) {
+        let rows: Vec<f64> = rows.iter().map(|x| f64::from(*x)).collect();
+        let n = rows.len() / k;
+        let t = MatRef::from_row_major_slice(&rows, n, k);
+        // The lower half.
+        gram.par_chunks_mut(TILE * k).enumerate().for_each(|(i, out)| {
+            let n_out = out.len() / k;
+            let width = i * TILE + n_out;
+            let out = MatMut::from_row_major_slice_mut(out, n_out, k).subcols_mut(0, width);
+            let left = t.subcols(i * TILE, n_out).transpose();
+            matmul(out, Accum::Add, left, t.subcols(0, width), 1.0, Par::Seq);
+        });
     }
     for i in 0..k {
         (0..i).for_each(|j| gram[j * k + i] = gram[i * k + j]);
-    }
-    gram
-}
-
-/// The lower half.
-fn gram_of_block(rows: &[f32], k: usize) -> Vec<f64> {
-    let mut gram = vec![0.0; k * k];
-    let mut row = vec![0.0f64; k];
-    for numbers in rows.chunks_exact(k) {
-        row.iter_mut().zip(numbers).for_each(|(x, n)| *x = f64::from(*n));
-        for i in 0..k {
-            let x = row[i];
-            gram[i * k..i * k + i + 1].iter_mut().zip(&row).for_each(|(g, y)| *g += x * y);
-        }
     }
     gram
 }

@@ -15,9 +15,10 @@ pub mod low_rank;
 mod decomposed;
 mod product;
 mod provenance;
+mod rows;
+mod spill;
 mod stored;
 mod summary;
-mod tau;
 mod tokens;
 mod verify;
 
@@ -31,7 +32,7 @@ use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
 use crate::survey::{self, Inputs, Pair, Rounding};
 
-pub use summary::{TensorSummary, bytes_beside, summary};
+pub use summary::{TensorSummary, bits_per_weight, bytes_beside, summary};
 pub use verify::{Origin, Verification, verify};
 
 /// The value of `general.type` in a patch.

@@ -1,9 +1,10 @@
 //! What a patch says of its tensors.
 
+use super::stored::{LOW_RANK_A, LOW_RANK_B};
 use super::{SVD_A, SVD_B, SVD_SCALES, decomposed};
 use crate::gguf::{Metadata, Model, TensorInfo};
 use crate::plan::PER_TENSOR_KEYS;
-use crate::survey::{BASE_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
+use crate::survey::{BASE_ROWS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
 
 /// What a patch says of one tensor of the vector.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -12,6 +13,8 @@ pub struct TensorSummary {
     pub name: String,
     /// How it is stored, such as `q4_k`, `lora_a:q8_0 + lora_b:q8_0` or `svd of rank 40`; nothing if it is zero.
     pub stored: String,
+    /// `svd` of a quantised decomposition, `lora` of a product of factors; none where weights are stored.
+    pub factors: Option<&'static str>,
     /// Bytes of that.
     pub bytes: u64,
     /// Weights of τ that these bytes stand for.
@@ -31,8 +34,13 @@ pub struct TensorSummary {
 impl TensorSummary {
     /// Bits for each weight of τ; none of a tensor that is left out.
     pub fn bits_per_weight(&self) -> Option<f64> {
-        (self.n_weights > 0).then(|| self.bytes as f64 * 8.0 / self.n_weights as f64)
+        bits_per_weight(self.bytes, self.n_weights)
     }
+}
+
+/// Bits for each weight of so many bytes; none if there are no weights.
+pub fn bits_per_weight(bytes: u64, n_weights: u64) -> Option<f64> {
+    (n_weights > 0).then(|| bytes as f64 * 8.0 / n_weights as f64)
 }
 
 /// The tensors of the vector in a patch, as [`super::open_stored`] has it, in the patch's order.
@@ -42,7 +50,7 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
     let decomposed = decomposed::shapes(patch).unwrap_or_default();
     let numbers = PER_TENSOR_KEYS.map(|key| numbers(metadata, key));
     let of = |i: usize, name: &str| {
-        let ends = ["", ".rows", ".lora_a", ".lora_b", SVD_SCALES, SVD_A, SVD_B];
+        let ends = ["", MOVED_ROWS, LOW_RANK_A, LOW_RANK_B, SVD_SCALES, SVD_A, SVD_B];
         let part = |end: &'static str| Some((end, patch.tensor(patch.find(&format!("{name}{end}"))?)));
         let parts: Vec<(&str, &TensorInfo)> = ends.into_iter().filter_map(part).collect();
         let words = parts.iter().filter_map(|(end, info)| match (*end, end.strip_prefix('.')) {
@@ -55,6 +63,9 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
         TensorSummary {
             name: name.to_owned(),
             stored: words.collect::<Vec<_>>().join(" + "),
+            factors: [(SVD_SCALES, "svd"), (LOW_RANK_A, "lora")]
+                .into_iter()
+                .find_map(|(of, word)| parts.iter().any(|(end, _)| *end == of).then_some(word)),
             bytes: parts.iter().map(|(_, info)| info.size()).sum(),
             n_weights: decomposed.get(name).map_or_else(|| n_weights(&parts), |svd| svd.0.saturating_mul(svd.1)),
             base_norm: number(0),
@@ -70,7 +81,7 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
 /// Weights of the matrix that these are parts of; rows that are left out are not counted.
 fn n_weights(parts: &[(&str, &TensorInfo)]) -> u64 {
     let find = |end: &str| parts.iter().find(|(other, _)| *other == end).map(|(_, info)| *info);
-    match (find("").or(find(".rows")), find(".lora_a"), find(".lora_b")) {
+    match (find("").or(find(MOVED_ROWS)), find(LOW_RANK_A), find(LOW_RANK_B)) {
         (Some(dense), ..) => dense.n_weights(),
         (None, Some(a), Some(b)) => a.row_len().saturating_mul(b.n_rows()),
         _ => 0,

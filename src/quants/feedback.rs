@@ -65,13 +65,28 @@ impl Gram {
 
     /// The feedback that is best for these rows.
     pub fn feedback(&self) -> Feedback {
-        let groups = self.groups.iter().zip(lengths(self.row_len)).map(|(group, n)| factor(group, n)).collect();
-        Feedback { row_len: self.row_len, groups }
+        self.feedback_with(None)
+    }
+
+    /// The same, where inputs that the vector does not know of are as large as `importance` says of each weight of a row, in any
+    /// unit.
+    ///
+    /// # Panics
+    /// If that has another length.
+    pub fn feedback_with(&self, importance: Option<&[f64]>) -> Feedback {
+        assert!(importance.is_none_or(|i| i.len() == self.row_len), "each weight has an importance");
+        let mut start = 0;
+        let groups = self.groups.iter().zip(lengths(self.row_len)).map(|(group, n)| {
+            let importance = importance.map(|importance| &importance[start..start + n]);
+            start += n;
+            factor(group, n, importance)
+        });
+        Feedback { row_len: self.row_len, groups: groups.collect() }
     }
 }
 
 /// U of H and its ridge; of no use, all zero, where H is zero or too large for f32.
-fn factor(upper: &[f32], n: usize) -> Vec<f32> {
+fn factor(upper: &[f32], n: usize, importance: Option<&[f64]>) -> Vec<f32> {
     // Where line j of the triangle begins, less j.
     let line = |j: usize| j * (2 * n - j - 1) / 2;
     let mut h: Vec<f64> = upper.iter().map(|h| f64::from(*h)).collect();
@@ -81,7 +96,9 @@ fn factor(upper: &[f32], n: usize) -> Vec<f32> {
     }
     let scale = n as f64 / trace;
     h.iter_mut().for_each(|h| *h *= scale);
-    (0..n).for_each(|j| h[line(j) + j] += RIDGE);
+    let mean = importance.map_or(0.0, |importance| importance.iter().sum::<f64>() / n as f64);
+    let share = |j: usize| importance.filter(|_| mean > 0.0).map_or(1.0, |importance| importance[j] / mean);
+    (0..n).for_each(|j| h[line(j) + j] += RIDGE * share(j));
 
     let mut column = vec![0.0; n];
     for j in (0..n).rev() {

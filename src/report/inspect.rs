@@ -181,7 +181,7 @@ fn patch_text(model: &Model, all: bool) -> String {
             name.to_owned(),
             tensors.len().to_string(),
             bytes(n_bytes),
-            number((n_weights > 0).then(|| n_bytes as f64 * 8.0 / n_weights as f64)),
+            number(patch::bits_per_weight(n_bytes, n_weights)),
             percent((base2 > 0.0).then(|| (tau2 / base2).sqrt())),
             number(known(kept / tau2)),
             number(known((error2 / tau2).sqrt())),

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use super::{Report, Table, bytes, number, percent, shape};
 use crate::ggml::GgmlType;
 use crate::gguf::printable;
+use crate::patch::extract;
 use crate::plan::{MergePlan, TensorPlan};
 use crate::survey::{Inputs, Kept, Method, Rounding, Survey, TensorSurvey, TypeForecast, part_of};
 
@@ -23,6 +24,8 @@ pub struct Plan<'a> {
     pub types: &'a [(&'a str, Vec<GgmlType>)],
     /// Whether the output is a patch: then survival is its gain and noise its relative error.
     pub is_patch: bool,
+    /// What is known of a patch whose matrices are decomposed.
+    pub decomposed: Option<&'a extract::Forecast>,
     /// Bytes of buffers the run would use.
     pub memory: u64,
     /// Threads it would use.
@@ -45,6 +48,17 @@ const HEADER_FACTOR: u64 = 2;
 impl Plan<'_> {
     fn source_types(&self, t: &TensorPlan) -> Vec<GgmlType> {
         t.sources().map(|at| self.inputs.source(at.source).tensor(at.tensor).ty()).collect()
+    }
+
+    /// How a matrix that is decomposed is stored, by its position.
+    fn form(&self, tensor: usize) -> Option<&'static str> {
+        let forecast = self.decomposed?;
+        forecast.matrices.binary_search(&tensor).is_ok().then_some(forecast.form)
+    }
+
+    /// Bytes of the output; at most, where matrices are decomposed.
+    fn output_bytes(&self) -> u64 {
+        self.decomposed.map_or_else(|| self.plan.header().file_len(), |forecast| forecast.largest)
     }
 
     /// The most memory that the process would have at a time, about.
@@ -197,16 +211,17 @@ impl Report for Plan<'_> {
         let surveyed = self.surveyed();
         let survival = format!(">{}", words(self.is_patch).0);
         let mut tensors = Table::new(&["tensor", "shape", "sources", "output", ">size", ">‖δ‖/‖W‖", &survival, ""]);
-        for t in self.plan.tensors() {
+        for (i, t) in self.plan.tensors().iter().enumerate() {
             let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
             let survey = surveyed.get(t.name.as_str());
-            let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty)));
+            let form = self.form(i);
+            let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty))).filter(|_| form.is_none());
             tensors.row([
                 printable(&t.name),
                 shape(&t.ne),
                 sources.join(" "),
-                encoding(t),
-                bytes(t.size()),
+                form.map_or_else(|| encoding(t), str::to_owned),
+                if form.is_none() { bytes(t.size()) } else { String::new() },
                 percent(survey.and_then(|s| s.moments.delta_ratio())),
                 number(output.and_then(|m| m.survival())),
                 kept_name(t.kept).to_owned(),
@@ -228,7 +243,18 @@ impl Report for Plan<'_> {
             }
             text += &table.text();
         }
-        text += &format!("\n{}\n", Self::expectation(self.plan, self.survey, self.is_patch));
+        match self.decomposed {
+            None => text += &format!("\n{}\n", Self::expectation(self.plan, self.survey, self.is_patch)),
+            Some(forecast) => {
+                text += &format!(
+                    "\n{} matrices as {}: singular vectors take {} beside the output meanwhile; what the patch holds of the vector \
+                     is known when it is made\n",
+                    forecast.matrices.len(),
+                    forecast.form,
+                    bytes(forecast.temporary)
+                );
+            }
+        }
         text += &special_rows(self.plan);
         if !self.types.is_empty() {
             let (survival, noise) = words(self.is_patch);
@@ -247,8 +273,9 @@ impl Report for Plan<'_> {
             text += &types.text();
         }
         text += &format!(
-            "\noutput {}{}; buffers {} in {} threads, about {} of memory in all{}\n",
-            bytes(self.plan.header().file_len()),
+            "\noutput {}{}{}; buffers {} in {} threads, about {} of memory in all{}\n",
+            if self.decomposed.is_some() { "at most " } else { "" },
+            bytes(self.output_bytes()),
             self.disk_free.map_or_else(String::new, |free| format!(" (the disk has {} free)", bytes(free))),
             bytes(self.memory),
             self.threads,
@@ -266,16 +293,18 @@ impl Report for Plan<'_> {
             .plan
             .tensors()
             .iter()
-            .map(|t| {
+            .enumerate()
+            .map(|(i, t)| {
                 let survey = surveyed.get(t.name.as_str());
-                let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty)));
+                let form = self.form(i);
+                let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty))).filter(|_| form.is_none());
                 json!({
                     "name": t.name,
                     "ne": t.ne,
                     "sources": self.source_types(t),
-                    "type": t.ty,
+                    "type": form.map_or_else(|| json!(t.ty), |form| json!(form)),
                     "rounding": t.rounding,
-                    "bytes": t.size(),
+                    "bytes": form.is_none().then(|| t.size()),
                     "kept": t.kept,
                     "ratios": t.terms.iter().map(|term| json!({ "vector": term.vector, "ratio": term.ratio })).collect::<Vec<_>>(),
                     "densities": t.combination.parts.iter().map(|part| part.density).collect::<Vec<_>>(),
@@ -295,7 +324,7 @@ impl Report for Plan<'_> {
             .map(|(name, types)| ((*name).to_owned(), json!(forecast(self.plan, self.survey, types))))
             .collect();
         let total = self.survey.total();
-        json!({
+        let mut json = json!({
             "method": method_json(self.plan),
             "tensors": tensors,
             "forecast": {
@@ -303,19 +332,23 @@ impl Report for Plan<'_> {
                 "drift_ratio": total.drift_ratio(),
                 "drift_cosine": total.drift_cosine(),
                 "cosine": self.survey.cosine,
-                "output": Self::expected(self.plan, self.survey),
+                "output": self.decomposed.is_none().then(|| Self::expected(self.plan, self.survey)),
                 "by_type": by_type,
             },
             "findings": self.survey.findings,
             "warnings": self.plan.warnings,
             "plumbing": self.plan.plumbing,
             "special_tokens": self.plan.special_rows,
-            "output_bytes": self.plan.header().file_len(),
+            "output_bytes": self.output_bytes(),
             "disk_free_bytes": self.disk_free,
             "memory_bytes": self.memory,
             "peak_memory_bytes": self.peak_memory(),
             "seconds": self.time.map(|time| time.as_secs_f64()),
             "threads": self.threads,
-        })
+        });
+        if let Some(forecast) = self.decomposed {
+            json["temporary_bytes"] = json!(forecast.temporary);
+        }
+        json
     }
 }

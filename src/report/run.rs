@@ -8,10 +8,10 @@ use serde_json::{Value as Json, json};
 use super::plan::{encoding, method_json, words};
 use super::{Lora, Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
-use crate::patch::TensorSummary;
+use crate::patch::{TensorSummary, bits_per_weight};
 use crate::pipeline::Written;
 use crate::plan::{Loss, MergePlan, TensorPlan};
-use crate::survey::{Finding, MOVED_ROWS, Moments, part_of};
+use crate::survey::{Finding, Moments, part_of, whole_name};
 
 /// An output with what was measured while it was made.
 pub struct Run<'a> {
@@ -43,16 +43,16 @@ impl Run<'_> {
         let (types, stored) = (self.types(), self.stored());
         for tensor in &self.written.measured.tensors {
             let name = part_of(&tensor.name);
-            let stored = stored.get(matrix_of(&tensor.name));
+            let stored = stored.get(whole_name(&tensor.name));
             let position = *positions.entry(name).or_insert(parts.len());
             if position == parts.len() {
                 let moments = Moments::default();
                 parts.push(Part { name, types: Vec::new(), n_tensors: 0, bytes: 0, n_weights: 0, moments });
             }
             let part = &mut parts[position];
-            let ty = match stored.is_some_and(|stored| stored.stored.starts_with(SVD)) {
-                true => Some(SVD.to_owned()),
-                false => types.get(tensor.name.as_str()).map(|tensor| encoding(tensor)),
+            let ty = match stored.and_then(|stored| stored.factors) {
+                Some(factors) => Some(factors.to_owned()),
+                None => types.get(tensor.name.as_str()).map(|tensor| encoding(tensor)),
             };
             part.types.extend(ty.filter(|ty| !part.types.contains(ty)));
             part.n_tensors += 1;
@@ -82,18 +82,6 @@ struct Part<'a> {
     moments: Moments,
 }
 
-/// How a decomposed matrix is said to be stored.
-const SVD: &str = "svd";
-
-/// The tensor of the vector that a tensor of a patch holds, all or some rows of.
-fn matrix_of(name: &str) -> &str {
-    name.strip_suffix(MOVED_ROWS).unwrap_or(name)
-}
-
-fn bits(bytes: u64, n_weights: u64) -> Option<f64> {
-    (n_weights > 0).then(|| bytes as f64 * 8.0 / n_weights as f64)
-}
-
 impl Report for Run<'_> {
     fn text(&self) -> String {
         let (survival, noise) = words(self.is_patch);
@@ -111,11 +99,11 @@ impl Report for Run<'_> {
             table.row(cells);
         };
         for part in self.parts() {
-            row(part.name, part.n_tensors, &part.types, bits(part.bytes, part.n_weights), &part.moments);
+            row(part.name, part.n_tensors, &part.types, bits_per_weight(part.bytes, part.n_weights), &part.moments);
         }
         let (bytes_of_all, n_weights) =
             self.stored.iter().fold((0, 0), |(bytes, n), stored| (bytes + stored.bytes, n + stored.n_weights));
-        let bits_of_all = bits(bytes_of_all, n_weights);
+        let bits_of_all = bits_per_weight(bytes_of_all, n_weights);
         row("all", self.written.measured.tensors.len(), &[], bits_of_all, &self.written.measured.total);
         let file = &self.written.file;
         let seconds = self.took.as_secs_f64();
@@ -153,11 +141,11 @@ impl Report for Run<'_> {
             .map(|t| {
                 let mut json = measured(&t.moments);
                 json["name"] = json!(t.name);
-                if let Some(stored) = stored.get(matrix_of(&t.name)) {
+                if let Some(stored) = stored.get(whole_name(&t.name)) {
                     json["stored"] = json!(stored.stored);
                     json["bytes"] = json!(stored.bytes);
                     json["bits_per_weight"] = json!(stored.bits_per_weight());
-                    if stored.stored.starts_with(SVD) {
+                    if stored.factors.is_some() {
                         return json;
                     }
                 }

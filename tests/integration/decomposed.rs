@@ -1,5 +1,6 @@
 //! Patches whose matrices are quantised decompositions: what they hold, how large they are, and what damage does to them.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -66,7 +67,8 @@ fn matrices_keep_what_numpy_keeps_of_them() {
         let n_rows = tau.len() / row_len;
         let whole = low_rank::Settings::new(row_len.min(n_rows));
         let found = low_rank::decompose(&(&tau[..], row_len), &whole).unwrap();
-        let codes = encode::encode(&found, (row_len, n_rows), number("step"));
+        let metric = encode::Metric::of::<Infallible>(&found, row_len, None).unwrap();
+        let codes = encode::encode(&found, (row_len, n_rows), &metric, number("step"));
         // A direction at the edge may fall on either side of it.
         assert!((codes.rank() as f64 - number("rank")).abs() <= 1.0, "{entry}: {}", codes.rank());
         let mut got = vec![0.0; tau.len()];
@@ -105,6 +107,83 @@ fn a_patch_is_as_large_as_asked_for_and_no_larger() {
     extract(&paths, &patch, &["--size", "3kB"]).says(5, &["3000 bytes is impossible", "it takes"]);
     extract(&paths, &patch, &["--encoding", "svd:0"]).says(2, &["--encoding"]);
     extract(&paths, &patch, &["--encoding", "svd:99"]).says(2, &["99 bits"]);
+}
+
+/// Σ (got − τ)² of the first and the second half of the inputs, and bytes of both factors.
+fn errors_of_halves(tau: &[f32], row_len: usize, importance: Option<&[f32]>) -> ([f64; 2], usize) {
+    let n_rows = tau.len() / row_len;
+    let whole = low_rank::Settings::new(row_len.min(n_rows));
+    let found = low_rank::decompose(&(tau, row_len), &whole).unwrap();
+    let metric = encode::Metric::of::<Infallible>(&found, row_len, importance).unwrap();
+    let step = (found.norm2 / tau.len() as f64).sqrt();
+    let codes = encode::encode(&found, (row_len, n_rows), &metric, step);
+    let mut got = vec![0.0; tau.len()];
+    codes.multiply(&codes.scaled_a(row_len), n_rows, 0..n_rows, &mut got);
+    let mut halves = [0.0; 2];
+    for (i, (got, tau)) in got.iter().zip(tau).enumerate() {
+        halves[i % row_len * 2 / row_len] += f64::from(got - tau).powi(2);
+    }
+    let len = |rows: &[i8], n| encode::compress(rows, n).unwrap().len();
+    (halves, len(&codes.a, row_len) + len(&codes.b, n_rows))
+}
+
+#[test]
+fn inputs_that_matter_more_have_smaller_errors() {
+    let [base, chat] = ["base", "chat"].map(|file| read(&bundled(file)));
+    for tensor in ["blk.0.attn_q.weight", "blk.2.ffn_down.weight"] {
+        let (tau, row_len) = tau(&base, &chat, tensor);
+        let ([first, second], bytes) = errors_of_halves(&tau, row_len, None);
+        let importance: Vec<f32> = (0..row_len).map(|i| if i < row_len / 2 { 40.0 } else { 0.4 }).collect();
+        let ([important, other], weighted_bytes) = errors_of_halves(&tau, row_len, Some(&importance));
+        let (share, weighted_share) = (first / second, important / other);
+        assert!(important < first && weighted_share < 0.9 * share, "{tensor}: {share} to {weighted_share}");
+        assert!(weighted_bytes < bytes * 11 / 10, "{tensor}: {weighted_bytes} bytes for {bytes}");
+        // All the same is none at all.
+        let ([of_first, of_second], _) = errors_of_halves(&tau, row_len, Some(&vec![7.0; row_len]));
+        assert!((of_first / first - 1.0).abs() < 1e-3 && (of_second / second - 1.0).abs() < 1e-3, "{tensor}");
+    }
+}
+
+#[test]
+fn importance_matrices_are_used_and_have_to_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (paths, patch) = (Paths::bundled(), folder.path().join("patch.gguf"));
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/imatrix").join(name);
+    let matrix = |name: &str| fixture(name).to_str().unwrap().to_owned();
+    let bytes = |options: &[&str]| {
+        extract(&paths, &patch, &[&["--size", "1/16"], options].concat()).says(0, &[]);
+        fs::read(&patch).unwrap()
+    };
+    let (without, with) = (bytes(&[]), bytes(&["--imatrix", &matrix("F32.gguf")]));
+    assert!(without != with && with.len() as u64 <= fs::metadata(&paths.chat).unwrap().len() / 16);
+    fs::remove_file(&patch).unwrap();
+    let ran = extract(&paths, &patch, &["--size", "1/16", "--imatrix", &matrix("qwen2.gguf")]);
+    assert!(ran.code != 0 && !patch.exists(), "{}", ran.err);
+}
+
+#[test]
+fn a_dry_run_says_what_a_size_takes() {
+    let (folder, paths) = (tempfile::tempdir().unwrap(), Paths::bundled());
+    let patch = folder.path().join("patch.gguf");
+    for encoding in [["--size", "1/16"], ["--encoding", "svd:0.6"], ["--encoding", "lora:16"]] {
+        let planned = extract(&paths, &patch, &[&encoding[..], &["--dry-run"]].concat());
+        let planned = planned.says(0, &[]).json();
+        assert!(crate::trio::names(folder.path()).is_empty());
+        let written = extract(&paths, &patch, &encoding).says(0, &[]).json();
+        let [most, len] = [&planned, &written].map(|json| json["output_bytes"].as_u64().unwrap());
+        assert!(len <= most && len * 2 > most, "{encoding:?}: {len} of {most}");
+        assert!(planned["temporary_bytes"].as_u64().unwrap() > 0);
+        assert_eq!(planned["forecast"]["output"], Json::Null);
+        let form = if encoding[1].starts_with("lora") { "lora" } else { "svd" };
+        let planned = planned["tensors"].as_array().unwrap();
+        let of = |tensor: &str| planned.iter().find(|t| t["name"] == tensor).unwrap();
+        assert_eq!(
+            (&of("blk.0.attn_q.weight")["type"], &of("blk.0.attn_q.weight")["bytes"]),
+            (&form.into(), &Json::Null)
+        );
+        assert_eq!(of("output_norm.weight")["type"], "F32");
+        fs::remove_file(&patch).unwrap();
+    }
 }
 
 #[test]
@@ -148,7 +227,7 @@ fn bytes_do_not_depend_on_threads_and_memory() {
         fs::read(patch).unwrap()
     };
     let expected = bytes(&["--threads", "1"]);
-    for options in [["--threads", "2", "--memory", "1GiB"], ["--threads", "3", "--memory", "12MiB"]] {
+    for options in [["--threads", "2", "--memory", "1GiB"], ["--threads", "3", "--memory", "16MiB"]] {
         assert!(bytes(&options) == expected, "{options:?}");
     }
     let patch = folder.path().join("small.gguf");

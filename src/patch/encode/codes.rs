@@ -7,7 +7,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use super::triangular::Triangular;
-use crate::patch::low_rank::LowRank;
+use crate::patch::low_rank::{self, LowRank};
 use crate::patch::product::AddProduct;
 use crate::quants::{self, Gram};
 
@@ -42,6 +42,8 @@ const TASK_ROWS: usize = 32;
 /// A direction that is kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Direction {
+    /// Which it is.
+    k: usize,
     /// Its singular value.
     pub(super) sigma: f64,
     /// That times the root of its share in H: its length as errors are weighed.
@@ -50,24 +52,54 @@ pub(super) struct Direction {
     pub(super) step_b: f64,
 }
 
-/// H = share·AᵀA + ridge, A being the rows that were found.
-#[derive(Clone, Copy)]
-struct Inner {
+/// H = share·AᵀA + ridge·diag(w), A being the rows that were found: how errors of a matrix count. w are the importances of its
+/// inputs against their mean, or 1.
+#[derive(Clone, Debug)]
+pub struct Metric {
     share: f64,
     ridge: f64,
+    weights: Option<Weighted>,
 }
 
-impl Inner {
-    /// With 1 + [`RIDGE`] on the diagonal in the mean. What of τ is in no direction that was found may be in any other.
-    fn of(low: &LowRank, row_len: usize) -> Self {
+/// Inputs that do not all count the same.
+#[derive(Clone, Debug)]
+struct Weighted {
+    /// w: of each input.
+    inputs: Vec<f64>,
+    /// ⟨v_k, w ∘ v_k⟩ of each direction.
+    directions: Vec<f64>,
+}
+
+impl Metric {
+    /// With 1 + 0.1 on the diagonal in the mean. What of τ is in no direction that was found may be in any other.
+    /// `importance` is that of each input, in any unit.
+    ///
+    /// # Errors
+    /// [`low_rank::Error::Weights`], [`low_rank::Error::Weight`].
+    pub fn of<E>(low: &LowRank, row_len: usize, importance: Option<&[f32]>) -> Result<Self, low_rank::Error<E>> {
         let found = low.singular_values.iter().map(|s| s * s).sum::<f64>();
         let lost = (1.0 - found / low.norm2).clamp(0.0, 1.0);
-        Inner { share: row_len as f64 / low.norm2, ridge: RIDGE + lost }
+        let inputs = importance.map(|weights| low_rank::relative_weights(weights, row_len)).transpose()?;
+        let weighted = |inputs: Vec<f64>| {
+            let directions = low.a.chunks_exact(row_len.max(1)).map(|row| {
+                let squares = || row.iter().map(|x| f64::from(*x).powi(2));
+                let all = squares().sum::<f64>();
+                if all > 0.0 { squares().zip(&inputs).map(|(x, w)| x * w).sum::<f64>() / all } else { 1.0 }
+            });
+            Weighted { directions: directions.collect(), inputs }
+        };
+        Ok(Metric { share: row_len as f64 / low.norm2, ridge: RIDGE + lost, weights: inputs.map(weighted) })
     }
 
     /// The square of the length under H of a unit vector along a direction.
-    fn weigh(self, sigma: f64) -> f64 {
-        self.share * sigma * sigma + self.ridge
+    fn weigh(&self, k: usize, sigma: f64) -> f64 {
+        let weight = self.weights.as_ref().map_or(1.0, |weights| weights.directions[k]);
+        self.share * sigma * sigma + self.ridge * weight
+    }
+
+    /// Importances of the inputs, if they are not all 1.
+    fn inputs(&self) -> Option<&[f64]> {
+        self.weights.as_ref().map(|weights| &weights.inputs[..])
     }
 }
 
@@ -75,27 +107,31 @@ impl Inner {
 pub(super) fn directions(
     low: &LowRank,
     (row_len, n_rows): (usize, usize),
+    metric: &Metric,
     step: f64,
-) -> impl Iterator<Item = Direction> {
-    let inner = Inner::of(low, row_len);
+) -> Vec<Direction> {
     let shortest = SHORTEST * step * (row_len.min(n_rows) as f64).sqrt();
-    let weigh =
-        move |&sigma: &f64| Direction { sigma, weighted: sigma * inner.weigh(sigma).sqrt(), step_b: STEP_B * step };
-    low.singular_values.iter().map(weigh).take_while(move |d| d.weighted > shortest)
+    let weigh = |(k, &sigma): (usize, &f64)| Direction {
+        k,
+        sigma,
+        weighted: sigma * metric.weigh(k, sigma).sqrt(),
+        step_b: STEP_B * step,
+    };
+    low.singular_values.iter().enumerate().map(weigh).filter(|d| d.weighted > shortest).collect()
 }
 
 /// Rounds a decomposition of a matrix of `n_rows` rows of `row_len` weights. The same numbers for any number of threads.
-pub fn encode(low: &LowRank, (row_len, n_rows): (usize, usize), step: f64) -> Codes {
-    let kept: Vec<Direction> = directions(low, (row_len, n_rows), step).collect();
+pub fn encode(low: &LowRank, (row_len, n_rows): (usize, usize), metric: &Metric, step: f64) -> Codes {
+    let kept = directions(low, (row_len, n_rows), metric, step);
     if kept.is_empty() || row_len == 0 || n_rows == 0 {
         return Codes::default();
     }
-    let mut a = Inputs::round(low, &kept, row_len, step);
+    let mut a = Inputs::round(low, &kept, (row_len, metric), step);
     let kept: Vec<Direction> = a.retain(&kept);
     if kept.is_empty() {
         return Codes::default();
     }
-    let Some(products) = Products::of(low, &a, &kept) else { return Codes::default() };
+    let Some(products) = Products::of(low, &a, &kept, metric) else { return Codes::default() };
     let b = products.outputs(low, n_rows);
     let steps: Vec<f64> = (0..kept.len())
         .map(|k| {
@@ -125,17 +161,17 @@ fn unscaled(low: &LowRank, k: usize) -> f64 {
 }
 
 impl Inputs {
-    fn round(low: &LowRank, kept: &[Direction], row_len: usize, step: f64) -> Self {
+    fn round(low: &LowRank, kept: &[Direction], (row_len, metric): (usize, &Metric), step: f64) -> Self {
         let row = |k: usize| {
             let factor = unscaled(low, k);
             low.a[k * row_len..(k + 1) * row_len].iter().map(move |x| (f64::from(*x) * factor) as f32)
         };
         let mut gram = Gram::new(row_len);
         (0..low.rank).for_each(|k| gram.add_row(&row(k).collect::<Vec<f32>>()));
-        let feedback = gram.feedback();
+        let feedback = gram.feedback_with(metric.inputs());
         let mut codes = vec![0; kept.len() * row_len];
-        let steps = codes.par_chunks_mut(row_len).enumerate().map(|(k, codes)| {
-            let row: Vec<f32> = row(k).collect();
+        let steps = codes.par_chunks_mut(row_len).zip(kept).map(|(codes, direction)| {
+            let row: Vec<f32> = row(direction.k).collect();
             let largest = row.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
             let step = step.max(f64::from(largest) / MOST) as f32;
             feedback.round(&row, step, codes);
@@ -180,9 +216,9 @@ struct Products {
 }
 
 impl Products {
-    fn of(low: &LowRank, a: &Inputs, kept: &[Direction]) -> Option<Self> {
+    fn of(low: &LowRank, a: &Inputs, kept: &[Direction], metric: &Metric) -> Option<Self> {
         let (row_len, n, rank) = (a.row_len, kept.len(), low.rank);
-        let values = a.values(kept);
+        let mut values = a.values(kept);
         let exact: Vec<f64> = (0..rank)
             .flat_map(|r| {
                 let factor = unscaled(low, r);
@@ -191,18 +227,32 @@ impl Products {
             .collect();
         let mut products = vec![0.0; n * rank];
         multiply_transposed(&values, &exact, row_len, &mut products);
-        let inner = Inner::of(low, row_len);
         let mut h = vec![0.0; n * n];
-        multiply_transposed(&values, &values, row_len, &mut h);
+        // The same products, with the inputs as important as they are.
+        let weighted = metric.inputs().map(|inputs| {
+            let plain = values.clone();
+            let rows = values.chunks_exact_mut(row_len);
+            rows.for_each(|row| row.iter_mut().zip(inputs).for_each(|(x, w)| *x *= w));
+            multiply_transposed(&plain, &values, row_len, &mut h);
+            let mut weighted = vec![0.0; n * rank];
+            multiply_transposed(&values, &exact, row_len, &mut weighted);
+            weighted
+        });
+        if weighted.is_none() {
+            multiply_transposed(&values, &values, row_len, &mut h);
+        }
         let mut known = vec![0.0; n * n];
         multiply_transposed(&products, &products, rank, &mut known);
-        h.iter_mut().zip(known).for_each(|(h, known)| *h = inner.ridge * *h + inner.share * known);
-        let factors = Triangular::of(h, n)?;
+        h.iter_mut().zip(known).for_each(|(h, known)| *h = metric.ridge * *h + metric.share * known);
+        let factors = positive(h, n)?;
 
+        let of_ridge = weighted.as_ref().unwrap_or(&products);
         let mut best = vec![0.0; rank * n];
         best.par_chunks_mut(n).enumerate().for_each(|(r, row)| {
-            let weight = inner.weigh(low.singular_values[r]);
-            row.iter_mut().enumerate().for_each(|(k, x)| *x = weight * products[k * rank + r]);
+            let share = metric.share * low.singular_values[r].powi(2);
+            let at = |k: usize| k * rank + r;
+            let wanted = |k| share * products[at(k)] + metric.ridge * of_ridge[at(k)];
+            row.iter_mut().enumerate().for_each(|(k, x)| *x = wanted(k));
             factors.solve(row);
         });
         Some(Products { n, factors, best })
@@ -238,6 +288,16 @@ impl Products {
         });
         codes
     }
+}
+
+/// The factors of H, with as little added to its diagonal as makes it positive definite: rounded rows may depend on each other.
+fn positive(h: Vec<f64>, n: usize) -> Option<Triangular> {
+    let mean = (0..n).map(|j| h[j * n + j]).sum::<f64>() / n as f64;
+    [0.0, 1e-9, 1e-6, 1e-3].into_iter().find_map(|part| {
+        let mut h = h.clone();
+        h.iter_mut().step_by(n + 1).for_each(|x| *x += part * mean);
+        Triangular::of(h, n)
+    })
 }
 
 /// out = left · rightᵀ, rows of `len` numbers.

@@ -9,7 +9,8 @@
 //! out. This is reverse water-filling: the least error for the bits (Cover and Thomas, Elements of Information Theory,
 //! 2006, section 10.3.3). The entropy coder makes small numbers cheap.
 //!
-//! Errors are weighed as `quants::feedback` does: by H = c·τᵀτ + ridge, which stands for the inputs that a chat will feed the matrix.
+//! Errors are weighed as `quants::feedback` does: by H = c·τᵀτ + ridge, which stands for the inputs that a chat will feed the matrix
+//! ([`Metric`]). An importance matrix, if there is one, says which inputs the ridge is for.
 //!
 //! | step | how |
 //! |---|---|
@@ -24,6 +25,6 @@ mod frames;
 mod rate;
 mod triangular;
 
-pub use codes::{Codes, encode};
+pub use codes::{Codes, Metric, encode};
 pub use frames::{Error as FrameError, compress, decompress};
-pub use rate::{Expected, expected};
+pub use rate::{Expected, bisect, expected, is_spent_on_all};

@@ -1,6 +1,6 @@
 //! What a step costs and what it leaves, from singular values alone.
 
-use super::codes::{Direction, directions};
+use super::codes::{Direction, Metric, directions};
 use crate::patch::low_rank::LowRank;
 
 /// What is expected of a matrix before anything is rounded.
@@ -13,10 +13,10 @@ pub struct Expected {
 }
 
 /// What `step` would make of a matrix.
-pub fn expected(low: &LowRank, (row_len, n_rows): (usize, usize), step: f64) -> Expected {
+pub fn expected(low: &LowRank, (row_len, n_rows): (usize, usize), metric: &Metric, step: f64) -> Expected {
     let (n_in, n_out) = (row_len as f64, n_rows as f64);
     let mut expected = Expected { bits: 0.0, error2: low.norm2 };
-    for Direction { sigma, weighted, step_b } in directions(low, (row_len, n_rows), step) {
+    for Direction { sigma, weighted, step_b, .. } in directions(low, (row_len, n_rows), metric, step) {
         // Numbers of a singular vector are much like normal ones.
         let (a, b) = (sigma / n_in.sqrt() / step, weighted / n_out.sqrt() / step_b);
         expected.bits += n_in * entropy(a) + n_out * entropy(b) + 32.0;
@@ -24,6 +24,23 @@ pub fn expected(low: &LowRank, (row_len, n_rows): (usize, usize), step: f64) -> 
         expected.error2 += n_in * step * step / 12.0 + error_b - sigma * sigma;
     }
     expected
+}
+
+/// Whether so many bits are spent on all directions that were found: then shorter ones would have some, too.
+pub fn is_spent_on_all(low: &LowRank, shape: (usize, usize), metric: &Metric, bits: f64) -> bool {
+    let step = bisect(|step| expected(low, shape, metric, step).bits, bits);
+    directions(low, shape, metric, step).len() == low.rank
+}
+
+/// The least step, to one part in a thousand, of which `size` is no more than `most`.
+pub fn bisect(size: impl Fn(f64) -> f64, most: f64) -> f64 {
+    // In powers of two.
+    let (mut low, mut high) = (-80.0, 80.0);
+    while high - low > 1e-3 {
+        let middle: f64 = (low + high) / 2.0;
+        if size(middle.exp2()) <= most { high = middle } else { low = middle }
+    }
+    high.exp2()
 }
 
 /// Bits of a normal number of this standard deviation, rounded to a whole one.
@@ -50,7 +67,13 @@ fn normal_below(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{entropy, normal_below};
+    use super::{bisect, entropy, normal_below};
+
+    #[test]
+    fn bisection_finds_the_step() {
+        let step = bisect(|step| 1000.0 / step, 250.0);
+        assert!((4.0..4.01).contains(&step), "{step}");
+    }
 
     /// By Python's math.erfc.
     #[test]

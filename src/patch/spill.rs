@@ -1,0 +1,59 @@
+//! Singular vectors on disk while all matrices are decomposed, and encoded again and again.
+
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::low_rank::LowRank;
+
+/// Numbers that are converted at a time.
+const PIECE: usize = 1 << 16;
+
+/// Singular vectors in a nameless temporary file beside an output.
+pub(super) struct Spill {
+    file: File,
+    len: u64,
+}
+
+impl Spill {
+    /// The folder of the temporary file of an output of this name.
+    pub(super) fn folder(output: &Path) -> PathBuf {
+        let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+        folder.unwrap_or(Path::new(".")).to_owned()
+    }
+
+    pub(super) fn beside(output: &Path) -> io::Result<Self> {
+        Ok(Spill { file: tempfile::tempfile_in(Self::folder(output))?, len: 0 })
+    }
+
+    /// Takes the factors of a decomposition. Gives their position.
+    pub(super) fn push(&mut self, low: &mut LowRank) -> io::Result<u64> {
+        let at = self.len;
+        for factor in [std::mem::take(&mut low.a), std::mem::take(&mut low.b)] {
+            for piece in factor.chunks(PIECE) {
+                let bytes: Vec<u8> = piece.iter().flat_map(|x| x.to_le_bytes()).collect();
+                self.file.write_all(&bytes)?;
+                self.len += bytes.len() as u64;
+            }
+        }
+        Ok(at)
+    }
+
+    /// The decomposition of a matrix with its factors, which lie at this position.
+    pub(super) fn read(&mut self, low: &LowRank, (row_len, n_rows): (usize, usize), at: u64) -> io::Result<LowRank> {
+        self.file.seek(SeekFrom::Start(at))?;
+        let (a, b) = (self.numbers(low.rank * row_len)?, self.numbers(low.rank * n_rows)?);
+        Ok(LowRank { a, b, ..low.clone() })
+    }
+
+    fn numbers(&mut self, n: usize) -> io::Result<Vec<f32>> {
+        let mut numbers = Vec::with_capacity(n);
+        let mut bytes = vec![0; 4 * PIECE.min(n)];
+        while numbers.len() < n {
+            let piece = &mut bytes[..4 * (n - numbers.len()).min(PIECE)];
+            self.file.read_exact(piece)?;
+            numbers.extend(piece.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        }
+        Ok(numbers)
+    }
+}
