@@ -225,7 +225,8 @@ impl Job<'_> {
             output::complain("note", &format!("the vectors are read up to {n} times before the first byte is written"));
         }
 
-        let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
+        let of_tensors = || plan.tensors().iter().map(|t| t.size()).sum();
+        let progress = Progress::new(self.decomposed(&plan)?.map_or_else(of_tensors, |forecast| forecast.observed));
         let Some(path) = &output.output else {
             let measured = pipeline::measure(&plan, inputs, &progress, &budget)?;
             drop(progress);

@@ -208,6 +208,14 @@ struct Found<'a> {
     at: u64,
 }
 
+/// All matrices as they are encoded with one step.
+struct Trial {
+    /// Of each: its rank, and bytes of both factors.
+    sizes: Vec<[u64; 3]>,
+    /// Scales and factors, one matrix behind the other.
+    bytes: Spill,
+}
+
 /// What a patch of decomposed matrices will take, as far as it is known before a weight is read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Forecast {
@@ -217,28 +225,14 @@ pub struct Forecast {
     pub form: &'static str,
     /// Bytes that the patch will have at most.
     pub largest: u64,
-    /// Bytes of the temporary file beside the patch.
+    /// Bytes of the temporary files beside the patch, at most.
     pub temporary: u64,
     /// Bytes of buffers.
     pub memory: u64,
     /// Threads.
     pub threads: usize,
-}
-
-/// What stands in the file of a matrix.
-struct Encoded {
-    codes: Codes,
-    a: Vec<u8>,
-    b: Vec<u8>,
-}
-
-impl Encoded {
-    /// The bytes of its tensors, and what they are decoded to.
-    fn parts(self) -> (Vec<Vec<u8>>, Stored) {
-        let scales: Vec<u8> = self.codes.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-        let parts = if self.codes.rank() > 0 { vec![scales, self.a, self.b] } else { Vec::new() };
-        (parts, Stored::Codes(self.codes))
-    }
+    /// Bytes of f32 and of the output that an [`Observer`] is told of; more where the rank of a matrix has to be looked for again.
+    pub observed: u64,
 }
 
 /// What a reader has of a matrix.
@@ -276,13 +270,16 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
         Target::Bits(_) => ("svd", target.limit(n_weights).saturating_add(header + beside)),
         Target::Rank(_) => ("lora", numbers.saturating_mul(2).saturating_add(header + of_tensors(&rest))),
     };
+    let n_decomposed = matrices.iter().map(|m| plan.tensors()[m.tensor].n_weights()).sum::<u64>();
     Ok(Forecast {
         matrices: matrices.iter().map(|m| m.tensor).collect(),
         form,
         largest,
-        temporary: numbers.saturating_mul(4),
+        // The vectors; the best of what they were encoded as, and one more.
+        temporary: numbers.saturating_mul(4).saturating_add(if form == "svd" { largest.saturating_mul(2) } else { 0 }),
         memory: of_rest.max(memory.saturating_add(importance)),
         threads,
+        observed: of_tensors(&rest).saturating_add(n_decomposed.saturating_mul(4 * (low_rank::N_PASSES + 1))),
     })
 }
 
@@ -446,11 +443,12 @@ impl<'a> Extractor<'a> {
         let matrices = matrices(self.plan, self.target, self.n_weights);
         let rest = rest(self.plan, &matrices)?;
         let found = matrices.into_iter().map(|m| self.decompose(m, &mut spill)).collect::<Result<Vec<_>, _>>()?;
-        let (step, header) = match self.target {
-            Target::Rank(_) => (0.0, self.header_of_factors(&rest, &found)?),
+        let (mut encoded, header) = match self.target {
+            Target::Rank(_) => (None, self.header_of_factors(&rest, &found)?),
             _ => {
-                let (step, sizes) = self.search(&rest, &found, &mut spill)?;
-                (step, self.header(&rest, &found, &sizes)?)
+                let trial = self.search(&rest, &found, &mut spill)?;
+                let header = self.header(&rest, &found, &trial.sizes)?;
+                (Some(trial), header)
             }
         };
         let n_rest = rest.tensors().len();
@@ -460,14 +458,16 @@ impl<'a> Extractor<'a> {
             _ => pipeline::run(&rest, self.inputs, &FirstTensors(&writer), self.observer, budget)?,
         };
         let mut next = n_rest;
-        for found in &found {
-            let (parts, stored) = match self.target {
-                Target::Rank(_) => self.factors(found, &mut spill)?,
-                _ => self.encode(found, step, &mut spill)?.parts(),
+        if let Some(encoded) = &mut encoded {
+            encoded.bytes.rewind().map_err(|e| self.spill_error(e))?;
+        }
+        for (i, found) in found.iter().enumerate() {
+            let (parts, stored) = match &mut encoded {
+                None => self.factors(found, &mut spill)?,
+                Some(encoded) => self.codes(&found.matrix, encoded.sizes[i], &mut encoded.bytes)?,
             };
             for bytes in &parts {
                 writer.write(next, 0, bytes)?;
-                self.observer.written(bytes.len() as u64);
                 next += 1;
             }
             let moments = self.measure(&found.matrix, &stored)?;
@@ -516,13 +516,49 @@ impl<'a> Extractor<'a> {
         spill.read(&found.low, found.matrix.shape(), found.at).map_err(|e| self.spill_error(e))
     }
 
-    fn encode(&self, found: &Found<'_>, step: f64, spill: &mut Spill) -> Result<Encoded, Error> {
+    /// Encodes a matrix and writes the bytes of its three tensors behind those of others. Gives its rank and the lengths of both
+    /// factors; zeros if nothing is left of it.
+    fn encode(&self, found: &Found<'_>, step: f64, spill: &mut Spill, encoded: &mut Spill) -> Result<[u64; 3], Error> {
         self.check_cancelled()?;
         let low = self.unspill(found, spill)?;
         let codes = encode::encode(&low, found.matrix.shape(), &found.metric, step);
-        let compress = |rows: &[i8], row_len| encode::compress(rows, row_len).map_err(|e| self.spill_error(e));
-        let (a, b) = (compress(&codes.a, found.matrix.row_len)?, compress(&codes.b, found.matrix.n_rows)?);
-        Ok(Encoded { codes, a, b })
+        if codes.rank() == 0 {
+            return Ok([0; 3]);
+        }
+        let (row_len, n_rows) = found.matrix.shape();
+        let scales: Vec<u8> = codes.scales.iter().flat_map(|s| s.to_le_bytes()).collect();
+        let parts = encode::compress(&codes.a, row_len).and_then(|a| {
+            let b = encode::compress(&codes.b, n_rows)?;
+            [&scales, &a, &b].into_iter().try_for_each(|part| encoded.push_bytes(part))?;
+            Ok([a.len() as u64, b.len() as u64])
+        });
+        let [a, b] = parts.map_err(|e| self.spill_error(e))?;
+        Ok([codes.rank() as u64, a, b])
+    }
+
+    /// The bytes of the tensors of a matrix, which come next in `encoded`, and what they are decoded to.
+    fn codes(
+        &self,
+        matrix: &Matrix<'_>,
+        sizes: [u64; 3],
+        encoded: &mut Spill,
+    ) -> Result<(Vec<Vec<u8>>, Stored), Error> {
+        let [rank, len_of_a, len_of_b] = sizes;
+        if rank == 0 {
+            return Ok((Vec::new(), Stored::Codes(Codes::default())));
+        }
+        let mut next = |n| encoded.next_bytes(n).map_err(|e| self.spill_error(e));
+        let (scales, a, b) = (next(4 * rank)?, next(len_of_a)?, next(len_of_b)?);
+        let decoded = |bytes: &[u8], row_len| {
+            let codes = encode::decompress(bytes, rank as usize * row_len);
+            codes.map_err(|e| self.spill_error(io::Error::new(io::ErrorKind::InvalidData, e)))
+        };
+        let codes = Codes {
+            scales: scales.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+            a: decoded(&a, matrix.row_len)?,
+            b: decoded(&b, matrix.n_rows)?,
+        };
+        Ok((vec![scales, a, b], Stored::Codes(codes)))
     }
 
     /// Both factors in F16, by which their numbers are rounded.
@@ -544,13 +580,11 @@ impl<'a> Extractor<'a> {
         Ok((parts, Stored::Factors { a, b, rank }))
     }
 
-    /// Bytes of the three tensors of each matrix at a step; none where nothing is left of it.
-    fn sizes(&self, found: &[Found<'_>], step: f64, spill: &mut Spill) -> Result<Vec<[u64; 3]>, Error> {
-        let size = |found: &Found<'_>| {
-            let encoded = self.encode(found, step, spill)?;
-            Ok([encoded.codes.rank() as u64, encoded.a.len() as u64, encoded.b.len() as u64])
-        };
-        found.iter().map(size).collect()
+    /// Encodes all matrices with a step.
+    fn attempt(&self, found: &[Found<'_>], step: f64, spill: &mut Spill) -> Result<Trial, Error> {
+        let mut bytes = Spill::beside(self.path).map_err(|e| self.spill_error(e))?;
+        let sizes = found.iter().map(|found| self.encode(found, step, spill, &mut bytes)).collect::<Result<_, _>>()?;
+        Ok(Trial { sizes, bytes })
     }
 
     /// The header of the patch with all factors of the rank that was looked for.
@@ -594,8 +628,8 @@ impl<'a> Extractor<'a> {
         }
     }
 
-    /// The step whose patch is as large as asked for and no larger, and the sizes with it.
-    fn search(&self, rest: &MergePlan, found: &[Found<'_>], spill: &mut Spill) -> Result<(f64, Vec<[u64; 3]>), Error> {
+    /// Encodes all matrices with the step whose patch is as large as asked for and no larger.
+    fn search(&self, rest: &MergePlan, found: &[Found<'_>], spill: &mut Spill) -> Result<Trial, Error> {
         let limit = self.target.limit(self.n_weights);
         let nothing = vec![[0; 3]; found.len()];
         let least = self.size(rest, found, &nothing)?;
@@ -618,13 +652,13 @@ impl<'a> Extractor<'a> {
                 (None, Some(high)) if guess >= high => high / 2.0,
                 _ => guess,
             };
-            let sizes = self.sizes(found, step, spill)?;
-            let size = self.size(rest, found, &sizes)?;
-            if size <= limit && best.as_ref().is_none_or(|(_, _, largest)| size > *largest) {
-                best = Some((step, sizes, size));
+            let trial = self.attempt(found, step, spill)?;
+            let size = self.size(rest, found, &trial.sizes)?;
+            if size <= limit && best.as_ref().is_none_or(|(_, largest)| size > *largest) {
+                best = Some((trial, size));
             }
             let is_near = |size: u64| (size - least) as f64 >= NEAR * room;
-            if best.as_ref().is_some_and(|(_, _, size)| is_near(*size)) || (size == least && expected(step) == 0.0) {
+            if best.as_ref().is_some_and(|(_, size)| is_near(*size)) || (size == least && expected(step) == 0.0) {
                 break;
             }
             match size > limit {
@@ -634,7 +668,10 @@ impl<'a> Extractor<'a> {
             let of_step = expected(step);
             overhead = if of_step > 0.0 && size > least { (size - least) as f64 / of_step } else { overhead };
         }
-        Ok(best.map_or((f64::INFINITY, nothing), |(step, sizes, _)| (step, sizes)))
+        match best {
+            Some((trial, _)) => Ok(trial),
+            None => self.attempt(found, f64::INFINITY, spill),
+        }
     }
 
     /// Compares what is stored with τ.
@@ -649,6 +686,7 @@ impl<'a> Extractor<'a> {
         let sums = firsts.into_par_iter().map(|first| {
             self.check_cancelled()?;
             let rows = first..(first + rows_of_task).min(matrix.n_rows);
+            self.observer.written(4 * (rows.len() * row_len) as u64);
             let sum = self.sums.rows(matrix.tensor, first as u64, rows.len() as u64)?;
             let mut got = vec![0.0; rows.len() * row_len];
             match stored {

@@ -62,6 +62,7 @@ impl Rows for Tau<'_> {
         }
         let n_rows = out.len() as u64 / self.sums.shape(self.tensor).0;
         out.copy_from_slice(self.sums.rows(self.tensor, first, n_rows)?.delta());
+        self.observer.written(4 * out.len() as u64);
         Ok(())
     }
 }

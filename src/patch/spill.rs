@@ -1,4 +1,4 @@
-//! Singular vectors on disk while all matrices are decomposed, and encoded again and again.
+//! What does not fit in memory while a patch is made: singular vectors of all matrices, and what they were encoded as.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -9,7 +9,7 @@ use super::low_rank::LowRank;
 /// Numbers that are converted at a time.
 const PIECE: usize = 1 << 16;
 
-/// Singular vectors in a nameless temporary file beside an output.
+/// A nameless temporary file beside an output.
 pub(super) struct Spill {
     file: File,
     len: u64,
@@ -44,6 +44,25 @@ impl Spill {
         self.file.seek(SeekFrom::Start(at))?;
         let (a, b) = (self.numbers(low.rank * row_len)?, self.numbers(low.rank * n_rows)?);
         Ok(LowRank { a, b, ..low.clone() })
+    }
+
+    /// Takes bytes, behind those that there are.
+    pub(super) fn push_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// From now on bytes are read from the start.
+    pub(super) fn rewind(&mut self) -> io::Result<()> {
+        self.file.rewind()
+    }
+
+    /// The next bytes, so many.
+    pub(super) fn next_bytes(&mut self, n: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; n as usize];
+        self.file.read_exact(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn numbers(&mut self, n: usize) -> io::Result<Vec<f32>> {
