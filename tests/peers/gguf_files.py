@@ -48,10 +48,11 @@ def is_quantizable(tensor: Tensor) -> bool:
     return len(tensor.shape) >= 2 and tensor.name.endswith(".weight") and "_norm.weight" not in tensor.name
 
 
-def rewrite(source: Path, target: Path, tensors=None, alignment: int | None = None) -> Path:
+def rewrite(source: Path, target: Path, tensors=None, alignment: int | None = None, values=None) -> Path:
     """Copies a file's metadata with `tensors` in place of its own ones (default: unchanged ones).
 
-    With `alignment`, general.alignment is set and the data padded accordingly.
+    With `alignment`, general.alignment is set and the data padded accordingly. `values` are other values for keys that
+    the file has, in the types it has them in.
     """
     reader = gguf.GGUFReader(source)
     tensors = list((tensors or read_tensors(source)).values())
@@ -65,7 +66,8 @@ def rewrite(source: Path, target: Path, tensors=None, alignment: int | None = No
             writer.add_file_type(file_type(tensors))
             continue
         sub_type = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type)
+        value = (values or {}).get(field.name, field.contents())
+        writer.add_key_value(field.name, value, field.types[0], sub_type)
     for t in tensors:
         rows = t.data.reshape(*t.shape[:-1], -1)
         writer.add_tensor(t.name, rows, raw_dtype=t.type)
