@@ -1,8 +1,4 @@
-"""A reader of patches in numpy, written from the first page of docs/PATCH.md, and nothing of the crate.
-
-Where the page left a choice, the command's output decided: patches are summed before the model is added, a decomposition
-comes before rows and factors, and which row of a special token is the chat model's (see `untrained` and `applied`).
-"""
+"""A reader of patches in numpy, written from the first page of docs/PATCH.md, and nothing of the crate."""
 
 import functools
 from collections.abc import Iterator
