@@ -226,7 +226,7 @@ fn of_extraction(error: &patch::extract::Error) -> Exit {
         Pipeline(e) => of_pipeline(e),
         Importance(e) => of_importance(e),
         Decomposition { .. } | Size { .. } | Range { .. } => Exit::NotSupported,
-        Spill { .. } => Exit::Io,
+        Disk { .. } | Spill { .. } => Exit::Io,
         Bits { .. } => Exit::Usage,
     }
 }

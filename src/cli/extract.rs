@@ -32,7 +32,7 @@ pub(super) struct ExtractArgs {
     encoding: Encoding,
     /// A decomposition of this size instead: bytes of the patch, such as 300MB, a share of the chat model as F16, such as 1/16,
     /// or bits for each weight of its matrices, such as 0.6bpw
-    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse, requires = "output")]
     size: Option<Size>,
     #[command(flatten)]
     output: OutputArgs,
@@ -122,7 +122,9 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
         (None, Encoding::Type(ty)) if !is_alone => ty,
         _ => GgmlType::F32,
     };
-    let extraction = Extraction { encoding, looks: !args.output.is_dry_run() && !is_alone };
+    // What a decomposition takes depends on the rows that moved: then a dry run looks, too.
+    let looks = !is_alone && (target.is_some() || !args.output.is_dry_run());
+    let extraction = Extraction { encoding, looks };
     let plan = |inputs: &Inputs, pairs| {
         let plan = patch::plan_extract(inputs, pairs, &extraction)?;
         Ok(match target {

@@ -34,10 +34,15 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(total_bytes: u64) -> Self {
+        WRITING.store(true, Ordering::SeqCst);
+        Self::before(total_bytes)
+    }
+
+    /// The same while nothing with a name is on the disk yet: a signal ends the process at once.
+    pub(super) fn before(total_bytes: u64) -> Self {
         let bar = if std::io::stderr().is_terminal() { ProgressBar::new(total_bytes) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} ETA {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        WRITING.store(true, Ordering::SeqCst);
         Progress { bar }
     }
 
@@ -61,6 +66,10 @@ impl Observer for Progress {
 
     fn is_cancelled(&self) -> bool {
         STOP.load(Ordering::Relaxed)
+    }
+
+    fn has_begun(&self) {
+        WRITING.store(true, Ordering::SeqCst);
     }
 }
 

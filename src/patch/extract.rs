@@ -68,12 +68,28 @@ pub enum Error {
         source: io::Error,
     },
     /// A size that not even the rest of the file fits in.
-    #[error("a patch of {asked} bytes is impossible: without any matrix it takes {least}; ask for more")]
+    #[error("a patch of {asked} bytes is impossible: without any decomposed matrix it takes {least}; ask for more")]
     Size {
-        /// Bytes asked for.
+        /// Bytes asked for: of the file, or of its matrices.
         asked: u64,
         /// Bytes that it takes at least.
         least: u64,
+    },
+    /// No room on the disk.
+    #[error(
+        "{}: the disk has {available} bytes free; the patch takes up to {largest}, and singular vectors meanwhile up to {temporary} beside \
+         it",
+        path.display()
+    )]
+    Disk {
+        /// The output.
+        path: PathBuf,
+        /// Bytes that are free.
+        available: u64,
+        /// Bytes of the patch.
+        largest: u64,
+        /// Bytes of temporary files.
+        temporary: u64,
     },
     /// A size that is none.
     #[error("{} bits per weight make no patch; ask for more than 0 and at most 16", if *bits < 1e6 { bits.to_string() } else { format!("{bits:.1e}") })]
@@ -94,16 +110,35 @@ pub enum Target {
     Rank(usize),
 }
 
-/// Types for matrices that are not decomposed, and the relative error that they leave of a vector, on the bundled trio.
-const DENSE_TYPES: [(GgmlType, f64); 7] = [
-    (GgmlType::Q6_K, 0.02),
-    (GgmlType::Q5_K, 0.03),
-    (GgmlType::Q4_K, 0.06),
-    (GgmlType::Q3_K, 0.13),
-    (GgmlType::Q2_K, 0.24),
-    (GgmlType::TQ1_0, 0.36),
-    (GgmlType::Q1_0, 0.56),
+/// Types for matrices that are not decomposed, as they are asked for.
+const DENSE_TYPES: [GgmlType; 9] = [
+    GgmlType::F16,
+    GgmlType::Q8_0,
+    GgmlType::Q6_K,
+    GgmlType::Q5_K,
+    GgmlType::Q4_K,
+    GgmlType::Q3_K,
+    GgmlType::Q2_K,
+    GgmlType::TQ1_0,
+    GgmlType::Q1_0,
 ];
+
+/// The relative error that a type leaves of a vector, on the bundled trio.
+fn error_of(ty: GgmlType) -> f64 {
+    match ty {
+        GgmlType::Q1_0 => 0.56,
+        GgmlType::TQ1_0 => 0.36,
+        GgmlType::Q2_K => 0.24,
+        GgmlType::Q3_K => 0.13,
+        GgmlType::Q4_0 => 0.08,
+        GgmlType::Q4_K => 0.06,
+        GgmlType::Q5_0 | GgmlType::Q5_1 => 0.04,
+        GgmlType::Q5_K => 0.03,
+        GgmlType::Q6_K => 0.02,
+        GgmlType::Q8_0 => 0.004,
+        _ => 0.0,
+    }
+}
 
 /// Nats that a relative error of 1 in the embeddings would cost: on the bundled trio Q2_K costs 0.0006 and Q3_K 0.0002.
 const DENSE_LOSS: f64 = 0.011;
@@ -122,30 +157,27 @@ impl Target {
     /// [`Error::Bits`] of a target that is none, [`Error::Plan`].
     pub fn allot(self, plan: MergePlan, inputs: &Inputs) -> Result<MergePlan, Error> {
         let n_weights = n_weights(inputs);
-        let bits = self.bits(n_weights);
-        if !(bits > 0.0 && bits <= 16.0) {
-            return Err(Error::Bits { bits });
+        match self {
+            Target::Bits(bits) if !(bits > 0.0 && bits <= 16.0) => return Err(Error::Bits { bits }),
+            _ => {}
         }
         if matches!(self, Target::Rank(_)) {
             return Ok(with_dense(plan, GgmlType::Q6_K)?);
         }
-        let loss = |(ty, error): (GgmlType, f64)| {
+        let dense: Vec<&TensorPlan> = plan.tensors().iter().filter(|t| is_dense(t)).collect();
+        let n_dense = dense.iter().map(|t| t.n_weights()).sum::<u64>();
+        let error2 = |ty| {
+            let of_tensor = |t: &&TensorPlan| t.n_weights() as f64 * error_of(dense_type(t, ty)).powi(2);
+            if n_dense == 0 { 0.0 } else { dense.iter().map(of_tensor).sum::<f64>() / n_dense as f64 }
+        };
+        let loss = |ty| {
             let bits = bits_of_matrices(self, &plan, n_weights, Some(ty))?;
-            Some((ty, DENSE_LOSS * error.powi(2) + loss_of_matrices(bits)))
+            Some((ty, DENSE_LOSS * error2(ty) + loss_of_matrices(bits)))
         };
         let least = DENSE_TYPES.into_iter().filter_map(loss).min_by(|(_, a), (_, b)| a.total_cmp(b));
         // Where nothing fits, how large the least is will be said when everything is known.
         let (ty, _) = least.unwrap_or((GgmlType::Q1_0, f64::INFINITY));
         Ok(with_dense(plan, ty)?)
-    }
-
-    /// About as many bits for each weight of these matrices.
-    fn bits(self, n_weights: u64) -> f64 {
-        match self {
-            Target::Bits(bits) => bits,
-            Target::Bytes(bytes) => bytes as f64 * 8.0 / n_weights.max(1) as f64,
-            Target::Rank(_) => 16.0,
-        }
     }
 
     /// Bytes of the file, or of its matrices.
@@ -192,7 +224,8 @@ impl Matrix<'_> {
         let found = low_rank::needed_bytes(self.n_rows as u64, self.row_len, self.rank).unwrap_or(u64::MAX);
         let products = (self.rank as u64).pow(2).saturating_mul(32);
         let feedback = quants::Feedback::bytes_to_make(self.row_len as u64);
-        let encoded = self.n_numbers().saturating_mul(4 + 16 + 2).saturating_add(products).saturating_add(feedback);
+        // Of the inputs' side more, where they are weighed by an importance matrix.
+        let encoded = self.n_numbers().saturating_mul(4 + 24 + 2).saturating_add(products).saturating_add(feedback);
         let n_weights = (self.n_rows as u64).saturating_mul(self.row_len as u64);
         rows::Need { tensor: self.name, n_weights, bytes: found.max(encoded) }
     }
@@ -257,6 +290,10 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
         matrices.iter().try_for_each(|m| importance.of_tensor(m.name, &plan.tensors()[m.tensor].ne).map(|_| ()))?;
     }
     let rest = rest(plan, &matrices)?;
+    let (asked, least) = (target.limit(n_weights), least_size(target, &rest)?);
+    if least > asked {
+        return Err(Error::Size { asked, least });
+    }
     let (of_rest, _) = budget.needed(&rest, inputs)?;
     let importance = inputs.importance().map_or(0, |importance| importance.n_bytes());
     let left = Budget { memory: budget.memory.saturating_sub(importance), ..budget.clone() };
@@ -265,9 +302,11 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
     // A matrix has up to three tensors for one, each with a name and a hash.
     let header = plan.header().len() + (matrices.len() as u64).saturating_mul(HEADER_BYTES);
     let beside = plan.tensors().iter().filter(|t| t.n_dims() < 2 || t.kept.is_some()).map(|t| t.size()).sum::<u64>();
+    // A number of a factor is a byte before it is compressed, which may add a little.
+    let most = numbers.saturating_add(numbers / 64).saturating_add(header + of_tensors(&rest));
     let (form, largest) = match target {
-        Target::Bytes(bytes) => ("svd", bytes),
-        Target::Bits(_) => ("svd", target.limit(n_weights).saturating_add(header + beside)),
+        Target::Bytes(bytes) => ("svd", bytes.min(most)),
+        Target::Bits(_) => ("svd", target.limit(n_weights).saturating_add(header + beside).min(most)),
         Target::Rank(_) => ("lora", numbers.saturating_mul(2).saturating_add(header + of_tensors(&rest))),
     };
     let n_decomposed = matrices.iter().map(|m| plan.tensors()[m.tensor].n_weights()).sum::<u64>();
@@ -283,6 +322,19 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
     })
 }
 
+/// What counts against the target of everything that is not decomposed: the file without matrices, or matrices that are dense.
+fn least_size(target: Target, rest: &MergePlan) -> Result<u64, Error> {
+    match target {
+        Target::Bytes(_) => {
+            let mut metadata = rest.header().metadata().clone();
+            metadata.set(SVD_TENSORS, Value::Array(Array::Strings(gguf::StringArray::default())));
+            metadata.set(SVD_SHAPES, Value::Array(Array::from_u32s(&[])));
+            Ok(header(rest, metadata, "svd", std::iter::empty())?.file_len())
+        }
+        Target::Bits(_) | Target::Rank(_) => Ok(rest.tensors().iter().filter(|t| is_dense(t)).map(|t| t.size()).sum()),
+    }
+}
+
 /// Bytes of a matrix in the header, at most: names and infos of three tensors, and their hashes.
 const HEADER_BYTES: u64 = 1024;
 
@@ -292,7 +344,9 @@ fn of_tensors(plan: &MergePlan) -> u64 {
 
 /// The type of a matrix that is not decomposed, where others have `ty`.
 fn dense_type(tensor: &TensorPlan, ty: GgmlType) -> GgmlType {
-    plan::fallback(ty, tensor.ne[0]).unwrap_or(GgmlType::F16)
+    let fallback = |ty| plan::fallback(ty, tensor.ne[0]);
+    // A type of fewer bits than it has no fallback of its own.
+    fallback(ty).or_else(|| fallback(GgmlType::Q2_K)).unwrap_or(GgmlType::F16)
 }
 
 /// The plan with this type for the matrices that are not decomposed.
@@ -322,7 +376,8 @@ fn bits_of_matrices(target: Target, plan: &MergePlan, n_weights: u64, ty: Option
     let taken = counted.map(size).fold(header, u64::saturating_add);
     let room = target.limit(n_weights).checked_sub(taken)?;
     let n = decomposed.iter().map(|t| t.n_weights()).sum::<u64>();
-    if n == 0 { Some(f64::INFINITY) } else { Some(room as f64 * 8.0 / n as f64) }
+    // More is of no use to anything that is read as f32.
+    if n == 0 { Some(f64::INFINITY) } else { Some((room as f64 * 8.0 / n as f64).min(16.0)) }
 }
 
 /// The matrices of a plan that are decomposed.
@@ -381,12 +436,12 @@ impl Forecast {
     /// Refuses a disk without room for the patch and the temporary file beside it.
     ///
     /// # Errors
-    /// [`gguf::Error::NoSpace`].
-    pub fn check_disk(&self, path: &Path) -> Result<(), gguf::Error> {
-        let needed = self.temporary.saturating_add(self.largest);
+    /// [`Error::Disk`].
+    pub fn check_disk(&self, path: &Path) -> Result<(), Error> {
+        let &Forecast { largest, temporary, .. } = self;
         match fs4::available_space(Spill::folder(path)) {
-            Ok(available) if available < needed => {
-                Err(gguf::Error::NoSpace { path: path.to_owned(), needed, available })
+            Ok(available) if available < temporary.saturating_add(largest) => {
+                Err(Error::Disk { path: path.to_owned(), available, largest, temporary })
             }
             // Writing will tell.
             _ => Ok(()),
@@ -452,6 +507,7 @@ impl<'a> Extractor<'a> {
             }
         };
         let n_rest = rest.tensors().len();
+        self.observer.has_begun();
         let writer = Writer::create(header, self.path, options)?;
         let mut measured = match n_rest {
             0 => Measured::default(),
@@ -495,7 +551,9 @@ impl<'a> Extractor<'a> {
             source => Error::Decomposition { tensor: matrix.name.to_owned(), source },
         };
         let find = |rank| {
-            let low = low_rank::decompose(&tau, &RankSettings::new(rank)).map_err(failed)?;
+            let weights = importance.map(|i| i.of_row(0)).filter(|_| matches!(self.target, Target::Rank(_)));
+            let settings = RankSettings { weights, ..RankSettings::new(rank) };
+            let low = low_rank::decompose(&tau, &settings).map_err(failed)?;
             let metric = Metric::of(&low, matrix.row_len, importance.map(|i| i.of_row(0))).map_err(failed)?;
             Ok::<_, Error>((low, metric))
         };
@@ -506,6 +564,7 @@ impl<'a> Extractor<'a> {
         let (mut low, mut metric) = find(rank)?;
         while rank < matrix.rank && encode::is_spent_on_all(&low, matrix.shape(), &metric, matrix.most_bits) {
             rank = (2 * rank).min(matrix.rank);
+            (low.a, low.b) = (Vec::new(), Vec::new());
             (low, metric) = find(rank)?;
         }
         let at = spill.push(&mut low).map_err(|e| self.spill_error(e))?;
@@ -631,12 +690,8 @@ impl<'a> Extractor<'a> {
     /// Encodes all matrices with the step whose patch is as large as asked for and no larger.
     fn search(&self, rest: &MergePlan, found: &[Found<'_>], spill: &mut Spill) -> Result<Trial, Error> {
         let limit = self.target.limit(self.n_weights);
-        let nothing = vec![[0; 3]; found.len()];
-        let least = self.size(rest, found, &nothing)?;
-        if least > limit {
-            return Err(Error::Size { asked: limit, least });
-        }
-        let room = (limit - least) as f64;
+        let least = least_size(self.target, rest)?;
+        let room = limit.saturating_sub(least) as f64;
         let bits = |step, f: &Found<'_>| encode::expected(&f.low, f.matrix.shape(), &f.metric, step).bits;
         let expected = |step: f64| found.iter().map(|f| bits(step, f)).sum::<f64>() / 8.0;
         let mut best = None;

@@ -68,6 +68,9 @@ pub trait Observer: Sync {
 
     /// Asked before each chunk: whether to stop.
     fn is_cancelled(&self) -> bool;
+
+    /// From now on there is a file that has to be removed if the run does not end well. Said only by what may work for long before.
+    fn has_begun(&self) {}
 }
 
 /// Watches nothing.

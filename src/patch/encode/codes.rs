@@ -29,6 +29,9 @@ const MOST: f64 = 127.0;
 /// worse.
 const RIDGE: f64 = 0.1;
 
+/// What is added to importances, against their mean.
+const FLOOR: f64 = 0.25;
+
 /// Directions are kept down to this length, in steps in each weight. On the bundled trio, from 0.4 to 0.8 bits per weight, 0.5
 /// is no better and 1 is worse.
 const SHORTEST: f64 = 0.7;
@@ -80,6 +83,9 @@ impl Metric {
         let found = low.singular_values.iter().map(|s| s * s).sum::<f64>();
         let lost = (1.0 - found / low.norm2).clamp(0.0, 1.0);
         let inputs = importance.map(|weights| low_rank::relative_weights(weights, row_len)).transpose()?;
+        // What one text did not feed another may.
+        let floored = |weights: Vec<f64>| weights.into_iter().map(|w| (w + FLOOR) / (1.0 + FLOOR)).collect::<Vec<_>>();
+        let inputs = inputs.map(floored);
         let weighted = |inputs: Vec<f64>| {
             let directions = low.a.chunks_exact(row_len.max(1)).map(|row| {
                 let squares = || row.iter().map(|x| f64::from(*x).powi(2));
