@@ -3,11 +3,12 @@
 //! ```text
 //! for each matrix:   singular vectors, from passes over rows of base and chat; kept in a temporary file
 //! for the file:      the least step with which it is no larger than asked for: first by entropies that follow from singular
-//!                    values, then by encoding all of it
-//! the header, whose sizes are now known; then for each matrix: encode, write, measure against τ in one more pass
+//!                    values, then by encoding all of it; the best attempt is kept in another
+//! the header, whose sizes are now known; then for each matrix: write that, measure it against τ in one more pass
 //! ```
 //!
-//! Tensors with a row for each token, stacks of experts and vectors are not decomposed: they are written as the plan says.
+//! Tensors with a row for each token, stacks of experts and vectors are not decomposed: they are written as the plan says, after
+//! [`Target::allot`] has given them a type.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -151,7 +152,8 @@ fn loss_of_matrices(bits: f64) -> f64 {
 
 impl Target {
     /// Gives the matrices of a plan of [`super::plan_extract`] that are not decomposed (embeddings, stacks of experts) the type with
-    /// which the whole should lose least: what they take, the others lack.
+    /// which the whole should lose least: what they take, the others lack. Where none fits, the smallest: [`forecast`] says
+    /// what that takes.
     ///
     /// # Errors
     /// [`Error::Bits`] of a target that is none, [`Error::Plan`].
