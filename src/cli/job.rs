@@ -27,7 +27,7 @@ use crate::survey::{self, Encoding, Inputs, Moments, Pair, Rounding, SampleSetti
 const LEAST_SURVIVAL: f64 = 0.9;
 
 /// Below this share a decomposition holds so little that it is not called a success. What it leaves out are directions: at a gain
-/// of .82 the bundled trio's chats (docs/PATCH.md).
+/// of .85 the bundled trio's merge still chats (docs/PATCH.md).
 const LEAST_DECOMPOSED: f64 = 0.5;
 
 /// Below this cosine with the true vector, half of what is added is rounding error of base and chat.

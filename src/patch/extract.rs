@@ -251,7 +251,7 @@ struct Trial {
     bytes: Spill,
 }
 
-/// What a patch of decomposed matrices will take, as far as it is known before a weight is read.
+/// What a patch of decomposed matrices will take, as far as it is known before one is decomposed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Forecast {
     /// Positions in the plan of the matrices that are decomposed, ascending.
@@ -284,7 +284,7 @@ enum Stored {
 /// What [`write_unnamed`] will take, and whether it can be done at all.
 ///
 /// # Errors
-/// [`Error::Bits`], [`Error::Importance`], and [`pipeline::Error::Budget`] where the budget does not hold the largest matrix.
+/// [`Error::Size`], [`Error::Importance`], and [`pipeline::Error::Budget`] where the budget does not hold the largest matrix.
 pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budget) -> Result<Forecast, Error> {
     let n_weights = n_weights(inputs);
     let matrices = matrices(plan, target, n_weights);
