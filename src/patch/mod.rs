@@ -190,7 +190,9 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, extraction: &Extraction) 
     provenance::describe(&mut metadata, &pairs, origins.as_ref());
     let mut tensors = Vec::new();
     for pair in pairs {
-        if origins.as_ref().is_some_and(|origins| origins.is_zero(inputs, &pair)) {
+        if let Some(origins) = &origins
+            && origins.is_zero(inputs, &pair)?
+        {
             continue;
         }
         let info = pair.info(inputs);

@@ -8,7 +8,7 @@ use super::Error;
 use crate::gguf::{Array, Metadata, TensorId, Value};
 use crate::pipeline::seal;
 use crate::plan;
-use crate::survey::{Inputs, PATCH_TENSORS, Pair, TensorRef};
+use crate::survey::{self, Inputs, PATCH_TENSORS, Pair, TensorRef, Term};
 
 /// Key: hashes of the base's tensors, in hexadecimal digits, in the order of [`PATCH_TENSORS`].
 pub(super) const BASE_HASHES: &str = "chatvec.patch.base_blake3";
@@ -34,15 +34,27 @@ impl Origins {
         self.0.get(&(at.source, at.tensor)).map_or("", String::as_str)
     }
 
-    /// Whether base and chat have the same bytes of the same type and in the same order of rows, so that τ is zero.
-    pub(super) fn is_zero(&self, inputs: &Inputs, pair: &Pair) -> bool {
+    /// Whether τ is zero. Where base and chat have the same bytes of the same type, and rows at the same places, that is known from
+    /// their hashes; elsewhere weights are read up to the first that differs. Rows of tokens that only one of them has are zero.
+    ///
+    /// # Errors
+    /// Those of reading weights.
+    pub(super) fn is_zero(&self, inputs: &Inputs, pair: &Pair) -> Result<bool, Error> {
+        for term in &pair.terms {
+            if !self.is_same(inputs, term) && !survey::is_zero(inputs, term)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether both halves of a difference are the same bytes, and mean the same.
+    fn is_same(&self, inputs: &Inputs, term: &Term) -> bool {
+        let Some(minus) = term.minus else { return false };
         let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
-        let has_scale = |at: TensorRef| inputs.source(at.source).scale_of(at.tensor).is_some();
-        pair.terms.iter().all(|term| {
-            let Some(minus) = term.minus else { return false };
-            let is_plain = !inputs.vocabularies_differ() && ![minus, term.plus].into_iter().any(has_scale);
-            is_plain && info(minus).ty() == info(term.plus).ty() && self.of(minus) == self.of(term.plus)
-        })
+        let is_scaled = |at: TensorRef| inputs.source(at.source).scale_of(at.tensor).is_some();
+        let is_plain = !inputs.has_moved_rows(minus) && ![minus, term.plus].into_iter().any(is_scaled);
+        is_plain && info(minus).ty() == info(term.plus).ty() && self.of(minus) == self.of(term.plus)
     }
 }
 

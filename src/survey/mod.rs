@@ -30,7 +30,7 @@ pub use source::{
 };
 pub use special::{
     BASE_ROWS, BASE_TOKENS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS, SPECIAL_TOKENS, SpecialToken, SpecialTokens,
-    TokenRows, is_readable_row, median_of_rows, moved_rows, special_tokens, token_list, whole_name,
+    TokenRows, is_readable_row, is_zero, median_of_rows, moved_rows, special_tokens, token_list, whole_name,
 };
 pub use sum::{Sum, resize};
 pub use trial::{Encoding, Rounding, Trial, feedback, feedback_bytes, try_encodings};

@@ -201,16 +201,22 @@ impl Inputs {
         (0..self.sources.len()).any(|id| self.token_map(id).is_some_and(|map| !map.is_identity()))
     }
 
+    /// Whether rows of this tensor belong to tokens, and the output has those in another order or others.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn has_moved_rows(&self, at: TensorRef) -> bool {
+        let differ = self.token_map(at.source).is_some_and(|map| !map.is_identity());
+        differ && is_by_token(self.source(at.source), at.tensor)
+    }
+
     /// Where a tensor of an input has the rows of the output tensor it is a part of. Rows that its partner lacks are
     /// absent from it too, since the difference of the two is what counts; so are those of the tokens in `except`, sorted.
     ///
     /// # Panics
     /// If there are no such tensors.
     pub fn rows<'a>(&'a self, operand: &Operand, except: &'a [u32]) -> Rows<'a> {
-        let map = |at: TensorRef| {
-            let is_by_token = is_by_token(self.source(at.source), at.tensor);
-            self.token_map(at.source).filter(|map| is_by_token && !map.is_identity())
-        };
+        let map = |at: TensorRef| self.token_map(at.source).filter(|_| self.has_moved_rows(at));
         let tensor = self.source(operand.at.source).tensor(operand.at.tensor);
         let is_difference = self.role(operand.at.source) == Role::Patch;
         Rows {

@@ -223,17 +223,38 @@ pub fn moved_rows(inputs: &Inputs, term: &Term) -> Result<Vec<u32>, Error> {
     let combination = Combination::default();
     let moved = |row: u64| {
         let mut pieces = Pieces::new(inputs, None, std::slice::from_ref(term), &combination, &[], row_len);
-        let (mut tau, mut minus) = (Vec::new(), Vec::new());
-        for start in (0..row_len).step_by(PIECE_WEIGHTS as usize) {
-            pieces.tau(term, (row, start, PIECE_WEIGHTS.min(row_len - start)), (&mut tau, &mut minus))?;
-            if tau.iter().any(|t| *t != 0.0) {
-                return Ok(Some(row as u32));
-            }
-        }
-        Ok(None)
+        Ok(has_moved(&mut pieces, term, row, row_len)?.then_some(row as u32))
     };
     let moved: Result<Vec<Option<u32>>, Error> = (0..n_rows).into_par_iter().map(moved).collect();
     Ok(moved?.into_iter().flatten().collect())
+}
+
+/// Whether all weights of a vector are zero. Reads up to the first that is not.
+///
+/// # Errors
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
+pub fn is_zero(inputs: &Inputs, term: &Term) -> Result<bool, Error> {
+    let info = inputs.source(term.plus.source).tensor(term.plus.tensor);
+    let combination = Combination::default();
+    let mut pieces = Pieces::new(inputs, None, std::slice::from_ref(term), &combination, &[], info.row_len());
+    for row in 0..info.n_rows() {
+        if has_moved(&mut pieces, term, row, info.row_len())? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether any weight of a row of a vector is not zero.
+fn has_moved(pieces: &mut Pieces<'_>, term: &Term, row: u64, row_len: u64) -> Result<bool, Error> {
+    let (mut tau, mut minus) = (Vec::new(), Vec::new());
+    for start in (0..row_len).step_by(PIECE_WEIGHTS as usize) {
+        pieces.tau(term, (row, start, PIECE_WEIGHTS.min(row_len - start)), (&mut tau, &mut minus))?;
+        if tau.iter().any(|t| *t != 0.0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The model's row and the base's.

@@ -59,4 +59,6 @@ mod tokenizer;
 mod support;
 // No tests: trios of models, and the crate run on them as a library and as a process.
 mod trio;
+// What base and chat have in common, which is in no patch.
+mod unmoved;
 mod vocabulary;

@@ -1,5 +1,6 @@
 //! Base, chat and continual-pretrained models as drafts, and the crate run on them: as a library and as a process.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -290,6 +291,29 @@ impl Trio {
             cp: write(&self.cp, "cp.gguf"),
         }
     }
+}
+
+/// Ends of the names of what a patch has of base and chat beside the vector.
+pub(crate) const BASE_NAMES: [&str; 2] = [".special_rows", ".base_rows"];
+
+/// The text of a token.
+pub(crate) fn text_of(draft: &Draft, id: usize) -> Vec<u8> {
+    let Some(Val::Array(_, texts)) = get(draft, "tokenizer.ggml.tokens") else { panic!("no tokens") };
+    let Val::Str(text) = &texts[id] else { panic!("no text") };
+    text.clone()
+}
+
+/// chat − base in f32 of the rows of a tensor, by the texts of the tokens that both have.
+pub(crate) fn tau_by_text(base: &Draft, chat: &Draft, tensor: &str) -> BTreeMap<Vec<u8>, Vec<f32>> {
+    let rows = |draft: &Draft| -> BTreeMap<Vec<u8>, Vec<f32>> {
+        let found = draft.tensors.iter().find(|t| name(t) == tensor).expect("a tensor of the draft");
+        let rows = weights(found);
+        let rows = rows.chunks(found.ne[0] as usize).enumerate();
+        rows.map(|(id, row)| (text_of(draft, id), row.to_vec())).collect()
+    };
+    let base = rows(base);
+    let shared = rows(chat).into_iter().filter_map(|(text, chat)| Some((chat, base.get(&text)?, text)));
+    shared.map(|(chat, base, text)| (text, chat.iter().zip(base).map(|(c, b)| c - b).collect())).collect()
 }
 
 /// A recipe from the words of the command line.
