@@ -136,9 +136,10 @@ impl Inputs {
     }
 
     /// The importance of the rows of an output tensor, row length first. An entry that does not fit is none here; the
-    /// plan has refused it.
+    /// plan has refused it. Some rows of a matrix (`NAME.rows` of a patch) have the entry of the whole, since all rows of a
+    /// matrix have one.
     pub fn importance_of(&self, tensor: &str, ne: &[u64]) -> Option<RowImportance<'_>> {
-        self.importance.as_ref()?.of_tensor(tensor, ne).ok().flatten()
+        self.importance.as_ref()?.of_tensor(whole_name(tensor), ne).ok().flatten()
     }
 
     /// Every model with its role.

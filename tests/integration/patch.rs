@@ -521,6 +521,63 @@ fn what_did_not_move_is_left_out() {
     assert_same_tensors(&read(&applied), &read(&paths.cp));
 }
 
+/// An importance matrix in the GGUF form, of one entry.
+fn write_imatrix(folder: &Path, tensor: &str, values: &[f32]) -> PathBuf {
+    let mut matrix = Draft::default();
+    matrix.set("general.type", Val::str("imatrix"));
+    matrix.set("imatrix.datasets", Val::strs(["none"]));
+    matrix.set("imatrix.chunk_count", Val::U32(1));
+    matrix.set("imatrix.chunk_size", Val::U32(1));
+    for (suffix, values) in [("in_sum2", values), ("counts", &[1.0][..])] {
+        let mut part = Tensor::new(&format!("{tensor}.{suffix}"), &[values.len() as u64, 1], F32);
+        store(&mut part, F32, values);
+        matrix.tensors.push(part);
+    }
+    matrix.write(folder, "imatrix.gguf")
+}
+
+#[test]
+fn rows_that_moved_are_encoded_by_the_importance_of_their_tensor() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    // Of the output's eight rows three moved, so that they are stored by themselves.
+    const MOVED: [usize; 3] = [1, 4, 6];
+    for (to, from) in trio.chat.tensors.iter_mut().zip(&trio.base.tensors) {
+        let moved = to.data();
+        to.data = Some(from.data());
+        if name(to) == "output.weight" {
+            let (data, size) = (to.data.as_mut().unwrap(), moved.len() / 8);
+            MOVED.into_iter().for_each(|row| data[row * size..][..size].copy_from_slice(&moved[row * size..][..size]));
+        }
+    }
+    let paths = trio.write(folder.path());
+    let importance: Vec<f32> = (0..256).map(|i| if i % 8 == 0 { 1.0 } else { 1e-4 }).collect();
+    let imatrix = write_imatrix(folder.path(), "output.weight", &importance);
+    let of = |draft: &Draft| weights(draft.tensors.iter().find(|t| name(t) == "output.weight").unwrap());
+    let (chat, base) = (of(&trio.chat), of(&trio.base));
+    let tau: Vec<f32> = MOVED.iter().flat_map(|row| row * 256..(row + 1) * 256).map(|i| chat[i] - base[i]).collect();
+    let stored = |options: &[&str]| {
+        let patch = folder.path().join("patch.gguf");
+        let mut args = vec!["extract", "-e", "q4_k", "--base", text(&paths.base), "--chat", text(&paths.chat)];
+        args.extend(["-o", text(&patch), "--overwrite"].iter().chain(options));
+        chatvec(args).says(0, &[]);
+        let found = read(&patch);
+        let rows = found.tensors.iter().find(|t| name(t) == "output.weight.rows").unwrap();
+        (rows.data(), weights(rows))
+    };
+    let (with, without) = (stored(&["--imatrix", text(&imatrix)]), stored(&[]));
+    // The bytes of the encoder, which other tests hold to ggml's.
+    let ty = GgmlType::Q4_K;
+    let mut blocks = vec![0; ty.size_of(tau.len() as u64).unwrap() as usize];
+    quants::quantize_rows(ty, &tau, Some(&importance), &mut blocks).unwrap();
+    assert!(with.0 == blocks, "not the bytes of these rows with the importance of output.weight");
+    let error = |held: &[f32]| -> f64 {
+        let of = |i: usize| f64::from(held[i] - tau[i]).powi(2) * f64::from(importance[i % 256]);
+        (0..tau.len()).map(of).sum()
+    };
+    assert!(error(&with.1) < 0.8 * error(&without.1), "{} {}", error(&with.1), error(&without.1));
+}
+
 fn verify(patch: &Path, options: &[&str]) -> Ran {
     chatvec(["verify", "--json", text(patch)].into_iter().chain(options.iter().copied()))
 }
