@@ -123,7 +123,7 @@ impl Beside<'_> {
         options.inputs.extend(output.map(Path::to_owned));
         let adapter = match self.is_residual {
             true => Adapter::of_residual(plan, inputs, self.settings),
-            false => Adapter::of_vector(plan, inputs, measured, self.settings),
+            false => Adapter::of_vector(plan, inputs, measured, self.settings, &budget),
         }
         .context(self.flag())?;
         let progress = Progress::new(adapter.n_read_bytes());

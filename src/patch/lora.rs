@@ -224,12 +224,13 @@ impl Adapter {
         inputs: &Inputs,
         measured: &pipeline::Measured,
         settings: Settings,
+        budget: &Budget,
     ) -> Result<Self, Error> {
         let whole = survey::whole_name;
         let changed: HashMap<&str, _> = measured.tensors.iter().map(|t| (whole(&t.name), t.moments)).collect();
         let has_vector = |t: &TensorPlan| changed.get(t.name.as_str()).is_some_and(|m| m.delta2 > 0.0);
         let mut adapter = Adapter::plan(plan, inputs, settings, has_vector)?;
-        adapter.fold_norms(plan, inputs)?;
+        adapter.fold_norms(plan, inputs, budget)?;
         let all = measured.total.delta2;
         for left in &mut adapter.left {
             let moments = changed[left.name.as_str()];
@@ -291,12 +292,12 @@ impl Adapter {
     }
 
     /// Moves changes of norms into the matrices behind them, where all of those are in the adapter.
-    fn fold_norms(&mut self, plan: &MergePlan, inputs: &Inputs) -> Result<(), Error> {
+    fn fold_norms(&mut self, plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> Result<(), Error> {
         let architecture = inputs.source(inputs.template()).metadata().architecture().unwrap_or_default();
         if !PLAIN_RMS_NORMS.contains(&architecture) {
             return Ok(());
         }
-        let sums = Sums::new(plan, inputs, &(), &Budget::default())?;
+        let sums = Sums::new(plan, inputs, &(), budget)?;
         let positions: HashMap<&str, usize> =
             plan.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
         let held: HashMap<&str, usize> = self.matrices.iter().enumerate().map(|(i, m)| (m.name.as_str(), i)).collect();

@@ -219,6 +219,16 @@ fn the_library_neither_prints_nor_exits() {
     assert!(broken.is_empty(), "only the command speaks:\n{}", broken.join("\n"));
 }
 
+/// A default stands where the command fills in what was not said, and in examples.
+#[test]
+fn every_budget_is_the_callers() {
+    let mut broken = Vec::new();
+    for source in sources().iter().filter(|s| s.path != Path::new("cli/mod.rs")) {
+        broken.extend(words(&source.code, "Budget::default()").map(|at| source.place(at)));
+    }
+    assert!(broken.is_empty(), "--threads and --memory are passed by in {}", broken.join(", "));
+}
+
 #[test]
 fn the_reader_of_sources_sees_paths_and_not_text() {
     let code = without_text(
