@@ -226,7 +226,7 @@ fn of_extraction(error: &patch::extract::Error) -> Exit {
         Pipeline(e) => of_pipeline(e),
         Importance(e) => of_importance(e),
         Decomposition { .. } | Size { .. } | Range { .. } => Exit::NotSupported,
-        Disk { .. } | Spill { .. } => Exit::Io,
+        Spill { source, .. } => of_io(source),
         Bits { .. } => Exit::Usage,
     }
 }
@@ -250,7 +250,8 @@ fn of_vocabulary(error: &chat::Error) -> Exit {
     }
 }
 
-/// Texts are read by the system's own words: what is too long, or no text, is not the system's fault.
+/// Texts are read by the system's own words: what is too long, or no text, is not the system's fault. A disk that turns out to be
+/// full in the middle is as full as one that was known to be.
 fn of_io(error: &std::io::Error) -> Exit {
     use std::io::ErrorKind::*;
     match error.kind() {
@@ -258,6 +259,7 @@ fn of_io(error: &std::io::Error) -> Exit {
         _ => Exit::Io,
     }
 }
+        StorageFull | QuotaExceeded => Exit::Output,
 
 fn of_infer(error: &infer::Error) -> Exit {
     use infer::Error::*;
@@ -300,6 +302,41 @@ mod tests {
     fn codes_are_unique_and_every_exit_has_one() {
         let mut codes: Vec<u8> = Exit::all().map(|(code, _)| code).collect();
         let n = codes.len();
+    #[test]
+    fn a_disk_that_is_too_small_has_one_code_whoever_finds_out() {
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let path = || std::path::PathBuf::from("out.gguf");
+        let forecast = patch::extract::Forecast {
+            matrices: Vec::new(),
+            form: "svd",
+            largest: 1 << 62,
+            temporary: 1 << 60,
+            memory: 0,
+            threads: 1,
+            observed: 0,
+        };
+        let forecast = forecast.check_disk(&path()).expect_err("no disk is that large");
+        let text = forecast.to_string();
+        assert!(text.contains(&(1u64 << 62).to_string()) && text.contains(&(1u64 << 60).to_string()), "{text}");
+        let known = gguf::Error::NoSpace { path: path(), needed: 2, temporary: 0, available: 1 };
+        let writing = gguf::Error::Io { path: path(), action: "write to", source: full() };
+        let spilling = patch::extract::Error::Spill { path: path(), source: full() };
+        let quota = std::io::Error::from(std::io::ErrorKind::QuotaExceeded);
+        let of_lora =
+            patch::lora::Error::Container(gguf::Error::Io { path: path(), action: "write to", source: full() });
+        for error in [
+            forecast.into(),
+            known.into(),
+            writing.into(),
+            spilling.into(),
+            full().into(),
+            quota.into(),
+            of_lora.into(),
+        ] {
+            assert_eq!(Exit::of(&error), Exit::Output, "{error:#}");
+        }
+    }
+
         codes.dedup();
         assert_eq!(codes.len(), n);
         assert!(TABLE.iter().all(|(code, exit, _)| exit.code() == *code));

@@ -159,12 +159,18 @@ pub enum Error {
         folder: PathBuf,
     },
     /// The disk cannot hold the output.
-    #[error("{}: the output needs {needed} bytes, the disk has {available} free", path.display())]
+    #[error(
+        "{}: the output needs {needed} bytes{}, the disk has {available} free",
+        path.display(),
+        if *temporary > 0 { format!(" and {temporary} more for temporary files beside it") } else { String::new() }
+    )]
     NoSpace {
         /// The output.
         path: PathBuf,
         /// Bytes of the output.
         needed: u64,
+        /// Bytes of temporary files beside it, until it is done.
+        temporary: u64,
         /// Bytes free for this user.
         available: u64,
     },

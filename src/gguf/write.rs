@@ -92,7 +92,7 @@ impl WriteOptions {
         }
         let available = fs4::available_space(folder).map_err(Error::io(folder, "find the free space of"))?;
         if available < len {
-            return Err(Error::NoSpace { path: path.to_owned(), needed: len, available });
+            return Err(Error::NoSpace { path: path.to_owned(), needed: len, temporary: 0, available });
         }
         Ok(target)
     }
@@ -294,7 +294,7 @@ fn with_room(folder: Option<&Path>, target: &Path, len: u64) -> Result<NamedTemp
         Ok(()) => {}
         Err(e) if e.kind() == io::ErrorKind::StorageFull => {
             let available = fs4::available_space(folder).unwrap_or(0);
-            return Err(Error::NoSpace { path: target.to_owned(), needed: len, available });
+            return Err(Error::NoSpace { path: target.to_owned(), needed: len, temporary: 0, available });
         }
         // A quota has no number to show, but is as final as a full disk.
         Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {

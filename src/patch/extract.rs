@@ -76,22 +76,6 @@ pub enum Error {
         /// Bytes that it takes at least.
         least: u64,
     },
-    /// No room on the disk.
-    #[error(
-        "{}: the disk has {available} bytes free; the patch takes up to {largest}, and singular vectors meanwhile up to {temporary} beside \
-         it",
-        path.display()
-    )]
-    Disk {
-        /// The output.
-        path: PathBuf,
-        /// Bytes that are free.
-        available: u64,
-        /// Bytes of the patch.
-        largest: u64,
-        /// Bytes of temporary files.
-        temporary: u64,
-    },
     /// A size that is none.
     #[error("{} bits per weight make no patch; ask for more than 0 and at most 16", if *bits < 1e6 { bits.to_string() } else { format!("{bits:.1e}") })]
     Bits {
@@ -438,12 +422,12 @@ impl Forecast {
     /// Refuses a disk without room for the patch and the temporary file beside it.
     ///
     /// # Errors
-    /// [`Error::Disk`].
-    pub fn check_disk(&self, path: &Path) -> Result<(), Error> {
+    /// [`gguf::Error::NoSpace`].
+    pub fn check_disk(&self, path: &Path) -> Result<(), gguf::Error> {
         let &Forecast { largest, temporary, .. } = self;
         match fs4::available_space(Spill::folder(path)) {
             Ok(available) if available < temporary.saturating_add(largest) => {
-                Err(Error::Disk { path: path.to_owned(), available, largest, temporary })
+                Err(gguf::Error::NoSpace { path: path.to_owned(), needed: largest, temporary, available })
             }
             // Writing will tell.
             _ => Ok(()),
