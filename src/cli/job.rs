@@ -34,7 +34,7 @@ const LEAST_DECOMPOSED: f64 = 0.5;
 const LEAST_COSINE: f64 = 0.7;
 
 /// Behind the name of an output that was asked and does not chat.
-const REJECTED: &str = ".rejected";
+pub(super) const REJECTED: &str = ".rejected";
 
 /// Types that a dry run forecasts besides the plan's own.
 static FORECAST: [&str; 7] = ["F16", "Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K"];
@@ -281,7 +281,7 @@ impl Job<'_> {
         };
         let findings = &survey.findings[..];
         let smoke = talk.as_ref().map(|talk| talk.report(&written.file.path, false));
-        let lora = self.write_beside(&plan, &written.measured, Some(&written.file.path))?;
+        let lora = self.write_beside(&plan, &written.measured, Some((&written.file.path, !is_kept)))?;
         let lora = lora.as_ref().map(|written| report::Lora { written, is_residual: !is_patch });
         let stored = match is_patch {
             true => patch::summary(&patch::open_stored(&written.file.path, &gguf::Limits::default())?),
@@ -301,7 +301,7 @@ impl Job<'_> {
         &self,
         plan: &MergePlan,
         measured: &Measured,
-        output: Option<&Path>,
+        output: Option<(&Path, bool)>,
     ) -> Result<Option<lora::Written>> {
         let Some(beside) = self.beside else { return Ok(None) };
         let plan = self.adapter_plan(plan)?;
@@ -377,7 +377,7 @@ impl Job<'_> {
             beside.check(
                 &*self.adapter_plan(&plan)?,
                 inputs,
-                self.output.output.as_deref(),
+                (self.output.output.as_deref(), self.may_be_rejected()),
                 &self.output.write,
                 &budget,
             )?;
@@ -477,9 +477,7 @@ impl Job<'_> {
         }
         let Some(path) = &self.output.output else { return Ok(()) };
         let targets = options.check(path, plan.header())?;
-        if self.recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn)
-            || self.smoke.is_some_and(|smoke| smoke.smoke)
-        {
+        if self.may_be_rejected() {
             // What is rejected replaces an earlier one, but never an input.
             options.overwrite = true;
             let mut rejected = if let [target] = &targets[..] { target.clone() } else { path.clone() };
@@ -490,6 +488,12 @@ impl Job<'_> {
     }
 
     /// Prints the plan.
+    /// Whether what is measured or asked may keep the output from its name.
+    fn may_be_rejected(&self) -> bool {
+        self.recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn)
+            || self.smoke.is_some_and(|smoke| smoke.smoke)
+    }
+
     fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[TypesAs]) -> Result<()> {
         let inputs = &self.inputs;
         let decomposed = self.decomposed(plan)?;

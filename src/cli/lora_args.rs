@@ -1,11 +1,12 @@
 //! `--lora` and `--residual-lora`: adapters beside an output.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::job::WriteArgs;
+use super::job::{REJECTED, WriteArgs};
 use super::output::complain;
 use super::progress::Progress;
 use super::{Global, Usage};
@@ -33,7 +34,8 @@ pub(super) struct LoraArgs {
 /// An adapter of what rounding takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ResidualArgs {
-    /// Write what the output lacks of the exact sum, as far as it is of low rank, as a LoRA adapter for the output alone
+    /// Write what the output lacks of the exact sum, as far as it is of low rank, as a LoRA adapter for the output alone; where
+    /// that is rejected, as FILE.rejected
     #[arg(long, value_name = "FILE")]
     residual_lora: Option<PathBuf>,
     /// With --residual-lora: the rank; the file grows with it
@@ -84,12 +86,22 @@ impl Beside<'_> {
         if self.is_residual { "--residual-lora" } else { "--lora" }
     }
 
+    /// Where it goes. What is written for an output that is rejected is of no use without it, and takes no name either.
+    fn target(&self, is_rejected: bool) -> Cow<'_, Path> {
+        if !is_rejected || !self.is_residual {
+            return Cow::Borrowed(self.path);
+        }
+        let mut path = self.path.to_owned();
+        path.as_mut_os_string().push(REJECTED);
+        Cow::Owned(path)
+    }
+
     /// Finds out what would keep the adapter from being written, before anything is.
     pub(super) fn check(
         &self,
         plan: &MergePlan,
         inputs: &Inputs,
-        output: Option<&Path>,
+        (output, may_be_rejected): (Option<&Path>, bool),
         write: &WriteArgs,
         budget: &Budget,
     ) -> Result<()> {
@@ -106,20 +118,29 @@ impl Beside<'_> {
         adapter.check_budget(budget).context(flag)?;
         let options = WriteOptions { inputs: inputs.paths().map(Path::to_owned).collect(), ..write.options() };
         options.check_name(self.path, adapter.header().file_len()).context(flag)?;
+        if may_be_rejected && self.is_residual {
+            // As with the output: an earlier one is replaced, an input never.
+            let options = WriteOptions { overwrite: true, ..options };
+            options.check_name(&self.target(true), adapter.header().file_len()).context(flag)?;
+        }
         Ok(())
     }
 
-    /// Writes it. `output` is the first file of the output, if there is one.
+    /// Writes it. `output` is the first file of the output, if there is one, and whether that is rejected.
     pub(super) fn write(
         &self,
         (plan, inputs): (&MergePlan, &Inputs),
         measured: &Measured,
-        output: Option<&Path>,
+        output: Option<(&Path, bool)>,
         write: &WriteArgs,
         global: &Global,
     ) -> Result<Written> {
         let (budget, mut options) = (global.budget(), write.options());
+        let is_rejected = output.is_some_and(|(_, is_rejected)| is_rejected) && self.is_residual;
+        let path = self.target(is_rejected);
+        options.overwrite |= is_rejected;
         // The output took its name just now.
+        let output = output.map(|(path, _)| path);
         options.inputs.extend(output.map(Path::to_owned));
         let adapter = match self.is_residual {
             true => Adapter::of_residual(plan, inputs, self.settings),
@@ -128,14 +149,19 @@ impl Beside<'_> {
         .context(self.flag())?;
         let progress = Progress::new(adapter.n_read_bytes());
         let written = match output.filter(|_| self.is_residual) {
-            Some(path) => {
-                let model = Model::open(path, &Limits::default())?;
-                adapter.write_residual(plan, inputs, &model, self.path, &options, &progress, &budget)
+            Some(output) => {
+                let model = Model::open(output, &Limits::default())?;
+                adapter.write_residual(plan, inputs, &model, &path, &options, &progress, &budget)
             }
-            None => adapter.write_vector(plan, inputs, self.path, &options, &progress, &budget),
+            None => adapter.write_vector(plan, inputs, &path, &options, &progress, &budget),
         }
         .context(self.flag())?;
         drop(progress);
+        if is_rejected {
+            let text =
+                format!("the adapter is of no use without the rejected output; it is kept as {}", path.display());
+            complain("warning", &text);
+        }
         tell(&written, self.is_residual);
         Ok(written)
     }

@@ -436,6 +436,38 @@ fn a_rejected_output_never_replaces_an_input() {
 }
 
 #[test]
+fn the_adapter_of_a_rejected_output_is_rejected_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let german = german();
+    let run = |options: &[&str]| {
+        let rest = at("rest.gguf");
+        let asking = ["--type", "Q8_0", "--smoke", "--prompts", &german, "--limit", "12", "--max-tokens", "40"];
+        let weak =
+            ["--ratio", "0.5", "--special-tokens", "none", "--residual-rank", "4", "--residual-lora", text(&rest)];
+        Paths::bundled().command(&at("out.gguf"), &[&asking[..], &weak, options].concat())
+    };
+    fs::write(at("rest.gguf.rejected"), b"an earlier one").unwrap();
+    let ran = run(&["--json"]);
+    ran.says(11, &["does not chat", text(&at("rest.gguf.rejected"))]);
+    assert_eq!(ran.json()["lora"]["output"], text(&at("rest.gguf.rejected")));
+    assert_eq!(names(folder.path()), ["out.gguf.rejected", "rest.gguf.rejected"]);
+    let rejected = fs::read(at("rest.gguf.rejected")).unwrap();
+    // It is the adapter that an output which keeps its name has beside it.
+    run(&["--keep"]).says(11, &[]);
+    assert!(fs::read(at("rest.gguf")).unwrap() == rejected);
+    fs::remove_file(at("rest.gguf")).unwrap();
+    fs::remove_file(at("out.gguf")).unwrap();
+    // And it never replaces an input.
+    fs::copy(bundled("cp-de"), at("rest.gguf.rejected")).unwrap();
+    let rest = at("rest.gguf");
+    let paths = Paths { cp: at("rest.gguf.rejected"), ..Paths::bundled() };
+    let ran = paths.command(&at("new.gguf"), &["--type", "Q8_0", "--overwrite", "--residual-lora", text(&rest)]);
+    ran.says(6, &["--residual-lora", "rest.gguf.rejected", "the same file as the input"]);
+    assert!(!at("new.gguf").exists() && fs::read(&paths.cp).unwrap() == fs::read(bundled("cp-de")).unwrap());
+}
+
+#[test]
 fn an_applied_patch_is_asked_like_a_merge() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
