@@ -60,16 +60,16 @@ pub(super) struct AskingArgs {
     #[arg(long = "threshold", value_name = "NAME=VALUE")]
     thresholds: Vec<String>,
     /// Choose tokens by chance at this temperature; 0, as without it, is always the most probable one
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = number)]
     temp: Option<f32>,
     /// With --temp: choose among the N most probable tokens
     #[arg(long, value_name = "N", default_value_t = 40, requires = "temp")]
     top_k: u32,
     /// With --temp: choose among the most probable tokens that have this share of probability together
-    #[arg(long, value_name = "P", default_value_t = 0.95, requires = "temp")]
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = number, requires = "temp")]
     top_p: f32,
     /// With --temp: leave out tokens below this share of the largest probability
-    #[arg(long, value_name = "P", default_value_t = 0.05, requires = "temp")]
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = number, requires = "temp")]
     min_p: f32,
     /// With --temp: the same seed gives the same answers
     #[arg(long, value_name = "N", default_value_t = 0, requires = "temp")]
@@ -77,6 +77,12 @@ pub(super) struct AskingArgs {
 }
 
 /// [`AskingArgs`], read and checked.
+/// A number as it is computed with. One that would become 0 or infinite by that is none: a temperature of 0 means something else.
+fn number(text: &str) -> Result<f32, String> {
+    let value: f64 = text.parse().map_err(|e: std::num::ParseFloatError| e.to_string())?;
+    plan::in_f32(value).ok_or_else(|| format!("{value:e} is beyond what f32 can hold"))
+}
+
 pub(super) struct Questions {
     set: PromptSet,
     /// The file they are from; none for the built-in ones.

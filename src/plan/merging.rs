@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::ratios::Ratios;
-use super::setting::{Place, Setting, is_filter_of, n_layers};
+use super::setting::{Place, Setting, in_f32, is_filter_of, n_layers};
 use super::{Error, Warning};
 use crate::survey::{Combination, Inputs, Kept, Mask, Method, Pair, Part, has_row_per_token, part_of};
 
@@ -97,11 +97,7 @@ impl Merging {
                 Some(None) => return Err(Error::NoWeight { tensor: pair.name.clone(), vector: term.vector + 1 }),
                 weight => weight.flatten().unwrap_or(1.0),
             };
-            let ratio = inputs.vectors()[term.vector].ratio * weight * self.ratios.factor(place);
-            if !(ratio as f32).is_finite() || (ratio != 0.0 && ratio as f32 == 0.0) {
-                return Err(Error::Ratio { ratio });
-            }
-            term.ratio = ratio as f32;
+            term.ratio = product([inputs.vectors()[term.vector].ratio, weight, self.ratios.factor(place)])?;
         }
         pair.terms.retain(|term| term.ratio != 0.0);
         let value = |setting: &Option<Setting<bool>>, default| {
@@ -115,20 +111,30 @@ impl Merging {
             pair.kept = Some(Kept::RatioZero);
             return Ok(());
         }
+        if normalize {
+            let all = pair.terms.iter().map(|term| f64::from(term.ratio));
+            if !pair.terms.iter().map(|term| term.ratio).sum::<f32>().is_finite() {
+                return Err(Error::Ratio { ratio: all.sum() });
+            }
+        }
         let part = |vector: usize| {
-            let density = self.vectors.get(vector).and_then(|vector| vector.density.as_ref()?.at(place));
-            Part { density: density.unwrap_or(1.0), mask: self.mask(&pair.name, vector) }
+            let density = self.vectors.get(vector).and_then(|vector| vector.density.as_ref()?.at(place)).unwrap_or(1.0);
+            if density > 0.0 && density < self.method.least_density() {
+                return Err(at_place("density", density, place));
+            }
+            Ok(Part { density, mask: self.mask(&pair.name, vector) })
         };
         let parts = match self.method.is_sparse() {
-            true => pair.terms.iter().map(|term| part(term.vector)).collect(),
+            true => pair.terms.iter().map(|term| part(term.vector)).collect::<Result<_, _>>()?,
             false => Vec::new(),
         };
+        let lambda = self.lambda.as_ref().and_then(|lambda| lambda.at(place)).unwrap_or(1.0);
         pair.combination = Combination {
             method: self.method,
             parts,
             normalize,
             rescale: value(&self.rescale, self.method.rescales()),
-            lambda: self.lambda.as_ref().and_then(|lambda| lambda.at(place)).unwrap_or(1.0) as f32,
+            lambda: in_f32(lambda).ok_or_else(|| at_place("lambda", lambda, place))?,
         };
         Ok(())
     }
@@ -140,5 +146,29 @@ impl Merging {
                 Mask::List(masks.get(&(vector, tensor.to_owned())).cloned().unwrap_or_else(|| Arc::from([])))
             }
         }
+    }
+}
+
+/// The product of ratios in f32. One that is 0 has a factor that is.
+fn product(factors: [f64; 3]) -> Result<f32, Error> {
+    let ratio: f64 = factors.into_iter().product();
+    match in_f32(ratio) {
+        Some(rounded) if ratio != 0.0 || factors.contains(&0.0) => Ok(rounded),
+        // The factor itself says more than a product of 0.
+        Some(_) => Err(Error::Ratio {
+            ratio: factors.into_iter().fold(1.0, |least, f| if f.abs() < least { f } else { least }),
+        }),
+        None => Err(Error::Ratio { ratio }),
+    }
+}
+
+/// The error for a number that comes to nothing where this tensor is.
+fn at_place(key: &str, value: f64, place: &Place) -> Error {
+    let tensor = place.names_for_rules().next().unwrap_or_default();
+    Error::RecipeKey {
+        key: key.to_owned(),
+        reason: format!(
+            "{value:e}, for tensor {tensor}, is too small or too large: it would be taken for 0 or infinity"
+        ),
     }
 }

@@ -25,7 +25,7 @@ pub use merging::{Masks, Merging, VectorSettings};
 pub use metadata::{MEASURED_KEYS, PER_TENSOR_KEYS, RECIPE_KEY, base_models, fill_measured};
 pub use ratios::{PRESETS, Preset, Ratios, Rule};
 pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
-pub use setting::{Place, Scalar, Setting};
+pub use setting::{Place, Scalar, Setting, in_f32};
 pub use special::{SpecialRow, SpecialTokens};
 pub use survival::{Loss, LossPolicy, OnLoss, Protected, finer};
 pub use types::{fallback, is_quantizable, requires_importance};
@@ -357,8 +357,8 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A ratio that is no number, or too small to be one in f32.
-    #[error("a ratio must be a finite number that f32 can hold, found {ratio:e}")]
+    /// A ratio that is no number, or too large or too small to be one in f32; also a product of such, or a sum that is divided by.
+    #[error("a ratio must be a finite number that f32 can hold and that does not become 0 in it, found {ratio:e}")]
     Ratio {
         /// The ratio.
         ratio: f64,
@@ -667,8 +667,7 @@ fn drop_lost_scales(tensors: &mut Vec<TensorPlan>, model: &Model) {
 
 /// Refuses ratios that would make every weight NaN, or nothing of a vector that was asked for.
 fn check_ratios(inputs: &Inputs) -> Result<(), Error> {
-    let is_bad = |ratio: f64| !(ratio as f32).is_finite() || (ratio != 0.0 && ratio as f32 == 0.0);
-    match inputs.vectors().iter().map(|v| v.ratio).find(|ratio| is_bad(*ratio)) {
+    match inputs.vectors().iter().map(|v| v.ratio).find(|ratio| in_f32(*ratio).is_none()) {
         Some(ratio) => Err(Error::Ratio { ratio }),
         None => Ok(()),
     }

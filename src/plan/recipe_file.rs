@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use super::merging::{Merging, VectorSettings};
 use super::mixture::{Options, Override};
 use super::ratios::Ratios;
-use super::setting::Setting;
+use super::setting::{Setting, in_f32};
 use super::{Embeddings, Error, LossPolicy, OnLoss, OutputType, Recipe, SpecialTokens};
 use crate::ggml::GgmlType;
 use crate::survey::Method;
@@ -359,9 +359,10 @@ impl RecipeFile {
             return error("lambda", "a linear merge has none".to_owned());
         }
         match &self.lambda {
-            Some(lambda) if !lambda.all(|lambda| (lambda as f32).is_finite()) => {
-                error("lambda", "it must be a finite number".to_owned())
-            }
+            Some(lambda) if !lambda.all(|lambda| in_f32(lambda).is_some()) => error(
+                "lambda",
+                "it must be a finite number that f32 can hold and that does not become 0 in it".to_owned(),
+            ),
             _ => Ok(()),
         }
     }
@@ -436,7 +437,9 @@ ratio = [{ filter = "mlp", value = 0.3 }, { value = [0, 1] }]
         assert!(refused(&|r| r.vectors[1].chat = Some("x".into())).contains("vector 2"));
         assert!(refused(&|r| r.method = Method::TaskArithmetic).contains("dare_ties"));
         assert!(refused(&|r| r.vectors[0].density = Some(1.5.into())).contains("share"));
-        assert!(refused(&|r| r.lambda = Some(f64::NAN.into())).contains("lambda"));
+        for lambda in [f64::NAN, 1e-60, -1e-60, 1e60] {
+            assert!(refused(&|r| r.lambda = Some(lambda.into())).contains("lambda"), "{lambda}");
+        }
         let unknown = RecipeFile::from_toml("modle = 1").expect_err("unknown").to_string();
         assert!(unknown.contains("modle") && unknown.contains("ratio-for"), "{unknown}");
     }

@@ -6,6 +6,13 @@
 
 use serde::{Deserialize, Serialize, Serializer};
 
+/// A number as sums are made with it, in f32. None where it is none, or becomes infinite, or becomes 0 though it was not: then it
+/// would do something else than was asked for.
+pub fn in_f32(value: f64) -> Option<f32> {
+    let rounded = value as f32;
+    (rounded.is_finite() && (rounded != 0.0 || value == 0.0)).then_some(rounded)
+}
+
 /// Where a tensor is, for settings and rules.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Place {

@@ -81,6 +81,15 @@ impl Method {
         self.sparsity().is_some()
     }
 
+    /// The least density, beside 0, with which a weight can be selected at all. Chances are whole numbers of 2⁻³²; of the largest
+    /// weights one is selected always.
+    pub fn least_density(self) -> f64 {
+        match self.sparsity() {
+            Some(Sparsity::Random) => 1.0 / DRAWS,
+            Some(Sparsity::Largest) | None => 0.0,
+        }
+    }
+
     fn sparsity(self) -> Option<Sparsity> {
         match self {
             Method::TaskArithmetic | Method::Linear => None,
@@ -152,7 +161,7 @@ impl Combination {
             _ if part.density <= 0.0 => done(Chosen::Nothing),
             Sparsity::Random => {
                 let stage = if self.rescale { Stage::Drawn } else { Stage::Done };
-                let threshold = (part.density * (1u64 << 32) as f64) as u64;
+                let threshold = (part.density * DRAWS) as u64;
                 Selector::new(stage, Chosen::Drawn { mask: part.mask.clone(), threshold }, self.rescale)
             }
             Sparsity::Largest => {
@@ -212,6 +221,9 @@ impl Combination {
         }
     }
 }
+
+/// What a draw is one of: 2³².
+const DRAWS: f64 = (1u64 << 32) as f64;
 
 /// Below this, a sum of ratios divides by 1.
 const LEAST_DIVISOR: f32 = 1e-8;
