@@ -23,6 +23,7 @@
 //! ```
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -241,16 +242,13 @@ impl RecipeFile {
         self
     }
 
-    /// With names of files in place of paths, so that the recipe means the same beside the files elsewhere. Files of one name
-    /// in several folders have as many of these before it as tell them apart.
+    /// With names of files in place of paths, so that the recipe means the same beside the files elsewhere. A file has one name,
+    /// that of its first mention, however it is spelled and whatever links lead to it. Where several files have one name, all are
+    /// named from the folder that they have in common; if that is the root, each with as many folders as tell it from the others.
     #[must_use]
     pub fn portable(mut self) -> Self {
-        let paths: BTreeSet<PathBuf> = self.paths().map(|path| path.clone()).collect();
-        let deepest = paths.iter().map(|path| path.components().count()).max().unwrap_or(1);
-        let is_apart =
-            |n: &usize| paths.iter().map(|path| last(path, *n)).collect::<BTreeSet<_>>().len() == paths.len();
-        let n = (1..deepest).find(is_apart).unwrap_or(deepest);
-        self.paths().for_each(|path| *path = last(path, n).into());
+        let spelled: Vec<PathBuf> = self.paths().map(|path| path.clone()).collect();
+        self.paths().zip(names_of(&spelled)).for_each(|(path, name)| *path = name.into());
         self
     }
 
@@ -368,14 +366,65 @@ impl RecipeFile {
     }
 }
 
-/// The last `n` parts of a path, with slashes between; without root and prefix.
-fn last(path: &Path, n: usize) -> String {
-    let parts: Vec<_> = path
-        .components()
-        .filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir))
-        .map(|part| part.as_os_str().to_string_lossy())
-        .collect();
-    parts[parts.len().saturating_sub(n)..].join("/")
+/// A name for each path, the same for paths of one file. No name begins at the root.
+fn names_of(paths: &[PathBuf]) -> Vec<String> {
+    let mut files: Vec<&Path> = Vec::new();
+    let file_of = |path| {
+        files.iter().position(|other| is_same_file(path, other)).unwrap_or_else(|| {
+            files.push(path);
+            files.len() - 1
+        })
+    };
+    let of_paths: Vec<usize> = paths.iter().map(PathBuf::as_path).map(file_of).collect();
+    let places: Vec<Vec<String>> = files.into_iter().map(parts).collect();
+    let names = names_apart(&places);
+    of_paths.into_iter().map(|file| names[file].clone()).collect()
+}
+
+/// Whether two paths lead to one file. Nothing but files is opened for that: a pipe would be waited for.
+fn is_same_file(a: &Path, b: &Path) -> bool {
+    let are_files = [a, b].into_iter().all(|path| fs::metadata(path).is_ok_and(|about| about.is_file()));
+    parts(a) == parts(b) || (are_files && same_file::is_same_file(a, b).unwrap_or(false))
+}
+
+/// The folders of a path from the root on, and the file's own name. Links among the folders are followed as far as these exist.
+fn parts(path: &Path) -> Vec<String> {
+    let (folder, name) = match (path.parent(), path.file_name()) {
+        (Some(folder), Some(name)) if folder.as_os_str().is_empty() => (Path::new("."), Path::new(name)),
+        (Some(folder), Some(name)) => (folder, Path::new(name)),
+        _ => (path, Path::new("")),
+    };
+    let folder =
+        fs::canonicalize(folder).or_else(|_| std::path::absolute(folder)).unwrap_or_else(|_| folder.to_owned());
+    let mut parts = Vec::new();
+    for part in folder.join(name).components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_string_lossy().into_owned()),
+            Component::ParentDir => drop(parts.pop()),
+            Component::Prefix(_) | Component::RootDir | Component::CurDir => {}
+        }
+    }
+    parts
+}
+
+/// The shortest names that tell files apart, of those that mean the same in another folder.
+fn names_apart(places: &[Vec<String>]) -> Vec<String> {
+    let last = |parts: &Vec<String>, n: usize| parts[parts.len().saturating_sub(n)..].join("/");
+    let names: Vec<String> = places.iter().map(|parts| last(parts, 1)).collect();
+    if names.iter().collect::<BTreeSet<_>>().len() == names.len() {
+        return names;
+    }
+    let is_shared = |i: &usize| places.iter().all(|parts| parts.len() > i + 1 && parts[*i] == places[0][*i]);
+    let n_shared = (0..).take_while(is_shared).count();
+    if n_shared > 0 {
+        return places.iter().map(|parts| parts[n_shared..].join("/")).collect();
+    }
+    let of_file = |(file, parts): (usize, &Vec<String>)| {
+        let others = || places.iter().enumerate().filter(|(other, _)| *other != file);
+        let is_apart = |n: &usize| others().all(|(_, other)| !other.ends_with(&parts[parts.len() - n..]));
+        last(parts, (1..=parts.len()).find(is_apart).unwrap_or(parts.len()))
+    };
+    places.iter().enumerate().map(of_file).collect()
 }
 
 #[cfg(test)]
@@ -414,7 +463,7 @@ ratio = [{ filter = "mlp", value = 0.3 }, { value = [0, 1] }]
         let recipe = RecipeFile::from_toml(TEXT).unwrap_or_else(|e| panic!("{e}")).in_folder(Path::new("/home/me"));
         let mut portable = recipe.clone().portable();
         let names: Vec<String> = portable.paths().map(|path| path.display().to_string()).collect();
-        assert_eq!(names, ["me/cp.gguf", "models/base.gguf", "chat/model.gguf", "style/model.gguf"]);
+        assert_eq!(names, ["cp.gguf", "base.gguf", "chat/model.gguf", "style/model.gguf"]);
         assert_eq!(portable.clone().portable(), portable);
         let simple = RecipeFile { vectors: recipe.vectors[..1].to_vec(), ..recipe };
         let mut simple = simple.portable();
@@ -422,6 +471,16 @@ ratio = [{ filter = "mlp", value = 0.3 }, { value = [0, 1] }]
             simple.paths().map(|p| p.display().to_string()).collect::<Vec<_>>(),
             ["cp.gguf", "base.gguf", "model.gguf"]
         );
+    }
+
+    #[test]
+    fn files_of_one_name_are_named_from_the_folder_that_they_share() {
+        let place = |text: &str| text.split('/').map(str::to_owned).collect::<Vec<_>>();
+        let names = |places: &[&str]| names_apart(&places.iter().map(|text| place(text)).collect::<Vec<_>>());
+        assert_eq!(names(&["m/a/base.gguf", "m/b/chat.gguf"]), ["base.gguf", "chat.gguf"]);
+        assert_eq!(names(&["m/x.gguf", "m/a/x.gguf", "m/y.gguf"]), ["x.gguf", "a/x.gguf", "y.gguf"]);
+        assert_eq!(names(&["home/a/x.gguf", "disk/b/x.gguf", "disk/y.gguf"]), ["a/x.gguf", "b/x.gguf", "y.gguf"]);
+        assert_eq!(parts(Path::new("no/such/../x.gguf")), parts(Path::new("./no/x.gguf")));
     }
 
     #[test]

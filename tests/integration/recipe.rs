@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use crate::support::{Draft, Tensor, Val};
 use crate::trio::{
-    F32, Paths, Ran, TEMPLATE, Trio, bundled, change, chatvec, drifted, encode, get, name, plus_zero, read, requantise,
-    store, weights,
+    F32, Paths, Ran, TEMPLATE, Trio, bundled, change, chatvec, command, drifted, encode, get, name, plus_zero, read,
+    requantise, store, weights,
 };
 
 /// Runs `chatvec merge`.
@@ -280,6 +280,104 @@ fn what_an_output_says_of_itself_makes_it_again() {
     let bytes = |draft: &Draft, of: &str| draft.tensors.iter().find(|t| name(t) == of).unwrap().data();
     assert_eq!(bytes(&again, "blk.0.attn_v.weight"), bytes(&cp, "blk.0.attn_v.weight"));
     assert!(again.tensors.iter().all(|t| t.ty <= 1), "the recipe's --tensor-type went with its type");
+}
+
+/// Merges in a folder, by paths as they are spelled there, and by what the output says of itself. Gives that.
+#[track_caller]
+fn repeated(folder: &Path, args: &[&str]) -> String {
+    let run = |args: &[&str]| Ran::new(command(args).current_dir(folder).output().unwrap());
+    run(&[&["merge", "-o", "out.gguf", "--overwrite"], args].concat()).says(0, &[]);
+    let text = stored(&folder.join("out.gguf"));
+    assert!(!text.contains(folder.file_name().unwrap().to_str().unwrap()), "a place: {text}");
+    run(&["merge", "--recipe", "out.gguf", "-o", "again.gguf", "--overwrite"]).says(0, &[]);
+    assert!(fs::read(folder.join("out.gguf")).unwrap() == fs::read(folder.join("again.gguf")).unwrap(), "{text}");
+    text
+}
+
+#[test]
+fn a_file_has_one_name_in_the_stored_recipe_however_it_is_spelled() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    Several::new().write(at);
+    fs::create_dir(at.join("sub")).unwrap();
+    fs::hard_link(at.join("base.gguf"), at.join("hard.gguf")).unwrap();
+    let mut others = vec!["./base.gguf", "sub/../base.gguf", "hard.gguf"];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("base.gguf", at.join("soft.gguf")).unwrap();
+        std::os::unix::fs::symlink(".", at.join("here")).unwrap();
+        others.extend(["soft.gguf", "here/base.gguf"]);
+    }
+    let absolute = at.join("base.gguf");
+    others.push(absolute.to_str().unwrap());
+    for other in others {
+        let (one, two) = ("base.gguf:chat.gguf@0.5", format!("{other}:chat-2.gguf@0.25"));
+        let text = repeated(at, &["--model", "cp.gguf", "--vector", one, "--vector", &two]);
+        assert_eq!(text.matches("base = \"base.gguf\"").count(), 2, "{other}: {text}");
+        assert!(text.contains("model = \"cp.gguf\"") && text.contains("chat = \"chat-2.gguf\""), "{other}: {text}");
+    }
+}
+
+#[test]
+fn files_of_one_name_keep_the_folders_that_tell_them_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let paths = Trio::small().write(at);
+    for (from, to) in [(&paths.base, "base/model.gguf"), (&paths.chat, "chat/model.gguf"), (&paths.cp, "model.gguf")] {
+        fs::create_dir_all(at.join(to).parent().unwrap()).unwrap();
+        fs::rename(from, at.join(to)).unwrap();
+    }
+    let text =
+        repeated(at, &["--model", "./model.gguf", "--base", "base/model.gguf", "--chat", "chat/../chat/model.gguf"]);
+    for word in ["model = \"model.gguf\"", "base = \"base/model.gguf\"", "chat = \"chat/model.gguf\""] {
+        assert!(text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn numbers_that_come_to_nothing_in_f32_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Trio::small().write(folder.path());
+    let out = folder.path().join("out.gguf");
+    let cases: [(&[&str], &str); 13] = [
+        (&["--ratio", "1e-60"], "1e-60"),
+        (&["--ratio", "1e60"], "1e60"),
+        (&["--lambda", "1e-60"], "lambda"),
+        (&["--lambda=-1e-60"], "lambda"),
+        (&["--lambda", "1e60"], "lambda"),
+        (&["--ratio-for", ".=1e-60"], "1e-60"),
+        (&["--ratio-gradient", "1e-60,1e-60"], "1e-60"),
+        // Each by itself is a number, and their product is none.
+        (&["--ratio", "1e-30", "--ratio-for", ".=1e-30"], "ratio"),
+        (&["--ratio", "1e-30", "--ratio-gradient", "1e-300,1e-300"], "e-300"),
+        (&["--ratio", "1e30", "--ratio-for", ".=1e30"], "ratio"),
+        (&["--method", "dare_linear", "--density", "1e-60"], "density"),
+        (&["--method", "dare_ties", "--density", "2e-10"], "density"),
+        (&["--smoke", "--temp", "1e-60"], "--temp"),
+    ];
+    for (options, word) in cases {
+        let ran = paths.command(&out, options);
+        assert!(ran.code == 2 && ran.err.contains(word) && !out.exists(), "{options:?}: {ran:#?}");
+    }
+    for (key, value) in [("weight", "1.0e-60"), ("weight", "1.0e+60"), ("density", "1.0e-60"), ("lambda", "1.0e-60")] {
+        let (weight, density) = if key == "weight" { (value, "0.5") } else { ("1", value) };
+        let parameters = match key {
+            "lambda" => format!("{{weight: 1}}}}]\nparameters: {{lambda: {value}}}\n"),
+            _ => format!("{{weight: {weight}, density: {density}}}}}]\n"),
+        };
+        let yaml = format!(
+            "merge_method: dare_linear\nbase_model: base.gguf\nmodels: [{{model: chat.gguf, parameters: {parameters}"
+        );
+        let recipe = folder.path().join("r.yml");
+        fs::write(&recipe, &yaml).unwrap();
+        let ran = merge(&["--recipe", recipe.to_str().unwrap()], &out);
+        assert!(ran.code == 2 && !out.exists(), "{yaml}: {ran:#?}");
+    }
+    // What is small and still a number is one.
+    for options in [&["--ratio", "1e-30"][..], &["--lambda", "1e-30"], &["--method", "ties", "--density", "1e-60"]] {
+        let ran = paths.command(&out, &[options, &["--on-loss", "warn", "--overwrite", "--dry-run"]].concat());
+        assert_eq!(ran.code, 0, "{options:?}: {ran:#?}");
+    }
 }
 
 #[test]
