@@ -13,12 +13,17 @@ mod token_map;
 mod tokenizer;
 
 pub use error::Error;
-pub use needed::{SpecialIds, special_ids};
+pub use needed::{MAX_RENDERED, SpecialIds, Unrendered, special_ids};
 pub use plumbing::{Change, Transplant, add_tokens, has_template, is_plumbing_key, templates, transplant};
-pub use template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError};
+pub use template::{
+    Conversation, MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError, TemplateRequest, TemplateRunner,
+    Templates, max_output_bytes,
+};
 pub use token_map::TokenMap;
 pub use tokenizer::{TokenKind, Tokenizer};
 
+/// `tokenizer.chat_template`: the template that is used where none is named; others have `.NAME` behind it.
+pub const TEMPLATE: &str = "tokenizer.chat_template";
 /// `tokenizer.ggml.tokens`: the vocabulary as text.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";
 /// `tokenizer.ggml.token_type`: one number a token (llama.h, `llama_token_type`).

@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use bstr::ByteSlice;
 
 use super::plumbing::{ENDS, templates};
-use super::template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template};
+use super::template::{MAX_SOURCE_BYTES, Message, RenderOptions, TemplateError, Templates};
 use super::tokenizer::{TokenKind, Tokenizer};
-use super::{TOKEN_TYPE, TOKENS};
+use super::{TEMPLATE, TOKEN_TYPE, TOKENS};
 use crate::gguf::Metadata;
 
 /// A shorter text in a template is punctuation, whatever the vocabulary has it as.
@@ -20,11 +20,29 @@ pub struct SpecialIds {
     pub needed: Vec<u32>,
     /// All control tokens besides. In order.
     pub others: Vec<u32>,
+    /// Templates that were not rendered, or not to their end: of theirs, `needed` may lack some.
+    pub unrendered: Vec<Unrendered>,
 }
+
+/// A template that was given up.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
+pub struct Unrendered {
+    /// Its key.
+    pub key: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The most templates of a file that are rendered. Files have one, and up to three more with names.
+pub const MAX_RENDERED: usize = 8;
+
+/// Bytes that are looked through for the texts of special tokens, at most: some seconds. Files in use have up to some thousand
+/// such tokens, and some ten thousand bytes.
+const MAX_LOOKED_THROUGH: u64 = 1 << 34;
 
 /// Finds the special tokens of a chat model: conversations are written by each of its templates and tokenised, and texts of
 /// special tokens are looked for in the templates themselves, for what these conversations do not show.
-pub fn special_ids(metadata: &Metadata) -> SpecialIds {
+pub fn special_ids(metadata: &Metadata, templates: &Templates) -> SpecialIds {
     let Some(tokens) = metadata.get_strings(TOKENS) else { return SpecialIds::default() };
     let n_tokens = tokens.len() as u64;
     let types = metadata.get(TOKEN_TYPE).and_then(|types| types.as_array());
@@ -38,8 +56,7 @@ pub fn special_ids(metadata: &Metadata) -> SpecialIds {
     let mut needed: BTreeSet<u32> =
         ENDS.iter().filter_map(|key| metadata.get_u64(key)).filter(|id| *id < n_tokens).map(|id| id as u32).collect();
     let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
-    let sources: Vec<String> = sources(metadata).collect();
-    let prompts: Vec<String> = sources.iter().flat_map(|source| conversations(source, tokenizer.as_ref())).collect();
+    let (sources, prompts, mut unrendered) = rendered(metadata, tokenizer.as_ref(), templates);
     if let Some(tokenizer) = &tokenizer {
         for prompt in &prompts {
             let ids = tokenizer.encode(prompt, false, true);
@@ -52,31 +69,76 @@ pub fn special_ids(metadata: &Metadata) -> SpecialIds {
         let text = tokens.get(*id as usize).unwrap_or_default();
         text.len() >= LEAST_TEXT && written.as_bytes().contains_str(text)
     };
-    let special = (0..n_tokens as u32).filter(|id| matches!(stated(*id), TokenKind::Control | TokenKind::UserDefined));
-    needed.extend(special.filter(is_written));
+    let is_markup = |id: &u32| matches!(stated(*id), TokenKind::Control | TokenKind::UserDefined);
+    let special: Vec<u32> = (0..n_tokens as u32).filter(is_markup).collect();
+    if (special.len() as u64).saturating_mul(written.len() as u64) <= MAX_LOOKED_THROUGH {
+        needed.extend(special.into_iter().filter(is_written));
+    } else {
+        let (n, bytes) = (special.len(), written.len());
+        let reason =
+            format!("{n} special tokens are too many to be looked for in {bytes} bytes of templates and prompts");
+        unrendered.push(Unrendered { key: TEMPLATE.to_owned(), reason });
+    }
     let kind = |id: u32| tokenizer.as_ref().map_or_else(|| stated(id), |tokenizer| tokenizer.kind(id));
     let others = (0..n_tokens as u32).filter(|id| kind(*id) == TokenKind::Control && !needed.contains(id)).collect();
-    SpecialIds { needed: needed.into_iter().collect(), others }
+    SpecialIds { needed: needed.into_iter().collect(), others, unrendered }
 }
 
-/// The texts of all templates: the default one and those with a name. What is too long to be used says nothing.
-fn sources(metadata: &Metadata) -> impl Iterator<Item = String> {
-    let sources = templates(metadata).map(|(_, source)| source).filter(|source| source.len() <= MAX_SOURCE_BYTES);
-    sources.map(|source| source.to_str_lossy().into_owned())
+/// The texts of all templates, the default one first, with what they write, and those that were given up. What is too long to
+/// be used says nothing.
+fn rendered(
+    metadata: &Metadata,
+    tokenizer: Option<&Tokenizer>,
+    by: &Templates,
+) -> (Vec<String>, Vec<String>, Vec<Unrendered>) {
+    let mut named: Vec<_> = templates(metadata).filter(|(_, source)| source.len() <= MAX_SOURCE_BYTES).collect();
+    named.sort_by_key(|(name, _)| name.is_some());
+    let (mut sources, mut prompts, mut unrendered) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, (name, source)) in named.into_iter().enumerate() {
+        let source = source.to_str_lossy().into_owned();
+        let mut give_up = |reason: String| {
+            let key = name.map_or(TEMPLATE.to_owned(), |name| format!("{TEMPLATE}.{name}"));
+            unrendered.push(Unrendered { key, reason });
+        };
+        if i < MAX_RENDERED {
+            if let Err(e) = conversations(&source, tokenizer, by, &mut prompts) {
+                give_up(e.to_string());
+            }
+        } else if i == MAX_RENDERED {
+            give_up(format!("no more than {MAX_RENDERED} templates of a file are rendered"));
+        }
+        sources.push(source);
+    }
+    (sources, prompts, unrendered)
 }
 
-/// Conversations as the template writes them, with and without a system prompt, those that it refuses left out.
-fn conversations(source: &str, tokenizer: Option<&Tokenizer>) -> Vec<String> {
-    let Ok(template) = Template::parse(source) else { return Vec::new() };
+/// Adds conversations as the template writes them, with and without a system prompt, those that it refuses left out.
+///
+/// # Errors
+/// Where the template meets a bound; with the prompts that it had time for.
+fn conversations(
+    source: &str,
+    tokenizer: Option<&Tokenizer>,
+    templates: &Templates,
+    prompts: &mut Vec<String>,
+) -> Result<(), TemplateError> {
+    let template = match templates.parse(source) {
+        Ok(template) => template,
+        Err(e) => return if e.is_bound() { Err(e) } else { Ok(()) },
+    };
     let said = |role: &str| Message { role: role.to_owned(), content: format!("What the {role} says.") };
     let talks = [vec!["user"], vec!["user", "assistant", "user"], vec!["system", "user", "assistant", "user"]];
-    let mut prompts = Vec::new();
+    let mut met = None;
     for roles in talks {
         let messages: Vec<Message> = roles.into_iter().map(said).collect();
         for add_generation_prompt in [true, false] {
             let options = RenderOptions::new(tokenizer, add_generation_prompt);
-            prompts.extend(template.render(&messages, &options));
+            match template.render(&messages, &options) {
+                Ok(prompt) => prompts.push(prompt),
+                Err(e) if e.is_given_up() => return Err(e),
+                Err(e) => met = met.or(Some(e).filter(TemplateError::is_bound)),
+            }
         }
     }
-    prompts
+    met.map_or(Ok(()), Err)
 }

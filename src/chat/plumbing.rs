@@ -8,10 +8,8 @@ use std::ops::Range;
 
 use bstr::BStr;
 
-use super::{TOKEN_TYPE, TOKENS, TokenMap};
+use super::{TEMPLATE, TOKEN_TYPE, TOKENS, TokenMap};
 use crate::gguf::{Array, Metadata, Value};
-
-const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// What ends an answer.
 pub(super) const ENDS: [&str; 3] =

@@ -10,6 +10,7 @@ use super::job::{Job, OutputArgs, SmokeTest};
 use super::lora_args::ResidualArgs;
 use super::loss_args::{LOSS_HEADING, LossArgs};
 use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan, prepare, presets};
+use super::template_process::TemplateArgs;
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::plan::{RecipeFile, VectorFile};
@@ -37,6 +38,8 @@ pub(super) struct ApplyArgs {
     #[command(flatten, next_help_heading = LOSS_HEADING)]
     residual: ResidualArgs,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     smoke: SmokeTest,
 }
 
@@ -44,6 +47,7 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let vectors = args.patches.iter().map(|arg| parse_vector(arg)).collect::<Result<Vec<VectorFile>, _>>()?;
     let file = RecipeFile { model: args.model.clone(), vectors, ..RecipeFile::default() };
     let Prepared { inputs, recipe } = prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
+    let inputs = inputs.with_templates(args.template.templates());
     let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
     let (output, recipe, smoke) = (&args.output, Some(&recipe), Some(&args.smoke));
     Job { inputs, output, global, recipe, plan: &plan, smoke, target: None, beside: args.residual.beside() }.run()

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use super::progress::Progress;
 use super::smoke::{Questions, Talk};
+use super::template_process::templates;
 use super::{Exit, Global, job, output};
-use crate::chat::Template;
 use crate::eval::PromptSet;
 use crate::gguf::{Limits, Model, WriteOptions, printable};
 use crate::pipeline::{self, Written};
@@ -53,7 +53,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot make the folder {}", args.output.display()))?;
     let open = |name: &str| Model::open(&models.join(name), &Limits::default());
-    let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0);
+    let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0).with_templates(templates());
     plan::check(&inputs)?;
     let pairs = survey::pair(&inputs)?;
     let special = survey::special_tokens(&inputs)?;
@@ -107,7 +107,7 @@ struct Speaker {
 fn talk(models: &Path, results: &[Merged], global: &Global) -> Result<Vec<Speaker>> {
     let open = |path: &Path| Model::open(path, &Limits::default());
     let chat = open(&models.join(CHAT))?;
-    let template = Template::from_metadata(chat.metadata())?;
+    let template = templates().of(chat.metadata())?;
     let german = PromptSet::load(&models.join(GERMAN))?;
     let mut english = PromptSet::load(&models.join(ENGLISH))?;
     english.prompts.retain(|p| SHOWN.contains(&p.id.as_str()));

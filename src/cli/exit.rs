@@ -109,8 +109,12 @@ impl Exit {
                 Exit::Usage
             } else if let Some(e) = cause.downcast_ref::<chat::Error>() {
                 of_vocabulary(e)
-            } else if cause.is::<chat::TemplateError>() {
-                Exit::Malformed
+            } else if let Some(e) = cause.downcast_ref::<chat::TemplateError>() {
+                match e {
+                    chat::TemplateError::Process { .. } | chat::TemplateError::Stack(_) => Exit::Io,
+                    chat::TemplateError::Interrupted => Exit::Interrupted,
+                    _ => Exit::Malformed,
+                }
             } else if cause.is::<Usage>() {
                 Exit::Usage
             } else if cause.is::<Refused>() {
@@ -255,11 +259,11 @@ fn of_vocabulary(error: &chat::Error) -> Exit {
 fn of_io(error: &std::io::Error) -> Exit {
     use std::io::ErrorKind::*;
     match error.kind() {
+        StorageFull | QuotaExceeded => Exit::Output,
         InvalidData | FileTooLarge => Exit::Malformed,
         _ => Exit::Io,
     }
 }
-        StorageFull | QuotaExceeded => Exit::Output,
 
 fn of_infer(error: &infer::Error) -> Exit {
     use infer::Error::*;
@@ -299,10 +303,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_are_unique_and_every_exit_has_one() {
-        let mut codes: Vec<u8> = Exit::all().map(|(code, _)| code).collect();
-        let n = codes.len();
-    #[test]
     fn a_disk_that_is_too_small_has_one_code_whoever_finds_out() {
         let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
         let path = || std::path::PathBuf::from("out.gguf");
@@ -337,6 +337,10 @@ mod tests {
         }
     }
 
+    #[test]
+    fn codes_are_unique_and_every_exit_has_one() {
+        let mut codes: Vec<u8> = Exit::all().map(|(code, _)| code).collect();
+        let n = codes.len();
         codes.dedup();
         assert_eq!(codes.len(), n);
         assert!(TABLE.iter().all(|(code, exit, _)| exit.code() == *code));

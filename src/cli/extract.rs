@@ -8,6 +8,7 @@ use clap::Args;
 use super::imatrix_args::ImatrixArgs;
 use super::job::{Job, OutputArgs};
 use super::lora_args::LoraArgs;
+use super::template_process::TemplateArgs;
 use super::{Exit, Global, Usage};
 use crate::ggml::GgmlType;
 use crate::gguf::{Limits, Model};
@@ -40,6 +41,8 @@ pub(super) struct ExtractArgs {
     lora: LoraArgs,
     #[command(flatten)]
     imatrix: ImatrixArgs,
+    #[command(flatten)]
+    template: TemplateArgs,
 }
 
 /// A size as it is asked for.
@@ -106,7 +109,7 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     }
     let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
-    let inputs = args.imatrix.add_to(inputs, global)?;
+    let inputs = args.imatrix.add_to(inputs, global)?.with_templates(args.template.templates());
     // An adapter by itself is of the exact vector.
     let is_alone = args.output.output.is_none();
     let target = match (args.size, args.encoding) {

@@ -12,7 +12,7 @@ use clap::Args;
 use super::lora_args::Beside;
 use super::progress::Progress;
 use super::smoke::{AskingArgs, Questions, Talk};
-use super::{Exit, Global, output};
+use super::{Exit, Global, output, template_process};
 use crate::chat::Tokenizer;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, WriteOptions};
@@ -157,7 +157,7 @@ pub(super) struct Job<'a> {
 #[command(mut_group("AskingArgs", |asking| asking.requires("smoke")))]
 pub(super) struct SmokeTest {
     /// Ask the output some prompts before it takes its name; if a check of the answers fails, it is kept as OUTPUT.rejected
-    #[arg(long)]
+    #[arg(long, conflicts_with = "no_template")]
     smoke: bool,
     /// With --smoke: give the output its name although a check failed
     #[arg(long, requires = "smoke")]
@@ -174,6 +174,7 @@ impl Job<'_> {
         let budget = global.budget();
         let started = Instant::now();
         let (mut plan, survey, others) = self.look(if output.dry_run { &FORECAST } else { &[] })?;
+        template_process::rest();
         let expected_lost = recipe.map(|recipe| recipe.loss.expected(&plan, &survey)).unwrap_or_default();
         let is_forbidden =
             !expected_lost.is_empty() && recipe.is_some_and(|recipe| recipe.loss.on_loss == OnLoss::Fail);
@@ -487,13 +488,13 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Prints the plan.
     /// Whether what is measured or asked may keep the output from its name.
     fn may_be_rejected(&self) -> bool {
         self.recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn)
             || self.smoke.is_some_and(|smoke| smoke.smoke)
     }
 
+    /// Prints the plan.
     fn tell(&self, plan: &MergePlan, survey: &Survey, types: &[TypesAs]) -> Result<()> {
         let inputs = &self.inputs;
         let decomposed = self.decomposed(plan)?;

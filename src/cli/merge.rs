@@ -10,6 +10,7 @@ use super::job::{Job, OutputArgs, SmokeTest};
 use super::lora_args::ResidualArgs;
 use super::loss_args::{LOSS_HEADING, LossArgs};
 use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan, prepare, presets, read};
+use super::template_process::TemplateArgs;
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::plan::{RecipeFile, VectorFile};
@@ -50,6 +51,8 @@ pub(super) struct MergeArgs {
     #[command(flatten, next_help_heading = LOSS_HEADING)]
     residual: ResidualArgs,
     #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
     smoke: SmokeTest,
 }
 
@@ -89,6 +92,7 @@ impl MergeArgs {
 
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
     let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
+    let inputs = inputs.with_templates(args.template.templates());
     let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
     let (output, recipe, smoke) = (&args.output, Some(&recipe), Some(&args.smoke));
     Job { inputs, output, global, recipe, plan: &plan, smoke, target: None, beside: args.residual.beside() }.run()

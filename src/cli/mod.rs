@@ -17,6 +17,7 @@ mod progress;
 mod quantize;
 mod recipe_args;
 mod smoke;
+mod template_process;
 mod types;
 mod verify;
 
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 pub use exit::Exit;
+pub use template_process::{TemplateLimits, TemplateProcess};
 
 use crate::quants;
 
@@ -90,6 +92,9 @@ enum Command {
     Imatrix(imatrix::MatrixArgs),
     /// Merge the bundled trio of real models and say what came of it
     Demo(demo::DemoArgs),
+    /// Render chat templates for the command that started this one
+    #[command(name = template_process::COMMAND, hide = true)]
+    RenderTemplates(template_process::ServeArgs),
 }
 
 /// Parses the arguments, runs the command and turns its result into an exit code.
@@ -102,6 +107,9 @@ pub fn main() -> ExitCode {
             return if e.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
         }
     };
+    if let Command::RenderTemplates(args) = &cli.command {
+        return template_process::serve(args).into();
+    }
     progress::stop_on_signals();
     let global = &cli.global;
     if let Some(level) = global.simd {
@@ -118,6 +126,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(args, global),
         Command::Imatrix(args) => imatrix::run(args, global),
         Command::Demo(args) => demo::run(args, global),
+        Command::RenderTemplates(args) => Ok(template_process::serve(args)),
     };
     match result {
         Ok(exit) => exit.into(),

@@ -27,6 +27,11 @@ pub(super) fn stop_on_signals() {
     });
 }
 
+/// Whether a signal asked the process to end.
+pub(super) fn is_stopping() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
 /// Shows bytes written, rate and time left while a run goes on; nothing if standard error is no terminal.
 pub(super) struct Progress {
     bar: ProgressBar,

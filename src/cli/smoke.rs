@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::progress::Asked;
+use super::template_process::templates;
 use super::{Exit, Global, output};
 use crate::chat::Template;
 use crate::eval::{Asking, Chatter, Conversations, Judgement, Language, PromptSet, Thresholds, Verdict, judge};
@@ -76,13 +77,13 @@ pub(super) struct AskingArgs {
     seed: u64,
 }
 
-/// [`AskingArgs`], read and checked.
 /// A number as it is computed with. One that would become 0 or infinite by that is none: a temperature of 0 means something else.
 fn number(text: &str) -> Result<f32, String> {
     let value: f64 = text.parse().map_err(|e: std::num::ParseFloatError| e.to_string())?;
     plan::in_f32(value).ok_or_else(|| format!("{value:e} is beyond what f32 can hold"))
 }
 
+/// [`AskingArgs`], read and checked.
 pub(super) struct Questions {
     set: PromptSet,
     /// The file they are from; none for the built-in ones.
@@ -194,7 +195,7 @@ impl Questions {
     /// Asks a model all of it.
     pub(super) fn ask(self, model: &Model, global: &Global) -> Result<Talk> {
         let budget = global.budget();
-        let chatter = Chatter::load(model, self.template, budget.threads)?;
+        let chatter = Chatter::load(model, self.template, &templates(), budget.threads)?;
         let n_ctx = context_size(chatter.transformer(), self.n_ctx, budget.memory);
         let n_ctx_train = chatter.transformer().hyperparameters().n_ctx_train;
         if n_ctx > n_ctx_train {
@@ -306,7 +307,7 @@ fn read_template(path: &Path) -> Result<Template> {
     let bytes = read.with_context(name)?;
     if bytes == gguf::MAGIC {
         let model = Model::open(path, &Limits::default())?;
-        return match Template::from_metadata(model.metadata()).with_context(name)? {
+        return match templates().of(model.metadata()).with_context(name)? {
             Some(template) => Ok(template),
             None => Err(io::Error::new(io::ErrorKind::InvalidData, "it has no chat template")).with_context(name),
         };
@@ -316,5 +317,5 @@ fn read_template(path: &Path) -> Result<Template> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, text)).with_context(name);
     }
     let source = String::from_utf8(bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.utf8_error()));
-    Template::parse(&source.with_context(name)?).with_context(name)
+    templates().parse(&source.with_context(name)?).with_context(name)
 }

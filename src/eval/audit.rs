@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::chatter::{TurnEnd, no_special_end, text_of, turn_end};
-use crate::chat::{self, Message, RenderOptions, Template, TemplateError, TokenKind, Tokenizer};
+use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
 use crate::survey::{self, read_row};
 
@@ -52,11 +52,11 @@ pub struct ChatAudit {
     pub problems: Vec<String>,
 }
 
-/// Looks at a file's template, at the tokens it writes, and at their rows.
+/// Looks at a file's template, at the tokens it writes, and at their rows. `by` renders the template.
 ///
 /// # Errors
 /// [`survey::Error`] if a row cannot be read.
-pub fn audit_chat(model: &Model) -> Result<ChatAudit, survey::Error> {
+pub fn audit_chat(model: &Model, by: &Templates) -> Result<ChatAudit, survey::Error> {
     let metadata = model.metadata();
     let names = chat::templates(metadata).map(|(name, _)| name.unwrap_or("default").to_owned());
     let mut audit = ChatAudit { templates: names.collect(), ..ChatAudit::default() };
@@ -67,26 +67,29 @@ pub fn audit_chat(model: &Model) -> Result<ChatAudit, survey::Error> {
             return Ok(audit);
         }
     };
-    match Template::from_metadata(metadata) {
+    match by.of(metadata) {
         Ok(None) => audit.problems.push(
             "there is no chat template: llama.cpp talks to the file in its built-in ChatML, whatever it was trained on"
                 .to_owned(),
         ),
         Ok(Some(template)) => {
             if let Err(e) = audit.render(&template, &tokenizer) {
-                audit.problems.push(format!("the template does not render a conversation: {e}"));
+                audit.problems.push(unrendered(chat::TEMPLATE, &e));
             }
         }
+        Err(e) if e.is_given_up() => audit.problems.push(unrendered(chat::TEMPLATE, &e)),
         Err(e) => audit.problems.push(e.to_string()),
     }
-    for (name, source) in chat::templates(metadata).filter_map(|(name, source)| Some((name?, source))) {
-        let rendered = Template::parse(&source.to_string())
-            .and_then(|template| ChatAudit::default().render(&template, &tokenizer));
+    let named = chat::templates(metadata).filter_map(|(name, source)| Some((name?, source)));
+    // Of those beyond, `special_ids` says that they are not rendered.
+    for (name, source) in named.take(chat::MAX_RENDERED) {
+        let rendered =
+            by.parse(&source.to_string()).and_then(|template| ChatAudit::default().render(&template, &tokenizer));
         if let Err(e) = rendered {
-            audit.problems.push(format!("the template {name:?} does not render a conversation: {e}"));
+            audit.problems.push(unrendered(&format!("{}.{name}", chat::TEMPLATE), &e));
         }
     }
-    audit.look_at_tokens(model, &tokenizer)?;
+    audit.look_at_tokens(model, &tokenizer, by)?;
     Ok(audit)
 }
 
@@ -135,8 +138,14 @@ impl ChatAudit {
         Ok(())
     }
 
-    fn look_at_tokens(&mut self, model: &Model, tokenizer: &Tokenizer) -> Result<(), survey::Error> {
-        let ids = chat::special_ids(model.metadata());
+    fn look_at_tokens(&mut self, model: &Model, tokenizer: &Tokenizer, by: &Templates) -> Result<(), survey::Error> {
+        let ids = chat::special_ids(model.metadata(), by);
+        for chat::Unrendered { key, reason } in &ids.unrendered {
+            if self.problems.iter().any(|problem| problem.starts_with(&unrendered_is(key))) {
+                continue;
+            }
+            self.problems.push(format!("{key}: {reason}: the tokens that it needs are known by its text alone"));
+        }
         let (ends, others): (Vec<u32>, Vec<u32>) = ids.others.iter().partition(|id| tokenizer.is_end(**id));
         self.n_other_control = others.len();
         let embeddings = TokenRows::new(model, "token_embd.weight")?;
@@ -177,6 +186,16 @@ impl ChatAudit {
         }
         Ok(())
     }
+}
+
+/// The problem of a template that writes no conversation.
+fn unrendered(key: &str, error: &TemplateError) -> String {
+    let advice = if error.is_given_up() { "; what it writes is unchecked" } else { "" };
+    format!("{}: {error}{advice}", unrendered_is(key))
+}
+
+fn unrendered_is(key: &str) -> String {
+    format!("{key} does not render a conversation")
 }
 
 /// What looks like a special token in a prompt: `<|…|>`, `<…>` and `[…]` in letters, digits, `_`, `/` and their like.

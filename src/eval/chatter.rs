@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Answer, End, Loaded, Prompt, PromptSet, Reply, Scorer};
-use crate::chat::{self, Message, RenderOptions, Template, TemplateError, TokenKind, Tokenizer};
+use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
 use crate::infer::{self, Generated, Sampler, Sampling, Session, Transformer, generate};
 
@@ -139,15 +139,22 @@ impl Speed {
 
 impl Chatter {
     /// Loads a model with its own template, or the given one. A model without any is talked to in ChatML, as llama.cpp does;
-    /// so is one whose template cannot be parsed. What is odd about them is in [`Chatter::loaded`].
+    /// so is one whose template cannot be parsed. What is odd about them is in [`Chatter::loaded`]. `by` renders the model's own
+    /// template.
     ///
     /// # Errors
     /// [`ChatterError`] if the model does not run or its tokenizer is not known.
-    pub fn load(model: &Model, template: Option<Template>, threads: usize) -> Result<Self, ChatterError> {
+    pub fn load(
+        model: &Model,
+        template: Option<Template>,
+        by: &Templates,
+        threads: usize,
+    ) -> Result<Self, ChatterError> {
         let transformer = Transformer::load(model, threads)?;
         let tokenizer = Tokenizer::from_metadata(model.metadata())
             .map_err(|source| ChatterError::Tokenizer { path: model.path().to_owned(), source })?;
-        let own = Template::from_metadata(model.metadata());
+        // Another's is given where the own one cannot be used: then it is not even parsed.
+        let own = if template.is_some() { Ok(None) } else { by.of(model.metadata()) };
         let mut loaded = Loaded {
             has_template: template.is_some() || !matches!(own, Ok(None)),
             end_tokens: tokenizer.ends().iter().map(|&id| text_of(&tokenizer, id)).collect(),
@@ -206,6 +213,10 @@ impl Chatter {
         let mut said = Conversations { loaded: self.loaded.clone(), ..Conversations::default() };
         let mut refused: Vec<(&str, TemplateError)> = Vec::new();
         for (i, prompt) in set.prompts.iter().enumerate() {
+            // Where the template refuses, there is no token before which this is asked.
+            if !go_on(i) {
+                return Err(infer::Error::Cancelled);
+            }
             let speed = &mut said.speed;
             let mut reply =
                 |tokens: &[u32]| self.reply(&mut session, &mut sampler, asking, tokens, speed, &|_| go_on(i));
@@ -214,6 +225,9 @@ impl Chatter {
             said.answers.push(Answer { prompt: i, replies });
         }
         if let Some((id, e)) = refused.first() {
+            if matches!(e, TemplateError::Interrupted) {
+                return Err(infer::Error::Cancelled);
+            }
             if said.answers.iter().all(|answer| answer.replies.is_empty()) {
                 said.loaded.template_error.get_or_insert_with(|| e.to_string());
             }

@@ -124,7 +124,10 @@ impl<'a> Judge<'a> {
             );
         }
         if let Some(error) = &loaded.template_error {
-            problems.push(format!("the chat template does not render ({error}): take it from the chat model again"));
+            problems.push(format!(
+                "the chat template does not render ({error}): take tokenizer.chat_template from the chat model again, or give \
+                 another with --chat-template"
+            ));
         }
         if loaded.end_tokens.is_empty() {
             problems

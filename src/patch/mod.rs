@@ -209,7 +209,9 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, extraction: &Extraction) 
         }
         tensors.push(tensor);
     }
-    tensors.extend(tokens::rows(inputs, &mut metadata)?);
+    let (rows, unrendered) = tokens::rows(inputs, &mut metadata)?;
+    tensors.extend(rows);
+    warnings.extend(unrendered);
     if !chat::has_template(&metadata) {
         warnings.push(Warning::NoTemplate);
     }

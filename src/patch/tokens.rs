@@ -5,7 +5,7 @@ use super::{Error, stored};
 use crate::chat::{self, TOKENS};
 use crate::ggml::GgmlType;
 use crate::gguf::{Array, Metadata, Model, Value};
-use crate::plan::{Taken, TensorPlan};
+use crate::plan::{self, Taken, TensorPlan, Warning};
 use crate::quants;
 use crate::survey::{
     self, BASE_ROWS, BASE_TOKENS, Combination, Inputs, Kept, MOVED_ROWS, Rounding, SPECIAL_ROWS, SPECIAL_TOKENS,
@@ -63,16 +63,19 @@ pub(super) fn check(model: &Model) -> Result<(), Error> {
 }
 
 /// Plans the rows of special tokens, as they are in chat and in base, and of some ordinary ones in base.
-pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<Vec<TensorPlan>, Error> {
+///
+/// Also says which templates of chat were not rendered to find the special ones.
+pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<TensorPlan>, Vec<Warning>), Error> {
     let vector = inputs.vectors()[0];
     let chat = inputs.source(vector.plus);
     let n_tokens = n_tokens(chat.metadata());
-    let ids = chat::special_ids(chat.metadata());
+    let ids = chat::special_ids(chat.metadata(), inputs.templates());
+    let warnings = plan::unrendered(chat, &ids.unrendered).collect();
     let mut special = [ids.needed, ids.others].concat();
     special.sort_unstable();
     let mut tensors = Vec::new();
     if special.is_empty() {
-        return Ok(tensors);
+        return Ok((tensors, warnings));
     }
     let n_ordinary = (n_tokens / ORDINARY_OF).clamp(16, 256).min(n_tokens);
     let mut of_base = special.clone();
@@ -100,7 +103,7 @@ pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<Vec<Tenso
             metadata.set(key, Value::Array(Array::from_u32s(&tokens)));
         }
     }
-    Ok(tensors)
+    Ok((tensors, warnings))
 }
 
 /// Some rows of a tensor in its own type; none if it does not have them all, or they cannot be read one by one.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{Embeddings, Error, Protected, mixture};
-use crate::chat::{TOKENS, TokenMap};
+use crate::chat::{TOKENS, TokenMap, Unrendered};
 use crate::ggml::GgmlType;
 use crate::gguf::{Metadata, Model, Value};
 use crate::survey::{Inputs, Kept, Pair, Role};
@@ -58,6 +58,15 @@ pub enum Warning {
     OutputDropped,
     /// The chat model has no chat template.
     NoTemplate,
+    /// A chat template that was not rendered, or not to its end.
+    Unrendered {
+        /// The file.
+        path: PathBuf,
+        /// The template's key.
+        key: String,
+        /// Why.
+        reason: String,
+    },
     /// Chat plumbing that llama.cpp would refuse.
     Unusable {
         /// The keys.
@@ -145,6 +154,12 @@ impl fmt::Display for Warning {
                 f,
                 "chat has no chat template: llama.cpp will talk to the result in the model's own template if it has one, \
                  else in its built-in ChatML, and neither may be what the vector teaches"
+            ),
+            Warning::Unrendered { path, key, reason } => write!(
+                f,
+                "{}: {key}: {reason}; which special tokens a conversation needs is known by the template's text alone: look at \
+                 those of the plan (--dry-run), or name them with --special-tokens",
+                path.display()
             ),
             Warning::Unusable { keys } => {
                 write!(
@@ -460,6 +475,15 @@ pub(super) fn fallback_warnings(tensors: &[mixture::Tensor<'_>], choices: &[mixt
         fell.entry((choice.wanted, choice.ty)).or_default().push(tensor.name.to_owned());
     }
     fell.into_iter().map(|((wanted, ty), tensors)| Warning::FellBack { wanted, ty, tensors }).collect()
+}
+
+/// What is said of the templates of a file that were not rendered.
+pub fn unrendered<'a>(model: &'a Model, templates: &'a [Unrendered]) -> impl Iterator<Item = Warning> + 'a {
+    templates.iter().map(|Unrendered { key, reason }| Warning::Unrendered {
+        path: model.path().to_owned(),
+        key: key.clone(),
+        reason: reason.clone(),
+    })
 }
 
 /// What the pairing left out or bent.

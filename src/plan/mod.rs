@@ -19,7 +19,7 @@ mod types;
 
 use std::path::PathBuf;
 
-pub use compat::{Warning, check, pairing_warnings};
+pub use compat::{Warning, check, pairing_warnings, unrendered};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use merging::{Masks, Merging, VectorSettings};
 pub use metadata::{MEASURED_KEYS, PER_TENSOR_KEYS, RECIPE_KEY, base_models, fill_measured};
@@ -504,6 +504,9 @@ impl MergePlan {
         special::take(inputs, inputs.talker(), &special_rows, &mut tensors)?;
         drop_lost_scales(&mut tensors, model);
         warnings.extend(importance::check(inputs, &tensors)?);
+        if let Some(special) = special {
+            warnings.extend(compat::unrendered(inputs.source(special.source), &special.unrendered));
+        }
         check_importance(&tensors, inputs, recipe)?;
 
         metadata::clean(&mut metadata);

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use super::combine::Combination;
 use super::source::Error;
 use super::special::{BASE_ROWS, SPECIAL_ROWS, is_zero_in, whole_name};
-use crate::chat::{TOKENS, TokenMap};
+use crate::chat::{TOKENS, Templates, TokenMap};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Model, TensorId, TensorInfo};
 use crate::imatrix::{ImportanceMatrix, RowImportance};
@@ -60,6 +60,8 @@ pub struct Inputs {
     model: Option<SourceId>,
     vectors: Vec<Vector>,
     importance: Option<ImportanceMatrix>,
+    /// Where chat templates are rendered.
+    templates: Templates,
     /// For each source, where it has the tokens of the output; made when first asked for.
     token_maps: OnceLock<Vec<Option<TokenMap>>>,
 }
@@ -73,6 +75,7 @@ impl Inputs {
             model: Some(0),
             vectors: Vec::new(),
             importance: None,
+            templates: Templates::default(),
             token_maps: OnceLock::new(),
         }
     }
@@ -109,6 +112,7 @@ impl Inputs {
             model: None,
             vectors: vec![Vector { ratio: 1.0, plus: 1, minus: Some(0) }],
             importance: None,
+            templates: Templates::default(),
             token_maps: OnceLock::new(),
         }
     }
@@ -128,6 +132,18 @@ impl Inputs {
     pub fn with_importance(mut self, matrix: ImportanceMatrix) -> Self {
         self.importance = Some(matrix);
         self
+    }
+
+    /// With chat templates rendered elsewhere than in this process.
+    #[must_use]
+    pub fn with_templates(mut self, templates: Templates) -> Self {
+        self.templates = templates;
+        self
+    }
+
+    /// Where chat templates are rendered.
+    pub fn templates(&self) -> &Templates {
+        &self.templates
     }
 
     /// The importance matrix.

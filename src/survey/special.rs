@@ -11,7 +11,7 @@ use super::combine::Combination;
 use super::pairing::{Inputs, Role, SourceId, TensorRef, Term, find_or_tied};
 use super::piece::{PIECE_WEIGHTS, Pieces};
 use super::source::{Error, read_row};
-use crate::chat::{self, TOKENS, TokenMap};
+use crate::chat::{self, TOKENS, TokenMap, Unrendered};
 use crate::gguf::{Metadata, Model, TensorInfo};
 use crate::quants;
 
@@ -143,6 +143,8 @@ pub struct SpecialTokens {
     pub source: SourceId,
     /// Needed ones first, each in the order of the chat model.
     pub tokens: Vec<SpecialToken>,
+    /// Templates that were not rendered to find them.
+    pub unrendered: Vec<Unrendered>,
 }
 
 impl Inputs {
@@ -166,7 +168,7 @@ pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
     let to_own = inputs.token_map(source).map(TokenMap::inverted);
     // For a model without tokens of its own they are at the same places.
     let own = |chat: u32| to_own.as_ref().map_or(Some(chat), |map| map.find(chat));
-    let ids = chat::special_ids(metadata);
+    let ids = chat::special_ids(metadata, inputs.templates());
     let needed = ids.needed.into_iter().map(|id| (id, true));
     let [drift, output_drift] =
         [Drift::new(inputs, model, source, "token_embd.weight")?, Drift::new(inputs, model, source, "output.weight")?];
@@ -185,7 +187,7 @@ pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
         let is_output_trained = output_drift.is_some_and(|drift| drift > bound);
         found.push(SpecialToken { text, chat, id, is_needed, drift, output_drift, is_untrained, is_output_trained });
     }
-    Ok(Some(SpecialTokens { source, tokens: found }))
+    Ok(Some(SpecialTokens { source, tokens: found, unrendered: ids.unrendered }))
 }
 
 /// Whether rows of a tensor can be looked at one by one.

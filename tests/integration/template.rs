@@ -3,13 +3,20 @@
 //! What Python says is in fixtures/templates, made by tests/peers/template_goldens.py.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use chatvec::chat::{MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError};
+use chatvec::chat::{
+    MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError, TemplateRequest, TemplateRunner, Templates,
+};
+use chatvec::cli::{TemplateLimits, TemplateProcess};
 use chatvec::gguf::{Metadata, Value};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
+
+use crate::support::Val;
+use crate::trio::{Paths, Ran, Trio, bundled, chatvec, command, get, names, read};
 
 const FIXTURES: &str = "fixtures/templates";
 
@@ -32,8 +39,12 @@ fn options(add_generation_prompt: bool) -> RenderOptions<'static> {
 
 /// A key of the goldens is a conversation, with `+` if the prompt begins the answer.
 fn render(source: &str, key: &str) -> Result<String, TemplateError> {
+    render_by(&Templates::default(), source, key)
+}
+
+fn render_by(templates: &Templates, source: &str, key: &str) -> Result<String, TemplateError> {
     let name = key.trim_end_matches('+');
-    Template::parse(source)?.render_at(&conversation(name), &options(name != key), now())
+    templates.parse(source)?.render_at(&conversation(name), &options(name != key), now())
 }
 
 fn hostile(source: &str) -> TemplateError {
@@ -92,50 +103,54 @@ fn snippets_give_pythons_text() {
     assert!(differ.is_empty(), "{}", differ.join("\n"));
 }
 
+/// More work than a conversation can need.
+const OUT_OF_FUEL: [&str; 27] = [
+    "{{ 'a' * 10 ** 9 }}",
+    "{% set x = 'a' * 10 ** 9 %}",
+    "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+    "{% set ns = namespace(s='aa') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('a', 'aa') %}{% endfor %}",
+    "{% set s = 'a' * 1000000 %}{{ s.replace('a', s) }}",
+    "{% set s = 'a' * 1000000 %}{{ s.replace('a', s, 99999999) }}",
+    "{% set s = 'a' * 1000000 %}{{ s|replace('a', s) }}",
+    "{% set s = 'a' * 1000000 %}{{ s.join([1] * 100000) }}",
+    "{% set s = 'a' * 1000000 %}{{ ([s] * 100000)|join }}",
+    "{% set s = 'a' * 1000000 %}{{ ''.join([s] * 100000) }}",
+    "{% set s = 'a' * 1000000 %}{{ ([s] * 100000)|string }}",
+    "{% set s = 'a' * 1000000 %}{{ ([s] * 100000)|tojson }}",
+    "{% set s = 'a' * 1000000 %}{{ ('{0}' * 10000).format(s) }}",
+    "{% set s = 'a' * 1000000 %}{% set x %}{{ [s] * 100000 }}{% endset %}",
+    "{% set s = 'a' * 2000000 %}{{ s.strip(s) }}",
+    "{% set s = 'a ' * 1000000 %}{{ s.split()|length }}",
+    "{% set s = 'a' * 1000000 %}{% for i in range(9999) %}{% if s.count('b') %}{% endif %}{% endfor %}",
+    "{{ 'x\ny'|indent(10 ** 9) }}",
+    "{{ [1]|tojson(indent=10 ** 9) }}",
+    "{{ '%1000000000d'|format(1) }}",
+    "{{ [1]|batch(10 ** 9, 'x')|list }}",
+    "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+    "{% for a in [0] * 10 ** 8 %}{% endfor %}",
+    "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}",
+    "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "{% macro f(n) %}{% for i in range(9) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endfor %}{% endmacro %}{{ f(9) }}",
+];
+
+/// What the engine does not do at all.
+const REFUSED: [&str; 6] = [
+    "{{ '{:1000000000}'.format('x') }}",
+    "{{ range(10 ** 9)|list }}",
+    "{{ 'x'|center(10 ** 9) }}",
+    "{{ 'x'.ljust(10 ** 9) }}",
+    "{{ lipsum(n=10 ** 9) }}",
+    "{{ debug() }}",
+];
+
 #[test]
 fn what_would_take_memory_or_time_ends_in_an_error() {
-    let out_of_fuel = [
-        "{{ 'a' * 10 ** 9 }}",
-        "{% set x = 'a' * 10 ** 9 %}",
-        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-        "{% set ns = namespace(s='aa') %}{% for i in range(60) %}{% set ns.s = ns.s.replace('a', 'aa') %}{% endfor %}",
-        "{% set s = 'a' * 1000000 %}{{ s.replace('a', s) }}",
-        "{% set s = 'a' * 1000000 %}{{ s.replace('a', s, 99999999) }}",
-        "{% set s = 'a' * 1000000 %}{{ s|replace('a', s) }}",
-        "{% set s = 'a' * 1000000 %}{{ s.join([1] * 100000) }}",
-        "{% set s = 'a' * 1000000 %}{{ ([s] * 100000)|join }}",
-        "{% set s = 'a' * 1000000 %}{{ ''.join([s] * 100000) }}",
-        "{% set s = 'a' * 1000000 %}{{ ([s] * 100000)|string }}",
-        "{% set s = 'a' * 1000000 %}{{ ([s] * 100000)|tojson }}",
-        "{% set s = 'a' * 1000000 %}{{ ('{0}' * 10000).format(s) }}",
-        "{% set s = 'a' * 1000000 %}{% set x %}{{ [s] * 100000 }}{% endset %}",
-        "{% set s = 'a' * 2000000 %}{{ s.strip(s) }}",
-        "{% set s = 'a ' * 1000000 %}{{ s.split()|length }}",
-        "{% set s = 'a' * 1000000 %}{% for i in range(9999) %}{% if s.count('b') %}{% endif %}{% endfor %}",
-        "{{ 'x\ny'|indent(10 ** 9) }}",
-        "{{ [1]|tojson(indent=10 ** 9) }}",
-        "{{ '%1000000000d'|format(1) }}",
-        "{{ [1]|batch(10 ** 9, 'x')|list }}",
-        "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
-        "{% for a in [0] * 10 ** 8 %}{% endfor %}",
-        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}{% endfor %}",
-        "{% set ns = namespace(s=[1]) %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
-        "{% macro f(n) %}{% for i in range(9) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endfor %}{% endmacro %}{{ f(9) }}",
-    ];
-    for source in out_of_fuel {
+    for source in OUT_OF_FUEL {
         let error = hostile(source);
         assert!(matches!(error, TemplateError::OutOfFuel { line: 1 | 2 }), "{source}: {error:?}");
     }
-    let refused = [
-        "{{ '{:1000000000}'.format('x') }}",
-        "{{ range(10 ** 9)|list }}",
-        "{{ 'x'|center(10 ** 9) }}",
-        "{{ 'x'.ljust(10 ** 9) }}",
-        "{{ lipsum(n=10 ** 9) }}",
-        "{{ debug() }}",
-    ];
-    for source in refused {
+    for source in REFUSED {
         let error = hostile(source);
         assert!(matches!(error, TemplateError::Render { line: 1, .. }), "{source}: {error:?}");
     }
@@ -265,4 +280,251 @@ fn long_conversations_have_fuel_for_known_templates() {
         let prompt = Template::parse(&source).unwrap().render_at(&messages, &options(true), now()).unwrap();
         assert!(prompt.contains(messages[300].content.trim()), "{name}");
     }
+}
+
+/// A process of the command that renders, within these limits.
+fn process(limits: TemplateLimits) -> Templates {
+    Templates::by(Arc::new(TemplateProcess::new(env!("CARGO_BIN_EXE_chatvec").into(), limits)))
+}
+
+/// Limits that a slow machine does not meet.
+fn wide() -> TemplateLimits {
+    let [render, together, free] = [60, 600, 60].map(Duration::from_secs);
+    TemplateLimits { render, together, free, ..TemplateLimits::default() }
+}
+
+#[test]
+fn another_process_gives_what_this_one_gives() {
+    let templates = process(wide());
+    let mut asked: Vec<(String, String)> = Vec::new();
+    for (name, prompts) in json("rendered.json")["rendered"].as_object().unwrap() {
+        let source = fs::read_to_string(Path::new(FIXTURES).join(name).with_added_extension("jinja")).unwrap();
+        asked.extend(prompts.as_object().unwrap().keys().map(|key| (source.clone(), key.clone())));
+    }
+    let turns = |source: &str| (source.to_owned(), "turns+".to_owned());
+    asked.extend(json("snippets.json").as_object().unwrap().values().map(|s| turns(s["source"].as_str().unwrap())));
+    asked.extend(OUT_OF_FUEL.iter().chain(&REFUSED).map(|source| turns(source)));
+    let deep = |open: &str, close: &str| turns(&(open.repeat((MAX_SOURCE_BYTES - 400) / open.len()) + close));
+    asked.extend([deep("{% if 1 %}", ""), deep("{{ (", ""), deep("{%set x=[[[x]]]%}", "{{ x }}{{ x == [x] }}")]);
+    asked.extend([
+        turns("{{ 'a' * 3000000 }}"),
+        turns("{{ '%(é'|format(1) }}"),
+        turns("\u{0}\u{1}\"\\é\u{2028}"),
+        turns(""),
+    ]);
+    asked.extend([turns("{{ f"), turns("{{ raise_exception('no\\n') }}"), turns(&" ".repeat(MAX_SOURCE_BYTES + 1))]);
+    assert!(asked.len() > 150, "{}", asked.len());
+    for (source, key) in &asked {
+        let (here, there) = (render(source, key), render_by(&templates, source, key));
+        assert_eq!(format!("{there:?}"), format!("{here:?}"), "{key}: {source:.200}");
+    }
+}
+
+/// Lists that each hold the one before eight times, and the text of the last, which is eight times as long for each: the engine
+/// does not count what that takes. Other engines need a second or two for eight of them, and 200 MB.
+fn lists_of_lists(n: usize) -> String {
+    let name = |i: usize| char::from(b'a' + i as u8);
+    let list = |i| format!("{{% set {}=[{}] %}}", name(i + 1), vec![name(i).to_string(); 8].join(","));
+    let lists: String = (0..n).map(list).collect();
+    format!("{{% set a='aaaaaaaa' %}}{lists}{{{{ ({} ~ '')|length }}}}", name(n))
+}
+
+#[test]
+fn another_process_is_ended_at_its_bound_of_time() {
+    let limits = TemplateLimits { render: Duration::from_millis(100), ..wide() };
+    let templates = process(limits);
+    let slow = lists_of_lists(8);
+    assert!(slow.len() < 350);
+    let rendered = |template: &Template| template.render(&conversation("turns"), &options(true));
+    // A machine that is slow to start a process finds it late before it renders.
+    let error = templates.parse(&slow).and_then(|template| rendered(&template)).unwrap_err();
+    assert!(matches!(error, TemplateError::Time { limit } if limit == limits.render), "{error}");
+    assert!(error.to_string().contains("0.1 s"), "{error}");
+    // It is not tried again, and others are.
+    assert!(templates.parse(&slow).unwrap_err().is_given_up());
+    let plain = process(wide()).parse("{{ messages|length }}").unwrap();
+    assert_eq!(rendered(&plain).unwrap(), conversation("turns").len().to_string());
+    // Many that each keep to the bound of one have a bound together.
+    let [render, together, free] = [60_000, 300, 0].map(Duration::from_millis);
+    let templates = process(TemplateLimits { render, together, free, ..wide() });
+    let errors = (0..100).map(|i| {
+        let template = templates.parse(&format!("{{# {i} #}}{}", lists_of_lists(6)))?;
+        rendered(&template).map(drop)
+    });
+    assert!(errors.into_iter().any(|e| matches!(e, Err(TemplateError::Time { .. }))));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn another_process_is_ended_at_its_bound_of_memory() {
+    let templates = process(TemplateLimits { memory: 92 << 20, ..wide() });
+    let rendered = |source: &str| templates.parse(source)?.render(&conversation("turns"), &options(true));
+    let error = rendered(&lists_of_lists(7)).unwrap_err();
+    assert!(matches!(error, TemplateError::Memory { limit } if limit == 92 << 20), "{error:?}");
+    assert!(error.to_string().contains("92 MiB"), "{error}");
+    assert_eq!(rendered("{{ messages|length }}").unwrap(), conversation("turns").len().to_string());
+    // A limit that leaves no room for the process itself is no fault of the template.
+    let templates = process(TemplateLimits { memory: 1 << 20, ..wide() });
+    let error = templates.parse("{{ messages|length }}").unwrap_err();
+    assert!(error.is_bound(), "{error:?}");
+}
+
+#[test]
+fn a_process_that_cannot_be_had_is_said_and_waits_for_nobody() {
+    let gone = Templates::by(Arc::new(TemplateProcess::new(PathBuf::from("no/such/program"), wide())));
+    let error = gone.parse("{{ 1 }}").unwrap_err();
+    assert!(matches!(&error, TemplateError::Process { reason } if reason.contains("cannot be started")), "{error}");
+    // A program that ends without an answer.
+    let other = Templates::by(Arc::new(TemplateProcess::new(std::env::current_exe().unwrap(), wide())));
+    let error = other.parse("{{ 1 }}").unwrap_err();
+    assert!(matches!(&error, TemplateError::Process { .. }), "{error}");
+}
+
+#[test]
+fn a_library_can_render_where_it_likes() {
+    #[derive(Debug)]
+    struct Loud;
+    impl TemplateRunner for Loud {
+        fn run(&self, request: &TemplateRequest) -> Result<String, TemplateError> {
+            Ok(request.run(&mut None)?.to_uppercase())
+        }
+    }
+    let template = Templates::by(Arc::new(Loud)).parse("{{ messages[0].content }}").unwrap();
+    let messages = [Message { role: "user".to_owned(), content: "hello".to_owned() }];
+    assert_eq!(template.render(&messages, &options(true)).unwrap(), "HELLO");
+}
+
+/// The chat model of the small trio with a template that takes too much, and the bundled one.
+fn hostile_chats(folder: &Path) -> (Paths, PathBuf) {
+    let mut trio = Trio::small();
+    let mut chat = read(&bundled("chat"));
+    let slow = Val::str(&(lists_of_lists(8) + "<|im_end|>"));
+    for draft in [&mut trio.chat, &mut chat] {
+        draft.set("tokenizer.chat_template", slow.clone());
+    }
+    (trio.write(folder), chat.write(folder, "talker.gguf"))
+}
+
+/// The words by which a user finds the template that took too much.
+const STOPPED: [&str; 2] = ["tokenizer.chat_template", "the chat template takes more than 5 s and was stopped"];
+
+#[test]
+fn a_template_that_takes_too_much_is_stopped_by_every_command_and_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (paths, talker) = hostile_chats(folder.path());
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    // Inspect says so and goes on, and tokens in the template's text are found.
+    let ran = chatvec(["inspect", "--chat", "--json", &text(&talker)]);
+    let report = ran.says(0, &[]).json();
+    let audit = &report["chat"];
+    let problems = audit["problems"].to_string();
+    assert!(STOPPED.iter().all(|word| problems.contains(word)) && problems.contains("unchecked"), "{problems}");
+    let needed = audit["tokens"].as_array().unwrap().iter().find(|t| t["text"] == "<|im_end|>").unwrap();
+    assert_eq!(needed["is_needed"], true);
+    // A merge and a patch are made.
+    paths.command(&at("out.gguf"), &[]).says(0, &STOPPED).says(0, &[&text(&paths.chat), "--special-tokens"]);
+    let [base, chat, patch] = [&paths.base, &paths.chat, &at("patch.gguf")].map(|path| text(path));
+    chatvec(["extract", "--base", &base, "--chat", &chat, "-o", &patch]).says(0, &STOPPED).says(0, &[&chat]);
+    // What has to talk does not.
+    let ran = chatvec(["smoke", "--json", "--limit", "1", "--max-tokens", "4", &text(&talker)]);
+    let checks = ran.says(11, &[]).json()["checks"].to_string();
+    assert!(STOPPED.iter().all(|word| checks.contains(word)) && checks.contains("--chat-template"), "{checks}");
+    let jinja = at("slow.jinja");
+    fs::write(&jinja, lists_of_lists(8)).unwrap();
+    let ran = chatvec([
+        "smoke",
+        "--json",
+        "--limit",
+        "1",
+        "--max-tokens",
+        "4",
+        "--chat-template",
+        &text(&jinja),
+        &text(&bundled("chat")),
+    ]);
+    ran.says(11, &[]);
+}
+
+#[test]
+fn no_template_renders_nothing_and_says_what_is_unchecked() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (paths, talker) = hostile_chats(folder.path());
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let [base, chat, cp, patch, out] =
+        [&paths.base, &paths.chat, &paths.cp, &at("p.gguf"), &at("o.gguf")].map(|p| text(p));
+    let skipped = ["tokenizer.chat_template", "is not rendered (--no-template)", &chat];
+    paths.command(&at("out.gguf"), &["--no-template"]).says(0, &skipped);
+    chatvec(["extract", "--base", &base, "--chat", &chat, "-o", &patch, "--no-template"]).says(0, &skipped);
+    let skipped = ["tokenizer.chat_template", "is not rendered (--no-template)", &patch];
+    chatvec(["apply", "--model", &cp, &patch, "-o", &out, "--no-template"]).says(0, &skipped);
+    let ran = chatvec(["inspect", "--chat", "--no-template", &text(&talker)]);
+    assert!(ran.says(0, &[]).out.contains("not rendered (--no-template)"), "{}", ran.out);
+    // An output cannot be asked without.
+    paths.command(&at("new.gguf"), &["--no-template", "--smoke"]).says(2, &["--no-template", "--smoke"]);
+    assert_eq!(
+        names(folder.path()),
+        ["base.gguf", "chat.gguf", "cp.gguf", "o.gguf", "out.gguf", "p.gguf", "talker.gguf"]
+    );
+    // Tokens that the template names are found without rendering it: the output is that of a merge that renders.
+    let mut trio = Trio::small();
+    trio.chat.set("tokenizer.chat_template", Val::str(crate::trio::TEMPLATE));
+    let paths = trio.write(folder.path());
+    let special = |options: &[&str]| {
+        paths.command(&at("out.gguf"), &[&["--overwrite"], options].concat()).says(0, &[]);
+        get(&read(&at("out.gguf")), "chatvec.special_tokens").cloned()
+    };
+    assert_eq!(special(&["--no-template"]), special(&[]));
+}
+
+/// The process that a command renders in, once there is one.
+#[cfg(target_os = "linux")]
+fn child_of(pid: u32) -> u32 {
+    for _ in 0..600 {
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        if let Some(child) = children.split_whitespace().next() {
+            return child.parse().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{pid} started no process");
+}
+
+/// Whether a process that is no child of this one goes away.
+#[cfg(target_os = "linux")]
+fn ends(pid: u32) -> bool {
+    let is_there = || {
+        let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // A zombie waits for whoever inherited it.
+        !state.is_empty() && !state.rsplit(')').next().unwrap_or_default().starts_with(" Z")
+    };
+    (0..600).any(|_| {
+        let is_there = is_there();
+        if is_there {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        !is_there
+    })
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_process_ends_with_the_command_however_that_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, talker) = hostile_chats(folder.path());
+    for (signal, code) in [("INT", Some(130)), ("TERM", Some(130)), ("KILL", None)] {
+        let mut inspect = command(["inspect", "--chat", talker.to_str().unwrap()]);
+        inspect.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut inspect = inspect.spawn().unwrap();
+        let child = child_of(inspect.id());
+        let killed =
+            std::process::Command::new("kill").args(["-s", signal, &inspect.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+        assert_eq!(inspect.wait().unwrap().code(), code, "{signal}");
+        assert!(ends(child), "{signal}: process {child} is left");
+    }
+    // A command that comes to its end leaves none either.
+    let ran = Ran::new(command(["inspect", "--chat", bundled("chat").to_str().unwrap()]).output().unwrap());
+    ran.says(0, &[]);
 }

@@ -12,14 +12,19 @@
 //! that hold one list twice, are small until something walks them. Printing, `string`, `join`, `tojson`, `escape`, methods
 //! and assignment to a namespace pay for the walk here. `~`, comparisons, `in`, tests, indices, slices of slices and the
 //! remaining filters cannot be reached from outside the engine: a template written for the purpose can still take time, and
-//! by the text of lists (`[s, s] ~ ''`) memory, without bound. It cannot do more than that, and a process that does so can
-//! be stopped.
+//! by the text of lists (`[s, s] ~ ''`) memory, without bound. It cannot do more than that.
+//!
+//! So whoever must not be held up has templates rendered by a process that can be ended: [`Templates::by`] takes a
+//! [`TemplateRunner`], and everything in this crate that renders takes [`Templates`]. The command does so, with a bound of wall-clock
+//! time and, on Linux, of memory. Without a runner templates are rendered in this process, with the bounds above and no others.
 
 mod python;
+mod runner;
 mod source;
 
 use std::io::{self, Write};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -29,8 +34,7 @@ use serde::{Deserialize, Serialize};
 use crate::chat::Tokenizer;
 use crate::gguf::Metadata;
 
-/// The key of the template.
-const TEMPLATE: &str = "tokenizer.chat_template";
+pub use runner::{Conversation, TemplateRequest, TemplateRunner, Templates};
 
 /// The longest source taken. The longest of llama.cpp's 70 (models/templates) has 17 KB.
 pub const MAX_SOURCE_BYTES: usize = 64 << 10;
@@ -97,18 +101,27 @@ impl<'a> RenderOptions<'a> {
 /// A chat template, parsed.
 #[derive(Clone, Debug)]
 pub struct Template {
-    environment: Environment<'static>,
+    engine: Engine,
+}
+
+/// Who renders it.
+#[derive(Clone, Debug)]
+enum Engine {
+    /// This process, which has parsed it.
+    Here(Environment<'static>),
+    /// A runner, which has found that it can be parsed.
+    Sent { source: Arc<str>, runner: Arc<dyn TemplateRunner> },
 }
 
 /// Why a template cannot be parsed or rendered.
-#[derive(thiserror::Error, Debug)]
+#[derive(thiserror::Error, Serialize, Deserialize, Debug)]
 #[non_exhaustive]
 pub enum TemplateError {
     /// The metadata hold something else than text.
     #[error("`{key}` is not UTF-8 from byte {offset} on")]
     NotUtf8 {
         /// The key.
-        key: &'static str,
+        key: String,
         /// The first byte that is wrong.
         offset: usize,
     },
@@ -163,7 +176,66 @@ pub enum TemplateError {
     Broken,
     /// No thread could be started to run the template on.
     #[error("no stack for the chat template: {0}")]
-    Stack(#[source] io::Error),
+    Stack(
+        #[source]
+        #[serde(with = "as_text")]
+        io::Error,
+    ),
+    /// A runner ended it at its bound of time.
+    #[error("the chat template takes more than {} s and was stopped; those in use take milliseconds", limit.as_secs_f64())]
+    Time {
+        /// What it may take, by the clock on the wall.
+        limit: Duration,
+    },
+    /// A runner ended it at its bound of memory.
+    #[error("the chat template takes more than {} MiB of memory and was stopped; those in use take a few", limit >> 20)]
+    Memory {
+        /// Bytes that it may take.
+        limit: u64,
+    },
+    /// A runner has no process to render in, or lost it.
+    #[error("the process that renders chat templates {reason}")]
+    Process {
+        /// What became of it, as the end of a sentence.
+        reason: String,
+    },
+    /// The user wants it to end.
+    #[error("the chat template was interrupted")]
+    Interrupted,
+    /// Nothing is rendered, because that was asked for.
+    #[error("the chat template is not rendered (--no-template)")]
+    Skipped,
+}
+
+impl TemplateError {
+    /// Whether a runner gave up on the template, so that nothing is known of it, and the same template will do no better with
+    /// another conversation.
+    pub fn is_given_up(&self) -> bool {
+        use TemplateError::*;
+        matches!(self, Time { .. } | Memory { .. } | Process { .. } | Interrupted | Skipped)
+    }
+
+    /// Whether the template met a bound that no template in use meets, here or in a runner, or was not rendered at all.
+    pub fn is_bound(&self) -> bool {
+        use TemplateError::*;
+        self.is_given_up()
+            || matches!(self, OutOfFuel { .. } | OutputTooLong { .. } | Recursion { .. } | Broken | Stack(_))
+    }
+}
+
+/// Errors of the system as text: another process has no use for their numbers.
+mod as_text {
+    use std::io;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(error: &io::Error, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(error)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<io::Error, D::Error> {
+        Ok(io::Error::other(String::deserialize(deserializer)?))
+    }
 }
 
 impl Template {
@@ -188,7 +260,17 @@ impl Template {
         })?;
         let added = environment.add_template_owned(NAME, source);
         added.map_err(|e| TemplateError::Syntax { line: e.line().unwrap_or(0), message: message(&e) })?;
-        Ok(Self { environment })
+        Ok(Self { engine: Engine::Here(environment) })
+    }
+
+    /// Has a runner parse a template, which it will render.
+    fn sent(source: &str, runner: Arc<dyn TemplateRunner>) -> Result<Self, TemplateError> {
+        // What is too long is not even sent.
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(TemplateError::TooLong { len: source.len() });
+        }
+        runner.run(&TemplateRequest { source: source.to_owned(), conversation: None })?;
+        Ok(Self { engine: Engine::Sent { source: source.into(), runner } })
     }
 
     /// Parses `tokenizer.chat_template`: none if the metadata have none, or an empty one.
@@ -197,10 +279,7 @@ impl Template {
     ///
     /// [`TemplateError::NotUtf8`], and those of [`Template::parse`].
     pub fn from_metadata(metadata: &Metadata) -> Result<Option<Self>, TemplateError> {
-        let Some(source) = metadata.get_str(TEMPLATE).filter(|s| !s.trim_ascii().is_empty()) else { return Ok(None) };
-        let source = std::str::from_utf8(source)
-            .map_err(|e| TemplateError::NotUtf8 { key: TEMPLATE, offset: e.valid_up_to() })?;
-        Self::parse(source).map(Some)
+        Templates::default().of(metadata)
     }
 
     /// The template that llama.cpp falls back to: ChatML (common/chat.cpp, `common_chat_templates_init`).
@@ -216,7 +295,8 @@ impl Template {
     /// does (`common_chat_templates_apply_jinja` in common/chat.cpp).
     ///
     /// Memory is bounded by the fuel, but for what the source of this module names: 3 MB, 0.3 MB more a message, 64 bytes
-    /// more a byte of text, and 2.5 KB more a pair of messages.
+    /// more a byte of text, and 2.5 KB more a pair of messages. A template of [`Templates::by`] is rendered by its runner, within
+    /// that one's bounds.
     ///
     /// # Errors
     ///
@@ -237,13 +317,20 @@ impl Template {
         options: &RenderOptions<'_>,
         now: SystemTime,
     ) -> Result<String, TemplateError> {
+        let environment = match &self.engine {
+            Engine::Here(environment) => environment,
+            Engine::Sent { source, runner } => {
+                let conversation = Some(Conversation::new(messages, options, now));
+                return runner.run(&TemplateRequest { source: source.to_string(), conversation });
+            }
+        };
         let len = messages.iter().map(|m| m.role.len() + m.content.len()).sum::<usize>();
         let n = messages.len() as u64;
         let per_message = FUEL_PER_PAIR.saturating_mul(n).saturating_add(FUEL_PER_MESSAGE);
         let fuel = FUEL.saturating_add(n.saturating_mul(per_message)).saturating_add(len as u64 * FUEL_PER_BYTE);
-        let mut prompt = Prompt { text: Vec::new(), limit: MAX_OUTPUT_BYTES.saturating_add(len.saturating_mul(10)) };
+        let mut prompt = Prompt { text: Vec::new(), limit: max_output_bytes(len) };
 
-        let mut environment = self.environment.clone();
+        let mut environment = environment.clone();
         environment.set_fuel(Some(fuel));
         environment.add_function("strftime_now", move |format: &str| python::strftime(now, format));
         let rendered = on_deep_stack(|| {
@@ -264,6 +351,11 @@ impl Template {
             Ok(()) => Ok(String::from_utf8(prompt.text).expect("the engine writes whole strings")),
         }
     }
+}
+
+/// The longest prompt that a conversation with so many bytes of text may become.
+pub fn max_output_bytes(len: usize) -> usize {
+    MAX_OUTPUT_BYTES.saturating_add(len.saturating_mul(10))
 }
 
 /// The engine set up as transformers does (`_cached_compile_jinja_template`), with everything that is no business of a
