@@ -15,7 +15,7 @@ use super::{Exit, Global, job, output};
 use crate::eval::PromptSet;
 use crate::gguf::{Limits, Model, WriteOptions, printable};
 use crate::pipeline::{self, Written};
-use crate::plan::{self, MergePlan, OutputType, Recipe};
+use crate::plan::{self, MergePlan, OutputType, Recipe, Verdict};
 use crate::report::{self, Report as _, Table};
 use crate::survey::{self, Inputs, SampleSettings};
 
@@ -140,7 +140,8 @@ impl Merged {
             plan: &self.plan,
             written: &self.written,
             findings: &[],
-            lost: &[],
+            verdict: Verdict::default(),
+            mended: &[],
             is_patch: false,
             stored: &[],
             took: self.took,

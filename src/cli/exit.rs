@@ -204,6 +204,7 @@ fn of_pipeline(error: &pipeline::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Source(e) => of_survey(e),
+        Plan(e) => of_plan(e),
         Range { .. } | Importance { .. } | Budget { .. } => Exit::NotSupported,
         Cancelled => Exit::Interrupted,
         Threads { .. } => Exit::Io,

@@ -18,10 +18,12 @@ use crate::ggml::GgmlType;
 use crate::gguf::{self, WriteOptions};
 use crate::patch::extract::{self, Target};
 use crate::patch::{self, Extraction, lora};
-use crate::pipeline::{self, Measured, Written};
-use crate::plan::{self, Loss, MergePlan, OnLoss, OutputType, Recipe, TensorPlan, Warning};
+use crate::pipeline::{self, Measured, Mended, Written};
+use crate::plan::{self, Change, Loss, MergePlan, OnLoss, OutputType, Recipe, TensorPlan, Verdict, Warning};
 use crate::report;
-use crate::survey::{self, Encoding, Inputs, Moments, Pair, Rounding, SampleSettings, Survey, whole_name};
+use crate::survey::{
+    self, Encoding, Estimate, Inputs, Look, Moments, Pair, Rounding, SampleSettings, Survey, Trial, whole_name,
+};
 
 /// Below this share of the vector an output is not called a success.
 const LEAST_SURVIVAL: f64 = 0.9;
@@ -127,6 +129,22 @@ impl std::error::Error for Lost {}
 /// How many tensors are named at most.
 const LISTED: usize = 3;
 
+/// Says what was encoded again.
+fn tell_mended(plan: &MergePlan, changes: &[Change]) {
+    if changes.is_empty() {
+        return;
+    }
+    let of = |change: &Change| {
+        let tensor = &plan.tensors()[change.tensor];
+        let (before, now) = (change.survival_before * 100.0, change.survival * 100.0);
+        format!("{} ({before:.1} % of the vector, now {now:.1} % as {})", tensor.name, report::encoding(tensor))
+    };
+    let (named, more) = changes.split_at(changes.len().min(LISTED));
+    let mut words: Vec<String> = named.iter().map(of).collect();
+    words.extend((!more.is_empty()).then(|| format!("{} more", more.len())));
+    output::complain("note", &format!("encoded again, because a sample had promised more: {}", words.join(", ")));
+}
+
 /// The tensors, as far as they can be read at a glance.
 fn listed(lost: &[Loss]) -> String {
     let (named, more) = lost.split_at(lost.len().min(LISTED));
@@ -175,9 +193,8 @@ impl Job<'_> {
         let started = Instant::now();
         let (mut plan, survey, others) = self.look(if output.dry_run { &FORECAST } else { &[] })?;
         template_process::rest();
-        let expected_lost = recipe.map(|recipe| recipe.loss.expected(&plan, &survey)).unwrap_or_default();
-        let is_forbidden =
-            !expected_lost.is_empty() && recipe.is_some_and(|recipe| recipe.loss.on_loss == OnLoss::Fail);
+        let expected = recipe.map(|recipe| recipe.loss.judge_expected(&plan, &survey)).unwrap_or_default();
+        let is_forbidden = expected.is_rejected && recipe.is_some_and(|recipe| recipe.loss.on_loss == OnLoss::Fail);
         let reasons: Vec<String> = survey.findings.iter().filter(|f| f.is_refusal()).map(ToString::to_string).collect();
         if output.force {
             plan.warnings.extend(reasons.iter().cloned().map(|finding| Warning::Forced { finding }));
@@ -186,13 +203,14 @@ impl Job<'_> {
         for finding in survey.findings.iter().filter(|f| !f.is_refusal()) {
             output::complain("warning", &finding.to_string());
         }
-        let expected = report::Plan::expected(&plan, &survey).survival;
-        if let Some(expected) = expected.filter(|s| *s < LEAST_SURVIVAL && self.target.is_none()) {
-            let text = format!("rounding is expected to leave only {:.0} % of the vector", expected * 100.0);
+        let survival = report::Plan::expected(&plan, &survey).survival;
+        let least = recipe.map_or(LEAST_SURVIVAL, |recipe| recipe.loss.min_survival);
+        if let Some(survival) = survival.filter(|s| *s < least && self.target.is_none()) {
+            let text = format!("rounding is expected to leave only {:.0} % of the vector", survival * 100.0);
             output::complain("warning", &text);
         }
-        if !expected_lost.is_empty() && !is_forbidden {
-            let text = format!("rounding is expected to take the vector from {}", listed(&expected_lost));
+        if !expected.lost.is_empty() && !is_forbidden {
+            let text = format!("rounding is expected to take the vector from {}", listed(&expected.lost));
             output::complain("warning", &text);
         }
         if let Some(cosine) = survey.cosine.filter(|c| *c < LEAST_COSINE) {
@@ -213,7 +231,7 @@ impl Job<'_> {
             return Err(Refused { reasons }.into());
         }
         if is_forbidden {
-            return Err(Lost { lost: expected_lost }.into());
+            return Err(Lost { lost: expected.lost }.into());
         }
         if output.dry_run {
             if let Some((questions, _)) = &questions {
@@ -242,15 +260,30 @@ impl Job<'_> {
             return Ok(Exit::Success);
         };
         let options = output.write.options();
-        let (file, measured) = match self.target {
-            None => pipeline::write_unnamed(&plan, inputs, path, &options, &progress, &budget)?,
-            Some(target) => extract::write_unnamed(&plan, inputs, target, path, &options, &progress, &budget)?,
+        let (file, measured, mended) = match (self.target, recipe) {
+            (None, Some(recipe)) => {
+                let rule = (&recipe.output, &recipe.loss);
+                let Mended { file, plan: mended, measured, changes } =
+                    pipeline::write_mending(plan, inputs, rule, path, &options, &progress, &budget)?;
+                plan = mended;
+                (file, measured, changes)
+            }
+            (None, None) => {
+                let (file, measured) = pipeline::write_unnamed(&plan, inputs, path, &options, &progress, &budget)?;
+                (file, measured, Vec::new())
+            }
+            (Some(target), _) => {
+                let (file, measured) =
+                    extract::write_unnamed(&plan, inputs, target, path, &options, &progress, &budget)?;
+                (file, measured, Vec::new())
+            }
         };
         let took = started.elapsed();
         progress.hide();
+        tell_mended(&plan, &mended);
         let by_name = measured.tensors.iter().map(|t| (t.name.as_str(), t.moments));
-        let lost = recipe.map(|recipe| recipe.loss.lost(by_name)).unwrap_or_default();
-        let is_lost = !lost.is_empty() && recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn);
+        let verdict = recipe.map(|recipe| recipe.loss.judge_measured(&plan, by_name)).unwrap_or_default();
+        let is_lost = verdict.is_rejected && recipe.is_some_and(|recipe| recipe.loss.on_loss != OnLoss::Warn);
         // Nothing that it might say would give it its name.
         let questions = questions.filter(|_| !is_lost);
         let (talk, is_kept) = match questions {
@@ -278,7 +311,7 @@ impl Job<'_> {
                 judge_decomposed(&written.measured, matches!(self.target, Some(Target::Rank(_))))
             }
             true => judge(&written.measured.total, true),
-            false => self.say(&written, &lost, is_lost),
+            false => self.say(&written, &verdict, is_lost),
         };
         let findings = &survey.findings[..];
         let smoke = talk.as_ref().map(|talk| talk.report(&written.file.path, false));
@@ -288,8 +321,8 @@ impl Job<'_> {
             true => patch::summary(&patch::open_stored(&written.file.path, &gguf::Limits::default())?),
             false => Vec::new(),
         };
-        let (plan, written, lost, stored) = (&plan, &written, &lost[..], &stored[..]);
-        let run = report::Run { plan, written, findings, lost, is_patch, stored, took, smoke, lora };
+        let (plan, written, stored, mended) = (&plan, &written, &stored[..], &mended[..]);
+        let run = report::Run { plan, written, findings, verdict, mended, is_patch, stored, took, smoke, lora };
         output::print(&run, global)?;
         if !is_kept && !is_lost {
             let text = format!("the output does not chat; it is kept as {}", written.file.path.display());
@@ -320,14 +353,20 @@ impl Job<'_> {
     }
 
     /// The exit for what a model lost, said in plain words.
-    fn say(&self, written: &Written, lost: &[Loss], is_lost: bool) -> Exit {
+    fn say(&self, written: &Written, verdict: &Verdict, is_lost: bool) -> Exit {
         if written.measured.total.delta2 == 0.0 {
             output::complain("warning", "the vector is zero: nothing was added to any weight");
         }
-        if lost.is_empty() {
+        if verdict.lost.is_empty() {
             return Exit::Success;
         }
-        let text = format!("rounding took the vector from {}", listed(lost));
+        let text = format!("rounding took the vector from {}", listed(&verdict.lost));
+        if !verdict.is_rejected {
+            let missing = verdict.missing * 100.0;
+            let text = format!("{text}; the output misses {missing:.1} % by that, which is within --min-survival");
+            output::complain("warning", &text);
+            return Exit::Success;
+        }
         if !is_lost {
             output::complain("warning", &text);
             return Exit::Success;
@@ -430,10 +469,10 @@ impl Job<'_> {
         let of_pair = |pair: &Pair| Some((pair.clone(), vec![*planned.get(pair.name.as_str())?]));
         let is_tried = |(_, encodings): &(Pair, Vec<Encoding>)| encodings[0].rounding == Rounding::UnitGain;
         let tried: Vec<_> = pairs.iter().filter_map(of_pair).filter(is_tried).collect();
-        for trial in survey::try_encodings(&self.inputs, &tried, settings)? {
+        for trial in survey::try_encodings(&self.inputs, &tried, settings, |_| Look::Enough)? {
             let tensor = survey.tensors.iter_mut().find(|tensor| tensor.name == trial.name);
-            if let (Some(tensor), Some((_, moments))) = (tensor, trial.tried.first()) {
-                tensor.chosen = Some(*moments);
+            if let (Some(tensor), Some((_, estimate))) = (tensor, trial.tried.first()) {
+                tensor.chosen = Some(*estimate);
             }
         }
         Ok(survey)
@@ -448,14 +487,16 @@ impl Job<'_> {
         pairs: &[Pair],
         settings: &SampleSettings,
     ) -> Result<(MergePlan, Survey)> {
-        let lost = recipe.loss.expected(&plan, &survey);
-        let remedies = recipe.loss.remedies(&plan, pairs, &lost);
+        let at_risk = recipe.loss.at_risk(&plan, &survey);
+        let remedies = recipe.loss.remedies(&plan, pairs, &at_risk);
         if remedies.is_empty() {
             return Ok((plan, survey));
         }
-        let trials = survey::try_encodings(&self.inputs, &remedies, settings)?;
-        let (plan, changes) = plan.protect(&recipe.output, &recipe.loss, &lost, &trials)?;
-        let mut chosen: HashMap<String, Moments> = changes.into_iter().map(|c| (c.tensor, c.moments)).collect();
+        let look = |estimate: &Estimate| recipe.loss.look(estimate);
+        let trials = survey::try_encodings(&self.inputs, &remedies, settings, look)?;
+        let plan = plan.protect(&recipe.output, &recipe.loss, &at_risk, &trials)?;
+        let chosen = |trial: &Trial| Some((trial.name.clone(), recipe.loss.choose(trial)?.1));
+        let mut chosen: HashMap<String, Estimate> = trials.iter().filter_map(chosen).collect();
         survey.tensors.iter_mut().for_each(|tensor| tensor.chosen = chosen.remove(&tensor.name));
         self.global.budget().needed(&plan, &self.inputs)?;
         self.check_place(&plan).or_else(|e| if self.output.dry_run { Ok(()) } else { Err(e) })?;

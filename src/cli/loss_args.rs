@@ -13,10 +13,12 @@ pub(super) struct LossArgs {
     /// What to do about tensors that would lose the vector [default: dither]
     #[arg(long, value_name = "WHAT", value_enum)]
     on_loss: Option<OnLoss>,
-    /// The least share of the vector that a tensor, and all together, must hold [default: 0.9]
+    /// The share of the vector that the output must hold, by a mean over its matrices in which a lost
+    /// one counts most; tensors that hold less are dithered or promoted [default: 0.9]
     #[arg(long, value_name = "SHARE", value_parser = bound, allow_negative_numbers = true)]
     min_survival: Option<f64>,
-    /// The most rounding error they may have, in units of the vector [default: 8]
+    /// The most rounding error that the output may have, by the same mean, in units of the vector;
+    /// likewise for tensors [default: 8]
     #[arg(long, value_name = "RATIO", value_parser = bound, allow_negative_numbers = true)]
     max_noise: Option<f64>,
 }
@@ -29,7 +31,7 @@ enum OnLoss {
     Promote,
     /// Write them all the same, and say so
     Warn,
-    /// End with an error
+    /// End with an error if the output would be rejected
     Fail,
 }
 

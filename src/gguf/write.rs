@@ -1,5 +1,7 @@
 //! Writing a file in two phases: every size and offset first, then bytes at their positions, and the name last.
 
+mod anew;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

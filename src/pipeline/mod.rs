@@ -24,6 +24,7 @@
 mod budget;
 mod chunk;
 mod feedbacks;
+mod mend;
 mod prepare;
 pub mod seal;
 mod sums;
@@ -35,6 +36,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub use budget::Budget;
+pub use mend::{Mended, write_mending};
 pub use sums::Sums;
 
 use crate::ggml::GgmlType;
@@ -92,6 +94,9 @@ pub enum Error {
     /// Weights that could not be had.
     #[error(transparent)]
     Source(#[from] survey::Error),
+    /// No plan for tensors that are to be encoded again.
+    #[error(transparent)]
+    Plan(#[from] plan::Error),
     /// A sum that the output cannot hold.
     #[error(
         "tensor {tensor}: weight {index} would be {value:e}, which {ty} cannot hold; {}",

@@ -10,6 +10,7 @@ mod mergekit;
 mod merging;
 mod metadata;
 pub mod mixture;
+mod protect;
 mod ratios;
 mod recipe_file;
 mod setting;
@@ -23,11 +24,12 @@ pub use compat::{Warning, check, pairing_warnings, unrendered};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use merging::{Masks, Merging, VectorSettings};
 pub use metadata::{MEASURED_KEYS, PER_TENSOR_KEYS, RECIPE_KEY, base_models, fill_measured};
+pub use protect::{Change, Protected, finer};
 pub use ratios::{PRESETS, Preset, Ratios, Rule};
 pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
 pub use setting::{Place, Scalar, Setting, in_f32};
 pub use special::{SpecialRow, SpecialTokens};
-pub use survival::{Loss, LossPolicy, OnLoss, Protected, finer};
+pub use survival::{Held, Loss, LossPolicy, OnLoss, Verdict};
 pub use types::{fallback, is_quantizable, requires_importance};
 
 use crate::chat;
@@ -35,7 +37,9 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{self, Combination, Inputs, Kept, Operand, Pair, Rounding, TensorRef, Term, has_row_per_token};
+use crate::survey::{
+    self, Combination, Encoding, Inputs, Kept, Operand, Pair, Rounding, TensorRef, Term, has_row_per_token,
+};
 
 /// Why no plan could be made. Nothing has been written.
 #[derive(Debug, thiserror::Error)]
@@ -750,6 +754,11 @@ impl TensorPlan {
     pub fn keeps_scale(&self, inputs: &Inputs) -> bool {
         let is_dropped = self.name == "output.weight" && self.ty != GgmlType::NVFP4;
         !is_dropped && self.model.is_some_and(|at| inputs.source(at.source).scale_of(at.tensor).is_some())
+    }
+
+    /// Its type, and how its codes are found.
+    pub fn encoding(&self) -> Encoding {
+        Encoding { ty: self.ty, rounding: self.rounding }
     }
 
     /// Weights in all.

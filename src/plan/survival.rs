@@ -1,19 +1,22 @@
-//! What is done about a vector that rounding would take: the policy, its verdict, and the changes it makes to a plan.
+//! When a vector counts as lost: one bound, for what is expected and for what is measured.
 //!
-//! A tensor is *lost* if less of the vector is in it than [`LossPolicy::min_survival`], or rounding error is more than
-//! [`LossPolicy::max_noise`] times the vector. The same is asked of all tensors together. Numbers are those of a survey before
-//! anything is written, and those measured afterwards.
+//! A tensor *misses* 1 − survival of its vector, or nothing if it holds all. What an output misses is the root of the mean
+//! square of that over its matrices, weighed by ‖δ‖²/‖W‖² or by ‖δ‖², whichever mean is larger. The first counts what the vector changes
+//! in a matrix relative to itself, so that a small matrix has its say; the second lets embeddings have theirs, which are one
+//! matrix among hundreds but in every token. An output is *rejected* if it misses more than 1 − [`LossPolicy::min_survival`],
+//! if all of its weights together hold less than `min_survival`, or if the same means of rounding error are more than
+//! [`LossPolicy::max_noise`]. An output of which every tensor holds `min_survival` is never rejected for what it misses.
 //!
-//! docs/SURVIVAL.md has the study behind the defaults.
+//! A tensor is *lost* if it alone is beyond these bounds. Lost tensors are dithered or get finer types where the policy has that;
+//! they are no reason to reject an output by themselves.
+//!
+//! docs/SURVIVAL.md has the study behind the measure and the defaults.
 
 use std::collections::HashMap;
 use std::fmt;
 
-use super::{Error, MergePlan, OutputType, Warning};
-use crate::ggml::GgmlType::{self, *};
-use crate::gguf::{Array, StringArray, Value};
-use crate::quants;
-use crate::survey::{Encoding, Moments, Pair, Rounding, Survey, Trial};
+use super::MergePlan;
+use crate::survey::{Estimate, Look, Moments, Survey};
 
 /// What is done about tensors that would lose the vector.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
@@ -26,7 +29,7 @@ pub enum OnLoss {
     Promote,
     /// Nothing; it is said.
     Warn,
-    /// Nothing; the run fails, before anything is written where it can be known.
+    /// Nothing; the run fails if the output would be rejected, before anything is written where it can be known.
     Fail,
 }
 
@@ -48,9 +51,9 @@ impl OnLoss {
 pub struct LossPolicy {
     /// What is done.
     pub on_loss: OnLoss,
-    /// The least share of the vector that a tensor has to hold.
+    /// The least share of the vector that a tensor, and an output, has to hold.
     pub min_survival: f64,
-    /// The most rounding error that a tensor may have, in units of the vector.
+    /// The most rounding error that a tensor, and an output, may have, in units of the vector.
     pub max_noise: f64,
 }
 
@@ -61,16 +64,23 @@ impl Default for LossPolicy {
     }
 }
 
-/// A tensor whose vector is less than this part of the model's mean, relative to its weights, has no verdict of its own: to
-/// lose it changes next to nothing, and to keep it would take noise that does.
-const NEGLIGIBLE: f64 = 0.05;
+/// Standard errors of a sample within which what it says is not taken for sure.
+const ERRORS: f64 = 3.0;
 
-/// What a forecast has to have to spare where only a part of a tensor was looked at: a sample of a twentieth is mostly within
-/// this of all rows.
-const MARGIN: f64 = 0.02;
+/// No matrix counts more than this many times the median one: one that was replaced altogether must not hide the rest. In the
+/// bundled trio the largest is 4 times the median.
+const LARGEST: f64 = 16.0;
 
-/// Amplitudes of dither that are tried; the first that keeps the vector is taken.
-const AMPLITUDES: [f32; 4] = [0.5, 0.75, 0.9, 1.0];
+/// What is known of one tensor of an output, or expected.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Held<'a> {
+    /// The tensor.
+    pub name: &'a str,
+    /// Whether it has rows and columns: other tensors, which are never quantised, have no part in what an output misses.
+    pub is_matrix: bool,
+    /// Its sums.
+    pub estimate: Estimate,
+}
 
 /// A tensor that lost the vector, or all of them.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -81,238 +91,292 @@ pub struct Loss {
     pub survival: f64,
     /// ‖q − o‖ / ‖δ‖
     pub noise: f64,
+    /// What the output misses, of a tensor only by what is missing in that.
+    pub missing: f64,
 }
 
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = self.tensor.as_deref().unwrap_or("all tensors together");
-        write!(f, "{what} ({:.0} % of the vector, noise {:.1})", self.survival * 100.0, self.noise)
+        let (held, missing) = (self.survival * 100.0, self.missing * 100.0);
+        match &self.tensor {
+            Some(tensor) => write!(f, "{tensor} ({held:.0} % of the vector, noise {:.1})", self.noise),
+            None => write!(
+                f,
+                "all tensors together ({held:.0} % of the vector, {missing:.0} % missing, noise {:.1})",
+                self.noise
+            ),
+        }
     }
 }
 
-/// A tensor that is not written as it would be by the types that were asked for.
-#[derive(Clone, PartialEq, Debug, serde::Serialize)]
-pub struct Protected {
-    /// The tensor.
-    pub tensor: String,
-    /// Its type by what was asked for.
-    pub from: GgmlType,
-    /// Its type now.
-    #[serde(rename = "type")]
-    pub ty: GgmlType,
-    /// How its codes are found.
-    pub rounding: Rounding,
-    /// Bytes that it takes more.
-    pub more_bytes: u64,
-    /// The survival that was forecast without that.
-    pub survival_before: f64,
-    /// The survival that is forecast now.
-    pub survival: f64,
-    /// The sums behind that forecast.
-    #[serde(skip)]
-    pub moments: Moments,
+/// What is to be said of an output.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Verdict {
+    /// The tensors that are lost, and all together if the output is rejected.
+    pub lost: Vec<Loss>,
+    /// What the output misses, 0 for nothing to 1 for all; 0 where there is no vector.
+    pub missing: f64,
+    /// Whether it is beyond the bounds.
+    pub is_rejected: bool,
 }
 
-/// The next finer type on the way to F32; of those with blocks of 32 weights, one of the same. None for F32 itself.
-///
-/// Types whose codes are points on a lattice go to IQ3_S first, which needs no importance matrix, as llama-quantize does.
-pub fn finer(ty: GgmlType) -> Option<GgmlType> {
-    Some(match ty {
-        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | TQ1_0 | TQ2_0 => IQ3_S,
-        Q2_K => Q3_K,
-        IQ3_S => IQ4_XS,
-        Q3_K => Q4_K,
-        Q1_0 | Q2_0 => Q4_0,
-        Q4_K | IQ4_XS => Q5_K,
-        Q4_0 | IQ4_NL | MXFP4 | NVFP4 => Q5_0,
-        Q4_1 => Q5_1,
-        Q5_K => Q6_K,
-        Q5_0 | Q5_1 | Q6_K => Q8_0,
-        Q8_0 => F16,
-        F16 | BF16 => F32,
-        _ => return None,
-    })
+/// How much each tensor counts.
+struct Weights {
+    /// ‖δ‖²/‖W‖² of each tensor, cut at [`LARGEST`] times the median; 0 for what is no matrix.
+    each: Vec<f64>,
+    sum: f64,
+    mean: f64,
+    /// ‖δ‖² of each tensor; 0 for what is no matrix.
+    lengths: Vec<f64>,
+}
+
+impl Weights {
+    fn of(tensors: &[Held<'_>]) -> Self {
+        let has_matrix = tensors.iter().any(|t| t.is_matrix && t.estimate.moments.delta2 > 0.0);
+        let counts = |t: &Held<'_>| (t.is_matrix || !has_matrix) && t.estimate.moments.delta2 > 0.0;
+        let square = |t: &Held<'_>| {
+            let Moments { delta2, model2, .. } = t.estimate.moments;
+            // What is added to nothing is large against it.
+            if !counts(t) {
+                0.0
+            } else if model2 > 0.0 {
+                delta2 / model2
+            } else {
+                f64::INFINITY
+            }
+        };
+        let mut each: Vec<f64> = tensors.iter().map(square).collect();
+        let mut known: Vec<f64> = each.iter().copied().filter(|w| *w > 0.0 && w.is_finite()).collect();
+        known.sort_by(f64::total_cmp);
+        let largest = known.get(known.len() / 2).map_or(1.0, |median| LARGEST * median);
+        each.iter_mut().for_each(|w| *w = w.min(largest));
+        let n = each.iter().filter(|w| **w > 0.0).count().max(1);
+        let sum: f64 = each.iter().sum();
+        let lengths = tensors.iter().map(|t| if counts(t) { t.estimate.moments.delta2 } else { 0.0 }).collect();
+        Weights { each, sum, mean: sum / n as f64, lengths }
+    }
+}
+
+/// The root of the mean of squares.
+fn root_mean(weights: &[f64], squares: impl Iterator<Item = f64>) -> f64 {
+    let sum: f64 = weights.iter().sum();
+    let squares = weights.iter().zip(squares).filter(|(weight, _)| **weight > 0.0);
+    if sum > 0.0 { (squares.map(|(weight, square)| weight * square).sum::<f64>() / sum).sqrt() } else { 0.0 }
 }
 
 impl LossPolicy {
-    /// The tensors among these that are lost, and all together if they are.
-    pub fn lost<'a>(&self, tensors: impl IntoIterator<Item = (&'a str, Moments)>) -> Vec<Loss> {
-        self.lost_by(tensors, |_| 0.0)
-    }
-
-    /// As [`lost`](Self::lost), where each tensor has to have a margin.
-    fn lost_by<'a>(
-        &self,
-        tensors: impl IntoIterator<Item = (&'a str, Moments)>,
-        margin: impl Fn(&str) -> f64,
-    ) -> Vec<Loss> {
-        let tensors: Vec<(&str, Moments)> = tensors.into_iter().collect();
+    /// What is to be said of an output with these tensors.
+    pub fn judge<'a>(&self, tensors: impl IntoIterator<Item = Held<'a>>) -> Verdict {
+        let tensors: Vec<Held<'_>> = tensors.into_iter().collect();
+        let weights = Weights::of(&tensors);
+        let mut lost = self.lost(&tensors, &weights, |e, s, n| (e.moments.delta2 > 0.0).then_some((s, n)));
         let mut total = Moments::default();
-        tensors.iter().for_each(|(_, moments)| total += *moments);
-        let counts = |m: &Moments| match (m.delta_ratio(), total.delta_ratio()) {
-            (Some(own), Some(all)) => own >= NEGLIGIBLE * all,
-            _ => true,
-        };
-        let of = |tensor: Option<&str>, moments: &Moments, margin: f64| {
-            let (survival, noise) = (moments.survival()?, moments.noise()?);
-            let loss = Loss { tensor: tensor.map(str::to_owned), survival, noise };
-            self.is_lost(survival - margin, noise).then_some(loss)
-        };
-        let each = tensors.iter().filter(|(_, m)| counts(m)).filter_map(|(name, m)| of(Some(name), m, margin(name)));
-        each.chain(of(None, &total, 0.0)).collect()
+        tensors.iter().for_each(|t| total += t.estimate.moments);
+        let (Some(survival), Some(noise)) = (total.survival(), total.noise()) else { return Verdict::default() };
+        let of =
+            |t: &Held<'_>| (t.estimate.moments.survival().unwrap_or(1.0), t.estimate.moments.noise().unwrap_or(0.0));
+        let missing_by = |weights: &[f64]| root_mean(weights, tensors.iter().map(|t| missing(of(t).0).powi(2)));
+        let (relative, length) = (missing_by(&weights.each), missing_by(&weights.lengths));
+        // What is no number stays none.
+        let missing = if relative < length { length } else { relative };
+        let noise_in_mean = root_mean(&weights.each, tensors.iter().map(|t| of(t).1.powi(2)));
+        // What is no number is no success.
+        let is_rejected =
+            self.is_lost(survival, noise) || !(missing <= 1.0 - self.min_survival && noise_in_mean <= self.max_noise);
+        lost.extend(is_rejected.then_some(Loss { tensor: None, survival, noise, missing }));
+        Verdict { lost, missing, is_rejected }
     }
 
-    fn is_lost(&self, survival: f64, noise: f64) -> bool {
-        // What is no number is no success.
+    /// The same of what a plan was measured to give.
+    pub fn judge_measured<'a>(
+        &self,
+        plan: &MergePlan,
+        tensors: impl IntoIterator<Item = (&'a str, Moments)>,
+    ) -> Verdict {
+        let matrices: HashMap<&str, bool> = plan.tensors().iter().map(|t| (t.name.as_str(), t.n_dims() > 1)).collect();
+        let is_matrix = |name: &str| matrices.get(name).copied().unwrap_or(true);
+        self.judge(tensors.into_iter().map(|(name, m)| Held { name, is_matrix: is_matrix(name), estimate: m.into() }))
+    }
+
+    /// The same of what a survey expects of a plan.
+    pub fn judge_expected(&self, plan: &MergePlan, survey: &Survey) -> Verdict {
+        self.judge(held(plan, survey))
+    }
+
+    /// The tensors of a plan that may be lost: a survey expects that, or is not sure of the contrary.
+    pub fn at_risk(&self, plan: &MergePlan, survey: &Survey) -> Vec<Loss> {
+        let tensors: Vec<Held<'_>> = held(plan, survey).collect();
+        let cautious = |e: &Estimate, survival: f64, noise: f64| {
+            Some((survival - ERRORS * e.survival_error, noise + ERRORS * e.noise_error))
+        };
+        self.lost(&tensors, &Weights::of(&tensors), cautious)
+    }
+
+    /// What is made of an estimate for an encoding that is tried.
+    pub fn look(&self, estimate: &Estimate) -> Look {
+        let Estimate { moments, survival_error, noise_error } = estimate;
+        let (Some(survival), Some(noise)) = (moments.survival(), moments.noise()) else { return Look::Enough };
+        let (survival_error, noise_error) = (ERRORS * survival_error, ERRORS * noise_error);
+        if !self.is_lost(survival - survival_error, noise + noise_error) {
+            Look::Enough
+        } else if self.is_lost(survival + survival_error, noise - noise_error) {
+            Look::Short
+        } else {
+            Look::Unsure
+        }
+    }
+
+    /// Whether any encoding may hold enough: none holds more of the vector than all of it, but for chance.
+    pub fn can_be_met(&self) -> bool {
+        self.min_survival <= 1.0
+    }
+
+    /// Whether a tensor by itself is beyond the bounds.
+    pub fn is_lost(&self, survival: f64, noise: f64) -> bool {
         !(survival >= self.min_survival && noise <= self.max_noise)
     }
 
-    /// The tensors of a plan that a survey expects to be lost.
-    pub fn expected(&self, plan: &MergePlan, survey: &Survey) -> Vec<Loss> {
-        let surveyed: HashMap<&str, _> = survey.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-        let by_name = plan.tensors().iter().filter_map(|t| {
-            let found = surveyed.get(t.name.as_str())?;
-            let moments = *found.chosen.as_ref().or(found.by_type.get(&t.ty))?;
-            // A type that cannot hold the sum is another matter: the run says which weight it is.
-            (moments.kept.is_finite() && moments.error2.is_finite()).then_some((t.name.as_str(), moments))
-        });
-        self.lost_by(by_name, |name| match surveyed[name].n_sampled < surveyed[name].n_pieces {
-            true => MARGIN,
-            false => 0.0,
-        })
+    /// Tensors whose vector is smaller than this, relative to the weights, against the root of the mean square of all, have no
+    /// verdict of their own: all of them together miss at most half of what an output may miss, and to keep what is nearly
+    /// nothing would take noise that is something.
+    fn negligible(&self) -> f64 {
+        (1.0 - self.min_survival).max(0.0) / 2.0
     }
 
-    /// What is to be tried for each lost tensor, and in which order it is preferred; nothing for policies that change nothing.
-    pub fn remedies(&self, plan: &MergePlan, pairs: &[Pair], lost: &[Loss]) -> Vec<(Pair, Vec<Encoding>)> {
-        let by_name: HashMap<&str, &Pair> = pairs.iter().map(|p| (p.name.as_str(), p)).collect();
-        let lost = lost.iter().filter_map(|loss| loss.tensor.as_deref());
-        let types: HashMap<&str, GgmlType> = plan.tensors().iter().map(|t| (t.name.as_str(), t.ty)).collect();
-        let has_output_scale = types.contains_key("output.scale");
-        lost.filter_map(|name| {
-            let (pair, ty) = (*by_name.get(name)?, *types.get(name)?);
-            // llama.cpp refuses scales beside an output of any type but NVFP4.
-            let finer = promoted(ty).filter(|_| !(has_output_scale && ty == NVFP4 && name == "output.weight"));
-            let remedies = match self.on_loss {
-                OnLoss::Warn | OnLoss::Fail => return None,
-                OnLoss::Promote => finer.collect(),
-                OnLoss::Dither => dithered(ty).chain(finer).collect(),
-            };
-            Some((pair.clone(), remedies))
-        })
-        .collect()
+    /// The tensors that are lost by their survival and noise, as `numbers` make them of an estimate and its own.
+    fn lost(
+        &self,
+        tensors: &[Held<'_>],
+        weights: &Weights,
+        numbers: impl Fn(&Estimate, f64, f64) -> Option<(f64, f64)>,
+    ) -> Vec<Loss> {
+        let least = self.negligible().powi(2) * weights.mean;
+        let of_tensor = |tensor: &Held<'_>| {
+            let Moments { delta2, model2, .. } = tensor.estimate.moments;
+            let (survival, noise) = (tensor.estimate.moments.survival()?, tensor.estimate.moments.noise()?);
+            if delta2 < least * model2 {
+                return None;
+            }
+            let (least_survival, most_noise) = numbers(&tensor.estimate, survival, noise)?;
+            let share = if weights.sum > 0.0 { (delta2 / model2).min(weights.sum) / weights.sum } else { 0.0 };
+            let missing = share.sqrt() * missing(survival);
+            let loss = Loss { tensor: Some(tensor.name.to_owned()), survival, noise, missing };
+            self.is_lost(least_survival, most_noise).then_some(loss)
+        };
+        tensors.iter().filter_map(of_tensor).collect()
     }
 }
 
-fn dithered(ty: GgmlType) -> impl Iterator<Item = Encoding> {
-    let amplitudes = AMPLITUDES.into_iter().filter(move |_| quants::has_grid(ty));
-    amplitudes.map(move |amplitude| Encoding { ty, rounding: Rounding::Dithered { amplitude } })
+/// What is missing of a vector of which this share is there; no number of what is none.
+fn missing(survival: f64) -> f64 {
+    if survival >= 1.0 { 0.0 } else { 1.0 - survival }
 }
 
-fn promoted(ty: GgmlType) -> impl Iterator<Item = Encoding> {
-    std::iter::successors(finer(ty), |ty| finer(*ty)).map(|ty| Encoding { ty, rounding: Rounding::Encoder })
-}
-
-impl MergePlan {
-    /// The plan in which each tensor that was tried has the first encoding that keeps the vector, or, if none does, the one that
-    /// keeps most; with what has changed.
-    ///
-    /// # Errors
-    /// [`Error::Container`] if no header can be laid out.
-    pub fn protect(
-        self,
-        output: &OutputType,
-        policy: &LossPolicy,
-        lost: &[Loss],
-        trials: &[Trial],
-    ) -> Result<(Self, Vec<Protected>), Error> {
-        let before: HashMap<&str, f64> =
-            lost.iter().filter_map(|loss| Some((loss.tensor.as_deref()?, loss.survival))).collect();
-        let trials: HashMap<&str, &Trial> = trials.iter().map(|t| (t.name.as_str(), t)).collect();
-        let MergePlan { mut tensors, mut warnings, plumbing, special_rows, header } = self;
-        let mut changes = Vec::new();
-        for tensor in &mut tensors {
-            let Some(trial) = trials.get(tensor.name.as_str()) else { continue };
-            let margin = if trial.is_whole { 0.0 } else { MARGIN };
-            let survival = |m: &Moments| m.survival().unwrap_or(0.0);
-            let keeps = |m: &Moments| !policy.is_lost(survival(m) - margin, m.noise().unwrap_or(f64::INFINITY));
-            let best = trial.tried.iter().max_by(|a, b| survival(&a.1).total_cmp(&survival(&b.1)));
-            let Some((encoding, moments)) = trial.tried.iter().find(|(_, m)| keeps(m)).or(best) else { continue };
-            let (from, size) = (tensor.ty, tensor.size());
-            (tensor.ty, tensor.rounding) = (encoding.ty, encoding.rounding);
-            changes.push(Protected {
-                tensor: tensor.name.clone(),
-                from,
-                ty: encoding.ty,
-                rounding: encoding.rounding,
-                more_bytes: tensor.size().saturating_sub(size),
-                survival_before: before.get(tensor.name.as_str()).copied().unwrap_or(f64::NAN),
-                survival: survival(moments),
-                moments: *moments,
-            });
-        }
-        let mut metadata = header.metadata().clone();
-        if !changes.is_empty() {
-            let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
-            output.describe(&mut metadata, &types);
-            metadata.set("chatvec.on_loss", policy.on_loss.name());
-            // gguf-py cannot write a file again that has an array of nothing.
-            let mut list = |key: &str, is_wanted: &dyn Fn(&Protected) -> bool| {
-                let names: StringArray = changes.iter().filter(|c| is_wanted(c)).map(|c| c.tensor.clone()).collect();
-                if !names.is_empty() {
-                    metadata.set(key, Value::Array(Array::Strings(names)));
-                }
-            };
-            list("chatvec.promoted", &|c| c.ty != c.from);
-            list("chatvec.dithered", &|c| c.rounding != Rounding::Encoder);
-            warnings.push(Warning::Protected { changes: changes.clone() });
-        }
-        let plan = Self::from_parts(metadata, tensors, warnings, plumbing)?;
-        Ok((MergePlan { special_rows, ..plan }, changes))
-    }
+/// What a survey expects of the tensors of a plan.
+fn held<'a>(plan: &'a MergePlan, survey: &'a Survey) -> impl Iterator<Item = Held<'a>> {
+    let surveyed: HashMap<&str, _> = survey.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    plan.tensors().iter().filter_map(move |t| {
+        let estimate = *surveyed.get(t.name.as_str())?.expected(t.ty)?;
+        // A type that cannot hold the sum is another matter: the run says which weight it is.
+        let is_finite = estimate.moments.kept.is_finite() && estimate.moments.error2.is_finite();
+        is_finite.then_some(Held { name: &t.name, is_matrix: t.n_dims() > 1, estimate })
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::types;
     use super::*;
 
-    #[test]
-    fn every_weight_type_climbs_to_f32_by_steps_that_are_finer_and_divide_the_same_rows() {
-        for ty in quants::supported().filter(|ty| *ty != F32) {
-            let mut at = ty;
-            let mut n = 0;
-            while let Some(next) = finer(at) {
-                assert!(next.bits_per_weight() > at.bits_per_weight(), "{at} {next}");
-                assert!(at.block_len().is_multiple_of(next.block_len()), "{at} {next}");
-                assert!(
-                    !quants::requires_importance(next) && !types::requires_importance("x", next, &OutputType::Keep)
-                );
-                (at, n) = (next, n + 1);
-                assert!(n < 12, "{ty}");
-            }
-            assert_eq!(at, F32, "{ty}");
-        }
-    }
-
-    fn moments(survival: f64, noise: f64, delta: f64) -> Moments {
+    fn tensor(name: &'static str, survival: f64, noise: f64, delta: f64) -> Held<'static> {
         let delta2 = delta * delta;
         let (kept, error2) = (survival * delta2, noise * noise * delta2);
-        Moments { delta2, model2: 1.0, kept, error2, ..Moments::default() }
+        let moments = Moments { delta2, model2: 1.0, kept, error2, ..Moments::default() };
+        Held { name, is_matrix: true, estimate: moments.into() }
+    }
+
+    #[track_caller]
+    fn lost(tensors: &[Held<'static>], expected: &[&str], is_rejected: bool) {
+        let verdict = LossPolicy::default().judge(tensors.iter().copied());
+        let found: Vec<&str> = verdict.lost.iter().filter_map(|loss| loss.tensor.as_deref()).collect();
+        assert_eq!((&found[..], verdict.is_rejected), (expected, is_rejected), "{verdict:?}");
+        assert_eq!(verdict.lost.iter().any(|loss| loss.tensor.is_none()), is_rejected);
     }
 
     #[test]
     fn a_tensor_is_lost_by_survival_or_noise_unless_its_vector_is_negligible() {
-        let policy = LossPolicy::default();
-        let names = |tensors: &[(&str, Moments)]| -> Vec<Option<String>> {
-            policy.lost(tensors.iter().copied()).into_iter().map(|loss| loss.tensor).collect()
+        let good = tensor("good", 0.95, 2.0, 0.05);
+        lost(&[good], &[], false);
+        lost(&[good, good, tensor("drowned", 1.0, 9.0, 0.05)], &["drowned"], false);
+        lost(&[good, good, tensor("below", 0.88, 1.0, 0.05)], &["below"], false);
+        lost(&[good, tensor("worse", 0.1, 1.0, 0.05)], &["worse"], true);
+        lost(&[good, tensor("negligible", 0.1, 1.0, 0.001)], &[], false);
+        lost(&[tensor("zero", 0.0, 0.0, 0.0)], &[], false);
+        lost(&[tensor("alone", 0.1, 1.0, 0.001)], &["alone"], true);
+        lost(&[tensor("no number", f64::NAN, 1.0, 0.05)], &["no number"], true);
+    }
+
+    #[test]
+    fn an_output_is_rejected_for_what_tensors_miss_by_their_share() {
+        // A whole tensor of 100 alike is a tenth of the vector's length; of 99 it is more.
+        let with_one_lost = |n: usize| {
+            let mut tensors = vec![tensor("held", 1.0, 1.0, 0.05); n];
+            tensors[0] = tensor("lost", 0.0, 1.0, 0.05);
+            tensors
         };
-        let good = ("good", moments(0.95, 2.0, 0.05));
-        assert_eq!(names(&[good]), []);
-        assert_eq!(names(&[good, ("drowned", moments(1.0, 9.0, 0.05))]), [Some("drowned".to_owned())]);
-        assert_eq!(names(&[good, ("lost", moments(0.86, 1.0, 0.05))]), [Some("lost".to_owned())]);
-        assert_eq!(names(&[good, ("worse", moments(0.1, 1.0, 0.05))]), [Some("worse".to_owned()), None]);
-        assert_eq!(names(&[good, ("negligible", moments(0.1, 1.0, 0.001))]), []);
-        assert_eq!(names(&[("zero", Moments::default())]), []);
-        assert_eq!(names(&[("alone", moments(0.1, 1.0, 0.001))]), [Some("alone".to_owned()), None]);
+        lost(&with_one_lost(101), &["lost"], false);
+        lost(&with_one_lost(99), &["lost"], true);
+        // Ten tensors lost outright are worse than a tenth of each, although both leave nine tenths.
+        lost(&vec![tensor("tenth", 0.9001, 1.0, 0.05); 100], &[], false);
+        let mut ten = vec![tensor("held", 1.0, 1.0, 0.05); 100];
+        ten[..9].fill(tensor("lost", 0.0, 1.0, 0.05));
+        lost(&ten, &["lost"; 9], true);
+    }
+
+    #[test]
+    fn one_large_matrix_among_many_counts_by_its_length() {
+        // Embeddings of 30 times the weights of each other matrix.
+        let embeddings = |survival: f64| {
+            let Held { mut estimate, .. } = tensor("token_embd", survival, 1.0, 0.05);
+            estimate.moments = estimate.moments.scaled(30.0);
+            Held { name: "token_embd", is_matrix: true, estimate }
+        };
+        let others = vec![tensor("held", 1.0, 1.0, 0.05); 150];
+        lost(&[&[embeddings(0.0)][..], &others].concat(), &["token_embd"], true);
+        lost(&[&[embeddings(0.85)][..], &others].concat(), &["token_embd"], false);
+    }
+
+    #[test]
+    fn neither_norms_nor_a_matrix_that_was_replaced_hide_the_rest() {
+        let erased = tensor("erased", 0.0, 1.0, 0.01);
+        let norm = Held { is_matrix: false, ..tensor("norm", 1.0, 0.0, 10.0) };
+        let replaced = tensor("replaced", 1.0, 0.0, 1.4);
+        let verdict = |tensors: &[Held<'static>]| LossPolicy::default().judge(tensors.iter().copied());
+        let found = verdict(&[&[norm, replaced][..], &[erased; 100]].concat());
+        assert!(found.is_rejected && found.missing > 0.9, "{found:?}");
+    }
+
+    #[test]
+    fn all_tensors_at_the_bound_are_never_rejected_for_what_they_miss() {
+        for min_survival in [0.5, 0.8, 0.9, 0.99] {
+            let policy = LossPolicy { min_survival, ..LossPolicy::default() };
+            let tensors = (0..50).map(|i| tensor("held", min_survival + 1e-9, 1.0, 0.001 * f64::from(i + 1)));
+            let verdict = policy.judge(tensors);
+            assert!(!verdict.is_rejected && verdict.lost.is_empty(), "{verdict:?}");
+            assert!((verdict.missing - (1.0 - min_survival)).abs() < 1e-6, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_sample_is_believed_beyond_three_of_its_errors() {
+        let policy = LossPolicy::default();
+        let look = |survival, survival_error| {
+            policy.look(&Estimate { survival_error, ..tensor("x", survival, 1.0, 0.05).estimate })
+        };
+        assert_eq!(look(0.94, 0.01), Look::Enough);
+        assert_eq!(look(0.92, 0.01), Look::Unsure);
+        assert_eq!(look(0.88, 0.01), Look::Unsure);
+        assert_eq!(look(0.86, 0.01), Look::Short);
+        assert_eq!(look(0.9, 0.0), Look::Enough);
+        assert_eq!(look(0.5, f64::INFINITY), Look::Unsure);
     }
 }

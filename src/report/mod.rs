@@ -16,7 +16,7 @@ pub use compare::Compare;
 pub use imatrix::Imatrix;
 pub use inspect::Inspect;
 pub use lora::Lora;
-pub use plan::Plan;
+pub use plan::{Plan, encoding};
 pub use quantize::Quantize;
 pub use run::Run;
 pub use smoke::Smoke;

@@ -160,7 +160,7 @@ pub(super) fn words(is_patch: bool) -> (&'static str, &'static str) {
 }
 
 /// A tensor's type, and how its codes are found if that is unusual.
-pub(super) fn encoding(tensor: &TensorPlan) -> String {
+pub fn encoding(tensor: &TensorPlan) -> String {
     match tensor.rounding {
         Rounding::Encoder => tensor.ty.to_string(),
         Rounding::Dithered { .. } => format!("{} dithered", tensor.ty),
@@ -215,7 +215,7 @@ impl Report for Plan<'_> {
             let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
             let survey = surveyed.get(t.name.as_str());
             let form = self.form(i);
-            let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty))).filter(|_| form.is_none());
+            let output = survey.and_then(|s| s.expected(t.ty)).map(|e| &e.moments).filter(|_| form.is_none());
             tensors.row([
                 printable(&t.name),
                 shape(&t.ne),
@@ -297,7 +297,7 @@ impl Report for Plan<'_> {
             .map(|(i, t)| {
                 let survey = surveyed.get(t.name.as_str());
                 let form = self.form(i);
-                let output = survey.and_then(|s| s.chosen.as_ref().or(s.by_type.get(&t.ty))).filter(|_| form.is_none());
+                let output = survey.and_then(|s| s.expected(t.ty)).map(|e| &e.moments).filter(|_| form.is_none());
                 json!({
                     "name": t.name,
                     "ne": t.ne,

@@ -10,7 +10,7 @@ use super::{Lora, Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
 use crate::patch::{TensorSummary, bits_per_weight};
 use crate::pipeline::Written;
-use crate::plan::{Loss, MergePlan, TensorPlan};
+use crate::plan::{Change, MergePlan, TensorPlan, Verdict};
 use crate::survey::{Finding, Moments, part_of, whole_name};
 
 /// An output with what was measured while it was made.
@@ -23,8 +23,10 @@ pub struct Run<'a> {
     pub findings: &'a [Finding],
     /// Whether the output is a patch: then survival is its gain and noise its relative error.
     pub is_patch: bool,
-    /// The tensors that lost the vector, by the bounds that were asked for.
-    pub lost: &'a [Loss],
+    /// What is to be said of it by the bounds that were asked for.
+    pub verdict: Verdict,
+    /// The tensors that were encoded again after they had been measured.
+    pub mended: &'a [Change],
     /// How each tensor of a patch is stored; empty for a model.
     pub stored: &'a [TensorSummary],
     /// How long it took.
@@ -65,6 +67,16 @@ impl Run<'_> {
 
     fn stored(&self) -> HashMap<&str, &TensorSummary> {
         self.stored.iter().map(|stored| (stored.name.as_str(), stored)).collect()
+    }
+
+    fn mended(&self, change: &Change) -> Json {
+        json!({
+            "tensor": self.plan.tensors()[change.tensor].name,
+            "type": change.encoding.ty,
+            "rounding": change.encoding.rounding,
+            "survival_before": change.survival_before,
+            "survival": change.survival,
+        })
     }
 
     fn types(&self) -> HashMap<&str, &TensorPlan> {
@@ -180,7 +192,9 @@ impl Report for Run<'_> {
             "special_tokens": self.plan.special_rows,
             "warnings": self.plan.warnings,
             "findings": self.findings,
-            "lost": self.lost,
+            "lost": self.verdict.lost,
+            "missing": (!self.is_patch).then_some(self.verdict.missing),
+            "mended": self.mended.iter().map(|change| self.mended(change)).collect::<Vec<_>>(),
             "seconds": self.took.as_secs_f64(),
             "smoke": self.smoke.as_ref().map(Report::json),
             "lora": self.lora.as_ref().map(Report::json),

@@ -5,6 +5,7 @@
 //! survive each type, and what looks wrong. It writes nothing and decides nothing; [`crate::plan`] does.
 
 mod combine;
+mod estimate;
 mod findings;
 mod moments;
 mod pairing;
@@ -17,6 +18,7 @@ mod sum;
 mod trial;
 
 pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
+pub use estimate::Estimate;
 pub use findings::Finding;
 pub use moments::{Moments, Weights};
 pub use pairing::{
@@ -33,4 +35,4 @@ pub use special::{
     TokenRows, is_readable_row, is_zero, median_of_rows, moved_rows, special_tokens, token_list, whole_name,
 };
 pub use sum::{Sum, resize};
-pub use trial::{Encoding, Rounding, Trial, feedback, feedback_bytes, try_encodings};
+pub use trial::{Encoding, Look, Rounding, Trial, feedback, feedback_bytes, try_encodings};

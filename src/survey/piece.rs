@@ -12,6 +12,9 @@ pub(super) type Piece = (u64, u64, u64);
 /// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every type.
 pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
 
+/// Pieces of a tensor that are looked at, if there are as many: the standard error of fewer would say little.
+const LEAST_PIECES: u64 = 8;
+
 /// Pieces of a tensor, evenly spread over it.
 #[derive(Clone, Copy)]
 pub(super) struct Spread {
@@ -22,27 +25,46 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    /// About this share of a tensor's pieces: two at least, so that one odd row does not speak for a tensor.
+    /// About this share of a tensor's pieces: some at least, so that the sample tells how far it may be off.
     pub(super) fn new(info: &TensorInfo, share: f64) -> Self {
         let row_len = info.row_len();
         let n_pieces = info.n_rows() * row_len.div_ceil(PIECE_WEIGHTS);
-        let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(2), n_pieces);
+        let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(LEAST_PIECES), n_pieces);
         Spread { row_len, n_pieces, n_sampled }
     }
 
+    /// As many pieces of the same tensor, or all of them.
+    pub(super) fn of(self, n_sampled: u64) -> Self {
+        Spread { n_sampled: n_sampled.min(self.n_pieces), ..self }
+    }
+
+    /// All pieces of the tensor in an order of which every beginning is spread over it, so that a sample can grow: steps of
+    /// about the golden section of all.
+    pub(super) fn in_steps(self) -> impl Iterator<Item = Piece> {
+        let n = self.n_pieces;
+        let section = (n as f64 * 0.618_033_988_749_894_8) as u64;
+        let step = (section.max(1)..).find(|step| greatest_common_divisor(*step, n) == 1).unwrap_or(1);
+        (0..n).map(move |i| self.piece(((u128::from(i) * u128::from(step) + u128::from(n / 2)) % u128::from(n)) as u64))
+    }
+
     pub(super) fn pieces(self) -> impl Iterator<Item = Piece> + Clone {
+        (0..self.n_sampled).map(move |i| self.piece(middle(i, self.n_sampled, self.n_pieces)))
+    }
+
+    fn piece(self, number: u64) -> Piece {
         let per_row = self.row_len.div_ceil(PIECE_WEIGHTS);
-        (0..self.n_sampled).map(move |i| {
-            let piece = middle(i, self.n_sampled, self.n_pieces);
-            let (row, start) = (piece / per_row, piece % per_row * PIECE_WEIGHTS);
-            (row, start, PIECE_WEIGHTS.min(self.row_len - start))
-        })
+        let (row, start) = (number / per_row, number % per_row * PIECE_WEIGHTS);
+        (row, start, PIECE_WEIGHTS.min(self.row_len - start))
     }
 
     /// Weights in all of the pieces.
     pub(super) fn n_weights(self) -> u64 {
         self.pieces().map(|(.., len)| len).sum()
     }
+}
+
+fn greatest_common_divisor(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
 /// The middle of the i-th of `n_parts` equal parts of `n`.
@@ -158,4 +180,28 @@ fn load(
     raw.resize(size(len) as usize, 0);
     source.read(at.tensor, from * info.row_size() + size(start), raw)?;
     decode(source, at.tensor, from * row_len + start, raw, out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_meet_every_piece_once_and_every_beginning_is_spread() {
+        for n in [1, 2, 3, 8, 255, 256, 1000, 4096] {
+            let spread = Spread { row_len: 64, n_pieces: n, n_sampled: n };
+            let rows: Vec<u64> = spread.in_steps().map(|(row, ..)| row).collect();
+            let mut sorted = rows.clone();
+            sorted.sort_unstable();
+            assert!(sorted.iter().copied().eq(0..n), "{n}");
+            // No gap is five times as long as if the beginning were even: a step that is prime to n is not quite golden.
+            for begin in [4, 16, 100].into_iter().filter(|begin| *begin < n as usize / 4) {
+                let mut some = rows[..begin].to_vec();
+                some.extend([0, n]);
+                some.sort_unstable();
+                let gap = some.windows(2).map(|w| w[1] - w[0]).max().unwrap();
+                assert!(gap <= 5 * n / begin as u64, "{n}: a gap of {gap} after {begin}");
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::combine::Selector;
+use super::estimate::{Estimate, Tried};
 use super::findings::{Distances, Finding, judge, judge_distance, judge_templates};
 use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, Term, part_of};
@@ -59,9 +60,16 @@ pub struct TensorSurvey {
     /// Norms and cosines, as if every weight were stored as it is wanted.
     pub moments: Moments,
     /// With `kept` and `error2`, for every type that was tried.
-    pub by_type: BTreeMap<GgmlType, Moments>,
-    /// The same for the encoding that the tensor will have, where that is not its type's encoder.
-    pub chosen: Option<Moments>,
+    pub by_type: BTreeMap<GgmlType, Estimate>,
+    /// The same for the encoding that the tensor will have, where that was tried by itself.
+    pub chosen: Option<Estimate>,
+}
+
+impl TensorSurvey {
+    /// What is expected of the tensor, which is planned in this type.
+    pub fn expected(&self, ty: GgmlType) -> Option<&Estimate> {
+        self.chosen.as_ref().or(self.by_type.get(&ty))
+    }
 }
 
 /// What a sample of rows says about the inputs of a run.
@@ -89,7 +97,7 @@ impl Survey {
         let mut total = Moments::default();
         for t in &self.tensors {
             let by_type = || ty_of(&t.name).and_then(|ty| t.by_type.get(&ty));
-            total += t.chosen.as_ref().or_else(by_type).copied().unwrap_or_default();
+            total += t.chosen.as_ref().or_else(by_type).copied().unwrap_or_default().moments;
         }
         TypeForecast { survival: total.survival(), noise: total.noise() }
     }
@@ -99,8 +107,8 @@ impl Survey {
     pub fn forecast(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
         let mut total = Moments::default();
         for t in &self.tensors {
-            if let Some(moments) = ty_of(&t.name).and_then(|ty| t.by_type.get(&ty)) {
-                total += *moments;
+            if let Some(estimate) = ty_of(&t.name).and_then(|ty| t.by_type.get(&ty)) {
+                total += estimate.moments;
             }
         }
         TypeForecast { survival: total.survival(), noise: total.noise() }
@@ -213,7 +221,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
     let mut terms = vec![TermSums::default(); pair.terms.len()];
-    let mut by_type: BTreeMap<GgmlType, Moments> = candidates.iter().map(|&ty| (ty, Moments::default())).collect();
+    let mut by_type: BTreeMap<GgmlType, Tried> = candidates.iter().map(|&ty| (ty, Tried::default())).collect();
     let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
     sources.select(spread, (&mut unit, &mut got))?;
     for piece in spread.pieces() {
@@ -245,7 +253,9 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
             if let Some((source, id)) = scaled {
                 multiply_scale(source, id, row * row_len + start, &mut got)?;
             }
-            tried.add(&sum.weights(&got));
+            let mut piece = Moments::default();
+            piece.add(&sum.weights(&got));
+            tried.add(piece);
         }
     }
 
@@ -260,7 +270,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         Some(SeenVector { vector: term.vector, distances, true2 })
     };
     let vectors = pair.terms.iter().zip(&terms).filter_map(seen).collect();
-    let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.scaled(factor))).collect();
+    let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.estimate(spread.n_pieces, factor))).collect();
     let tensor = TensorSurvey {
         name: pair.name.clone(),
         n_sampled: spread.n_sampled,

@@ -3,13 +3,15 @@
 use rayon::prelude::*;
 
 use super::combine::Combination;
+use super::estimate::{Estimate, Tried};
 use super::moments::Moments;
 use super::pairing::{Inputs, Pair, Term};
-use super::piece::{PIECE_WEIGHTS, Pieces, Spread, middle};
+use super::piece::{PIECE_WEIGHTS, Piece, Pieces, Spread, middle};
 use super::sample::SampleSettings;
 use super::source::{Error, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
 use crate::ggml::GgmlType;
+use crate::imatrix::RowImportance;
 use crate::quants::{self, Dither, Feedback, Gram, Place};
 
 /// How weights become codes.
@@ -38,16 +40,29 @@ pub struct Encoding {
     pub rounding: Rounding,
 }
 
-/// What became of a tensor's sample in each encoding that was tried, in their order; sums are estimates for all of it.
+/// What became of a tensor's sample in each encoding that was tried, in their order.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Trial {
     /// The tensor.
     pub name: String,
-    /// Each encoding and its sums.
-    pub tried: Vec<(Encoding, Moments)>,
-    /// Whether all of the tensor was looked at.
-    pub is_whole: bool,
+    /// Each encoding and what it is expected to hold; none after the first that was [`Look::Enough`].
+    pub tried: Vec<(Encoding, Estimate)>,
 }
+
+/// What is made of an estimate while its sample grows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// It will do: no other encoding is tried.
+    Enough,
+    /// It will not do: the next encoding is tried.
+    Short,
+    /// The sample does not say: more of the tensor is looked at, if there is more, and the next encoding is tried if not.
+    Unsure,
+}
+
+/// Weights of a tensor that a sample grows to at most while it does not say enough; smaller tensors are looked at whole. It
+/// bounds what a tensor may cost to about 20 ms for each encoding.
+const MOST_WEIGHTS: u64 = 1 << 19;
 
 /// Rows that H is summed over at most ([`Feedback`]); twice as many as a group has weights. The bundled trio's tensors have
 /// 128 to 768 rows; a quarter of them gave the same KL divergence.
@@ -76,8 +91,9 @@ pub fn feedback_bytes(row_len: u64) -> u64 {
     Feedback::bytes_to_make(row_len).saturating_add(row_len.saturating_mul(Sum::BYTES_PER_WEIGHT + 4))
 }
 
-/// Tries encodings of tensors on a sample of their rows, as [`super::survey`] takes it. Encodings that the codec cannot do, or
-/// that do not divide the rows, are left out.
+/// Tries encodings of tensors on a sample of their rows, one after the other until `look` says that one will do. Encodings that
+/// the codec cannot do, or that do not divide the rows, are left out. A sample begins as large as that of [`super::survey`] and
+/// doubles while `look` is unsure, to half a million weights.
 ///
 /// # Errors
 /// Those of the sources, [`Error::Threads`].
@@ -85,6 +101,7 @@ pub fn try_encodings(
     inputs: &Inputs,
     tensors: &[(Pair, Vec<Encoding>)],
     settings: &SampleSettings,
+    look: impl Fn(&Estimate) -> Look + Sync,
 ) -> Result<Vec<Trial>, Error> {
     let n_weights: u64 = tensors.iter().map(|(pair, _)| pair.info(inputs).n_weights()).sum();
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
@@ -95,10 +112,17 @@ pub fn try_encodings(
         .num_threads(threads)
         .build()
         .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
-    pool.install(|| tensors.par_iter().map(|(pair, encodings)| try_tensor(inputs, pair, encodings, share)).collect())
+    let of_tensor = |(pair, encodings): &(Pair, Vec<Encoding>)| try_tensor(inputs, pair, encodings, share, &look);
+    pool.install(|| tensors.par_iter().map(of_tensor).collect())
 }
 
-fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) -> Result<Trial, Error> {
+fn try_tensor(
+    inputs: &Inputs,
+    pair: &Pair,
+    encodings: &[Encoding],
+    share: f64,
+    look: &(impl Fn(&Estimate) -> Look + Sync),
+) -> Result<Trial, Error> {
     let info = pair.info(inputs);
     let row_len = info.row_len();
     let importance = inputs.importance_of(&pair.name, info.ne());
@@ -112,55 +136,96 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
                 Rounding::UnitGain => quants::has_few_values(e.ty),
             }
     };
-    let mut tried: Vec<(Encoding, Moments)> =
-        encodings.iter().filter(is_possible).map(|e| (*e, Moments::default())).collect();
-    let is_dithered = tried.iter().any(|(e, _)| matches!(e.rounding, Rounding::Dithered { .. }));
-    let feedback = is_dithered.then(|| feedback(inputs, info.ne(), &pair.terms, &pair.combination)).transpose()?;
-
     let spread = Spread::new(info, share);
-    let (mut sum, mut blocks) = (Sum::default(), Vec::new());
-    let (mut stored, mut got) = (Vec::new(), Vec::new());
+    let most = MOST_WEIGHTS.div_ceil(row_len.clamp(1, PIECE_WEIGHTS)).max(spread.n_sampled).min(spread.n_pieces);
     let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
-    pieces.select(spread, (&mut stored, &mut got))?;
-    let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
-    for (row, start, len) in spread.pieces() {
-        let first = row * row_len + start;
-        pieces.compute(&mut sum, (row, start, len))?;
-        resize(&mut stored, len as usize);
-        resize(&mut got, len as usize);
-        stored.copy_from_slice(sum.wanted());
-        if let Some((source, id, _)) = model {
-            divide_scale(source, id, first, &mut stored)?;
+    let (mut stored, mut got) = (Vec::new(), Vec::new());
+    pieces.select(spread.of(most), (&mut stored, &mut got))?;
+    let (sum, blocks, feedback) = (Sum::default(), Vec::new(), None);
+    let mut bench = Bench { inputs, pair, row_len, importance, pieces, feedback, sum, stored, got, blocks };
+    let mut tried = Vec::new();
+    for encoding in encodings.iter().filter(is_possible) {
+        let (mut sums, mut n_seen, mut next) = (Tried::default(), 0, spread.n_sampled);
+        let mut estimate = Estimate::default();
+        let mut found = Look::Unsure;
+        for (i, piece) in spread.in_steps().take(most as usize).enumerate() {
+            sums.add(bench.encode(piece, *encoding)?);
+            n_seen += piece.2;
+            if i as u64 + 1 == next {
+                estimate = sums.estimate(spread.n_pieces, info.n_weights() as f64 / n_seen as f64);
+                found = look(&estimate);
+                if found != Look::Unsure {
+                    break;
+                }
+                next = (2 * next).min(most);
+            }
         }
-        let importance = importance.map(|all| &all.of_row(row)[start as usize..][..len as usize]);
-        for (encoding, moments) in &mut tried {
-            let ty = encoding.ty;
-            let size = |n: u64| ty.size_of(n).expect("only types that divide the row are tried");
-            blocks.resize(size(len) as usize, 0);
-            match model {
-                Some((source, id, Some(own))) if own == ty && encoding.rounding != Rounding::Encoder => {
-                    source.read(id, size(first), &mut blocks)?;
-                }
-                _ if encoding.rounding == Rounding::UnitGain => {
-                    quants::quantize_to_unit_gain(ty, &stored, &mut blocks).expect("checked above");
-                }
-                _ => quants::quantize_rows(ty, &stored, importance, &mut blocks).expect("checked above"),
-            }
-            if let (Rounding::Dithered { amplitude }, Some(feedback)) = (encoding.rounding, &feedback) {
-                let dither = Dither { seed: Dither::seed_of(&pair.name), amplitude };
-                let place = Place { row_len: row_len as usize, first_weight: first };
-                let rounded = quants::round_to_grid(ty, &mut blocks, &stored, sum.delta(), place, feedback, dither);
-                rounded.expect("checked above");
-            }
-            quants::dequantize_row(ty, &blocks, &mut got).expect("checked above");
-            if let Some((source, id, _)) = model {
-                multiply_scale(source, id, first, &mut got)?;
-            }
-            moments.add(&sum.weights(&got));
+        tried.push((*encoding, estimate));
+        if found == Look::Enough {
+            break;
         }
     }
-    let n_seen = spread.n_weights();
-    let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };
-    tried.iter_mut().for_each(|(_, moments)| *moments = moments.scaled(factor));
-    Ok(Trial { name: pair.name.clone(), tried, is_whole: spread.n_sampled == spread.n_pieces })
+    Ok(Trial { name: pair.name.clone(), tried })
+}
+
+/// One tensor while encodings of it are tried, with the buffers for that.
+struct Bench<'a> {
+    inputs: &'a Inputs,
+    pair: &'a Pair,
+    row_len: u64,
+    importance: Option<RowImportance<'a>>,
+    pieces: Pieces<'a>,
+    /// Found when an encoding first asks for it.
+    feedback: Option<Feedback>,
+    sum: Sum,
+    stored: Vec<f32>,
+    got: Vec<f32>,
+    blocks: Vec<u8>,
+}
+
+impl Bench<'_> {
+    /// The sums of a piece in one encoding.
+    fn encode(&mut self, (row, start, len): Piece, encoding: Encoding) -> Result<Moments, Error> {
+        let Bench { inputs, pair, row_len, importance, pieces, feedback, sum, stored, got, blocks } = self;
+        let (ty, row_len) = (encoding.ty, *row_len);
+        let first = row * row_len + start;
+        pieces.compute(sum, (row, start, len))?;
+        resize(stored, len as usize);
+        resize(got, len as usize);
+        stored.copy_from_slice(sum.wanted());
+        let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
+        if let Some((source, id, _)) = model {
+            divide_scale(source, id, first, stored)?;
+        }
+        let importance = importance.map(|all| &all.of_row(row)[start as usize..][..len as usize]);
+        let size = |n: u64| ty.size_of(n).expect("only types that divide the row are tried");
+        blocks.resize(size(len) as usize, 0);
+        match model {
+            Some((source, id, Some(own))) if own == ty && encoding.rounding != Rounding::Encoder => {
+                source.read(id, size(first), blocks)?;
+            }
+            _ if encoding.rounding == Rounding::UnitGain => {
+                quants::quantize_to_unit_gain(ty, stored, blocks).expect("only possible encodings are tried");
+            }
+            _ => quants::quantize_rows(ty, stored, importance, blocks).expect("only possible encodings are tried"),
+        }
+        if let Rounding::Dithered { amplitude } = encoding.rounding {
+            if feedback.is_none() {
+                let ne = pair.info(inputs).ne();
+                *feedback = Some(super::trial::feedback(inputs, ne, &pair.terms, &pair.combination)?);
+            }
+            let feedback = feedback.as_ref().expect("just found");
+            let dither = Dither { seed: Dither::seed_of(&pair.name), amplitude };
+            let place = Place { row_len: row_len as usize, first_weight: first };
+            let rounded = quants::round_to_grid(ty, blocks, stored, sum.delta(), place, feedback, dither);
+            rounded.expect("only possible encodings are tried");
+        }
+        quants::dequantize_row(ty, blocks, got).expect("only possible encodings are tried");
+        if let Some((source, id, _)) = model {
+            multiply_scale(source, id, first, got)?;
+        }
+        let mut moments = Moments::default();
+        moments.add(&sum.weights(got));
+        Ok(moments)
+    }
 }

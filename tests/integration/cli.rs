@@ -221,7 +221,7 @@ fn has_keys(object: &Json, keys: &[&str]) {
     assert_eq!(found, keys);
 }
 
-const RUN: [&str; 17] = [
+const RUN: [&str; 19] = [
     "output",
     "output_bytes",
     "output_files",
@@ -236,6 +236,8 @@ const RUN: [&str; 17] = [
     "lora",
     "lost",
     "method",
+    "missing",
+    "mended",
     "seconds",
     "smoke",
     "special_tokens",

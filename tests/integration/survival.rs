@@ -137,6 +137,75 @@ fn what_is_lost_after_encoding_does_not_take_its_name() {
 }
 
 #[test]
+fn what_an_output_misses_is_a_mean_over_its_matrices() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = quantised_model(folder.path(), Q4_K);
+    let out = folder.path().join("out.gguf");
+    let said = paths.command(&out, &["--on-loss", "warn", "--special-tokens", "none", "--json"]).json();
+    let [mut cp, mut base, mut chat, mut got] = [&paths.cp, &paths.base, &paths.chat, &out].map(|path| read(path));
+    let names: Vec<String> = cp.tensors.iter().filter(|t| t.ne.len() > 1).map(|t| name(t).to_owned()).collect();
+    let mut of_each = Vec::new();
+    for name in &names {
+        let [cp, base, chat, got] = [&mut cp, &mut base, &mut chat, &mut got].map(|draft| weights(draft.tensor(name)));
+        let moments = by_hand(&cp, &base, &chat, 1.0, &got);
+        of_each.push((moments.delta2 / moments.model2, moments.delta2, moments.kept / moments.delta2));
+    }
+    let mut sorted: Vec<f64> = of_each.iter().map(|(weight, ..)| *weight).collect();
+    sorted.sort_by(f64::total_cmp);
+    assert!(sorted.last().unwrap() / sorted[sorted.len() / 2] < 16.0, "no matrix is cut");
+    let mean = |weight: fn(&(f64, f64, f64)) -> f64| {
+        let square: f64 = of_each.iter().map(|t| weight(t) * (1.0 - t.2).max(0.0).powi(2)).sum();
+        (square / of_each.iter().map(weight).sum::<f64>()).sqrt()
+    };
+    let expected = mean(|t| t.0).max(mean(|t| t.1));
+    let missing = said["missing"].as_f64().unwrap();
+    assert!((missing - expected).abs() < 1e-5, "{missing}, expected {expected}");
+    assert!(missing > 0.5, "the trap: {missing}");
+}
+
+#[test]
+fn one_matrix_that_costs_little_is_said_and_rejects_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, tensor) = (folder.path().join("out.gguf"), "blk.2.attn_v.weight");
+    let mut trio = Trio::bundled();
+    let values = weights(trio.cp.tensor(tensor));
+    store(trio.cp.tensor(tensor), Q4_K, &values);
+    let mut paths = Paths::bundled();
+    paths.cp = trio.cp.write(folder.path(), "cp.gguf");
+    let fail =
+        |least: &str| paths.command(&out, &["--on-loss", "fail", "--min-survival", least, "--overwrite", "--json"]);
+    let ran = fail("0.8");
+    ran.says(0, &[&format!("rounding took the vector from {tensor}"), "the output misses", "within --min-survival"]);
+    let missing = ran.json()["missing"].as_f64().unwrap();
+    assert!((0.05..0.2).contains(&missing), "{missing}");
+    std::fs::remove_file(&out).unwrap();
+    // The same bound decides before the run.
+    fail("0.95").says(10, &[tensor, "all tensors together", "nothing is written"]);
+    assert!(!out.exists());
+    // What can be mended is.
+    let ran = paths.command(&out, &["--json"]);
+    ran.says(0, &["dithered"]);
+    assert!(ran.json()["lost"].as_array().unwrap().is_empty());
+}
+
+#[test]
+fn what_is_expected_is_held_against_the_bound_that_was_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = quantised_model(folder.path(), Q4_K);
+    let out = folder.path().join("out.gguf");
+    let ran =
+        |least: &str| paths.command(&out, &["--on-loss", "warn", "--min-survival", least, "--overwrite", "--json"]);
+    ran("0.9").says(0, &["is expected to leave only", "is expected to take the vector", "rounding took the vector"]);
+    let little = ran("0.01");
+    assert!(!little.err.contains("rounding"), "{}", little.err);
+    assert!(little.json()["lost"].as_array().unwrap().is_empty());
+    // Twentieths of the mean are no longer left out by a rule of their own: the bound says what is small.
+    assert!(
+        ran("0.999").json()["lost"].as_array().unwrap().len() >= ran("0.9").json()["lost"].as_array().unwrap().len()
+    );
+}
+
+#[test]
 fn noise_is_judged_too() {
     // Q2_K holds all of the vector, and six times as much noise.
     let folder = tempfile::tempdir().unwrap();

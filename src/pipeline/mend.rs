@@ -1,0 +1,212 @@
+//! Writing a plan whose tensors were chosen by a forecast, and encoding again those in which the forecast was wrong.
+//!
+//! A sample of rows may not be like the rest of them. So what was measured of a whole tensor is held against the bounds that it
+//! was chosen by; a tensor that misses them gets the next encoding of its [ladder](LossPolicy::ladder), and the next, until one
+//! holds. Only then is the output laid out anew, once, if sizes have changed. Every other tensor keeps its bytes.
+//!
+//! What is chosen depends on measurements alone, which are the same for any number of threads and any budget.
+
+use std::path::Path;
+
+use super::{Error, Measured, Nowhere, Observer, TensorSink, describe, run};
+use crate::gguf::{self, Metadata, WriteOptions, Writer};
+use crate::plan::{Change, LossPolicy, MergePlan, OutputType, TensorPlan};
+use crate::quants;
+use crate::survey::{Encoding, Inputs, Moments, Rounding};
+
+use super::Budget;
+
+/// An output as [`write_mending`] leaves it.
+#[derive(Debug)]
+pub struct Mended {
+    /// The output, which has no name yet.
+    pub file: gguf::Complete,
+    /// The plan that it was written by in the end.
+    pub plan: MergePlan,
+    /// What was measured of it.
+    pub measured: Measured,
+    /// The tensors that were encoded again, with what was measured of them before and after.
+    pub changes: Vec<Change>,
+}
+
+/// As [`super::write_unnamed`], and tensors that then are beyond the bounds of `policy` are encoded again where it says how.
+///
+/// It takes no more memory than the budget and a buffer of 1 MiB. A larger output is moved within its file; a set of shards of
+/// which any begins at another tensor than before is copied, and takes its space twice meanwhile.
+///
+/// # Errors
+/// As [`super::write_unnamed`]; [`gguf::Error::NoSpace`] also where the disk does not hold the larger output.
+pub fn write_mending(
+    plan: MergePlan,
+    inputs: &Inputs,
+    (output, policy): (&OutputType, &LossPolicy),
+    path: &Path,
+    options: &WriteOptions,
+    observer: &dyn Observer,
+    budget: &Budget,
+) -> Result<Mended, Error> {
+    let mut options = options.clone();
+    options.inputs.extend(inputs.paths().map(Path::to_owned));
+    let writer = Writer::create(plan.header().clone(), path, &options)?;
+    let measured = run(&plan, inputs, &writer, observer, budget)?;
+    let mender = Mender { inputs, policy, observer: &Quiet(observer), budget };
+    let found = mender.find(&plan, &measured, &writer)?;
+    let (plan, measured, writer, changes) = match found.is_empty() {
+        true => (plan, measured, writer, Vec::new()),
+        false => mender.write(plan, measured, found, output, (writer, path, &options))?,
+    };
+    if observer.is_cancelled() {
+        return Err(Error::Cancelled);
+    }
+    let metadata = match inputs.vectors().is_empty() {
+        true => None,
+        false => Some(describe(&writer, plan.header().metadata(), &measured)?),
+    };
+    Ok(Mended { file: writer.complete(metadata)?, plan, measured, changes })
+}
+
+/// What is done about one tensor.
+struct Found {
+    change: Change,
+    moments: Moments,
+    /// Whether its bytes are to be written.
+    is_open: bool,
+}
+
+/// What encoding tensors again takes.
+struct Mender<'a> {
+    inputs: &'a Inputs,
+    policy: &'a LossPolicy,
+    observer: &'a dyn Observer,
+    budget: &'a Budget,
+}
+
+impl Mender<'_> {
+    /// Looks for an encoding that holds, for each tensor that is lost. What has the same size is written where it belongs.
+    fn find(&self, plan: &MergePlan, measured: &Measured, writer: &Writer) -> Result<Vec<Found>, Error> {
+        if !self.policy.can_be_met() {
+            return Ok(Vec::new());
+        }
+        let by_name = measured.tensors.iter().map(|t| (t.name.as_str(), t.moments));
+        let verdict = self.policy.judge_measured(plan, by_name);
+        let mut found = Vec::new();
+        for name in verdict.lost.iter().filter_map(|loss| loss.tensor.as_deref()) {
+            let index = plan.tensors().iter().position(|t| t.name == name).expect("it was measured by this plan");
+            let moments = measured.tensors.iter().find(|t| t.name == name).expect("it was measured").moments;
+            found.extend(self.find_for(plan, index, moments, writer)?);
+        }
+        Ok(found)
+    }
+
+    /// None if the tensor stays as it is.
+    fn find_for(
+        &self,
+        plan: &MergePlan,
+        index: usize,
+        before: Moments,
+        writer: &Writer,
+    ) -> Result<Option<Found>, Error> {
+        let tensor = &plan.tensors()[index];
+        let numbers = |m: &Moments| (m.survival().unwrap_or(1.0), m.noise().unwrap_or(0.0));
+        let survival_before = numbers(&before).0;
+        let mut best = (tensor.encoding(), before);
+        let mut is_spoilt = false;
+        for encoding in self.steps(plan, tensor, numbers(&before).1) {
+            let is_in_place = encoding.ty == tensor.ty;
+            if is_in_place {
+                writer.forget(index);
+            }
+            let sink: &dyn TensorSink = if is_in_place { &Part { writer, tensors: &[index] } } else { &Nowhere };
+            let measured = match self
+                .encode(&[TensorPlan { ty: encoding.ty, rounding: encoding.rounding, ..tensor.clone() }], sink)
+            {
+                Ok(measured) => measured,
+                // A type that cannot hold a weight is no way out; the one after it may be.
+                Err(Error::Range { .. } | Error::Importance { .. }) if !is_in_place => continue,
+                Err(e) => return Err(e),
+            };
+            is_spoilt |= is_in_place;
+            let moments = measured.total;
+            let (survival, noise) = numbers(&moments);
+            let change = Change { tensor: index, encoding, survival_before, survival };
+            if !self.policy.is_lost(survival, noise) {
+                return Ok(Some(Found { change, moments, is_open: !is_in_place }));
+            }
+            if survival > numbers(&best.1).0 {
+                best = (encoding, moments);
+            }
+        }
+        let (encoding, moments) = best;
+        if encoding == tensor.encoding() && !is_spoilt {
+            return Ok(None);
+        }
+        let change = Change { tensor: index, encoding, survival_before, survival: numbers(&moments).0 };
+        Ok(Some(Found { change, moments, is_open: true }))
+    }
+
+    /// The encodings after the one that a tensor has. Dither is no remedy for too much noise.
+    fn steps(&self, plan: &MergePlan, tensor: &TensorPlan, noise: f64) -> Vec<Encoding> {
+        let asked_for = plan.protected().iter().find(|p| p.tensor == tensor.name).map_or(tensor.ty, |p| p.from);
+        let ladder = self.policy.ladder(plan, &tensor.name, asked_for);
+        let next = ladder.iter().position(|e| *e == tensor.encoding()).map_or(0, |at| at + 1);
+        let helps = |e: &Encoding| noise <= self.policy.max_noise || e.rounding == Rounding::Encoder;
+        ladder[next..].iter().copied().filter(|e| quants::is_supported(e.ty) && helps(e)).collect()
+    }
+
+    /// Carries out the plans of some tensors by themselves.
+    fn encode(&self, tensors: &[TensorPlan], sink: &dyn TensorSink) -> Result<Measured, Error> {
+        let plan = MergePlan::from_parts(Metadata::default(), tensors.to_vec(), Vec::new(), Vec::new())?;
+        run(&plan, self.inputs, sink, self.observer, self.budget)
+    }
+
+    /// Lays the output out with what was found and writes the tensors that are open.
+    fn write(
+        &self,
+        plan: MergePlan,
+        mut measured: Measured,
+        found: Vec<Found>,
+        output: &OutputType,
+        (writer, path, options): (Writer, &Path, &WriteOptions),
+    ) -> Result<(MergePlan, Measured, Writer, Vec<Change>), Error> {
+        for found in &found {
+            let name = &plan.tensors()[found.change.tensor].name;
+            let result = measured.tensors.iter_mut().find(|t| t.name == *name).expect("it was measured");
+            result.moments = found.moments;
+        }
+        measured.total = Moments::default();
+        measured.tensors.iter().for_each(|t| measured.total += t.moments);
+
+        let open: Vec<usize> = found.iter().filter(|f| f.is_open).map(|f| f.change.tensor).collect();
+        let changes: Vec<Change> = found.into_iter().map(|f| f.change).collect();
+        let plan = plan.with_changes(output, self.policy, &changes)?;
+        let go_on = || !self.observer.is_cancelled();
+        let header = plan.header().clone();
+        let writer = writer.lay_out_anew(header, &open, (path, options), &go_on)?.ok_or(Error::Cancelled)?;
+        let tensors: Vec<TensorPlan> = open.iter().map(|i| plan.tensors()[*i].clone()).collect();
+        self.encode(&tensors, &Part { writer: &writer, tensors: &open })?;
+        Ok((plan, measured, writer, changes))
+    }
+}
+
+/// Some tensors of an output, in their order.
+struct Part<'a> {
+    writer: &'a Writer,
+    tensors: &'a [usize],
+}
+
+impl TensorSink for Part<'_> {
+    fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), gguf::Error> {
+        self.writer.write(self.tensors[tensor], offset, bytes)
+    }
+}
+
+/// Passes on only whether to stop: bytes that are written again are no progress.
+struct Quiet<'a>(&'a dyn Observer);
+
+impl Observer for Quiet<'_> {
+    fn written(&self, _bytes: u64) {}
+
+    fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
+    }
+}
