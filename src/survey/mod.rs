@@ -6,18 +6,21 @@
 
 mod combine;
 mod findings;
+mod fold;
 mod moments;
 mod pairing;
 mod piece;
 mod rounding;
 mod sample;
 mod source;
+mod space;
 mod special;
 mod sum;
 mod trial;
 
 pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
 pub use findings::Finding;
+pub use fold::{FOLD_KEYS, Fold, FoldedTensor, Folding, fold_key, require_one_fold};
 pub use moments::{Moments, Weights};
 pub use pairing::{
     Inputs, Kept, Operand, Pair, Role, Rows, SourceId, TensorRef, Term, Vector, find_or_tied, has_row_per_token,
@@ -28,6 +31,7 @@ pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};
 pub use source::{
     Error, TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, read_row,
 };
+pub use space::{Coordinates, LOGARITHMS, Space, require_space};
 pub use special::{
     BASE_ROWS, BASE_TOKENS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS, SPECIAL_TOKENS, SpecialToken, SpecialTokens,
     TokenRows, is_readable_row, is_zero, median_of_rows, moved_rows, special_tokens, token_list, whole_name,

@@ -7,7 +7,8 @@ use super::moments::Moments;
 use super::pairing::{Inputs, Pair, Term};
 use super::piece::{PIECE_WEIGHTS, Pieces, Spread, middle};
 use super::sample::SampleSettings;
-use super::source::{Error, divide_scale, multiply_scale};
+use super::source::{Error, check_finite, divide_scale, multiply_scale};
+use super::space::Space;
 use super::sum::{Sum, resize};
 use crate::ggml::GgmlType;
 use crate::quants::{self, Dither, Feedback, Gram, Place};
@@ -102,8 +103,11 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
     let info = pair.info(inputs);
     let row_len = info.row_len();
     let importance = inputs.importance_of(&pair.name, info.ne());
+    // Codes are chosen by errors of weights, which are not those of logarithms.
+    let is_plain = Space::of(&pair.name) == Space::AsStored;
     let is_possible = |e: &&Encoding| {
         quants::is_supported(e.ty)
+            && (is_plain || e.rounding == Rounding::Encoder)
             && row_len.is_multiple_of(e.ty.block_len() as u64)
             && (importance.is_some() || !quants::requires_importance(e.ty))
             && match e.rounding {
@@ -119,7 +123,7 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
 
     let spread = Spread::new(info, share);
     let (mut sum, mut blocks) = (Sum::default(), Vec::new());
-    let (mut stored, mut got) = (Vec::new(), Vec::new());
+    let (mut stored, mut got, mut useless) = (Vec::new(), Vec::new(), Vec::new());
     let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
     pieces.select(spread, (&mut stored, &mut got))?;
     let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
@@ -128,7 +132,7 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
         pieces.compute(&mut sum, (row, start, len))?;
         resize(&mut stored, len as usize);
         resize(&mut got, len as usize);
-        stored.copy_from_slice(sum.wanted());
+        pieces.coordinates().leave(&sum, &mut stored);
         if let Some((source, id, _)) = model {
             divide_scale(source, id, first, &mut stored)?;
         }
@@ -156,9 +160,14 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
             if let Some((source, id, _)) = model {
                 multiply_scale(source, id, first, &mut got)?;
             }
-            moments.add(&sum.weights(&got));
+            pieces.coordinates().enter_stored(&sum, &mut got);
+            match check_finite(&got) {
+                None => moments.add(&sum.weights(&got)),
+                Some(_) => useless.push(*encoding),
+            }
         }
     }
+    tried.retain(|(encoding, _)| !useless.contains(encoding));
     let n_seen = spread.n_weights();
     let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };
     tried.iter_mut().for_each(|(_, moments)| *moments = moments.scaled(factor));
