@@ -165,10 +165,11 @@ fn of_survey(error: &survey::Error) -> Exit {
     use survey::Error::*;
     match error {
         Container(e) => of_container(e),
-        Type { .. } => Exit::NotSupported,
+        Type { .. } | FoldKey { .. } => Exit::NotSupported,
         Threads { .. } => Exit::Io,
-        NotFinite { .. } | Scale { .. } => Exit::Malformed,
+        NotFinite { .. } | Scale { .. } | Zero { .. } => Exit::Malformed,
         Shape { .. } | OneSided { .. } | NoPlace { .. } => Exit::Refused,
+        Folded { .. } | PatchSpace { .. } | Sign { .. } => Exit::Refused,
     }
 }
 
@@ -243,7 +244,7 @@ fn of_lora(error: &patch::lora::Error) -> Exit {
         Pipeline(e) => of_pipeline(e),
         Importance(e) => of_importance(e),
         Type { .. } => Exit::Usage,
-        Decomposition { .. } | Range { .. } | Empty { .. } => Exit::NotSupported,
+        Decomposition { .. } | Range { .. } | Empty { .. } | Folded { .. } => Exit::NotSupported,
     }
 }
 
@@ -270,7 +271,7 @@ fn of_infer(error: &infer::Error) -> Exit {
     use infer::Error::*;
     match error {
         Container(e) => of_container(e),
-        Architecture { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
+        Architecture { .. } | Folded { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
         Key { .. } | Tensor { .. } | Extra { .. } | NotFinite { .. } => Exit::Malformed,
         Setting { .. } | TooShort { .. } => Exit::Usage,
         Threads { .. } => Exit::Io,

@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
+use std::path::Path;
 
 use rayon::prelude::*;
 
 use crate::ggml::GgmlType;
 use crate::gguf::{Model, TensorId};
+use crate::patch::is_patch;
 use crate::pipeline::Budget;
 use crate::quants;
-use crate::survey::{Error, TensorSource, decode, part_of, resize};
+use crate::survey::{
+    Coordinates, Error, FoldedTensor, Folding, Space, TensorSource, decode, part_of, require_one_fold, require_space,
+    resize,
+};
 
 /// A vector τ to look for in the difference: chat − base, or a patch.
 #[derive(Clone, Copy, Debug)]
@@ -187,15 +192,18 @@ pub struct TensorTable {
 /// added in their order, so that results do not depend on threads or memory.
 const PIECE_WEIGHTS: u64 = 1 << 16;
 
-/// Bytes of buffers of a thread: A, B, and both sides of τ as f32, and the blocks of one of them.
-const THREAD_BYTES: u64 = 5 * 4 * PIECE_WEIGHTS;
+/// Bytes of buffers of a thread: A, B, and both sides of τ as f32, the blocks of one of them, and weights as they are stored
+/// where others are compared.
+const THREAD_BYTES: u64 = 6 * 4 * PIECE_WEIGHTS;
 
 /// Compares the weights of two files, tensors by their names, and looks for a vector in the difference. Tensors that τ lacks,
-/// or has in another shape, have no survival. Reads every weight once, with at most 1.25 MiB of buffers a thread, and as
+/// or has in another shape, have no survival. Where a vector is added to other numbers than the weights ([`Space`]), those are
+/// compared. Reads every weight once, with at most 1.5 MiB of buffers a thread, and as
 /// many threads as the budget allows, but one at least.
 ///
 /// # Errors
-/// [`Error::Container`] (also for a big-endian file), [`Error::NotFinite`], [`Error::Threads`].
+/// [`Error::Container`] (also for a big-endian file), [`Error::NotFinite`], [`Error::Threads`]; [`Error::Folded`],
+/// [`Error::FoldKey`], [`Error::PatchSpace`], [`Error::Zero`] and [`Error::Sign`] for files whose numbers have no distance.
 pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budget) -> Result<TensorTable, Error> {
     let vectors = tau.into_iter().flat_map(|tau| [Some(tau.plus), tau.minus]).flatten();
     [a, b].into_iter().chain(vectors).try_for_each(Model::require_little_endian)?;
@@ -206,7 +214,7 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
         .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
 
     let mut table = TensorTable::default();
-    let mut jobs = Vec::new();
+    let mut jobs: Vec<Job<'_>> = Vec::new();
     for (id, info) in a.tensors().enumerate() {
         let leave_out = |reason| NotCompared { name: info.name().to_owned(), reason };
         let Some(id_b) = b.find(info.name()) else {
@@ -224,6 +232,7 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
             jobs.push(Job { a: (a, id), b: (b, id_b), tau: tau.and_then(|tau| TauTensor::of(tau, a, id)) });
         }
     }
+    require_one_space(&jobs)?;
     let only_in_b = b.tensors().filter(|info| a.find(info.name()).is_none());
     table
         .not_compared
@@ -245,6 +254,24 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
 
 /// A tensor of a file.
 type At<'a> = (&'a Model, TensorId);
+
+/// Refuses numbers that have no distance: of weights that are folded differently, and of differences of other numbers.
+fn require_one_space(jobs: &[Job<'_>]) -> Result<(), Error> {
+    let mut foldings: Vec<(&Path, Option<Folding>)> = Vec::new();
+    for (model, _) in jobs.iter().flat_map(Job::parts) {
+        if !foldings.iter().any(|(path, _)| *path == model.path()) {
+            foldings.push((model.path(), Folding::read(model)?));
+        }
+    }
+    let folding = |model: &Model| foldings.iter().find(|(path, _)| *path == model.path()).and_then(|(_, f)| f.as_ref());
+    for job in jobs {
+        require_one_fold(job.parts().map(|(model, id)| FoldedTensor::new(model, folding(model), id)))?;
+        for (model, id) in job.parts().filter(|(model, _)| is_patch(model.metadata())) {
+            require_space(model, model.tensor(id).name())?;
+        }
+    }
+    Ok(())
+}
 
 /// The tensor of τ that has the name and shape of one to be compared.
 struct TauTensor<'a> {
@@ -282,9 +309,16 @@ struct Buffers {
     b: Vec<f32>,
     plus: Vec<f32>,
     minus: Vec<f32>,
+    coordinates: Coordinates,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// The tensors of both files, and of τ.
+    fn parts(&self) -> impl Iterator<Item = At<'a>> + use<'a> {
+        let (plus, minus) = self.tau.as_ref().map_or((None, None), |tau| (Some(tau.plus), tau.minus));
+        [Some(self.a), Some(self.b), plus, minus].into_iter().flatten()
+    }
+
     fn run(&self) -> Result<TensorDifference, Error> {
         let info = self.a.0.tensor(self.a.1);
         let n_pieces = info.n_weights().div_ceil(PIECE_WEIGHTS);
@@ -307,14 +341,17 @@ impl Job<'_> {
     fn piece(&self, piece: u64, buffers: &mut Buffers) -> Result<Difference, Error> {
         let first = piece * PIECE_WEIGHTS;
         let n = PIECE_WEIGHTS.min(self.a.0.tensor(self.a.1).n_weights() - first);
-        let Buffers { raw, a, b, plus, minus } = buffers;
+        let Buffers { raw, a, b, plus, minus, coordinates } = buffers;
+        coordinates.begin(Space::of(self.a.0.tensor(self.a.1).name()));
         let mut load = |at: At<'_>, out: &mut Vec<f32>| {
             let (source, id) = at;
             let size = |n: u64| source.tensor(id).ty().size_of(n).expect("pieces begin and end at blocks");
             raw.resize(size(n) as usize, 0);
             resize(out, n as usize);
             TensorSource::read(source, id, size(first), raw)?;
-            decode(source, id, first, raw, out)
+            decode(source, id, first, raw, out)?;
+            // A patch holds differences within the space already.
+            if is_patch(source.metadata()) { Ok(()) } else { coordinates.enter(source, id, first, out) }
         };
         load(self.a, a)?;
         load(self.b, b)?;

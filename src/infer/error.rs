@@ -23,6 +23,17 @@ pub enum Error {
         /// `general.architecture`, or what stands for it.
         found: String,
     },
+    /// Weights that are folded, for which activations would have to be transformed.
+    #[error(
+        "{}: key {key}: its weights are folded, and smoke inference does not transform activations to match; try the file in \
+         llama.cpp 0.8 or later", path.display()
+    )]
+    Folded {
+        /// The file.
+        path: PathBuf,
+        /// The first key that says so.
+        key: String,
+    },
     /// A key that is missing, or whose value makes no sense.
     #[error("{}: key {key}: expected {expected}, found {found}", path.display())]
     Key {

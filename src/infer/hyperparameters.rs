@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Error;
 use crate::chat;
 use crate::gguf::{Metadata, Model, Value};
+use crate::survey::fold_key;
 
 /// The architectures with a forward pass in this crate. Mistral and SmolLM files say `llama`.
 pub const ARCHITECTURES: [&str; 2] = ["llama", "qwen2"];
@@ -65,7 +66,7 @@ impl Hyperparameters {
     /// Reads and checks the metadata (`llama_model_base::load_hparams`, src/llama-model.cpp).
     ///
     /// # Errors
-    /// [`Error::Architecture`], [`Error::Key`].
+    /// [`Error::Architecture`], [`Error::Folded`], [`Error::Key`].
     pub fn read(model: &Model) -> Result<Self, Error> {
         let (metadata, path) = (model.metadata(), model.path());
         let found = match metadata.get("general.architecture") {
@@ -75,6 +76,9 @@ impl Hyperparameters {
         let Some(&architecture) = ARCHITECTURES.iter().find(|&&a| a == found) else {
             return Err(Error::Architecture { path: path.to_owned(), found });
         };
+        if let Some(key) = fold_key(metadata) {
+            return Err(Error::Folded { path: path.to_owned(), key: key.to_owned() });
+        }
         let keys = Keys { metadata, path, architecture };
         if let Some(n_expert) = keys.integer("expert_count")?.filter(|&n| n > 0) {
             let found = format!("{architecture} with {n_expert} experts");

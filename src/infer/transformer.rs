@@ -56,7 +56,7 @@ impl Transformer {
     /// (`llama_model_loader::done_getting_tensors`). `threads` is what its sessions compute with, at least 1.
     ///
     /// # Errors
-    /// [`Error::Architecture`], [`Error::Key`], [`Error::Tensor`], [`Error::Extra`], [`Error::Type`],
+    /// [`Error::Architecture`], [`Error::Folded`], [`Error::Key`], [`Error::Tensor`], [`Error::Extra`], [`Error::Type`],
     /// [`Error::Container`], [`Error::Threads`].
     pub fn load(model: &Model, threads: usize) -> Result<Self, Error> {
         model.require_little_endian()?;

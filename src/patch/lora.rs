@@ -10,7 +10,7 @@
 //! tensor's name, which is the same in both uses, and the shapes fit but one.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use rayon::prelude::*;
@@ -25,7 +25,7 @@ use crate::imatrix;
 use crate::pipeline::{self, Budget, Observer, Sums};
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::quants;
-use crate::survey::{self, Inputs};
+use crate::survey::{self, Folding, Inputs, fold_key};
 
 /// The value of `general.type` in an adapter.
 pub const TYPE: &str = "adapter";
@@ -67,6 +67,19 @@ pub enum Error {
     Type {
         /// The type.
         ty: GgmlType,
+    },
+    /// A matrix that is folded: llama.cpp multiplies factors with activations as they are, before it folds those.
+    #[error(
+        "{}: tensor {tensor} is folded (key {key}), but an adapter multiplies with plain activations; make the adapter from \
+         files with plain weights, or a patch", path.display()
+    )]
+    Folded {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The first of the file's keys that say so.
+        key: String,
     },
     /// Nothing that an adapter could hold.
     #[error("an adapter would be empty: {reason}")]
@@ -282,6 +295,7 @@ impl Adapter {
         if let Some(importance) = inputs.importance() {
             matrices.iter().try_for_each(|m| importance.of_tensor(&m.name, &m.ne()).map(|_| ()))?;
         }
+        refuse_folded(inputs, &matrices)?;
         if matrices.is_empty() {
             return Err(Error::Empty { reason: "no matrix has a vector that llama.cpp could add to it" });
         }
@@ -634,6 +648,23 @@ impl Stacked<'_> {
         parts.iter().for_each(|(_, fit)| total.add(fit));
         Ok(total)
     }
+}
+
+/// Refuses matrices that a file folds: llama.cpp hands the factors activations that are not folded (`build_lora_mm`), and
+/// refuses them for a folded `token_embd` (src/llama-adapter.cpp).
+fn refuse_folded(inputs: &Inputs, matrices: &[Matrix]) -> Result<(), Error> {
+    for (_, source) in inputs.sources() {
+        let Some(folding) = Folding::read(source).map_err(pipeline::Error::from)? else { continue };
+        if let Some(matrix) = matrices.iter().find(|matrix| folding.has(&matrix.name)) {
+            let (path, tensor) = (source.path().to_owned(), matrix.name.clone());
+            return Err(Error::Folded {
+                path,
+                tensor,
+                key: fold_key(source.metadata()).unwrap_or_default().to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A matrix in rows of `row_len`, turned over.

@@ -26,19 +26,22 @@ use std::path::{Path, PathBuf};
 
 use crate::chat;
 use crate::ggml::GgmlType;
-use crate::gguf::{self, Limits, Metadata, Model, Value};
+use crate::gguf::{self, Array, Limits, Metadata, Model, Value};
 use crate::pipeline::seal;
 use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
-use crate::survey::{self, Inputs, Pair, Rounding};
+use crate::survey::{self, FOLD_KEYS, Inputs, LOGARITHMS, Pair, Rounding, Space, fold_key};
 
 pub use summary::{TensorSummary, bits_per_weight, bytes_beside, summary};
 pub use verify::{Origin, Verification, verify};
 
 /// The value of `general.type` in a patch.
 pub const TYPE: &str = "chat-vector";
-/// The version of the format that is written, and the newest that is read.
-pub const VERSION: u32 = 1;
+/// The newest version of the format that is read.
+///
+/// Version 2 is written where a reader of version 1 would compute something else: where τ of a tensor is a difference of
+/// logarithms ([`LOGARITHMS`]), and where it is of folded weights ([`FOLD_KEYS`]). All other files are of version 1.
+pub const VERSION: u32 = 2;
 
 const VERSION_KEY: &str = "chatvec.patch.version";
 const ENCODING_KEY: &str = "chatvec.patch.encoding";
@@ -212,11 +215,24 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, extraction: &Extraction) 
     let (rows, unrendered) = tokens::rows(inputs, &mut metadata)?;
     tensors.extend(rows);
     warnings.extend(unrendered);
+    describe_space(&mut metadata, &tensors);
     if !chat::has_template(&metadata) {
         warnings.push(Warning::NoTemplate);
     }
     seal::reserve(&mut metadata, tensors.len());
     Ok(MergePlan::from_parts(metadata, tensors, warnings, Vec::new())?)
+}
+
+/// Says in which numbers τ is, where they are not the weights themselves.
+fn describe_space(metadata: &mut Metadata, tensors: &[TensorPlan]) {
+    let names: gguf::StringArray =
+        tensors.iter().filter(|t| t.space() == Space::Logarithm).map(|t| t.name.as_str()).collect();
+    // gguf-py cannot write an empty array.
+    if !names.is_empty() {
+        metadata.set(LOGARITHMS, Value::Array(Array::Strings(names)));
+    }
+    let is_plain = metadata.get(LOGARITHMS).is_none() && fold_key(metadata).is_none();
+    metadata.set(VERSION_KEY, Value::U32(if is_plain { 1 } else { VERSION }));
 }
 
 /// What a patch says of itself: hyperparameters of the base, everything about tokens of the chat model.
@@ -235,6 +251,7 @@ fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
             patch.set(key, value.clone());
         }
     }
+    // Known when the tensors are.
     patch.set(VERSION_KEY, Value::U32(VERSION));
     patch.set(ENCODING_KEY, encoding.to_string().as_str());
     for key in plan::MEASURED_KEYS {
@@ -242,7 +259,7 @@ fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
     }
     plan::base_models(&mut patch, inputs);
     let hyperparameters = format!("{architecture}.");
-    for (key, value) in base.iter().filter(|(key, _)| key.starts_with(&hyperparameters)) {
+    for (key, value) in base.iter().filter(|(key, _)| key.starts_with(&hyperparameters) || key.starts_with(FOLD_KEYS)) {
         patch.set(key, value.clone());
     }
     for (key, value) in chat.iter().filter(|(key, _)| key.starts_with("tokenizer.")) {

@@ -9,8 +9,8 @@ use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
 use crate::quants::{self, Dither, Feedback, Place};
 use crate::survey::{
-    self, Inputs, Kept, Moments, Operand, Rounding, Rows as SourceRows, Selection, Sum, TensorRef, TensorSource,
-    check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
+    self, Coordinates, Inputs, Kept, Moments, Operand, Rounding, Rows as SourceRows, Selection, Sum, TensorRef,
+    TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
 
 /// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
@@ -91,6 +91,14 @@ impl Loaded<'_> {
         Ok(())
     }
 
+    /// Takes decoded weights into the space they are added in, where the tensor does not hold differences within it.
+    fn enter(&self, coordinates: &mut Coordinates, first_weight: u64, out: &mut [f32]) -> Result<(), survey::Error> {
+        match self.rows.is_difference() {
+            true => Ok(()),
+            false => coordinates.enter(self.source, self.operand.at.tensor, first_weight, out),
+        }
+    }
+
     /// The weights of rows, counted from the first of the chunk. Those of rows that it lacks are those of `first`, if it is
     /// half of a difference, or zero.
     fn decode(
@@ -157,15 +165,16 @@ struct Computed<'a> {
 #[derive(Default)]
 struct Strip {
     sum: Sum,
+    coordinates: Coordinates,
     got: Vec<f32>,
 }
 
 /// Bytes of [`Strip`] for each weight of a tensor.
 pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
-    Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + 4
+    Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + Coordinates::bytes_per_weight(plan.space()) + 4
 }
 
-/// The sum of whole rows of a tensor, in true units: what is added, and what is wanted.
+/// The sum of whole rows of a tensor, in true units and in its space: what is added, and what is wanted.
 pub(super) fn sum_of_rows(
     plan: &TensorPlan,
     inputs: &Inputs,
@@ -180,13 +189,15 @@ pub(super) fn sum_of_rows(
     let mut blocks = vec![0; (row_sizes.sum::<u64>() * n_rows) as usize];
     let taken = plan.taken_rows();
     let sources = load(plan, &chunk, inputs, &taken, &mut blocks)?;
-    let mut sum = Sum::default();
+    let (mut sum, mut coordinates) = (Sum::default(), Coordinates::default());
+    coordinates.begin(plan.space());
+    let (n, first) = ((n_rows * row_len) as usize, rows.start * row_len);
     let weights = |operand: Operand, out: &mut [f32]| {
         let operand = plan.operand(operand);
         let source = sources.iter().find(|s| s.operand == operand).expect("sources are those of the plan");
-        source.decode(&sources[0], &chunk, 0..n_rows, decode, out)
+        source.decode(&sources[0], &chunk, 0..n_rows, decode, out)?;
+        source.enter(&mut coordinates, first, out)
     };
-    let (n, first) = ((n_rows * row_len) as usize, rows.start * row_len);
     sum.combine(n, first, plan.model, &plan.terms, (&plan.combination, selections), true, weights)?;
     Ok(sum)
 }
@@ -336,30 +347,35 @@ impl Strip {
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
         let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
+        let Strip { sum, coordinates, got } = self;
+        coordinates.begin(plan.space());
         let load = |operand: Operand, out: &mut [f32]| {
             let operand = plan.operand(operand);
             let s = sources.iter().find(|s| s.operand == operand).expect("sources are those of the plan");
             let decode = if s.keeps_scale && plan.terms.is_empty() { decode_unscaled } else { decode };
-            s.decode(&sources[0], chunk, rows.clone(), decode, out)
+            s.decode(&sources[0], chunk, rows.clone(), decode, out)?;
+            s.enter(coordinates, first_weight, out)
         };
         let combination = (&plan.combination, selections);
-        self.sum.combine(n, first_weight, plan.model, &plan.terms, combination, model.is_some(), load)?;
+        sum.combine(n, first_weight, plan.model, &plan.terms, combination, model.is_some(), load)?;
 
         let rows = Rows { ty: plan.ty, row_len: chunk.row_len as usize, first: chunk.first_row + row, importance };
-        resize(&mut self.got, n);
+        resize(got, n);
         let scaled = sources.first().filter(|model| model.keeps_scale && !plan.terms.is_empty());
         let stored = match scaled {
-            None => self.sum.wanted(),
-            Some(model) => {
-                self.got.copy_from_slice(self.sum.wanted());
-                divide_scale(model.source, model.operand.at.tensor, first_weight, &mut self.got)?;
-                &self.got
+            None if coordinates.is_as_stored(sum) => sum.wanted(),
+            _ => {
+                coordinates.leave(sum, got);
+                if let Some(model) = scaled {
+                    divide_scale(model.source, model.operand.at.tensor, first_weight, got)?;
+                }
+                &got[..]
             }
         };
         match model {
             Some(model) if how.grid.is_some() => out.copy_from_slice(model.rows(row, n_rows)),
             Some(model) if plan.ty.is_quantized() || scaled.is_some() => {
-                rows.encode_changed(stored, self.sum.delta(), model.rows(row, n_rows), out);
+                rows.encode_changed(stored, sum.delta(), model.rows(row, n_rows), out);
             }
             _ if plan.rounding == Rounding::UnitGain => {
                 quants::quantize_to_unit_gain(plan.ty, stored, out).expect("the plan chose a type with few values");
@@ -369,16 +385,17 @@ impl Strip {
         }
         if let Some((feedback, dither)) = how.grid {
             let place = Place { row_len: chunk.row_len as usize, first_weight };
-            let rounded = quants::round_to_grid(plan.ty, out, stored, self.sum.delta(), place, feedback, dither);
+            let rounded = quants::round_to_grid(plan.ty, out, stored, sum.delta(), place, feedback, dither);
             rounded.expect("the plan chose a type with a grid");
         }
-        quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
+        quants::dequantize_row(plan.ty, out, got).expect("the plan chose a type that can be read");
         if let Some(model) = scaled {
-            multiply_scale(model.source, model.operand.at.tensor, first_weight, &mut self.got)?;
+            multiply_scale(model.source, model.operand.at.tensor, first_weight, got)?;
         }
-        if let Some(i) = check_finite(self.sum.wanted()).or_else(|| check_finite(&self.got)) {
-            let i = largest_of_block(self.sum.wanted(), i, plan.ty.block_len());
-            let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, self.sum.wanted()[i]);
+        coordinates.enter_stored(sum, got);
+        if let Some(i) = check_finite(sum.wanted()).or_else(|| check_finite(got)) {
+            let i = largest_of_block(sum.wanted(), i, plan.ty.block_len());
+            let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, coordinates.stored(sum, i));
             return Err(match importance {
                 Some(_) if value.is_finite() => Error::Importance { tensor, index, value, ty: plan.ty },
                 _ => Error::Range { tensor, index, value, ty: plan.ty },
@@ -387,7 +404,7 @@ impl Strip {
 
         let mut moments = Moments::default();
         if plan.kept.is_none() {
-            moments.add(&self.sum.weights(&self.got));
+            moments.add(&sum.weights(got));
         }
         Ok(moments)
     }

@@ -100,7 +100,7 @@ pub enum Error {
     /// A sum that the output cannot hold.
     #[error(
         "tensor {tensor}: weight {index} would be {value:e}, which {ty} cannot hold; {}",
-        if value.is_finite() { "write a type with more range (BF16 or F32)" } else { "use a smaller ratio" }
+        if value.is_finite() && *value != 0.0 { "write a type with more range (BF16 or F32)" } else { "use a smaller ratio" }
     )]
     Range {
         /// The tensor.

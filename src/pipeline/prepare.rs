@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::budget::{Budget, segment_rows};
 use super::{Error, Observer, lock, rows_of};
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{self, Inputs, Rows, Selection, Selector, TensorRef, Term, decode, minimum_rows, resize};
+use crate::survey::{
+    self, Coordinates, Inputs, Rows, Selection, Selector, TensorRef, Term, decode, minimum_rows, resize,
+};
 
 /// A term of a tensor, by positions in the plan, that has to be read before.
 type Task = (usize, usize);
@@ -105,7 +107,8 @@ fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
     let strip = minimum_rows(row_len).min(n_rows).saturating_mul(row_len);
     let scratch_of = |at: TensorRef| inputs.source(at.source).scratch_of(at.tensor);
     let computed = tensor.sources().map(scratch_of).fold(0, u64::saturating_add);
-    blocks.saturating_add(strip.saturating_mul(2 * 4)).saturating_add(Selector::N_BYTES).saturating_add(computed)
+    let of_weight = 2 * 4 + Coordinates::bytes_per_weight(tensor.space());
+    blocks.saturating_add(strip.saturating_mul(of_weight)).saturating_add(Selector::N_BYTES).saturating_add(computed)
 }
 
 /// A thread's buffers.
@@ -113,6 +116,7 @@ fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
 struct Reader {
     blocks: [Vec<u8>; 2],
     weights: [Vec<f32>; 2],
+    coordinates: Coordinates,
 }
 
 impl Reader {
@@ -143,9 +147,13 @@ impl Reader {
                 }
                 for row in (first..end).step_by(strip as usize) {
                     let strip = row..end.min(row + strip);
+                    self.coordinates.begin(tensor.space());
                     for (((at, rows), blocks), weights) in parts.iter().zip(&self.blocks).zip(&mut self.weights) {
                         resize(weights, ((strip.end - strip.start) * row_len) as usize);
                         decode_rows(inputs, *at, *rows, strip.clone(), (first, blocks), weights)?;
+                        if !rows.is_difference() {
+                            self.coordinates.enter(inputs.source(at.source), at.tensor, row * row_len, weights)?;
+                        }
                     }
                     let [tau, base] = &mut self.weights;
                     if parts.len() > 1 {

@@ -8,7 +8,7 @@ use super::{Embeddings, Error, Protected, mixture};
 use crate::chat::{TOKENS, TokenMap, Unrendered};
 use crate::ggml::GgmlType;
 use crate::gguf::{Metadata, Model, Value};
-use crate::survey::{Inputs, Kept, Pair, Role};
+use crate::survey::{Inputs, Kept, Pair, Role, fold_key};
 
 /// Something odd but legal in the inputs.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -88,6 +88,11 @@ pub enum Warning {
     },
     /// An importance matrix that changes nothing.
     ImportanceIdle,
+    /// An importance matrix for folded weights.
+    ImportanceFolded {
+        /// The first key that says so.
+        key: String,
+    },
     /// Tensors whose rows are no whole number of blocks of the type that they should have.
     FellBack {
         /// That type.
@@ -185,6 +190,11 @@ impl fmt::Display for Warning {
             Warning::ImportanceIdle => write!(
                 f,
                 "the importance matrix changes nothing: no tensor is encoded in a type for which ggml has a use for it"
+            ),
+            Warning::ImportanceFolded { key } => write!(
+                f,
+                "weights are folded (key {key}), and an importance matrix does not say of which activations it is: one that was \
+                 gathered from another file than a model folded like this weighs the wrong columns"
             ),
             Warning::FellBack { wanted, ty, tensors } => write!(
                 f,
@@ -486,9 +496,16 @@ pub fn unrendered<'a>(model: &'a Model, templates: &'a [Unrendered]) -> impl Ite
     })
 }
 
+/// An importance matrix says nothing of the coordinates it was gathered in.
+pub(super) fn importance_warning(inputs: &Inputs) -> Option<Warning> {
+    inputs.importance()?;
+    let key = inputs.sources().find_map(|(_, source)| fold_key(source.metadata()))?.to_owned();
+    Some(Warning::ImportanceFolded { key })
+}
+
 /// What the pairing left out or bent.
 pub fn pairing_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> {
-    let mut warnings = Vec::new();
+    let mut warnings: Vec<Warning> = importance_warning(inputs).into_iter().collect();
     let tensors: Vec<String> =
         pairs.iter().filter(|p| p.kept == Some(Kept::NoPartner)).map(|p| p.name.clone()).collect();
     if !tensors.is_empty() {

@@ -38,7 +38,7 @@ use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
 use crate::survey::{
-    self, Combination, Encoding, Inputs, Kept, Operand, Pair, Rounding, TensorRef, Term, has_row_per_token,
+    self, Combination, Encoding, Inputs, Kept, Operand, Pair, Rounding, Space, TensorRef, Term, has_row_per_token,
 };
 
 /// Why no plan could be made. Nothing has been written.
@@ -543,7 +543,7 @@ impl MergePlan {
     /// If the inputs have no model.
     pub fn quantize(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<Self, Error> {
         let model = inputs.source(inputs.model().expect("there is a model to quantise"));
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<Warning> = compat::importance_warning(inputs).into_iter().collect();
         let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
         drop_lost_scales(&mut tensors, model);
         warnings.extend(importance::check(inputs, &tensors)?);
@@ -731,6 +731,11 @@ impl TensorPlan {
     /// An operand as [`TensorPlan::operands`] has it: what it is half of matters only where rows belong to tokens.
     pub fn operand(&self, operand: Operand) -> Operand {
         if has_row_per_token(&self.name) { operand } else { Operand { partner: None, ..operand } }
+    }
+
+    /// What numbers of it are added; weights that nothing is added to stay as they are.
+    pub fn space(&self) -> Space {
+        if self.terms.is_empty() { Space::AsStored } else { Space::of(&self.name) }
     }
 
     /// The rows of [`TensorPlan::taken`] in the output.

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use super::combine::Combination;
+use super::fold::Foldings;
 use super::source::Error;
+use super::space::require_space;
 use super::special::{BASE_ROWS, SPECIAL_ROWS, is_zero_in, whole_name};
 use crate::chat::{TOKENS, Templates, TokenMap};
 use crate::ggml::GgmlType;
@@ -424,7 +426,8 @@ pub struct Pair {
 /// files whose embeddings are tied. A vector that is extracted has an `output.weight` if either side has one.
 ///
 /// # Errors
-/// [`Error::Shape`], [`Error::OneSided`], [`Error::NoPlace`], and [`Error::Container`] for a big-endian file.
+/// [`Error::Shape`], [`Error::OneSided`], [`Error::NoPlace`], [`Error::Folded`], [`Error::FoldKey`], [`Error::PatchSpace`], and
+/// [`Error::Container`] for a big-endian file.
 pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     inputs.require_little_endian()?;
     let template = inputs.template();
@@ -474,7 +477,29 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     for vector in inputs.vectors() {
         check_places(inputs, vector)?;
     }
+    if !inputs.vectors().is_empty() {
+        check_coordinates(inputs, &pairs)?;
+    }
     Ok(pairs)
+}
+
+/// Refuses sums of numbers that do not belong together: tensors that are folded differently, and differences in a patch that
+/// are of other numbers than those that are added.
+fn check_coordinates(inputs: &Inputs, pairs: &[Pair]) -> Result<(), Error> {
+    for (pair, term) in pairs.iter().flat_map(|pair| pair.terms.iter().map(move |term| (pair, term))) {
+        if inputs.role(term.plus.source) == Role::Patch {
+            require_space(inputs.source(term.plus.source), &pair.name)?;
+        }
+    }
+    let Some(foldings) = Foldings::read(inputs)? else { return Ok(()) };
+    for pair in pairs.iter().filter(|pair| pair.kept.is_none()) {
+        foldings.check(inputs, operands(pair.model, &pair.terms).map(|operand| operand.at))?;
+    }
+    let template = inputs.template();
+    for tensor in [TOKEN_EMBEDDINGS, OUTPUT].into_iter().filter_map(|name| inputs.source(template).find(name)) {
+        foldings.check_rows(inputs, TensorRef { source: template, tensor })?;
+    }
+    Ok(())
 }
 
 /// The tensor that tied files do without.

@@ -3,6 +3,7 @@
 use super::combine::{Combination, Selection};
 use super::pairing::{Inputs, Operand, Rows, TensorRef, Term, operands};
 use super::source::{Error, decode};
+use super::space::{Coordinates, Space};
 use super::sum::{Sum, resize};
 use crate::gguf::TensorInfo;
 
@@ -83,6 +84,10 @@ pub(super) struct Pieces<'a> {
     operands: Vec<(Operand, Rows<'a>)>,
     row_len: u64,
     raw: Vec<u8>,
+    space: Space,
+    /// Of the piece that was computed last, and of the vector that was.
+    coordinates: Coordinates,
+    of_tau: Coordinates,
 }
 
 impl<'a> Pieces<'a> {
@@ -95,8 +100,21 @@ impl<'a> Pieces<'a> {
         except: &'a [u32],
         row_len: u64,
     ) -> Self {
-        let operands = operands(model, terms).map(|operand| (operand, inputs.rows(&operand, except))).collect();
-        Pieces { inputs, model, terms, combination, selections: Vec::new(), operands, row_len, raw: Vec::new() }
+        let operands: Vec<_> = operands(model, terms).map(|operand| (operand, inputs.rows(&operand, except))).collect();
+        let name = |term: &Term| inputs.source(term.plus.source).tensor(term.plus.tensor).name();
+        Pieces {
+            inputs,
+            model,
+            terms,
+            combination,
+            selections: Vec::new(),
+            operands,
+            row_len,
+            raw: Vec::new(),
+            space: terms.first().map_or(Space::AsStored, |term| Space::of(name(term))),
+            coordinates: Coordinates::default(),
+            of_tau: Coordinates::default(),
+        }
     }
 
     /// Finds what is selected of each term, if these are all pieces of the tensor; about that, if they are not.
@@ -124,11 +142,18 @@ impl<'a> Pieces<'a> {
     /// Those of the sources.
     pub(super) fn compute(&mut self, sum: &mut Sum, piece: Piece) -> Result<(), Error> {
         let (row, start, len) = piece;
-        let Pieces { inputs, model, terms, combination, selections, operands, row_len, raw } = self;
+        let Pieces { inputs, model, terms, combination, selections, operands, row_len, raw, .. } = self;
+        let coordinates = &mut self.coordinates;
+        coordinates.begin(self.space);
         let first = row * *row_len + start;
         sum.combine(len as usize, first, *model, terms, (combination, selections), false, |operand, out| {
-            load(inputs, operands, operand, piece, *row_len, raw, out)
+            load(inputs, operands, operand, piece, *row_len, (raw, coordinates), out)
         })
+    }
+
+    /// The way of the piece that was computed last into the space it was computed in, and back.
+    pub(super) fn coordinates(&self) -> &Coordinates {
+        &self.coordinates
     }
 
     /// The vector of a term on a piece, unscaled; `minus` gets the base, if it has one.
@@ -141,27 +166,28 @@ impl<'a> Pieces<'a> {
         piece: Piece,
         (tau, minus): (&mut Vec<f32>, &mut Vec<f32>),
     ) -> Result<(), Error> {
-        let Pieces { inputs, operands, row_len, raw, .. } = self;
+        let Pieces { inputs, operands, row_len, raw, of_tau, .. } = self;
+        of_tau.begin(self.space);
         let (plus, base) = term.operands();
         resize(tau, piece.2 as usize);
-        load(inputs, operands, plus, piece, *row_len, raw, tau)?;
+        load(inputs, operands, plus, piece, *row_len, (raw, of_tau), tau)?;
         if let Some(base) = base {
             resize(minus, piece.2 as usize);
-            load(inputs, operands, base, piece, *row_len, raw, minus)?;
+            load(inputs, operands, base, piece, *row_len, (raw, of_tau), minus)?;
             tau.iter_mut().zip(&*minus).for_each(|(t, m)| *t -= m);
         }
         Ok(())
     }
 }
 
-/// Weights of a operand on a piece of the output's rows.
+/// Weights of a operand on a piece of the output's rows, as they are added.
 fn load(
     inputs: &Inputs,
     operands: &[(Operand, Rows<'_>)],
     operand: Operand,
     (row, start, len): Piece,
     row_len: u64,
-    raw: &mut Vec<u8>,
+    (raw, coordinates): (&mut Vec<u8>, &mut Coordinates),
     out: &mut [f32],
 ) -> Result<(), Error> {
     let (_, rows) = operands.iter().find(|(other, _)| *other == operand).expect("a sum asks for its own operands");
@@ -179,7 +205,8 @@ fn load(
     let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
     raw.resize(size(len) as usize, 0);
     source.read(at.tensor, from * info.row_size() + size(start), raw)?;
-    decode(source, at.tensor, from * row_len + start, raw, out)
+    decode(source, at.tensor, from * row_len + start, raw, out)?;
+    if rows.is_difference() { Ok(()) } else { coordinates.enter(source, at.tensor, from * row_len + start, out) }
 }
 
 #[cfg(test)]

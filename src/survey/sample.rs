@@ -11,7 +11,8 @@ use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, Term, part_of};
 use super::piece::{PIECE_WEIGHTS, Pieces, Spread};
 use super::rounding::true_square;
-use super::source::{Error, divide_scale, multiply_scale};
+use super::source::{Error, check_finite, divide_scale, multiply_scale};
+use super::space::{Coordinates, Space};
 use super::special::distance_from_base;
 use super::sum::{Sum, resize};
 use crate::chat;
@@ -119,7 +120,8 @@ impl Survey {
 fn thread_bytes(pairs: &[&Pair]) -> u64 {
     let sums = pairs.iter().map(|pair| Sum::bytes_per_weight(pair.terms.len(), &pair.combination));
     let selector = if pairs.iter().any(|pair| pair.combination.n_passes() > 1) { Selector::N_BYTES } else { 0 };
-    (sums.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS + selector
+    let coordinates = pairs.iter().map(|pair| 2 * Coordinates::bytes_per_weight(Space::of(&pair.name)));
+    (sums.max().unwrap_or(0) + coordinates.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS + selector
 }
 
 /// Samples rows of every tensor that something is added to, evenly spread over it, and measures, in a pool of its own.
@@ -222,6 +224,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let mut moments = Moments::default();
     let mut terms = vec![TermSums::default(); pair.terms.len()];
     let mut by_type: BTreeMap<GgmlType, Tried> = candidates.iter().map(|&ty| (ty, Tried::default())).collect();
+    let mut useless = Vec::new();
     let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
     sources.select(spread, (&mut unit, &mut got))?;
     for piece in spread.pieces() {
@@ -240,7 +243,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
         resize(&mut got, len as usize);
         for (&ty, tried) in &mut by_type {
             raw.resize(ty.size_of(len).expect("candidates fit the row") as usize, 0);
-            got.copy_from_slice(sum.wanted());
+            sources.coordinates().leave(&sum, &mut got);
             // Scales that lie beside the model's weights stay as they are.
             let scaled = pair.model.map(|at| (inputs.source(at.source), at.tensor));
             if let Some((source, id)) = scaled {
@@ -253,11 +256,19 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
             if let Some((source, id)) = scaled {
                 multiply_scale(source, id, row * row_len + start, &mut got)?;
             }
-            let mut piece = Moments::default();
-            piece.add(&sum.weights(&got));
-            tried.add(piece);
+            sources.coordinates().enter_stored(&sum, &mut got);
+            match check_finite(&got) {
+                None => {
+                    let mut piece = Moments::default();
+                    piece.add(&sum.weights(&got));
+                    tried.add(piece);
+                }
+                // Nothing can be forecast of a type that has no number for a weight.
+                Some(_) => useless.push(ty),
+            }
         }
     }
+    by_type.retain(|ty, _| !useless.contains(ty));
 
     let n_seen = spread.n_weights();
     let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };

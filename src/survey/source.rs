@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::fold::FOLD_KEYS;
 use crate::gguf::{self, Model, TensorId, TensorInfo};
 use crate::quants::{self, Loops};
 
@@ -83,6 +84,91 @@ pub enum Error {
         index: u64,
         /// Its value.
         value: f32,
+    },
+    /// A weight without a logarithm, where weights are added as logarithms.
+    #[error(
+        "{}: tensor {tensor}: weight {index} is 0, expected another number: the tensor holds -exp(A_log) and is added as its \
+         logarithm; the file is damaged, or made by a program that adds these weights as they are stored", path.display()
+    )]
+    Zero {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Which weight, counted through the tensor with the row's direction fastest.
+        index: u64,
+    },
+    /// A weight with another sign in another file, where weights are added as logarithms.
+    #[error(
+        "tensor {tensor}: weight {index} is {found} in {} but {expected} in {}: the tensor holds -exp(A_log) and is added as its \
+         logarithm, so all files must have one sign there; one of them is damaged, or made by a program that adds these \
+         weights as they are stored",
+        found_in.display(), expected_in.display()
+    )]
+    Sign {
+        /// The tensor.
+        tensor: String,
+        /// Which weight, counted through the tensor with the row's direction fastest.
+        index: u64,
+        /// The weight in the first of the files.
+        expected: f32,
+        /// That file.
+        expected_in: PathBuf,
+        /// The weight in the other file.
+        found: f32,
+        /// The other file.
+        found_in: PathBuf,
+    },
+    /// A patch holds a tensor in other numbers than those that are added.
+    #[error(
+        "{}: tensor {tensor}: expected {expected}, found {found}; make the patch again with chatvec extract, from base and chat",
+        path.display()
+    )]
+    PatchSpace {
+        /// The patch.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What its numbers should be.
+        expected: &'static str,
+        /// What the patch says they are.
+        found: &'static str,
+    },
+    /// A tensor that is folded differently in different files.
+    #[error(
+        "tensor {tensor} is {found} in {} but {expected} in {} (key {key}): numbers in different coordinates have no sum and no \
+         distance; take files that are all plain, or all folded by the same {FOLD_KEYS}* keys (a patch is folded as the files \
+         that it was made from)",
+        found_in.display(), expected_in.display()
+    )]
+    Folded {
+        /// The tensor, as the first file calls it.
+        tensor: String,
+        /// The key that says so.
+        key: String,
+        /// How the first file folds it.
+        expected: String,
+        /// The first file.
+        expected_in: PathBuf,
+        /// How the other file folds it.
+        found: String,
+        /// The other file.
+        found_in: PathBuf,
+    },
+    /// A fold that is not understood.
+    #[error(
+        "{}: key {key}: expected {expected}, found {found}: how the weights of this file are folded is not known, so nothing can be \
+         added to them; get the model with plain weights", path.display()
+    )]
+    FoldKey {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
     },
     /// The system gave no threads.
     #[error("cannot start {threads} threads: {reason}; give fewer --threads")]

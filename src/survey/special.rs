@@ -55,7 +55,7 @@ pub(super) fn is_zero_in(patch: &Model, name: &str) -> bool {
 }
 
 /// Whether a patch has this tensor of the vector, be it zero.
-fn is_listed(patch: &Model, name: &str) -> bool {
+pub(super) fn is_listed(patch: &Model, name: &str) -> bool {
     let names = patch.metadata().get_strings(PATCH_TENSORS);
     names.is_some_and(|names| names.iter().any(|other| other == name))
 }

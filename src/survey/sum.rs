@@ -148,6 +148,11 @@ impl Sum {
         }
     }
 
+    /// Whether something is added to a model.
+    pub fn has_model(&self) -> bool {
+        self.has_model
+    }
+
     /// The sum.
     pub fn wanted(&self) -> &[f32] {
         &self.wanted

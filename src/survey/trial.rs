@@ -8,7 +8,8 @@ use super::moments::Moments;
 use super::pairing::{Inputs, Pair, Term};
 use super::piece::{PIECE_WEIGHTS, Piece, Pieces, Spread, middle};
 use super::sample::SampleSettings;
-use super::source::{Error, divide_scale, multiply_scale};
+use super::source::{Error, check_finite, divide_scale, multiply_scale};
+use super::space::Space;
 use super::sum::{Sum, resize};
 use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
@@ -126,8 +127,11 @@ fn try_tensor(
     let info = pair.info(inputs);
     let row_len = info.row_len();
     let importance = inputs.importance_of(&pair.name, info.ne());
+    // Codes are chosen by errors of weights, which are not those of logarithms.
+    let is_plain = Space::of(&pair.name) == Space::AsStored;
     let is_possible = |e: &&Encoding| {
         quants::is_supported(e.ty)
+            && (is_plain || e.rounding == Rounding::Encoder)
             && row_len.is_multiple_of(e.ty.block_len() as u64)
             && (importance.is_some() || !quants::requires_importance(e.ty))
             && match e.rounding {
@@ -147,9 +151,14 @@ fn try_tensor(
     for encoding in encodings.iter().filter(is_possible) {
         let (mut sums, mut n_seen, mut next) = (Tried::default(), 0, spread.n_sampled);
         let mut estimate = Estimate::default();
-        let mut found = Look::Unsure;
+        let (mut found, mut is_useful) = (Look::Unsure, true);
         for (i, piece) in spread.in_steps().take(most as usize).enumerate() {
-            sums.add(bench.encode(piece, *encoding)?);
+            let Some(moments) = bench.encode(piece, *encoding)? else {
+                // It has no number for a weight.
+                is_useful = false;
+                break;
+            };
+            sums.add(moments);
             n_seen += piece.2;
             if i as u64 + 1 == next {
                 estimate = sums.estimate(spread.n_pieces, info.n_weights() as f64 / n_seen as f64);
@@ -160,7 +169,9 @@ fn try_tensor(
                 next = (2 * next).min(most);
             }
         }
-        tried.push((*encoding, estimate));
+        if is_useful {
+            tried.push((*encoding, estimate));
+        }
         if found == Look::Enough {
             break;
         }
@@ -184,15 +195,15 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// The sums of a piece in one encoding.
-    fn encode(&mut self, (row, start, len): Piece, encoding: Encoding) -> Result<Moments, Error> {
+    /// The sums of a piece in one encoding; none if it has no number for a weight.
+    fn encode(&mut self, (row, start, len): Piece, encoding: Encoding) -> Result<Option<Moments>, Error> {
         let Bench { inputs, pair, row_len, importance, pieces, feedback, sum, stored, got, blocks } = self;
         let (ty, row_len) = (encoding.ty, *row_len);
         let first = row * row_len + start;
         pieces.compute(sum, (row, start, len))?;
         resize(stored, len as usize);
         resize(got, len as usize);
-        stored.copy_from_slice(sum.wanted());
+        pieces.coordinates().leave(sum, stored);
         let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
         if let Some((source, id, _)) = model {
             divide_scale(source, id, first, stored)?;
@@ -224,8 +235,12 @@ impl Bench<'_> {
         if let Some((source, id, _)) = model {
             multiply_scale(source, id, first, got)?;
         }
+        pieces.coordinates().enter_stored(sum, got);
+        if check_finite(got).is_some() {
+            return Ok(None);
+        }
         let mut moments = Moments::default();
         moments.add(&sum.weights(got));
-        Ok(moments)
+        Ok(Some(moments))
     }
 }

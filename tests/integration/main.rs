@@ -49,6 +49,8 @@ mod patch;
 mod recipe;
 // Asking a model: broken files by the check meant for each, arguments, outputs that are asked before they get their name.
 mod smoke;
+// Numbers that are not added as they are stored: decays of state spaces, and weights that are folded.
+mod spaces;
 // How much of the vector an output holds: the fixed-point trap, the sums behind it, and the forecast.
 mod survival;
 // Chat templates as Python renders them, and hostile ones.

@@ -50,8 +50,13 @@ class Patch(File):
     def __init__(self, path: Path):
         super().__init__(path)
         need(self.values["general.type"] == "chat-vector", "no patch")
-        need(self.values["chatvec.patch.version"] <= 1, "a version that is not known")
+        need(self.values["chatvec.patch.version"] <= 2, "a version that is not known")
         self.names: list[str] = self.values["chatvec.patch.tensors"]
+        self.logarithms = set(self.values.get("chatvec.patch.logarithms", ()))
+        for name in self.names:
+            is_there = any(name + part in self.tensors for part in ("", *PARTS))
+            is_decay = name.startswith("blk.") and name.endswith(".ssm_a")
+            need(not is_there or is_decay == (name in self.logarithms), f"{name}: which differences?")
         shapes = np.reshape(self.values.get("chatvec.patch.svd.shapes", ()), (-1, 2))
         self.svd_shapes = dict(zip(self.values.get("chatvec.patch.svd.tensors", ()), shapes.tolist()))
         for name in self.tensors:
@@ -143,6 +148,11 @@ class Patch(File):
                     yield f"{key}'s {name}"
 
 
+def folds(file: File) -> dict:
+    """The keys that say how a file is folded. Equal keys are equal folds; this reader asks for no less."""
+    return {key: value for key, value in file.values.items() if key.startswith("prism.hadamard.")}
+
+
 def untrained(model: File, patch: Patch, name: str) -> list[str]:
     """The chat's special tokens on which this tensor of the model was never trained."""
     base, special = patch.rows_by_text(name, "base"), patch.rows_by_text(name, "special")
@@ -160,6 +170,7 @@ def applied(model: File, patches: list[tuple[Patch, float]], special: bool) -> d
     """
     for patch, _ in patches:
         need(patch.values["general.architecture"] == model.values["general.architecture"], "no siblings")
+        need(folds(patch) == folds(model), "folded otherwise")
     taken = untrained(model, patches[0][0], EMBEDDINGS) if special else []
     out = {}
     for name, tensor in model.tensors.items():
@@ -172,7 +183,11 @@ def applied(model: File, patches: list[tuple[Patch, float]], special: bool) -> d
                 continue
             here, there = model.places(patch)
             delta[here] += np.float32(ratio) * patch.tau(source, (len(patch.tokens), tensor.row_len))[there]
-        weights += delta
+        if any(name in patch.logarithms for patch, _ in patches):
+            need(bool((weights != 0).all()), f"{name} of the model has a 0")
+            weights = (weights.astype(np.float64) * np.exp(delta.astype(np.float64))).astype(np.float32)
+        else:
+            weights += delta
         if special and name in (EMBEDDINGS, OUTPUT):
             rows = patches[0][0].rows_by_text(name, "special")
             # The embeddings say which tokens are; a row of the output is taken if it was not trained either.

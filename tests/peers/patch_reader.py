@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ggml_codec import decode, encode
-from gguf_files import F16, read_tensors, rewrite
+from gguf_files import F16, F32, Tensor, read_tensors, rewrite
 from merge_oracle import Report
 from patch_file import EMBEDDINGS, OUTPUT, File, Patch, Refused, applied
 from tool import ROOT, Chatvec, ToolError, Trio, arguments, find_trio, work_folder
@@ -106,6 +106,30 @@ class Checks:
         wrong += [template] if out.values[template] != patch.values[template] else []
         self.count("template, end and types by text", len(out.tokens) + 2, wrong)
 
+    def decays(self):
+        """Files with the decay of a state, whose differences are of logarithms, and a patch of it as version 1 had it."""
+        rng, a = np.random.default_rng(3), "blk.0.ssm_a"
+        log = rng.uniform(np.log(1e-3), np.log(16), 64)
+
+        def with_decay(file: File, log: np.ndarray) -> Path:
+            decay = (-np.exp(log)).astype(np.float32)
+            tensor = Tensor(a, decay.shape, F32, decay.view(np.uint8))
+            return rewrite(file.path, self.folder / f"decay-{file.path.name}", file.tensors | {a: tensor})
+
+        base = with_decay(self.base, log)
+        chat, model = (with_decay(file, log + rng.normal(0, 0.5, 64)) for file in (self.chat, self.model))
+        path = self.folder / "decay.gguf"
+        self.chatvec.run("extract", "--base", base, "--chat", chat, "-e", "f32", "-o", path)
+        patch, model = Patch(path), File(model)
+        for ratio in (1.0, 0.7, -2.0):
+            self.apply("decays: model * exp(ratio * tau)", model, (patch, ratio))
+        self.apply("decays: two patches", model, (patch, 0.7), (patch, 0.4))
+        older, taken = self.folder / "older.gguf", []
+        rewrite(path, older, values={"chatvec.patch.version": 1, "chatvec.patch.logarithms": ["output_norm.weight"]})
+        if self.runs("apply", "--model", model.path, older, "-o", self.folder / "none.gguf"):
+            taken.append("the command takes it")
+        self.count("refused: decays as they are stored", 1, taken)
+
     def refusals(self):
         """Files that the page says are refused: by this reader, and by the command."""
         f32, lora, svd = (self.patches[e] for e in ("f32", "lora:16", "svd:1.1"))
@@ -120,7 +144,7 @@ class Checks:
 
         swapped = [f32.values[tokens][1], f32.values[tokens][0], *f32.values[tokens][2:]]
         for what, patch, changed in (
-            ("a later version", f32, {"values": {"chatvec.patch.version": 2}}),
+            ("a later version", f32, {"values": {"chatvec.patch.version": 3}}),
             ("no patch", f32, {"values": {"general.type": "model"}}),
             ("tokens do not ascend", f32, {"values": {tokens: swapped}}),
             ("fewer tokens than rows", f32, {"values": {tokens: f32.values[tokens][1:]}}),
@@ -168,7 +192,8 @@ def main() -> int:
     with work_folder(options.temp_dir) as folder:
         checks = Checks(Chatvec(options.chatvec), trio, folder, report)
         cases = [(checks.encoding, encoding) for encoding in ENCODINGS]
-        cases += [(c,) for c in (checks.several_patches, checks.several_parts, checks.other_tokens, checks.refusals)]
+        cases += [(c,) for c in (checks.several_patches, checks.several_parts, checks.other_tokens, checks.decays,
+                                 checks.refusals)]
         for check, *args in cases:
             try:
                 check(*args)

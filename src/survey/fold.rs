@@ -1,0 +1,301 @@
+//! Folded weights: files that hold W·D·H in place of W.
+//!
+//! Since version 0.8 llama.cpp reads files whose matrices are multiplied by signs D and by a block-diagonal Hadamard matrix H
+//! along their rows; the engine transforms the activations to match. Keys say which (src/llama-model.cpp,
+//! `load_hparams_hadamard` and `load_tensors_hadamard`), each behind `prism.hadamard.`:
+//!
+//! | key | what it says |
+//! |---|---|
+//! | `version` | 1, or 2 where the output is tied (`tied_output`) |
+//! | `block_size` | weights of a block of H, a power of two |
+//! | `transform`, `axis` | `normalized-sylvester-walsh-hadamard`, `input-last-dimension`: what H is, and that it is for rows |
+//! | `sign_mode` | `identity`, or `explicit`: then `sign_values` has ±1 for each of `sign_widths` weights, width by width |
+//! | `weight_names` | the matrices that are folded |
+//! | `inverse_weight_names` | folded tables whose rows are looked up: `token_embd.weight` |
+//! | `gdn_v_grouped` | `ssm_out` was folded with its value heads in another order |
+//!
+//! A fold is one linear map F for all rows of a matrix, so that F(m) + r·(F(c) − F(b)) = F(m + r·(c − b)): where all files fold
+//! a tensor alike, it is added as it stands and the output is folded like them. F keeps lengths and angles, so that norms,
+//! cosines and survival are those of plain weights. Where files fold a tensor differently, a sum would be of numbers that have
+//! nothing to do with each other, and is refused. So is a form that is not in this table, even where files agree in
+//! every key: what it does to weights is not known, and it may hang on more than keys.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::path::Path;
+
+use super::pairing::{Inputs, Role, TensorRef};
+use super::source::Error;
+use super::special::is_listed;
+use crate::gguf::{Metadata, Model, TensorId, Value};
+
+/// What the name of every key of a fold begins with.
+pub const FOLD_KEYS: &str = "prism.hadamard.";
+
+/// Which tensors of a file are folded, and how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Folding {
+    block_size: u64,
+    /// By the weights in a row, whether a sign is −; none where all are +.
+    signs: Option<BTreeMap<u64, Vec<bool>>>,
+    names: HashSet<String>,
+    has_grouped_heads: bool,
+}
+
+/// How one tensor is folded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fold<'a> {
+    block_size: u64,
+    /// Whether the sign of a column is −; none where all are +.
+    signs: Option<&'a [bool]>,
+    has_grouped_heads: bool,
+}
+
+/// The first of a file's keys that say it is folded.
+pub fn fold_key(metadata: &Metadata) -> Option<&str> {
+    metadata.iter().map(|(key, _)| key).find(|key| key.starts_with(FOLD_KEYS))
+}
+
+impl Folding {
+    /// What a file says; none if it says nothing of folds.
+    ///
+    /// # Errors
+    /// [`Error::FoldKey`] for what is not in the table of this module, or makes no sense.
+    pub fn read(model: &Model) -> Result<Option<Self>, Error> {
+        let metadata = model.metadata();
+        if fold_key(metadata).is_none() {
+            return Ok(None);
+        }
+        let keys = Keys { metadata, path: model.path() };
+        keys.number("version", "1 or 2", |n| n == 1 || n == 2)?;
+        let block_size = keys.number("block_size", "a power of two", u64::is_power_of_two)?;
+        keys.word("transform", &["normalized-sylvester-walsh-hadamard"])?;
+        keys.word("axis", &["input-last-dimension"])?;
+        let signs = match keys.word("sign_mode", &["identity", "explicit"])? {
+            0 => None,
+            _ => Some(keys.signs(block_size)?),
+        };
+        let mut names = keys.names("weight_names")?;
+        if metadata.get(&format!("{FOLD_KEYS}inverse_weight_names")).is_some() {
+            names.extend(keys.names("inverse_weight_names")?);
+        }
+        let grouped = metadata.get(&format!("{FOLD_KEYS}gdn_v_grouped"));
+        let has_grouped_heads = match grouped.map(|value| value.as_bool().ok_or(value)) {
+            None => false,
+            Some(Ok(is_grouped)) => is_grouped,
+            Some(Err(value)) => return Err(keys.error("gdn_v_grouped", "true or false", &value.summary())),
+        };
+        Ok(Some(Folding { block_size, signs, names, has_grouped_heads }))
+    }
+
+    /// Whether the tensor of this name is folded.
+    pub fn has(&self, tensor: &str) -> bool {
+        self.names.contains(tensor)
+    }
+
+    /// How the tensor of this name, with rows of this length, is folded; none if it is not.
+    ///
+    /// # Errors
+    /// The key that does not fit the tensor, and what it should have been.
+    fn of(&self, name: &str, row_len: u64) -> Result<Option<Fold<'_>>, (&'static str, String)> {
+        if !self.has(name) {
+            return Ok(None);
+        }
+        if !row_len.is_multiple_of(self.block_size) {
+            return Err(("block_size", format!("a divisor of {row_len}, the row length of {name}")));
+        }
+        let signs = match &self.signs {
+            None => None,
+            Some(signs) => match signs.get(&row_len) {
+                Some(signs) => Some(&signs[..]).filter(|signs| signs.contains(&true)),
+                None => return Err(("sign_widths", format!("also {row_len}, the row length of {name}"))),
+            },
+        };
+        // As llama.cpp finds it.
+        let has_grouped_heads = self.has_grouped_heads && name.contains(".ssm_out.");
+        Ok(Some(Fold { block_size: self.block_size, signs, has_grouped_heads }))
+    }
+}
+
+impl fmt::Display for Fold<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "folded in blocks of {}", self.block_size)?;
+        if let Some(signs) = self.signs {
+            write!(f, " with {} of {} signs negative", signs.iter().filter(|sign| **sign).count(), signs.len())?;
+        }
+        if self.has_grouped_heads {
+            write!(f, " with its heads grouped")?;
+        }
+        Ok(())
+    }
+}
+
+impl Fold<'_> {
+    /// The last word of the key in which two folds differ.
+    fn differs_in(self, other: Self) -> &'static str {
+        match () {
+            () if self.block_size != other.block_size => "block_size",
+            () if self.signs != other.signs => "sign_values",
+            () => "gdn_v_grouped",
+        }
+    }
+}
+
+/// The keys of a fold.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    path: &'a Path,
+}
+
+impl Keys<'_> {
+    fn get(&self, word: &str) -> Option<&Value> {
+        self.metadata.get(&format!("{FOLD_KEYS}{word}"))
+    }
+
+    fn error(&self, word: &str, expected: &str, found: &str) -> Error {
+        let (key, expected, found) = (format!("{FOLD_KEYS}{word}"), expected.to_owned(), found.to_owned());
+        Error::FoldKey { path: self.path.to_owned(), key, expected, found }
+    }
+
+    /// The error of a key whose value is not what it should be.
+    fn wrong(&self, word: &str, expected: &str) -> Error {
+        self.error(word, expected, &self.get(word).map_or("no such key".to_owned(), Value::summary))
+    }
+
+    fn number(&self, word: &str, expected: &str, is_right: impl Fn(u64) -> bool) -> Result<u64, Error> {
+        let number = self.get(word).and_then(Value::as_u64).filter(|n| is_right(*n));
+        number.ok_or_else(|| self.wrong(word, expected))
+    }
+
+    /// Which of these words it is.
+    fn word(&self, word: &str, known: &[&str]) -> Result<usize, Error> {
+        let found = self.get(word).and_then(Value::as_str);
+        let found = found.and_then(|found| known.iter().position(|known| found == *known));
+        found.ok_or_else(|| self.wrong(word, &known.join(" or ")))
+    }
+
+    fn names(&self, word: &str) -> Result<HashSet<String>, Error> {
+        let names = self.get(word).and_then(|value| value.as_array()?.as_strings());
+        let names = names.ok_or_else(|| self.wrong(word, "names of tensors"))?;
+        Ok(names.iter().map(ToString::to_string).collect())
+    }
+
+    fn numbers(&self, word: &str, expected: &str) -> Result<Vec<f64>, Error> {
+        let numbers = self.get(word).and_then(|value| value.as_array()?.iter().map(|n| n.as_f64()).collect());
+        numbers.ok_or_else(|| self.wrong(word, expected))
+    }
+
+    /// By width, whether a sign is −.
+    fn signs(&self, block_size: u64) -> Result<BTreeMap<u64, Vec<bool>>, Error> {
+        let expected = format!("different multiples of {block_size} that sum up to the length of sign_values");
+        let mut values = &self.numbers("sign_values", "1 and -1")?[..];
+        if values.iter().any(|sign| sign.abs() != 1.0) {
+            return Err(self.wrong("sign_values", "1 and -1"));
+        }
+        let mut signs = BTreeMap::new();
+        for width in self.numbers("sign_widths", &expected)? {
+            let n = width as u64;
+            let fits = n > 0 && n as f64 == width && n.is_multiple_of(block_size) && n <= values.len() as u64;
+            if !fits || signs.contains_key(&n) {
+                return Err(self.wrong("sign_widths", &expected));
+            }
+            let (of_width, rest) = values.split_at(n as usize);
+            signs.insert(n, of_width.iter().map(|sign| *sign < 0.0).collect());
+            values = rest;
+        }
+        match values.is_empty() && !signs.is_empty() {
+            true => Ok(signs),
+            false => Err(self.wrong("sign_widths", &expected)),
+        }
+    }
+}
+
+/// A tensor of a file whose folds are known.
+#[derive(Clone, Copy)]
+pub struct FoldedTensor<'a> {
+    /// The file.
+    pub model: &'a Model,
+    /// Its folds.
+    pub folding: Option<&'a Folding>,
+    /// The name by which the keys call the tensor.
+    pub name: &'a str,
+    /// Weights in a row.
+    pub row_len: u64,
+}
+
+impl<'a> FoldedTensor<'a> {
+    /// A tensor by its place.
+    pub fn new(model: &'a Model, folding: Option<&'a Folding>, id: TensorId) -> Self {
+        let info = model.tensor(id);
+        FoldedTensor { model, folding, name: info.name(), row_len: info.row_len() }
+    }
+
+    fn fold(self) -> Result<Option<Fold<'a>>, Error> {
+        let Some(folding) = self.folding else { return Ok(None) };
+        folding.of(self.name, self.row_len).map_err(|(word, expected)| {
+            Keys { metadata: self.model.metadata(), path: self.model.path() }.wrong(word, &expected)
+        })
+    }
+}
+
+/// Refuses tensors of one sum, or of one comparison, that are folded differently.
+///
+/// # Errors
+/// [`Error::Folded`], [`Error::FoldKey`].
+pub fn require_one_fold<'a>(parts: impl IntoIterator<Item = FoldedTensor<'a>>) -> Result<(), Error> {
+    let mut parts = parts.into_iter();
+    let Some(first) = parts.next() else { return Ok(()) };
+    let expected = first.fold()?;
+    for part in parts {
+        let found = part.fold()?;
+        if found == expected {
+            continue;
+        }
+        let word = match (expected, found) {
+            (Some(expected), Some(found)) => expected.differs_in(found),
+            _ => "weight_names",
+        };
+        let shown = |fold: Option<Fold<'_>>| fold.map_or("not folded".to_owned(), |fold| fold.to_string());
+        return Err(Error::Folded {
+            tensor: first.name.to_owned(),
+            key: format!("{FOLD_KEYS}{word}"),
+            expected: shown(expected),
+            expected_in: first.model.path().to_owned(),
+            found: shown(found),
+            found_in: part.model.path().to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// The folds of every input.
+pub(super) struct Foldings(Vec<Option<Folding>>);
+
+impl Foldings {
+    /// Reads them all; none if there are none.
+    pub(super) fn read(inputs: &Inputs) -> Result<Option<Self>, Error> {
+        let foldings: Vec<_> = inputs.sources().map(|(_, model)| Folding::read(model)).collect::<Result<_, _>>()?;
+        Ok(foldings.iter().any(Option::is_some).then_some(Foldings(foldings)))
+    }
+
+    /// Refuses tensors of one sum that are folded differently.
+    pub(super) fn check(&self, inputs: &Inputs, parts: impl IntoIterator<Item = TensorRef>) -> Result<(), Error> {
+        let part = |at: TensorRef| FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
+        require_one_fold(parts.into_iter().map(part))
+    }
+
+    /// The same of rows of this tensor, whole or only some, whatever becomes of them: rows of special tokens are taken and
+    /// held against each other also where the tensor has no vector.
+    pub(super) fn check_rows(&self, inputs: &Inputs, at: TensorRef) -> Result<(), Error> {
+        let own = FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
+        let of_source = |(id, (_, model)): (usize, (Role, &'_ Model))| {
+            let is_tied = own.name == OUTPUT && model.find(OUTPUT).is_none() && !is_listed(model, OUTPUT);
+            let name = if is_tied { TOKEN_EMBEDDINGS } else { own.name };
+            FoldedTensor { model: inputs.source(id), folding: self.0[id].as_ref(), name, row_len: own.row_len }
+        };
+        require_one_fold(std::iter::once(own).chain(inputs.sources().enumerate().map(of_source)))
+    }
+}
+
+const OUTPUT: &str = "output.weight";
+const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
