@@ -9,6 +9,7 @@ mod findings;
 mod moments;
 mod pairing;
 mod piece;
+mod roles;
 mod rounding;
 mod sample;
 mod source;
