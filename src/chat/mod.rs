@@ -14,7 +14,9 @@ mod tokenizer;
 
 pub use error::Error;
 pub use needed::{SpecialIds, special_ids};
-pub use plumbing::{Change, Transplant, add_tokens, has_template, is_plumbing_key, templates, transplant};
+pub use plumbing::{
+    Change, Transplant, add_tokens, end_ids, end_text, has_template, is_plumbing_key, templates, transplant,
+};
 pub use template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError};
 pub use token_map::TokenMap;
 pub use tokenizer::{TokenKind, Tokenizer};

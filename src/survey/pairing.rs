@@ -455,10 +455,10 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
 }
 
 /// The tensor that tied files do without.
-const OUTPUT: &str = "output.weight";
+pub(super) const OUTPUT: &str = "output.weight";
 
 /// What stands for it there.
-const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
+pub(super) const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
 
 fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
     let info = model.tensor(id);
