@@ -51,7 +51,7 @@
 //! plan::check(&inputs)?;
 //! let pairs = survey::pair(&inputs)?;
 //! let recipe = Recipe { output: OutputType::parse("Q8_0", false)?, ..Recipe::default() };
-//! let special = survey::special_tokens(&inputs)?;
+//! let special = survey::special_tokens(&inputs, recipe.talker(&inputs, &pairs))?;
 //! let plan = MergePlan::merge(&inputs, pairs, &recipe, special.as_ref())?;
 //!
 //! let folder = tempfile::tempdir()?;

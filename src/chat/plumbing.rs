@@ -55,6 +55,18 @@ pub fn has_template(metadata: &Metadata) -> bool {
     metadata.get_str(TEMPLATE).is_some_and(|t| !t.trim_ascii().is_empty())
 }
 
+/// The tokens that end an answer, or a text.
+pub fn end_ids(metadata: &Metadata) -> Vec<u32> {
+    ENDS.iter().filter_map(|key| u32::try_from(metadata.get_u64(key)?).ok()).collect()
+}
+
+/// The text of the token that ends an answer by `eos`, or its id where the file has no tokens.
+pub fn end_text(metadata: &Metadata) -> Option<String> {
+    let id = metadata.get_u64(ENDS[0])?;
+    let text = metadata.get_strings(TOKENS).and_then(|tokens| tokens.get(usize::try_from(id).ok()?));
+    Some(text.map_or_else(|| id.to_string(), ToString::to_string))
+}
+
 /// One thing that [`transplant`] did.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Change {

@@ -56,7 +56,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0).with_templates(templates());
     plan::check(&inputs)?;
     let pairs = survey::pair(&inputs)?;
-    let special = survey::special_tokens(&inputs)?;
+    let special = survey::special_tokens(&inputs, Recipe::default().talker(&inputs, &pairs))?;
     let budget = global.budget();
     let settings = SampleSettings { threads: budget.threads, memory: budget.memory, ..SampleSettings::default() };
     if let Some(finding) = survey::survey(&inputs, &pairs, &settings)?.findings.first() {

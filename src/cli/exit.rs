@@ -181,7 +181,7 @@ fn of_plan(error: &plan::Error) -> Exit {
         Mismatch { .. } | NoArchitecture { .. } | NotAModel { .. } | NoTensors { .. } => Exit::Refused,
         Unshared { .. } | Vocabulary { .. } | MissingTokens { .. } => Exit::Refused,
         CannotAddTokens { .. } => Exit::NotSupported,
-        UnknownToken { .. } | NoRows { .. } => Exit::Usage,
+        UnknownToken { .. } | NoRows { .. } | SilentTokens => Exit::Usage,
         NoRules { .. }
         | CannotEncode { .. }
         | CannotDecode { .. }

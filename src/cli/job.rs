@@ -199,7 +199,9 @@ impl Job<'_> {
         if output.force {
             plan.warnings.extend(reasons.iter().cloned().map(|finding| Warning::Forced { finding }));
         }
-        plan.warnings.iter().for_each(|w| output::complain("warning", &w.to_string()));
+        for warning in &plan.warnings {
+            output::complain(if warning.is_note() { "note" } else { "warning" }, &warning.to_string());
+        }
         for finding in survey.findings.iter().filter(|f| !f.is_refusal()) {
             output::complain("warning", &finding.to_string());
         }

@@ -183,7 +183,7 @@ pub(super) fn prepare(
 pub(super) fn plan(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<MergePlan> {
     let special = match recipe.special_tokens {
         SpecialTokens::None => None,
-        _ => survey::special_tokens(inputs)?,
+        _ => survey::special_tokens(inputs, recipe.talker(inputs, &pairs))?,
     };
     Ok(MergePlan::merge(inputs, pairs, recipe, special.as_ref())?)
 }

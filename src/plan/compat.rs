@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Embeddings, Error, Protected, mixture};
+use super::merging::Reach;
+use super::special::TakenRows;
+use super::{Embeddings, Error, Protected, Recipe, TensorPlan, mixture};
 use crate::chat::{TOKENS, TokenMap, Unrendered};
 use crate::ggml::GgmlType;
 use crate::gguf::{Metadata, Model, Value};
-use crate::survey::{Inputs, Kept, Pair, Role, fold_key};
+use crate::survey::{Inputs, Kept, Pair, Role, SpecialTokens, fold_key, has_row_per_token};
 
 /// Something odd but legal in the inputs.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -115,11 +117,39 @@ pub enum Warning {
         /// The last words of the tensors' names.
         known: String,
     },
+    /// A vector whose ratio is 0 in every tensor.
+    Silent {
+        /// The file of the chat model, or of the patch.
+        path: PathBuf,
+    },
+    /// Tokens that a conversation needs, whose rows stay the model's because the ratio there is 0.
+    RowsKept {
+        /// Their texts.
+        tokens: Vec<String>,
+        /// The tensors.
+        tensors: Vec<String>,
+        /// Whether it is known that nobody trained the model on them.
+        is_untrained: bool,
+    },
+    /// The base of the vector is the model, so that nothing says which tokens the model was trained on.
+    BaseIsModel,
+    /// A ratio beyond all that is usual.
+    LargeRatio {
+        /// The largest.
+        ratio: f32,
+    },
     /// A finding of the survey that the user chose to go past.
     Forced {
         /// What it said.
         finding: String,
     },
+}
+
+impl Warning {
+    /// Whether it says what is done and why, rather than what may be wrong.
+    pub fn is_note(&self) -> bool {
+        matches!(self, Warning::Silent { .. } | Warning::RowsKept { .. } | Warning::BaseIsModel)
+    }
 }
 
 impl fmt::Display for Warning {
@@ -217,6 +247,30 @@ impl fmt::Display for Warning {
             Warning::IdleFilter { filter, known } => {
                 write!(f, "no tensor has {filter:?} in its name; the parts of this model are {known}")
             }
+            Warning::Silent { path } => write!(
+                f,
+                "the ratio of {}, or what it is multiplied by, is 0 in every tensor: nothing of it reaches the output, neither rows of tokens nor template \
+                 nor end tokens",
+                path.display()
+            ),
+            Warning::RowsKept { tokens, tensors, is_untrained } => write!(
+                f,
+                "the ratio is 0 in {}, so that the rows of {} stay the model's{}; --special-tokens '{}' takes the chat model's",
+                tensors.join(" and "),
+                tokens.join(" "),
+                if *is_untrained { ", which nobody trained on them" } else { "" },
+                tokens.join(",")
+            ),
+            Warning::BaseIsModel => write!(
+                f,
+                "the base of the vector is the model itself, so that nothing says which special tokens the model was trained \
+                 on: their rows are sums by the ratio, as all others are (--special-tokens TEXT,TEXT takes the chat model's)"
+            ),
+            Warning::LargeRatio { ratio } => write!(
+                f,
+                "a ratio of {ratio} is far beyond what is usual (0.5 to 1.5): a vector of three times its length leaves no \
+                 right answer on the bundled models"
+            ),
             Warning::Forced { finding } => write!(f, "forced: {finding}"),
         }
     }
@@ -501,6 +555,41 @@ pub(super) fn importance_warning(inputs: &Inputs) -> Option<Warning> {
     inputs.importance()?;
     let key = inputs.sources().find_map(|(_, source)| fold_key(source.metadata()))?.to_owned();
     Some(Warning::ImportanceFolded { key })
+}
+
+/// Vectors of which nothing reaches the output.
+pub(super) fn silent_warnings(inputs: &Inputs, reach: &Reach) -> Vec<Warning> {
+    let paths = reach.silent(inputs).map(|vector| inputs.source(inputs.vectors()[vector].plus).path().to_owned());
+    paths.map(|path| Warning::Silent { path }).collect()
+}
+
+/// Special tokens whose rows may be other ones than the user thinks.
+pub(super) fn row_warnings(
+    special: Option<&SpecialTokens>,
+    recipe: &Recipe,
+    taken: &TakenRows,
+    tensors: &[TensorPlan],
+) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    if !taken.kept.is_empty() {
+        let (tokens, tensors) = (taken.kept.clone(), taken.kept_in.clone());
+        warnings.push(Warning::RowsKept { tokens, tensors, is_untrained: true });
+    }
+    let is_auto = recipe.special_tokens == super::SpecialTokens::Auto;
+    let Some(special) = special.filter(|special| special.is_base_model && is_auto) else { return warnings };
+    let by_token = || tensors.iter().filter(|tensor| has_row_per_token(&tensor.name));
+    if by_token().any(|tensor| !tensor.terms.is_empty()) {
+        warnings.push(Warning::BaseIsModel);
+        return warnings;
+    }
+    let needed = special.tokens.iter().filter(|token| token.is_needed && token.id.is_some());
+    let tokens: Vec<String> = needed.map(|token| token.text.to_string()).collect();
+    let tensors: Vec<String> =
+        by_token().filter(|tensor| tensor.kept == Some(Kept::RatioZero)).map(|t| t.name.clone()).collect();
+    if !tokens.is_empty() && !tensors.is_empty() {
+        warnings.push(Warning::RowsKept { tokens, tensors, is_untrained: false });
+    }
+    warnings
 }
 
 /// What the pairing left out or bent.

@@ -64,11 +64,12 @@ const IDENTITY: [&str; 7] = [
     "general.version",
 ];
 
-/// Drops what is true of the input file only: its place in a split set, its ancestors, its identity.
-pub(super) fn clean(metadata: &mut Metadata) {
+/// Drops what is true of the input file only: its place in a split set, its ancestors, its identity. One that something is
+/// added to gets a name that says so.
+pub(super) fn clean(metadata: &mut Metadata, is_changed: bool) {
     let stale = ["split.", "general.base_model.", "general.source.", "chatvec."];
     metadata.retain(|key| !IDENTITY.contains(&key) && !stale.iter().any(|prefix| key.starts_with(prefix)));
-    if let Some(name) = metadata.get_str("general.name") {
+    if let Some(name) = metadata.get_str("general.name").filter(|_| is_changed) {
         let name = format!("{name} + chat vector");
         metadata.set("general.name", name.as_str());
     }

@@ -38,7 +38,8 @@ use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
 use crate::survey::{
-    self, Combination, Encoding, Inputs, Kept, Operand, Pair, Rounding, Space, TensorRef, Term, has_row_per_token,
+    self, Combination, Encoding, Inputs, Kept, Operand, Pair, Rounding, SourceId, Space, TensorRef, Term,
+    has_row_per_token,
 };
 
 /// Why no plan could be made. Nothing has been written.
@@ -257,6 +258,12 @@ pub enum Error {
         /// The patch.
         path: PathBuf,
     },
+    /// Rows of a vector of which nothing is to reach the output.
+    #[error(
+        "--special-tokens names tokens whose rows are the chat model's, but the ratio of every vector is 0 everywhere, so that \
+         nothing of a chat model reaches the output: give a ratio, or leave --special-tokens out"
+    )]
+    SilentTokens,
     /// A model whose tensors cannot grow by a token.
     #[error("{}: no tokens can be added, since chat has nothing for them in tensor {tensor}", model.display())]
     CannotAddTokens {
@@ -426,6 +433,14 @@ pub struct Recipe {
     pub text: Option<String>,
 }
 
+impl Recipe {
+    /// The source whose chat the output has: that of the first vector with a template, or else of the first. Vectors whose
+    /// ratio is 0 in every tensor do not count; none if there is no other. `pairs` are as [`survey::pair`] found them.
+    pub fn talker(&self, inputs: &Inputs, pairs: &[Pair]) -> Option<SourceId> {
+        self.merging.reach(inputs, pairs).talker(inputs)
+    }
+}
+
 /// One tensor of the output.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TensorPlan {
@@ -475,13 +490,14 @@ pub struct MergePlan {
 
 impl MergePlan {
     /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed. `special` are the chat
-    /// model's special tokens, as [`survey::special_tokens`] finds them; without them no row is special.
+    /// model's special tokens, as [`survey::special_tokens`] finds them for [`Recipe::talker`]; without them no row is special.
     ///
     /// # Errors
     /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`],
     /// [`Error::ImportanceMissing`], [`Error::NothingMatches`], [`Error::NoWeight`], [`Error::Layers`], [`Error::LinearGap`],
     /// [`Error::LinearZero`], those of [`mixture::choose`]; and where vocabularies differ [`Error::Unshared`],
-    /// [`Error::MissingTokens`], [`Error::UnknownToken`], [`Error::NoRows`], [`Error::CannotAddTokens`].
+    /// [`Error::MissingTokens`], [`Error::UnknownToken`], [`Error::NoRows`], [`Error::CannotAddTokens`],
+    /// [`Error::SilentTokens`].
     ///
     /// # Panics
     /// If the inputs have no model to add to, or no vector.
@@ -495,6 +511,9 @@ impl MergePlan {
         check_ratios(inputs)?;
         let embeddings = compat::embeddings(inputs, recipe.embeddings)?;
         let mut warnings = compat::pairing_warnings(inputs, &pairs);
+        let reach = recipe.merging.reach(inputs, &pairs);
+        let talker = reach.talker(inputs);
+        warnings.extend(compat::silent_warnings(inputs, &reach));
         for pair in pairs.iter_mut().filter(|pair| pair.kept.is_none()) {
             if recipe.embeddings == Embeddings::Skip && has_row_per_token(&pair.name) {
                 pair.terms.clear();
@@ -504,8 +523,11 @@ impl MergePlan {
         recipe.merging.apply(inputs, &mut pairs, &mut warnings)?;
         let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
         let mut metadata = model.metadata().clone();
-        let special_rows = special::decide(inputs, recipe, special, &mut metadata)?;
-        special::take(inputs, inputs.talker(), &special_rows, &mut tensors)?;
+        let special = special.filter(|special| Some(special.source) == talker);
+        let wanted = special::decide(inputs, recipe, talker, special, &mut metadata)?;
+        let taken = special::take(inputs, recipe, (talker, &reach), wanted, &mut tensors)?;
+        warnings.extend(compat::row_warnings(special, recipe, &taken, &tensors));
+        let special_rows = taken.rows;
         drop_lost_scales(&mut tensors, model);
         warnings.extend(importance::check(inputs, &tensors)?);
         if let Some(special) = special {
@@ -513,14 +535,15 @@ impl MergePlan {
         }
         check_importance(&tensors, inputs, recipe)?;
 
-        metadata::clean(&mut metadata);
+        metadata::clean(&mut metadata, talker.is_some());
         // The first vector with a template is the main one; a second vector adds to it.
-        let talker = inputs.source(inputs.talker().expect("a merge has a vector")).metadata();
-        let chat::Transplant { changes, unusable } = chat::transplant(&mut metadata, talker);
+        let talker = talker.map(|id| inputs.source(id).metadata());
+        let transplanted = talker.map(|talker| chat::transplant(&mut metadata, talker));
+        let chat::Transplant { changes, unusable } = transplanted.unwrap_or_default();
         if !unusable.is_empty() {
             warnings.push(Warning::Unusable { keys: unusable });
         }
-        if !chat::has_template(talker) {
+        if talker.is_some_and(|talker| !chat::has_template(talker)) {
             warnings.push(Warning::NoTemplate);
         }
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();

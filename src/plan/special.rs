@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use bstr::{BString, ByteSlice};
 
+use super::merging::Reach;
 use super::{Error, Recipe, Taken, TensorPlan};
 use crate::chat;
 use crate::gguf::Metadata;
@@ -58,20 +59,41 @@ pub struct SpecialRow {
     pub is_output_sum: bool,
 }
 
+/// A token whose rows are to be the chat model's.
+pub(super) struct Wanted {
+    row: SpecialRow,
+    is_needed: bool,
+    /// The tensors in which the vector leaves its row where it is.
+    unmoved: Vec<String>,
+}
+
+/// What was taken, and what was not.
+#[derive(Default)]
+pub(super) struct TakenRows {
+    /// The tokens whose rows are the chat model's in one tensor at least.
+    pub(super) rows: Vec<SpecialRow>,
+    /// Tokens that a conversation needs and nobody trained the model on, which keep the model's rows all the same, and the
+    /// tensors in which they do, since the ratio there is 0.
+    pub(super) kept: Vec<String>,
+    pub(super) kept_in: Vec<String>,
+}
+
 /// Decides which rows are taken, and gives `metadata` the tokens that are missing if that is asked for. `found` are the
-/// special tokens of the chat model.
+/// special tokens of the chat model; without a talker there is none whose rows could be taken.
 pub(super) fn decide(
     inputs: &Inputs,
     recipe: &Recipe,
+    talker: Option<usize>,
     found: Option<&survey::SpecialTokens>,
     metadata: &mut Metadata,
-) -> Result<Vec<SpecialRow>, Error> {
+) -> Result<Vec<Wanted>, Error> {
     let Some(found) = found else {
-        return match (&recipe.special_tokens, inputs.talker()) {
+        return match (&recipe.special_tokens, talker) {
             (SpecialTokens::List(texts), Some(id)) => Err(Error::UnknownToken {
                 text: texts.first().cloned().unwrap_or_default(),
                 path: inputs.source(id).path().to_owned(),
             }),
+            (SpecialTokens::List(_), None) => Err(Error::SilentTokens),
             _ => Ok(Vec::new()),
         };
     };
@@ -94,8 +116,7 @@ pub(super) fn decide(
     let is_missing = |token: &&SpecialToken| token.id.is_none() && (token.is_needed || wanted.contains(token));
     let mut missing: Vec<&SpecialToken> = found.tokens.iter().filter(is_missing).collect();
     missing.sort_by_key(|token| token.chat);
-    let mut rows: Vec<SpecialRow> =
-        wanted.into_iter().filter_map(|token| Some(row(token, token.id?, recipe))).collect();
+    let mut rows: Vec<Wanted> = wanted.into_iter().filter_map(|token| Some(row(token, token.id?, recipe))).collect();
     if !missing.is_empty() {
         let model = inputs.model().map(|id| inputs.source(id).path().to_owned()).unwrap_or_default();
         if !recipe.add_missing_tokens || !has_rows {
@@ -109,10 +130,14 @@ pub(super) fn decide(
         }
         let ids: Vec<u32> = missing.iter().map(|token| token.chat).collect();
         let added = missing.iter().zip(chat::add_tokens(metadata, source.metadata(), &ids));
-        rows.extend(added.map(|(token, id)| SpecialRow { is_added: true, ..row(token, id, recipe) }));
+        rows.extend(added.map(|(token, id)| {
+            let mut wanted = row(token, id, recipe);
+            wanted.row.is_added = true;
+            wanted
+        }));
     }
-    rows.sort_by_key(|row| row.id);
-    rows.dedup_by_key(|row| row.id);
+    rows.sort_by_key(|wanted| wanted.row.id);
+    rows.dedup_by_key(|wanted| wanted.row.id);
     Ok(rows)
 }
 
@@ -122,25 +147,34 @@ fn listed<'a>(found: &'a survey::SpecialTokens, texts: &[String]) -> Result<Vec<
     texts.iter().map(|text| by_text.get(text.as_bytes()).copied().ok_or_else(|| text.clone())).collect()
 }
 
-fn row(token: &SpecialToken, id: u32, recipe: &Recipe) -> SpecialRow {
-    let is_output_sum = recipe.special_tokens == SpecialTokens::Auto && token.is_output_trained;
-    SpecialRow { text: shown(&token.text), id, chat: token.chat, is_added: false, drift: token.drift, is_output_sum }
+fn row(token: &SpecialToken, id: u32, recipe: &Recipe) -> Wanted {
+    let is_auto = recipe.special_tokens == SpecialTokens::Auto;
+    let is_output_sum = is_auto && token.is_output_trained;
+    let (text, chat, drift) = (shown(&token.text), token.chat, token.drift);
+    let row = SpecialRow { text, id, chat, is_added: false, drift, is_output_sum };
+    let unmoved = if is_auto { token.unmoved.clone() } else { Vec::new() };
+    Wanted { row, is_needed: token.is_needed, unmoved }
 }
 
 fn shown(text: &BString) -> String {
     text.to_str_lossy().into_owned()
 }
 
-/// Gives the tensors that have a row for each token the rows of special ones.
+/// Gives the tensors that have a row for each token the rows of special ones. Where the ratio of the talker's vector is 0, those
+/// alone that were asked for by their texts, and those of tokens that are added.
 pub(super) fn take(
     inputs: &Inputs,
-    talker: Option<usize>,
-    rows: &[SpecialRow],
+    recipe: &Recipe,
+    (talker, reach): (Option<usize>, &Reach),
+    wanted: Vec<Wanted>,
     tensors: &mut [TensorPlan],
-) -> Result<(), Error> {
-    let Some(source) = talker.filter(|_| !rows.is_empty()) else { return Ok(()) };
+) -> Result<TakenRows, Error> {
+    let mut done = TakenRows::default();
+    let Some(source) = talker.filter(|_| !wanted.is_empty()) else { return Ok(done) };
+    let is_listed = matches!(recipe.special_tokens, SpecialTokens::List(_));
     let chat = inputs.source(source);
-    let n_added = rows.iter().filter(|row| row.is_added).count() as u64;
+    let n_added = wanted.iter().filter(|wanted| wanted.row.is_added).count() as u64;
+    let (mut used, mut kept) = (vec![false; wanted.len()], vec![false; wanted.len()]);
     for tensor in tensors.iter_mut().filter(|tensor| has_row_per_token(&tensor.name) && tensor.model.is_some()) {
         let chat_rows = TokenRows::of_chat(inputs, source, &tensor.name);
         let chat_rows = chat_rows.filter(|rows| tensor.ne.first() == Some(&chat.tensor(rows.at.tensor).row_len()));
@@ -156,16 +190,31 @@ pub(super) fn take(
         let at = chat_rows.at;
         let n_rows = chat.tensor(at.tensor).n_rows();
         let is_sum = |row: &SpecialRow| row.is_output_sum && tensor.name == "output.weight" && !tensor.terms.is_empty();
-        let taken = |row: &SpecialRow| {
-            let from = chat_rows.find(row.chat).filter(|from| u64::from(*from) < n_rows)?;
-            Some((row.id, from))
-        };
-        let rows = rows.iter().filter(|row| !is_sum(row)).filter_map(taken).collect();
-        tensor.taken = Some(Taken { at, rows });
+        let is_reached = is_listed || reach.reaches(inputs, source, &tensor.name);
+        let mut rows = Vec::new();
+        for (i, Wanted { row, unmoved, .. }) in wanted.iter().enumerate() {
+            let from = chat_rows.find(row.chat).filter(|from| u64::from(*from) < n_rows);
+            let is_moved = row.is_added || !(is_sum(row) || unmoved.contains(&tensor.name));
+            let Some(from) = from.filter(|_| is_moved) else { continue };
+            if row.is_added || is_reached {
+                rows.push((row.id, from));
+                used[i] = true;
+            } else if wanted[i].is_needed && !(row.is_output_sum && tensor.name == "output.weight") {
+                kept[i] = true;
+                done.kept_in.push(tensor.name.clone());
+            }
+        }
         if let Some(n) = tensor.ne.get_mut(1) {
             *n += n_added;
         }
-        tensor.check_types(inputs)?;
+        if !rows.is_empty() {
+            tensor.taken = Some(Taken { at, rows });
+            tensor.check_types(inputs)?;
+        }
     }
-    Ok(())
+    done.kept_in.dedup();
+    let texts = wanted.iter().zip(kept).filter(|(_, kept)| *kept);
+    done.kept = texts.map(|(wanted, _)| wanted.row.text.clone()).collect();
+    done.rows = wanted.into_iter().zip(used).filter(|(_, used)| *used).map(|(wanted, _)| wanted.row).collect();
+    Ok(done)
 }

@@ -28,6 +28,21 @@ pub enum Finding {
         /// ⟨τ, model − base⟩ / ‖τ‖²: 0 for an unrelated direction, above 0.5 when nearer to chat.
         overlap: f64,
     },
+    /// Chat is nearer to the model than to base.
+    NearerToModel {
+        /// ⟨chat − base, model − base⟩ / ‖model − base‖²: 0 for an unrelated direction, above 0.5 when nearer to the model.
+        overlap: f64,
+    },
+    /// Special tokens were trained in the model, and are untrained in chat.
+    SwappedChatAndModel {
+        /// Their texts.
+        tokens: Vec<String>,
+    },
+    /// Nothing says which of chat and model is the one that chats.
+    Untold {
+        /// What was looked at.
+        why: Untold,
+    },
     /// Chat does not come from base.
     UnrelatedPair {
         /// ‖chat − base‖ / ‖base‖
@@ -67,14 +82,27 @@ pub enum Finding {
     },
 }
 
+/// Why chat and model cannot be told apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Untold {
+    /// Both have a chat template.
+    BothTemplates,
+    /// Neither has one.
+    NoTemplate,
+    /// Neither or both have one, and the model alone ends its answers in another way than base.
+    EndOnlyInModel,
+}
+
 impl Finding {
     /// Whether a run should stop unless it is forced.
     pub fn is_refusal(&self) -> bool {
         use Finding::*;
         match self {
             NearerToChat { .. } | UnrelatedPair { .. } | UnrelatedModel { .. } | PermutedQueryKey { .. } => true,
+            NearerToModel { .. } | SwappedChatAndModel { .. } => true,
             TemplateOnlyInBase | TemplateOnlyInModel => true,
-            VectorIsZero | ModelIsBase | TemplateInBase | FarFromBase { .. } => false,
+            VectorIsZero | ModelIsBase | TemplateInBase | FarFromBase { .. } | Untold { .. } => false,
             OfVector { finding, .. } => finding.is_refusal(),
         }
     }
@@ -90,7 +118,8 @@ impl fmt::Display for Finding {
             Finding::ModelIsBase => {
                 write!(
                     f,
-                    "model and base hold the same weights in every sampled row: the result is chat itself, times ratio"
+                    "model and base hold the same weights in every sampled row: the result is a blend of the model and chat \
+                     by the ratio, and chat itself where that is 1"
                 )
             }
             Finding::NearerToChat { overlap } => write!(
@@ -98,6 +127,29 @@ impl fmt::Display for Finding {
                 "the model is nearer to chat than to base (overlap with the vector {overlap:.2}): base and chat may be \
                  swapped, or the model already has this vector"
             ),
+            Finding::NearerToModel { overlap } => write!(
+                f,
+                "chat is nearer to the model than to base (overlap with what the model learnt {overlap:.2}): what was given as \
+                 the model may be the base of the two others, or the model already has a part of this vector"
+            ),
+            Finding::SwappedChatAndModel { tokens } => write!(
+                f,
+                "the model was trained on {}, on which chat was not: model and chat may be swapped",
+                tokens.join(" ")
+            ),
+            Finding::Untold { why } => {
+                let seen = match why {
+                    Untold::BothTemplates => {
+                        "both have a chat template, and both or neither moved the rows of its tokens"
+                    }
+                    Untold::NoTemplate => "neither has a chat template, nor an end token or rows of one that tell",
+                    Untold::EndOnlyInModel => "the model alone ends its answers with another token than base",
+                };
+                write!(
+                    f,
+                    "which of chat and model is which could not be checked: {seen}; see that they are not swapped"
+                )
+            }
             Finding::UnrelatedPair { ratio } => write!(
                 f,
                 "chat is {:.0} % of the weights' norm away from base: it was not made from this base",
@@ -147,12 +199,49 @@ pub(super) struct Distances {
     pub(super) tau_drift: f64,
     /// Whether there is a model.
     pub(super) has_model: bool,
+    /// The sides of the triangle of base, chat and model as they were before the files were rounded; none if the error of a
+    /// type is not known.
+    pub(super) sides: Option<Sides>,
 }
+
+/// Squares of the sides of a triangle.
+#[derive(Clone, Copy, Default, PartialEq, Debug)]
+pub(super) struct Sides {
+    /// ‖chat − base‖²
+    pub(super) tau2: f64,
+    /// ‖model − base‖²
+    pub(super) drift2: f64,
+    /// ‖chat − model‖²
+    pub(super) far2: f64,
+}
+
+/// Where less than this share of a distance's square is left when rounding errors are taken away, it says nothing of roles.
+const LEAST_TRUE: f64 = 0.1;
+
+/// Above this overlap, chat or model is nearer to the other than to base. In the right order it is cos(τ, drift) times the ratio of
+/// their lengths (|−.08| at most in the bundled trio), in every wrong one 1 but for that: .5 is as far from both.
+const NEARER: f64 = 0.5;
 
 impl Distances {
     /// From the sums for one vector at ratio 1.
     pub(super) fn new(base2: f64, unit: &Moments, has_model: bool) -> Self {
-        Distances { base2, tau2: unit.delta2, drift2: unit.drift2, tau_drift: unit.delta_drift, has_model }
+        let (tau2, drift2, tau_drift) = (unit.delta2, unit.drift2, unit.delta_drift);
+        Distances { base2, tau2, drift2, tau_drift, has_model, sides: None }
+    }
+
+    /// What is added to: no distance at all.
+    pub(super) fn none() -> Self {
+        Distances { sides: Some(Sides::default()), ..Distances::default() }
+    }
+
+    /// ⟨τ, model − base⟩ over ‖τ‖² and over ‖model − base‖², as they were before rounding; none where that cannot be said.
+    pub(super) fn overlaps(&self) -> Option<(f64, f64)> {
+        let (tau2, drift2, inner) = match self.sides {
+            None => (self.tau2, self.drift2, self.tau_drift),
+            Some(s) if s.tau2 < LEAST_TRUE * self.tau2 || s.drift2 < LEAST_TRUE * self.drift2 => return None,
+            Some(s) => (s.tau2, s.drift2, (s.tau2 + s.drift2 - s.far2) / 2.0),
+        };
+        (self.has_model && tau2 > 0.0 && drift2 > 0.0).then_some((inner / tau2, inner / drift2))
     }
 
     pub(super) fn add(&mut self, other: Distances) {
@@ -161,6 +250,11 @@ impl Distances {
         self.drift2 += other.drift2;
         self.tau_drift += other.tau_drift;
         self.has_model |= other.has_model;
+        self.sides = self.sides.zip(other.sides).map(|(a, b)| Sides {
+            tau2: a.tau2 + b.tau2,
+            drift2: a.drift2 + b.drift2,
+            far2: a.far2 + b.far2,
+        });
     }
 }
 
@@ -208,12 +302,22 @@ pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
         if all.drift2 == 0.0 {
             findings.push(Finding::ModelIsBase);
         }
-        let overlap = all.tau_drift / all.tau2;
-        if overlap > 0.5 && findings.is_empty() {
-            findings.push(Finding::NearerToChat { overlap });
+        if findings.is_empty() {
+            findings.extend(judge_roles(&all));
         }
     }
     findings
+}
+
+/// Says if another file than the one given as base is the one that both others were made from: the corner of the triangle with the
+/// right angle, opposite to its longest side.
+fn judge_roles(all: &Distances) -> Option<Finding> {
+    let (with_tau, with_drift) = all.overlaps()?;
+    match with_tau.max(with_drift) > NEARER {
+        false => None,
+        true if with_tau >= with_drift => Some(Finding::NearerToChat { overlap: with_tau }),
+        true => Some(Finding::NearerToModel { overlap: with_drift }),
+    }
 }
 
 /// Judges who has a chat template.
@@ -231,7 +335,7 @@ mod tests {
     use super::*;
 
     fn d(base2: f64, tau2: f64, drift2: f64, tau_drift: f64) -> Distances {
-        Distances { base2, tau2, drift2, tau_drift, has_model: true }
+        Distances { base2, tau2, drift2, tau_drift, has_model: true, sides: None }
     }
 
     #[test]
@@ -244,6 +348,9 @@ mod tests {
         // Swapped: τ' = −τ and model − base' = (model − base) − τ, so that the overlap is 1 for orthogonal directions.
         let swapped = judge(&d(1.0, 0.002, 0.012, 0.002), &d(5.0, 0.01, 0.06, 0.01));
         assert!(matches!(swapped[..], [Finding::NearerToChat { .. }]), "{swapped:?}");
+        // The model is the base: τ' = chat − model and model − base' = −(base' − model).
+        let as_model = judge(&d(1.0, 0.012, 0.002, 0.002), &d(5.0, 0.06, 0.01, 0.01));
+        assert!(matches!(as_model[..], [Finding::NearerToModel { .. }]), "{as_model:?}");
         let unrelated = judge(&d(1.0, 2.0, 0.01, 0.0), &d(5.0, 10.0, 0.05, 0.0));
         assert!(matches!(unrelated[..], [Finding::UnrelatedPair { .. }]), "{unrelated:?}");
         let foreign = judge(&d(1.0, 0.01, 2.0, 0.0), &d(5.0, 0.05, 10.0, 0.0));

@@ -11,6 +11,7 @@ mod fold;
 mod moments;
 mod pairing;
 mod piece;
+mod roles;
 mod rounding;
 mod sample;
 mod source;

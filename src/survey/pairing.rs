@@ -503,10 +503,10 @@ fn check_coordinates(inputs: &Inputs, pairs: &[Pair]) -> Result<(), Error> {
 }
 
 /// The tensor that tied files do without.
-const OUTPUT: &str = "output.weight";
+pub(super) const OUTPUT: &str = "output.weight";
 
 /// What stands for it there.
-const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
+pub(super) const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
 
 fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
     let info = model.tensor(id);

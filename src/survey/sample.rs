@@ -6,10 +6,11 @@ use rayon::prelude::*;
 
 use super::combine::Selector;
 use super::estimate::{Estimate, Tried};
-use super::findings::{Distances, Finding, judge, judge_distance, judge_templates};
+use super::findings::{Distances, Finding, Sides, judge, judge_distance, judge_templates};
 use super::moments::{Moments, Weights};
 use super::pairing::{Inputs, Pair, TensorRef, Term, part_of};
 use super::piece::{PIECE_WEIGHTS, Pieces, Spread};
+use super::roles;
 use super::rounding::true_square;
 use super::source::{Error, check_finite, divide_scale, multiply_scale};
 use super::space::{Coordinates, Space};
@@ -148,8 +149,11 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
             survey.findings.extend(ratio.and_then(judge_distance));
             continue;
         };
-        let mut query_key = Distances::default();
-        let mut others = Distances::default();
+        // A vector that is added to no tensor, since its ratio is 0, is nothing to judge.
+        if !samples.iter().any(|s| s.vectors.iter().any(|seen| seen.vector == number)) {
+            continue;
+        }
+        let (mut query_key, mut others) = (Distances::none(), Distances::none());
         let (mut found2, mut true2) = (0.0, Some(0.0));
         for s in &samples {
             let Some(seen) = s.vectors.iter().find(|seen| seen.vector == number) else { continue };
@@ -165,6 +169,11 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
             (query_key.has_model, others.has_model) = (false, false);
         }
         let mut findings = judge(&query_key, &others);
+        let is_trio = query_key.has_model || others.has_model;
+        // Of files that are no trio, or whose base is not the base, there is nothing more to tell.
+        if is_trio && findings.is_empty() {
+            findings.extend(roles::tell(inputs, vector)?);
+        }
         let has_template = |id| chat::has_template(inputs.source(id).metadata());
         let model_has_template = inputs.model().is_some_and(has_template);
         findings.extend(judge_templates(model_has_template, has_template(base), has_template(vector.plus)));
@@ -275,9 +284,24 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let seen = |(term, sums): (&Term, &TermSums)| {
         let minus = term.minus?;
         let n = n_seen.max(1) as f64;
-        let true2 = true_square(sums.unit.delta2 / n, sums.base2 / n, type_of(minus), type_of(term.plus));
-        let true2 = true2.map(|true2| true2 * info.n_weights() as f64);
-        let distances = Distances::new(sums.base2 * factor, &sums.unit.scaled(factor), pair.model.is_some());
+        let [base, chat] = [minus, term.plus].map(type_of);
+        let true_of = |found2: f64, one, other| {
+            let true2 = true_square(found2 / n, sums.base2 / n, one, other);
+            true2.map(|true2| true2 * info.n_weights() as f64)
+        };
+        let true2 = true_of(sums.unit.delta2, base, chat);
+        let mut distances = Distances::new(sums.base2 * factor, &sums.unit.scaled(factor), pair.model.is_some());
+        distances.sides = match pair.model_type(inputs) {
+            // Of norms and biases there are few, and all files learn alike in them: they say nothing of roles.
+            _ if info.n_rows() == 1 => Some(Sides::default()),
+            None => None,
+            Some(model) => {
+                let Moments { delta2, drift2, delta_drift, .. } = sums.unit;
+                let far2 = (delta2 + drift2 - 2.0 * delta_drift).max(0.0);
+                let others = true_of(drift2, base, model).zip(true_of(far2, chat, model));
+                true2.zip(others).map(|(tau2, (drift2, far2))| Sides { tau2, drift2, far2 })
+            }
+        };
         Some(SeenVector { vector: term.vector, distances, true2 })
     };
     let vectors = pair.terms.iter().zip(&terms).filter_map(seen).collect();

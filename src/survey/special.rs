@@ -8,7 +8,9 @@ use bstr::BString;
 use rayon::prelude::*;
 
 use super::combine::Combination;
-use super::pairing::{Inputs, Role, SourceId, TensorRef, Term, find_or_tied};
+use super::pairing::{
+    Inputs, OUTPUT, Role, SourceId, TOKEN_EMBEDDINGS, TensorRef, Term, find_or_tied, has_row_per_token,
+};
 use super::piece::{PIECE_WEIGHTS, Pieces};
 use super::source::{Error, read_row};
 use crate::chat::{self, TOKENS, TokenMap, Unrendered};
@@ -73,11 +75,26 @@ impl TokenRows {
     /// The rows of a tensor in the chat model of a source, by that model's ids. A patch has those of special tokens.
     pub fn of_chat(inputs: &Inputs, source: SourceId, name: &str) -> Option<Self> {
         // Without an output of its own the vector is of a chat model with tied embeddings.
-        let is_tied = name == "output.weight" && !is_listed(inputs.source(source), name);
-        let stored = if is_tied { "token_embd.weight" } else { name };
+        let is_tied = name == OUTPUT && !is_listed(inputs.source(source), name);
+        let stored = if is_tied { TOKEN_EMBEDDINGS } else { name };
         Self::listed(inputs, source, stored, SPECIAL_ROWS, SPECIAL_TOKENS)
             .or_else(|| Some(TokenRows { at: find_or_tied(inputs, source, name)?, tokens: None }))
             .filter(|rows| rows.tokens.is_some() || inputs.role(source) != Role::Patch)
+    }
+
+    /// The rows of a tensor in the base of the vector that ends in a source, by that base's ids. Where its embeddings are tied,
+    /// those of `token_embd` are what its output is. A patch has some.
+    fn of_base(inputs: &Inputs, plus: SourceId, name: &str) -> Option<Self> {
+        let vector = inputs.vectors().iter().find(|vector| vector.plus == plus)?;
+        if let Some(base) = vector.minus {
+            return Some(TokenRows { at: find_or_tied(inputs, base, name)?, tokens: None });
+        }
+        let patch = inputs.source(plus);
+        let listed = |name| Self::listed(inputs, plus, name, BASE_ROWS, BASE_TOKENS);
+        // The base is tied if the vector has no output of its own, or if chat alone brought rows of one.
+        let has_chat_rows = || patch.find(&format!("{OUTPUT}{SPECIAL_ROWS}")).is_some();
+        let is_tied = name == OUTPUT && (!is_listed(patch, OUTPUT) || has_chat_rows());
+        listed(name).or_else(|| listed(TOKEN_EMBEDDINGS).filter(|_| is_tied))
     }
 
     /// The rows that a patch has of some tokens.
@@ -130,6 +147,8 @@ pub struct SpecialToken {
     pub is_untrained: bool,
     /// Whether its row in `output` holds what the model learnt, as it does where text without the token made it rarer.
     pub is_output_trained: bool,
+    /// The tensors in which the chat model's row is the base's: the chat learnt nothing there that could be taken.
+    pub unmoved: Vec<String>,
 }
 
 fn lossy<S: serde::Serializer>(text: &BString, serializer: S) -> Result<S::Ok, S::Error> {
@@ -145,24 +164,18 @@ pub struct SpecialTokens {
     pub tokens: Vec<SpecialToken>,
     /// Templates that were not rendered to find them.
     pub unrendered: Vec<Unrendered>,
+    /// Whether the base of the vector is the model itself, so that nothing says what the model was trained on: every token of
+    /// it then counts as trained.
+    pub is_base_model: bool,
 }
 
-impl Inputs {
-    /// The source whose chat the output has: that of the first vector with a template, or else of the first. None without a
-    /// vector.
-    pub fn talker(&self) -> Option<SourceId> {
-        let mut sources = self.vectors().iter().map(|vector| vector.plus);
-        let first = sources.clone().next();
-        sources.find(|id| chat::has_template(self.source(*id).metadata())).or(first)
-    }
-}
-
-/// Finds the special tokens of the talking model in the model that is added to, and reads their rows of `token_embd`.
+/// Finds the special tokens of the talking model (a chat model or a patch) in the model that is added to, and reads their
+/// rows of the embeddings.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
-pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
-    let (Some(source), Some(model)) = (inputs.talker(), inputs.model()) else { return Ok(None) };
+pub fn special_tokens(inputs: &Inputs, talker: Option<SourceId>) -> Result<Option<SpecialTokens>, Error> {
+    let (Some(source), Some(model)) = (talker, inputs.model()) else { return Ok(None) };
     let metadata = inputs.source(source).metadata();
     let Some(tokens) = metadata.get_strings(TOKENS) else { return Ok(None) };
     let to_own = inputs.token_map(source).map(TokenMap::inverted);
@@ -170,8 +183,14 @@ pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
     let own = |chat: u32| to_own.as_ref().map_or(Some(chat), |map| map.find(chat));
     let ids = chat::special_ids(metadata, inputs.templates());
     let needed = ids.needed.into_iter().map(|id| (id, true));
-    let [drift, output_drift] =
-        [Drift::new(inputs, model, source, "token_embd.weight")?, Drift::new(inputs, model, source, "output.weight")?];
+    let base = inputs.vectors().iter().find(|vector| vector.plus == source).and_then(|vector| vector.minus);
+    let is_base_model = match base {
+        Some(base) => base == model || has_same_bytes(inputs, model, base)?,
+        None => false,
+    };
+    let drift_of = |name| if is_base_model { Ok(None) } else { Drift::new(inputs, model, source, name) };
+    let [drift, output_drift] = [drift_of(TOKEN_EMBEDDINGS)?, drift_of(OUTPUT)?];
+    let moves = Moves::all(inputs, model, source);
     let is_quantized = |drift: &Option<Drift<'_>>| drift.as_ref().is_some_and(Drift::is_quantized);
     let bound = if is_quantized(&drift) || is_quantized(&output_drift) { UNTRAINED_QUANTIZED } else { UNTRAINED };
     let mut found = Vec::new();
@@ -183,11 +202,105 @@ pub fn special_tokens(inputs: &Inputs) -> Result<Option<SpecialTokens>, Error> {
         };
         let (drift, output_drift) = (of(&drift)?, of(&output_drift)?);
         let text = tokens.get(chat as usize).unwrap_or_default().to_owned();
-        let is_untrained = id.is_some() && drift.map_or(is_needed, |drift| drift <= bound);
+        let is_untrained = id.is_some() && drift.map_or(is_needed && !is_base_model, |drift| drift <= bound);
         let is_output_trained = output_drift.is_some_and(|drift| drift > bound);
-        found.push(SpecialToken { text, chat, id, is_needed, drift, output_drift, is_untrained, is_output_trained });
+        let mut unmoved = Vec::new();
+        for moves in moves.iter().filter(|_| is_untrained) {
+            unmoved.extend(moves.is_still(chat, id)?.then(|| moves.name.clone()));
+        }
+        found.push(SpecialToken {
+            text,
+            chat,
+            id,
+            is_needed,
+            drift,
+            output_drift,
+            is_untrained,
+            is_output_trained,
+            unmoved,
+        });
     }
-    Ok(Some(SpecialTokens { source, tokens: found, unrendered: ids.unrendered }))
+    Ok(Some(SpecialTokens { source, tokens: found, unrendered: ids.unrendered, is_base_model }))
+}
+
+/// Pieces of a tensor that are compared to tell whether two files hold the same bytes, and their length.
+const PIECES: u64 = 16;
+const PIECE_BYTES: u64 = 4096;
+
+/// Whether another file has every tensor of the model, with the same bytes in pieces that are evenly spread over it. Whatever is
+/// trained, there is a matrix that changes nearly everywhere.
+fn has_same_bytes(inputs: &Inputs, model: SourceId, other: SourceId) -> Result<bool, Error> {
+    let (model, other) = (inputs.source(model), inputs.source(other));
+    let (mut own_bytes, mut other_bytes) = (Vec::new(), Vec::new());
+    for (id, info) in model.tensors().enumerate() {
+        let Some(other_id) = other.find(info.name()) else { return Ok(false) };
+        let other_info = other.tensor(other_id);
+        if other_info.ty() != info.ty() || !other_info.same_shape(info) {
+            return Ok(false);
+        }
+        let len = PIECE_BYTES.min(info.size());
+        own_bytes.resize(len as usize, 0);
+        other_bytes.resize(len as usize, 0);
+        let n_pieces = info.size().div_ceil(PIECE_BYTES).min(PIECES);
+        for piece in 0..n_pieces {
+            // The first at the start, the last at the end.
+            let offset = (info.size() - len) * piece / (n_pieces - 1).max(1);
+            model.read(id, offset, &mut own_bytes)?;
+            other.read(other_id, offset, &mut other_bytes)?;
+            if own_bytes != other_bytes {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// What a vector does to the rows of one tensor.
+struct Moves<'a> {
+    inputs: &'a Inputs,
+    name: String,
+    chat: TokenRows,
+    base: TokenRows,
+}
+
+impl<'a> Moves<'a> {
+    /// One for each tensor of the model with a row for each token of which chat and base are known.
+    fn all(inputs: &'a Inputs, model: SourceId, talker: SourceId) -> Vec<Self> {
+        let names = inputs.source(model).tensors().map(TensorInfo::name).filter(|name| has_row_per_token(name));
+        let of = |name: &str| {
+            let chat = TokenRows::of_chat(inputs, talker, name)?;
+            let base = TokenRows::of_base(inputs, talker, name)?;
+            let info = |rows: &TokenRows| inputs.source(rows.at.source).tensor(rows.at.tensor);
+            let fits = info(&chat).row_len() == info(&base).row_len();
+            let is_usable = fits && [&chat, &base].into_iter().all(|rows| is_readable_row(info(rows)));
+            is_usable.then(|| Moves { inputs, name: name.to_owned(), chat, base })
+        };
+        names.filter_map(of).collect()
+    }
+
+    /// Whether the chat model has the base's row of a token, whose place in the chat model and in the model are given.
+    fn is_still(&self, chat: u32, id: Option<u32>) -> Result<bool, Error> {
+        let in_base = id.and_then(|id| place(self.inputs, &self.base, id));
+        let (Some(in_chat), Some(in_base)) = (self.chat.find(chat), in_base) else { return Ok(false) };
+        let rows = read(self.inputs, self.chat.at, in_chat)?.zip(read(self.inputs, self.base.at, in_base)?);
+        Ok(rows.is_some_and(|(chat, base)| chat == base))
+    }
+}
+
+/// The row of a token of the model among those of another file.
+fn place(inputs: &Inputs, rows: &TokenRows, id: u32) -> Option<u32> {
+    let there = match inputs.token_map(rows.at.source) {
+        Some(map) => map.find(id),
+        None => Some(id),
+    };
+    rows.find(there?)
+}
+
+/// A row, if the tensor has it.
+fn read(inputs: &Inputs, at: TensorRef, row: u32) -> Result<Option<Vec<f32>>, Error> {
+    let source = inputs.source(at.source);
+    let is_there = u64::from(row) < source.tensor(at.tensor).n_rows();
+    is_there.then(|| read_row(source, at.tensor, row.into())).transpose()
 }
 
 /// Whether rows of a tensor can be looked at one by one.
@@ -259,46 +372,54 @@ fn has_moved(pieces: &mut Pieces<'_>, term: &Term, row: u64, row_len: u64) -> Re
     Ok(false)
 }
 
-/// The model's row and the base's.
+/// A file's row and the base's.
 type TwoRows = (Vec<f32>, Vec<f32>);
 
-/// How far rows of a tensor went from the base.
-struct Drift<'a> {
+/// What became of a row since the base.
+pub(super) enum Stay {
+    /// It is where the base has it, or so near that nobody trained it.
+    Untrained,
+    /// It went this far, in units of what is usual.
+    Moved(f64),
+}
+
+/// How far rows of a tensor of a file went from the base. Rows are asked for by the ids of the model.
+pub(super) struct Drift<'a> {
     inputs: &'a Inputs,
-    own: TensorRef,
+    own: TokenRows,
     base: TokenRows,
     /// What is usual: the median of ordinary tokens.
     usual: f64,
+    /// Whether any of them moved. A short training on conversations meets few tokens, so that the median may be 0.
+    is_any: bool,
 }
 
 impl<'a> Drift<'a> {
-    /// None if there is no base, or rows that cannot be compared.
-    fn new(inputs: &'a Inputs, model: SourceId, talker: SourceId, name: &str) -> Result<Option<Self>, Error> {
-        let Some(mut drift) = Self::between(inputs, model, talker, name) else { return Ok(None) };
-        drift.usual = match drift.ordinary() {
-            Some(tokens) => median(tokens.into_iter().map(u64::from), |row| drift.distance(row as u32))?,
-            None => {
-                let n_rows = drift.info(drift.own).n_rows().min(u32::MAX.into());
-                median_of_rows(n_rows, |row| drift.distance(row as u32))?
-            }
-        }
-        .unwrap_or(0.0);
+    /// From the base of the vector that ends in `talker`. None if there is no base, or rows that cannot be compared.
+    pub(super) fn new(inputs: &'a Inputs, own: SourceId, talker: SourceId, name: &str) -> Result<Option<Self>, Error> {
+        let Some(mut drift) = Self::between(inputs, own, talker, name) else { return Ok(None) };
+        let mut is_any = false;
+        let distance = |row: u64| {
+            let distance = drift.distance(row as u32)?;
+            is_any |= distance.is_some_and(|distance| distance > 0.0);
+            Ok(distance)
+        };
+        let usual = match drift.ordinary() {
+            Some(tokens) => median(tokens.into_iter().map(u64::from), distance)?,
+            None => median_of_rows(drift.info(drift.own.at).n_rows().min(u32::MAX.into()), distance)?,
+        };
+        (drift.usual, drift.is_any) = (usual.unwrap_or(0.0), is_any);
         Ok(Some(drift))
     }
 
-    fn between(inputs: &'a Inputs, model: SourceId, talker: SourceId, name: &str) -> Option<Self> {
-        let own = TensorRef { source: model, tensor: inputs.source(model).find(name)? };
-        let vector = inputs.vectors().iter().find(|vector| vector.plus == talker)?;
-        let base = match vector.minus {
-            Some(source) => {
-                TokenRows { at: TensorRef { source, tensor: inputs.source(source).find(name)? }, tokens: None }
-            }
-            None => TokenRows::listed(inputs, talker, name, BASE_ROWS, BASE_TOKENS)?,
-        };
+    fn between(inputs: &'a Inputs, own: SourceId, talker: SourceId, name: &str) -> Option<Self> {
+        let at = TensorRef { source: own, tensor: inputs.source(own).find(name)? };
+        let own = TokenRows { at, tokens: None };
+        let base = TokenRows::of_base(inputs, talker, name)?;
         let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
-        let fits = info(own).row_len() == info(base.at).row_len();
-        let is_usable = fits && [own, base.at].into_iter().all(|at| is_readable_row(info(at)));
-        is_usable.then_some(Drift { inputs, own, base, usual: 0.0 })
+        let fits = info(own.at).row_len() == info(base.at).row_len();
+        let is_usable = fits && [own.at, base.at].into_iter().all(|at| is_readable_row(info(at)));
+        is_usable.then_some(Drift { inputs, own, base, usual: 0.0, is_any: false })
     }
 
     /// The tokens of the model among those that the base's rows are known of, special ones aside; none if they are of all.
@@ -320,43 +441,46 @@ impl<'a> Drift<'a> {
         Ok(distance.map(|distance| if distance == 0.0 { 0.0 } else { distance / self.usual }))
     }
 
+    /// Whether any row of those that were looked at moved.
+    pub(super) fn is_any(&self) -> bool {
+        self.is_any
+    }
+
+    /// What became of the row of a token; none where one of the files has no such row.
+    pub(super) fn stay(&self, id: u32) -> Result<Option<Stay>, Error> {
+        let bound = if self.is_quantized() { UNTRAINED_QUANTIZED } else { UNTRAINED };
+        let distance = self.of(id)?;
+        Ok(distance.map(|distance| if distance <= bound { Stay::Untrained } else { Stay::Moved(distance) }))
+    }
+
     fn is_quantized(&self) -> bool {
-        [self.own, self.base.at].iter().any(|at| self.info(*at).ty().is_quantized())
+        [self.own.at, self.base.at].iter().any(|at| self.info(*at).ty().is_quantized())
     }
 
     fn info(&self, at: TensorRef) -> &TensorInfo {
         self.inputs.source(at.source).tensor(at.tensor)
     }
 
-    /// The model's and the base's row of one token; none where one of them has no such row.
+    /// The file's and the base's row of one token; none where one of them has no such row.
     fn rows(&self, id: u32) -> Result<Option<TwoRows>, Error> {
-        let in_base = match self.inputs.token_map(self.base.at.source) {
-            Some(map) => map.find(id),
-            None => Some(id),
-        };
-        let Some(in_base) = in_base.and_then(|id| self.base.find(id)) else { return Ok(None) };
-        Ok(self.row(self.own, id)?.zip(self.row(self.base.at, in_base)?))
+        let places = place(self.inputs, &self.own, id).zip(place(self.inputs, &self.base, id));
+        let Some((own, base)) = places else { return Ok(None) };
+        Ok(read(self.inputs, self.own.at, own)?.zip(read(self.inputs, self.base.at, base)?))
     }
 
-    /// ‖model − base‖ of one row. Where the model is quantised and the base is finer, the base as it would be in the model's type
+    /// ‖own − base‖ of one row. Where the file is quantised and the base is finer, the base as it would be in that type
     /// is the nearer of two to an untrained row.
     fn distance(&self, id: u32) -> Result<Option<f64>, Error> {
         let Some((own, base)) = self.rows(id)? else { return Ok(None) };
-        let (ty, plain) = (self.info(self.own).ty(), distance(&own, &base));
+        let (ty, plain) = (self.info(self.own.at).ty(), distance(&own, &base));
         if plain == 0.0 || !ty.is_quantized() || ty == self.info(self.base.at).ty() || quants::requires_importance(ty) {
             return Ok(Some(plain));
         }
-        let mut blocks = vec![0; self.info(self.own).row_size() as usize];
+        let mut blocks = vec![0; self.info(self.own.at).row_size() as usize];
         let mut rounded = base.clone();
         let coded = quants::quantize_rows(ty, &base, None, &mut blocks)
             .and_then(|()| quants::dequantize_row(ty, &blocks, &mut rounded));
         Ok(Some(if coded.is_ok() { plain.min(distance(&own, &rounded)) } else { plain }))
-    }
-
-    fn row(&self, at: TensorRef, row: u32) -> Result<Option<Vec<f32>>, Error> {
-        let source = self.inputs.source(at.source);
-        let is_there = u64::from(row) < source.tensor(at.tensor).n_rows();
-        is_there.then(|| read_row(source, at.tensor, row.into())).transpose()
     }
 }
 
@@ -371,7 +495,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
 pub(super) fn distance_from_base(inputs: &Inputs, patch: SourceId) -> Result<Option<f64>, Error> {
     let Some(model) = inputs.model() else { return Ok(None) };
-    let Some(drift) = Drift::between(inputs, model, patch, "token_embd.weight") else { return Ok(None) };
+    let Some(drift) = Drift::between(inputs, model, patch, TOKEN_EMBEDDINGS) else { return Ok(None) };
     let tokens = drift.ordinary().unwrap_or_default();
     let relative = |row: u64| {
         let Some((own, base)) = drift.rows(row as u32)? else { return Ok(None) };

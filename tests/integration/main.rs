@@ -45,8 +45,12 @@ mod module_order;
 mod nvfp4;
 // Patch files: what they hold, and that applying one is the merge.
 mod patch;
+// What of a vector reaches the output: nothing at a ratio of 0, and of special tokens what the model was not trained on.
+mod reach;
 // Several vectors, ratios by tensor, mergekit's methods against mergekit, and recipes that reproduce a run.
 mod recipe;
+// Which of the files is the base, which the chat and which the model: wrong orders, and what cannot be told.
+mod roles;
 // Asking a model: broken files by the check meant for each, arguments, outputs that are asked before they get their name.
 mod smoke;
 // Numbers that are not added as they are stored: decays of state spaces, and weights that are folded.

@@ -14,7 +14,7 @@ use crate::trio::{
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
-const BY_TOKEN: [&str; 2] = ["token_embd.weight", "output.weight"];
+pub(crate) const BY_TOKEN: [&str; 2] = ["token_embd.weight", "output.weight"];
 
 fn texts(draft: &Draft) -> Vec<Vec<u8>> {
     let Some(Val::Array(_, values)) = get(draft, TOKENS) else { panic!("no tokens") };
@@ -169,7 +169,7 @@ fn a_chat_that_is_its_base_gives_the_model_back_whatever_the_order_of_tokens() {
         vary(&mut trio.chat, &[7, 6, 5, 4, 3, 2, 1, 0], 0, 0);
         trio.chat.set("tokenizer.chat_template", Val::str(crate::trio::TEMPLATE));
         requantise(&mut trio.cp, ty);
-        let (folder, ran) = merge(&trio, &["--special-tokens", "none"]);
+        let (folder, ran) = merge(&trio, &[]);
         ran.says(0, &["warning: the vector is zero"]);
         let (out, cp) = (read(&folder.path().join("out.gguf")), read(&folder.path().join("cp.gguf")));
         for (found, own) in out.tensors.iter().zip(&cp.tensors) {
@@ -226,7 +226,7 @@ fn a_tensor_that_has_not_a_row_for_each_token_is_refused() {
 }
 
 /// The trio without one of the chat's tokens in cp.
-fn lacking() -> Trio {
+pub(crate) fn lacking() -> Trio {
     let mut trio = Trio::small();
     vary(&mut trio.cp, &[0, 1, 2, 3, 4, 5, 6], 0, 0);
     trio

@@ -189,9 +189,11 @@ def applied(model: File, patches: list[tuple[Patch, float]], special: bool) -> d
         else:
             weights += delta
         if special and name in (EMBEDDINGS, OUTPUT):
-            rows = patches[0][0].rows_by_text(name, "special")
-            # The embeddings say which tokens are; a row of the output is taken if it was not trained either.
+            rows, base = (patches[0][0].rows_by_text(name, which) for which in ("special", "base"))
+            # The embeddings say which tokens are; a row of the output is taken if it was not trained either, and no row that
+            # the chat left where the base has it.
             for text in set(taken) & set(untrained(model, patches[0][0], name)):
-                weights[model.at[text]] = rows[text]
+                if not np.array_equal(rows[text], base[text]):
+                    weights[model.at[text]] = rows[text]
         out[name] = Tensor(name, tensor.shape, F32, encode(weights, F32))
     return out
