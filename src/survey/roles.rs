@@ -90,7 +90,8 @@ fn needed(inputs: &Inputs, vector: &Vector) -> BTreeSet<u32> {
     let metadata = |source: SourceId| inputs.source(source).metadata();
     let of_base = vector.minus.map(|base| own(base, chat::end_ids(metadata(base)))).unwrap_or_default();
     let sources = [Some(vector.plus), inputs.model()].into_iter().flatten();
-    let needed = sources.flat_map(|source| own(source, chat::special_ids(metadata(source)).needed));
+    let ids = |source| chat::special_ids(metadata(source), inputs.templates());
+    let needed = sources.flat_map(|source| own(source, ids(source).needed));
     needed.filter(|id| !of_base.contains(id)).collect()
 }
 

@@ -125,7 +125,10 @@ fn rows_of_special_tokens_tell_chat_from_model_where_templates_do_not() {
     assert_roles("untrained in cp", &trio, false);
     let folder = tempfile::tempdir().unwrap();
     let ran = tried(&trio.write(folder.path()), ORDERS[1]);
-    ran.says(4, &["the model was trained on", "<|im_end|>", "on which chat was not", "model and chat may be swapped"]);
+    ran.says(
+        4,
+        &["the model was trained on", "<|im_start|>", "on which chat was not", "model and chat may be swapped"],
+    );
     // Of a chat whose embeddings were left as they are nothing is learnt.
     let base = trio.base.tensor("token_embd.weight").clone();
     *trio.chat.tensor("token_embd.weight") = base;

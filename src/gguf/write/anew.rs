@@ -113,7 +113,7 @@ impl Part {
             Err(e) if e.kind() == io::ErrorKind::StorageFull => {
                 let folder = super::folder_of(self.file.path());
                 let available = fs4::available_space(folder).unwrap_or(0);
-                return Err(Error::NoSpace { path: self.target.clone(), needed: len, available });
+                return Err(Error::NoSpace { path: self.target.clone(), needed: len, temporary: 0, available });
             }
             Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
                 return Err(Error::io(&self.target, "take the disk space for it")(e));
