@@ -1,15 +1,14 @@
 //! Trying ways to encode a tensor, where a first look has shown that rounding would take the vector.
 
-use rayon::prelude::*;
-
 use super::combine::Combination;
 use super::moments::Moments;
 use super::pairing::{Inputs, Pair, Term};
-use super::piece::{PIECE_WEIGHTS, Pieces, Spread, middle};
-use super::sample::SampleSettings;
+use super::piece::{PIECE_WEIGHTS, Pieces, Spread, middle, share_out};
+use super::sample::{SampleSettings, n_operands};
 use super::source::{Error, divide_scale, multiply_scale};
 use super::sum::{Sum, resize};
 use crate::ggml::GgmlType;
+use crate::pool;
 use crate::quants::{self, Dither, Feedback, Gram, Place};
 
 /// How weights become codes.
@@ -53,6 +52,9 @@ pub struct Trial {
 /// 128 to 768 rows; a quarter of them gave the same KL divergence.
 const GRAM_ROWS: u64 = 512;
 
+/// Bytes that rows are read ahead with while H is summed.
+const AHEAD: u64 = 128 << 10;
+
 /// The feedback for what `terms` add to a tensor of this shape, from evenly spaced rows. It allocates
 /// [`feedback_bytes`].
 ///
@@ -63,7 +65,7 @@ pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term], combination: &Combi
     let n_rows: u64 = ne.iter().skip(1).product();
     let n_sampled = n_rows.min(GRAM_ROWS);
     let mut gram = Gram::new(row_len as usize);
-    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, combination, &[], row_len));
+    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, combination, &[], row_len, AHEAD));
     for i in 0..n_sampled {
         pieces.compute(&mut sum, (middle(i, n_sampled, n_rows), 0, row_len))?;
         gram.add_row(sum.delta());
@@ -73,7 +75,8 @@ pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term], combination: &Combi
 
 /// Bytes that [`feedback`] takes for rows of this length, and what it gives back.
 pub fn feedback_bytes(row_len: u64) -> u64 {
-    Feedback::bytes_to_make(row_len).saturating_add(row_len.saturating_mul(Sum::BYTES_PER_WEIGHT + 4))
+    let rows = row_len.saturating_mul(Sum::BYTES_PER_WEIGHT + 4);
+    Feedback::bytes_to_make(row_len).saturating_add(rows).saturating_add(AHEAD)
 }
 
 /// Tries encodings of tensors on a sample of their rows, as [`super::survey`] takes it. Encodings that the codec cannot do, or
@@ -90,15 +93,18 @@ pub fn try_encodings(
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
     let longest = tensors.iter().map(|(pair, _)| pair.info(inputs).row_len()).max().unwrap_or(0);
     let thread_bytes = feedback_bytes(longest) + PIECE_WEIGHTS * (Sum::BYTES_PER_WEIGHT + 16);
-    let threads = settings.threads.min((settings.memory / thread_bytes) as usize).max(1);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
-    pool.install(|| tensors.par_iter().map(|(pair, encodings)| try_tensor(inputs, pair, encodings, share)).collect())
+    let n_operands = tensors.iter().map(|(pair, _)| n_operands(pair)).max().unwrap_or(0);
+    let (threads, ahead) = share_out(settings.memory, settings.threads, thread_bytes, n_operands);
+    let one = |(pair, encodings): &(Pair, Vec<Encoding>)| try_tensor(inputs, pair, encodings, (share, ahead));
+    pool::try_map_on(threads, tensors.iter().collect(), one)
 }
 
-fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) -> Result<Trial, Error> {
+fn try_tensor(
+    inputs: &Inputs,
+    pair: &Pair,
+    encodings: &[Encoding],
+    (share, ahead): (f64, u64),
+) -> Result<Trial, Error> {
     let info = pair.info(inputs);
     let row_len = info.row_len();
     let importance = inputs.importance_of(&pair.name, info.ne());
@@ -120,7 +126,7 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
     let spread = Spread::new(info, share);
     let (mut sum, mut blocks) = (Sum::default(), Vec::new());
     let (mut stored, mut got) = (Vec::new(), Vec::new());
-    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
+    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len, ahead);
     pieces.select(spread, (&mut stored, &mut got))?;
     let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
     for (row, start, len) in spread.pieces() {
@@ -138,8 +144,8 @@ fn try_tensor(inputs: &Inputs, pair: &Pair, encodings: &[Encoding], share: f64) 
             let size = |n: u64| ty.size_of(n).expect("only types that divide the row are tried");
             blocks.resize(size(len) as usize, 0);
             match model {
-                Some((source, id, Some(own))) if own == ty && encoding.rounding != Rounding::Encoder => {
-                    source.read(id, size(first), &mut blocks)?;
+                Some((_, _, Some(own))) if own == ty && encoding.rounding != Rounding::Encoder => {
+                    blocks.copy_from_slice(pieces.blocks_of_model((row, start, len))?);
                 }
                 _ if encoding.rounding == Rounding::UnitGain => {
                     quants::quantize_to_unit_gain(ty, &stored, &mut blocks).expect("checked above");
