@@ -109,8 +109,8 @@ impl Exit {
                 Exit::Usage
             } else if let Some(e) = cause.downcast_ref::<chat::Error>() {
                 of_vocabulary(e)
-            } else if cause.is::<chat::TemplateError>() {
-                Exit::Malformed
+            } else if let Some(e) = cause.downcast_ref::<chat::TemplateError>() {
+                if matches!(e, chat::TemplateError::Stack(_)) { Exit::Io } else { Exit::Malformed }
             } else if cause.is::<Usage>() {
                 Exit::Usage
             } else if cause.is::<Refused>() {
@@ -162,7 +162,7 @@ fn of_survey(error: &survey::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Type { .. } => Exit::NotSupported,
-        Threads { .. } => Exit::Io,
+        Threads(_) => Exit::Io,
         NotFinite { .. } | Scale { .. } => Exit::Malformed,
         Shape { .. } | OneSided { .. } | NoPlace { .. } => Exit::Refused,
     }
@@ -202,7 +202,7 @@ fn of_pipeline(error: &pipeline::Error) -> Exit {
         Source(e) => of_survey(e),
         Range { .. } | Importance { .. } | Budget { .. } => Exit::NotSupported,
         Cancelled => Exit::Interrupted,
-        Threads { .. } => Exit::Io,
+        Threads(_) => Exit::Io,
     }
 }
 
@@ -254,7 +254,7 @@ fn of_vocabulary(error: &chat::Error) -> Exit {
 fn of_io(error: &std::io::Error) -> Exit {
     use std::io::ErrorKind::*;
     match error.kind() {
-        InvalidData | FileTooLarge => Exit::Malformed,
+        InvalidData | FileTooLarge if error.raw_os_error().is_none() => Exit::Malformed,
         _ => Exit::Io,
     }
 }
@@ -266,7 +266,7 @@ fn of_infer(error: &infer::Error) -> Exit {
         Architecture { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
         Key { .. } | Tensor { .. } | Extra { .. } | NotFinite { .. } => Exit::Malformed,
         Setting { .. } | TooShort { .. } => Exit::Usage,
-        Threads { .. } => Exit::Io,
+        Threads(_) => Exit::Io,
         Cancelled => Exit::Interrupted,
         Context { .. } | Token { .. } => Exit::Failure,
     }
