@@ -18,6 +18,7 @@
 //! | module | its one job |
 //! |---|---|
 //! | [`ggml`] | the type table: id, name, weights and bytes of a block |
+//! | [`pool`] | threads: every loop that runs on several of them |
 //! | [`gguf`] | the container: bytes ↔ ordered metadata and tensor infos; rows by position; split sets; the writer |
 //! | [`quants`] | the codec: rows of f32 ↔ blocks, to ggml's bits |
 //! | [`imatrix`] | importance matrices: which weights' errors matter |
@@ -68,6 +69,7 @@
 
 // In the order of the map, not of the alphabet.
 pub mod ggml;
+pub mod pool;
 pub mod gguf;
 pub mod quants;
 pub mod imatrix;

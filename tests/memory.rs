@@ -5,8 +5,9 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use chatvec::ggml::GgmlType;
-use chatvec::gguf::{Error, Header, Limits, Metadata, Model, TensorSpec, Value};
+use chatvec::gguf::{Array, Error, Header, Limits, Metadata, Model, StringArray, TensorSpec, Value};
 use chatvec::infer::{self, Session, Transformer};
+use chatvec::patch::{self, Extraction};
 use chatvec::pipeline::{self, Budget, TensorSink};
 use chatvec::plan::{MergePlan, Merging, OutputType, Recipe, SpecialTokens, VectorSettings};
 use chatvec::survey::{self, Inputs, Method, SampleSettings};
@@ -39,14 +40,14 @@ fn write(path: &Path, row_lens: &[u64]) {
         ne: vec![row_len, 3],
         ty: GgmlType::F32,
     });
-    write_holes(path, &Header::new(metadata, tensors).expect("a valid header"));
+    write_holes(path, &Header::new(metadata, tensors).expect("a valid header"), 0);
 }
 
-fn write_holes(path: &Path, header: &Header) {
+fn write_holes(path: &Path, header: &Header, last: u8) {
     let mut file = std::fs::File::create(path).expect("a file");
     file.write_all(&header.encode()).expect("the header");
     file.seek(SeekFrom::Start(header.file_len() - 1)).expect("the end");
-    file.write_all(&[0]).expect("the last byte");
+    file.write_all(&[last]).expect("the last byte");
 }
 
 fn peak_above(before: usize) -> u64 {
@@ -110,6 +111,41 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
     }
 }
 
+/// Writes a model with a row for each of 4000 tokens, and matrices; all weights are zero, but for the last one.
+fn write_with_tokens(path: &Path, last: u8) {
+    let mut metadata = Metadata::default();
+    metadata.set("general.architecture", "llama");
+    let tokens: StringArray = (0..4000).map(|i| format!("t{i}")).collect();
+    metadata.set("tokenizer.ggml.tokens", Value::Array(Array::Strings(tokens)));
+    let spec = |name: String, ne: &[u64]| TensorSpec { name, ne: ne.to_vec(), ty: GgmlType::F32 };
+    let matrices = (0..24).map(|i| spec(format!("blk.{i}.ffn_up.weight"), &[1024, 600]));
+    let tensors = matrices.chain([spec("token_embd.weight".to_owned(), &[1024, 4000])]);
+    write_holes(path, &Header::new(metadata, tensors).expect("a valid header"), last);
+}
+
+#[test]
+fn a_patch_is_planned_within_its_memory_for_any_number_of_threads() {
+    let _counting = COUNTING.lock();
+    let folder = tempfile::tempdir().expect("a folder");
+    let [base, chat] = [0, 1].map(|last| {
+        let path = folder.path().join(format!("{last}.gguf"));
+        write_with_tokens(&path, last);
+        Model::open(&path, &Limits::default()).expect("a valid file")
+    });
+    let inputs = Inputs::extract(base, chat);
+    let extraction = Extraction { encoding: GgmlType::Q8_0, looks: true };
+    for (threads, memory) in [(1, 2 << 20), (64, 4 << 20), (64, 16 << 20)] {
+        let pairs = survey::pair(&inputs).expect("siblings");
+        ALLOCATOR.reset_peak_usage();
+        let before = ALLOCATOR.current_usage();
+        let plan = patch::plan_extract(&inputs, pairs, &extraction, &Budget { memory, threads }).expect("a plan");
+        let peak = peak_above(before);
+        // The plan has a header with the tokens; each thread has what it begins with.
+        assert!(peak <= memory + BESIDES + (512 << 10) + (threads as u64) * 4096, "{threads}: {peak} of {memory}");
+        assert_eq!(plan.tensors()[0].ne, [1024, 1], "of the rows of tokens one moved");
+    }
+}
+
 /// Writes a llama of two layers, 4000 tokens and weights of zero.
 fn write_llama(path: &Path, ty: GgmlType) {
     let mut metadata = Metadata::default();
@@ -137,7 +173,7 @@ fn write_llama(path: &Path, ty: GgmlType) {
         tensors.extend(matrices.map(|(n, ne)| spec(format!("blk.{i}.{n}.weight"), &ne, ty)));
     }
     tensors.push(spec("output_norm.weight".into(), &[256], GgmlType::F32));
-    write_holes(path, &Header::new(metadata, tensors).expect("a valid header"));
+    write_holes(path, &Header::new(metadata, tensors).expect("a valid header"), 0);
 }
 
 #[test]

@@ -84,7 +84,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     if global.json {
         let merges: Vec<_> = results.iter().map(|r| r.run().json()).collect();
         let smoke: Vec<_> = speakers.iter().map(|s| s.talk.report(&s.path, false).json()).collect();
-        output::print_text(&(serde_json::to_string_pretty(&json!({ "merges": merges, "smoke": smoke }))? + "\n"))?;
+        output::print_json(&json!({ "merges": merges, "smoke": smoke }))?;
     } else {
         output::print_text(&story(&models, &results, &speakers)?)?;
     }
@@ -172,7 +172,7 @@ fn answers(speakers: &[Speaker]) -> String {
             let reply = speaker.talk.reply_to(id).or(speaker.english.reply_to(id));
             let Some((prompt, reply)) = reply else { continue };
             if i == 0 {
-                text += &format!("{prompt}\n");
+                text += &format!("{}\n", printable(prompt));
             }
             text += &format!("  {:<11} {}\n", speaker.name, printable(reply.trim()));
         }
@@ -200,6 +200,7 @@ fn behaviour(speakers: &[Speaker]) -> String {
 }
 
 fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<String> {
+    let shown = |path: &Path| printable(&path.display().to_string());
     let mut text = String::new();
     writeln!(text, "merged = cp + 1.0 × (chat − base)\n")?;
     writeln!(text, "  base   {BASE}    English, some German; only continues text")?;
@@ -214,7 +215,7 @@ fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<Stri
         let (total, file) = (r.written.measured.total, &r.written.file);
         let number = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:.4}"));
         table.row([
-            file.path.display().to_string(),
+            printable(&file.path.display().to_string()),
             file.len.to_string(),
             number(total.survival()),
             number(total.noise()),
@@ -240,11 +241,11 @@ fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<Stri
          llama-cli -m {last} -p \"Wo wohnt Tom?\" -cnv -st --temp 0\n\n\
          or merge by hand, and look at the plan first:\n\n  \
          chatvec merge --base {base} --chat {chat} --model {model} -o out.gguf --type Q4_K --pure --dry-run",
-        last = results.last().context("the demo has types")?.written.file.path.display(),
-        prompts = models.join(GERMAN).display(),
-        base = models.join(BASE).display(),
-        chat = models.join(CHAT).display(),
-        model = models.join(MODEL).display(),
+        last = shown(&results.last().context("the demo has types")?.written.file.path),
+        prompts = shown(&models.join(GERMAN)),
+        base = shown(&models.join(BASE)),
+        chat = shown(&models.join(CHAT)),
+        model = shown(&models.join(MODEL)),
     )?;
     Ok(text)
 }

@@ -166,7 +166,7 @@ fn of_survey(error: &survey::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Type { .. } | FoldKey { .. } => Exit::NotSupported,
-        Threads { .. } => Exit::Io,
+        Threads(_) => Exit::Io,
         NotFinite { .. } | Scale { .. } | Zero { .. } => Exit::Malformed,
         Shape { .. } | OneSided { .. } | NoPlace { .. } => Exit::Refused,
         Folded { .. } | PatchSpace { .. } | Sign { .. } => Exit::Refused,
@@ -208,7 +208,7 @@ fn of_pipeline(error: &pipeline::Error) -> Exit {
         Plan(e) => of_plan(e),
         Range { .. } | Importance { .. } | Budget { .. } => Exit::NotSupported,
         Cancelled => Exit::Interrupted,
-        Threads { .. } => Exit::Io,
+        Threads(_) => Exit::Io,
     }
 }
 
@@ -262,7 +262,7 @@ fn of_io(error: &std::io::Error) -> Exit {
     use std::io::ErrorKind::*;
     match error.kind() {
         StorageFull | QuotaExceeded => Exit::Output,
-        InvalidData | FileTooLarge => Exit::Malformed,
+        InvalidData | FileTooLarge if error.raw_os_error().is_none() => Exit::Malformed,
         _ => Exit::Io,
     }
 }
@@ -274,7 +274,7 @@ fn of_infer(error: &infer::Error) -> Exit {
         Architecture { .. } | Folded { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
         Key { .. } | Tensor { .. } | Extra { .. } | NotFinite { .. } => Exit::Malformed,
         Setting { .. } | TooShort { .. } => Exit::Usage,
-        Threads { .. } => Exit::Io,
+        Threads(_) => Exit::Io,
         Cancelled => Exit::Interrupted,
         Context { .. } | Token { .. } => Exit::Failure,
     }

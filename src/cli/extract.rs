@@ -129,7 +129,7 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     let looks = !is_alone && (target.is_some() || !args.output.is_dry_run());
     let extraction = Extraction { encoding, looks };
     let plan = |inputs: &Inputs, pairs| {
-        let plan = patch::plan_extract(inputs, pairs, &extraction)?;
+        let plan = patch::plan_extract(inputs, pairs, &extraction, &global.budget())?;
         Ok(match target {
             Some(target) => target.allot(plan, inputs)?,
             None => plan,

@@ -351,7 +351,12 @@ impl Job<'_> {
             return Ok(Cow::Borrowed(plan));
         }
         let extraction = Extraction { encoding: GgmlType::F32, looks: false };
-        Ok(Cow::Owned(patch::plan_extract(&self.inputs, survey::pair(&self.inputs)?, &extraction)?))
+        Ok(Cow::Owned(patch::plan_extract(
+            &self.inputs,
+            survey::pair(&self.inputs)?,
+            &extraction,
+            &self.global.budget(),
+        )?))
     }
 
     /// The exit for what a model lost, said in plain words.

@@ -16,6 +16,7 @@ mod output;
 mod progress;
 mod quantize;
 mod recipe_args;
+mod signals;
 mod smoke;
 mod template_process;
 mod types;
@@ -28,11 +29,12 @@ use clap::{Args, Parser, Subcommand};
 pub use exit::Exit;
 pub use template_process::{TemplateLimits, TemplateProcess};
 
+use crate::gguf::printable;
 use crate::quants;
 
 /// Chat vectors on GGUF files: model + ratio × (chat − base), streamed.
 #[derive(Parser)]
-#[command(name = "chatvec", version, after_help = exit::table(), max_term_width = 120)]
+#[command(name = "chatvec", bin_name = "chatvec", version, after_help = exit::table(), max_term_width = 120)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -99,18 +101,22 @@ enum Command {
 
 /// Parses the arguments, runs the command and turns its result into an exit code.
 pub fn main() -> ExitCode {
+    signals::look_after();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version are a success and go to standard output; clap knows which is which.
-        Err(e) => {
+        Err(e) if !e.use_stderr() => {
             let _ = e.print();
-            return if e.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
+            return Exit::Success.into();
+        }
+        Err(e) => {
+            refuse(&e);
+            return Exit::Usage.into();
         }
     };
     if let Command::RenderTemplates(args) = &cli.command {
         return template_process::serve(args).into();
     }
-    progress::stop_on_signals();
     let global = &cli.global;
     if let Some(level) = global.simd {
         quants::limit_level(level);
@@ -134,6 +140,16 @@ pub fn main() -> ExitCode {
             output::complain("error", &format!("{e:#}"));
             Exit::of(&e).into()
         }
+    }
+}
+
+/// Says what is wrong with the arguments. They are repeated in that: if one cannot be shown as it is, as they are shown.
+fn refuse(error: &clap::Error) {
+    let shown = |arg: std::ffi::OsString| printable(&arg.to_string_lossy());
+    let again = Cli::try_parse_from(std::env::args_os().map(shown)).err().filter(|again| again.kind() == error.kind());
+    match again {
+        Some(again) => output::complain_in_lines(&again.to_string()),
+        None => output::complain("error", &error.to_string()),
     }
 }
 

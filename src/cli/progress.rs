@@ -13,18 +13,13 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether an output is being written, which has to be tidied up.
 static WRITING: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C, SIGTERM and SIGHUP end the process: at once, or while an output is being written at the next chunk, so
-/// that the temporary file is removed. The second one ends it at once in any case: a chat template or a long prompt may keep
-/// the output from ever coming to the next chunk.
-pub(super) fn stop_on_signals() {
-    // Without a handler the process would still end, only less tidily.
-    let _ = ctrlc::set_handler(|| {
-        let is_second = STOP.swap(true, Ordering::SeqCst);
-        if is_second || !WRITING.load(Ordering::SeqCst) {
-            #[allow(clippy::exit, reason = "the main thread may be waiting for a disk, a pipe or a template")]
-            std::process::exit(Exit::Interrupted.code().into());
-        }
-    });
+/// Asks the process to end: at once, or while an output is being written at the next chunk; the second time at once.
+pub(super) fn stop() {
+    let is_second = STOP.swap(true, Ordering::SeqCst);
+    if is_second || !WRITING.load(Ordering::SeqCst) {
+        #[allow(clippy::exit, reason = "the main thread may be waiting for a disk, a pipe or a template")]
+        std::process::exit(Exit::Interrupted.code().into());
+    }
 }
 
 /// Whether a signal asked the process to end.

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::chatter::{TurnEnd, no_special_end, text_of, turn_end};
 use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
-use crate::survey::{self, read_row};
+use crate::survey::{self, RowReader, read_row};
 
 /// A row whose norm is below this share of the usual was never trained, as where it was left at zero or next to it. A row that
 /// began at the size of others cannot be told by its norm: the bundled base has .27 in tokens that it never met.
@@ -229,7 +229,8 @@ impl<'a> TokenRows<'a> {
     fn new(model: &'a Model, name: &str) -> Result<Option<Self>, survey::Error> {
         let is_usable = |id: &usize| survey::is_readable_row(model.tensor(*id));
         let Some(id) = model.find(name).filter(is_usable) else { return Ok(None) };
-        let of_row = |row| Ok(Some(norm(&read_row(model, id, row)?)));
+        let mut rows = RowReader::new(model, id);
+        let of_row = |row| Ok(Some(norm(&rows.read(row)?)));
         let usual = survey::median_of_rows(model.tensor(id).n_rows(), of_row)?;
         Ok(Some(TokenRows { model, id, usual: usual.filter(|norm| *norm > 0.0).unwrap_or(1.0) }))
     }

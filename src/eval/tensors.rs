@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::AddAssign;
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use crate::ggml::GgmlType;
 use crate::gguf::{Model, TensorId};
 use crate::patch::is_patch;
 use crate::pipeline::Budget;
+use crate::pool::{self, Pool};
 use crate::quants;
 use crate::survey::{
     Coordinates, Error, FoldedTensor, Folding, Space, TensorSource, decode, part_of, require_one_fold, require_space,
@@ -208,10 +207,7 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
     let vectors = tau.into_iter().flat_map(|tau| [Some(tau.plus), tau.minus]).flatten();
     [a, b].into_iter().chain(vectors).try_for_each(Model::require_little_endian)?;
     let threads = budget.threads.min((budget.memory / THREAD_BYTES) as usize).max(1);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
+    let pool = Pool::new(threads)?;
 
     let mut table = TensorTable::default();
     let mut jobs: Vec<Job<'_>> = Vec::new();
@@ -238,7 +234,7 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
         .not_compared
         .extend(only_in_b.map(|info| NotCompared { name: info.name().to_owned(), reason: Reason::OnlyInB }));
 
-    table.tensors = pool.install(|| jobs.par_iter().map(Job::run).collect::<Result<_, _>>())?;
+    table.tensors = pool.install(|| pool::try_map(jobs, |job| job.run()))?;
     let mut parts: BTreeMap<&str, (usize, Difference)> = BTreeMap::new();
     for t in &table.tensors {
         let (n_tensors, sum) = parts.entry(part_of(&t.name)).or_default();
@@ -322,10 +318,8 @@ impl<'a> Job<'a> {
     fn run(&self) -> Result<TensorDifference, Error> {
         let info = self.a.0.tensor(self.a.1);
         let n_pieces = info.n_weights().div_ceil(PIECE_WEIGHTS);
-        let sums: Vec<Difference> = (0..n_pieces)
-            .into_par_iter()
-            .map_init(Buffers::default, |buffers, piece| self.piece(piece, buffers))
-            .collect::<Result<_, _>>()?;
+        let piece = |buffers: &mut Buffers, piece| self.piece(piece, buffers);
+        let sums = pool::try_map_init((0..n_pieces).collect(), Buffers::default, piece)?;
         let mut difference = Difference::default();
         sums.into_iter().for_each(|sum| difference += sum);
         Ok(TensorDifference {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::value::printable;
+use super::printable::printable;
 
 /// A rule of the container that a file can break.
 ///

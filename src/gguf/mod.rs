@@ -29,6 +29,7 @@ mod map;
 mod metadata;
 mod model;
 mod positional;
+mod printable;
 mod read;
 mod scale;
 mod split;
@@ -42,8 +43,9 @@ pub use header::{ByteOrder, Header, TensorInfo, TensorSpec};
 pub use map::{Mapped, Mapping};
 pub use metadata::Metadata;
 pub use model::{Model, TensorId};
+pub use printable::{is_printable, printable};
 pub use read::Limits;
-pub use value::{Array, FixedArray, StringArray, Value, ValueType, printable};
+pub use value::{Array, FixedArray, StringArray, Value, ValueType};
 pub use write::{Complete, Finished, WriteOptions, Writer};
 
 /// The first four bytes of every GGUF file, in either byte order.

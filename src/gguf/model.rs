@@ -156,6 +156,11 @@ impl Model {
     /// # Panics
     /// If `id` is not below [`Model::n_tensors`], or the range reaches beyond the tensor.
     pub fn read(&self, id: TensorId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        if let Some(kept) = self.kept_scale(id)? {
+            self.tensor(id).assert_range(offset, buf.len());
+            buf.copy_from_slice(&kept[offset as usize..][..buf.len()]);
+            return Ok(());
+        }
         match (self.places[id], &self.computed) {
             (Place::Computed(index), Some(computed)) => computed.read(&self.files, index as usize, offset, buf),
             _ => self.files[self.file_of(id)].read(self.tensor(id), offset, buf),

@@ -9,7 +9,10 @@
 //! the output) and src/llama-graph.cpp (`build_lora_mm`, `build_lora_mm_id`).
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
+use super::error::Error;
+use super::model::Place;
 use super::{Model, TensorId, TensorInfo};
 use crate::ggml::GgmlType;
 
@@ -18,7 +21,12 @@ use crate::ggml::GgmlType;
 pub(super) struct Scales {
     /// By tensor of weights.
     of: HashMap<TensorId, TensorId>,
+    /// Bytes of factors, by their tensor, from the first time that one is asked for: every piece of their weights needs one.
+    bytes: HashMap<TensorId, OnceLock<Box<[u8]>>>,
 }
+
+/// Factors that are kept at most: those of a stack of 4096 matrices.
+const KEPT_BYTES: u64 = 16 << 10;
 
 impl Scales {
     /// Those of a model whose tensors are known.
@@ -31,7 +39,10 @@ impl Scales {
                 of.insert(weights, id);
             }
         }
-        Scales { of }
+        let is_stored = |id: &TensorId| matches!(model.places[*id], Place::Stored(..));
+        let is_kept = |id: &TensorId| is_stored(id) && model.tensor(*id).size() <= KEPT_BYTES;
+        let bytes = of.values().copied().filter(is_kept).map(|id| (id, OnceLock::new())).collect();
+        Scales { of, bytes }
     }
 }
 
@@ -46,6 +57,21 @@ fn weights_of(model: &Model, info: &TensorInfo, suffix: &str) -> Option<TensorId
 }
 
 impl Model {
+    /// Bytes of a tensor of factors that is read once and kept; none of any other tensor.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(super) fn kept_scale(&self, id: TensorId) -> Result<Option<&[u8]>, Error> {
+        let Some(kept) = self.scales.bytes.get(&id) else { return Ok(None) };
+        if kept.get().is_none() {
+            let mut bytes = vec![0; self.tensor(id).size() as usize];
+            self.files()[self.file_of(id)].read(self.tensor(id), 0, &mut bytes)?;
+            // Whoever was faster has read the same.
+            let _ = kept.set(bytes.into());
+        }
+        Ok(kept.get().map(|bytes| &**bytes))
+    }
+
     /// The tensor of f32 that the decoded weights of this one have to be multiplied by: as many numbers as there are
     /// matrices in it (`ne[2]`).
     pub fn scale_of(&self, id: TensorId) -> Option<TensorId> {

@@ -2,6 +2,8 @@
 
 use bstr::{BStr, BString, ByteSlice};
 
+use super::printable::printable;
+
 /// The type of a metadata value, by its id in the file (`enum gguf_type`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u32)]
@@ -213,16 +215,6 @@ impl Value {
             _ => None,
         }
     }
-}
-
-/// Text from a file in one line: control characters are escaped, since what a file says must not be able to write to a
-/// terminal.
-pub fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    shown
 }
 
 impl From<&str> for Value {

@@ -298,9 +298,9 @@ fn with_room(folder: Option<&Path>, target: &Path, len: u64) -> Result<NamedTemp
             let available = fs4::available_space(folder).unwrap_or(0);
             return Err(Error::NoSpace { path: target.to_owned(), needed: len, temporary: 0, available });
         }
-        // A quota has no number to show, but is as final as a full disk.
-        Err(e) if e.kind() == io::ErrorKind::QuotaExceeded => {
-            return Err(Error::io(target, "take the disk space for it")(e));
+        // A quota and a limit of the process (`ulimit -f`) have no number to show, but are as final as a full disk.
+        Err(e) if matches!(e.kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) => {
+            return Err(Error::io(target, "have a file of this length (a quota or a limit such as ulimit -f)")(e));
         }
         // File systems without preallocation still take the writes.
         Err(_) => file.as_file().set_len(len).map_err(Error::io(target, "set the length of"))?,

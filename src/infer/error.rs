@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::ggml::GgmlType;
 use crate::gguf;
+use crate::pool::NoThreads;
 
 /// Why a model does not run here.
 #[derive(Debug, thiserror::Error)]
@@ -147,13 +148,8 @@ pub enum Error {
         found: String,
     },
     /// The system gave no threads.
-    #[error("cannot start {threads} threads: {reason}; give fewer --threads")]
-    Threads {
-        /// How many were asked for.
-        threads: usize,
-        /// What the system said.
-        reason: String,
-    },
+    #[error(transparent)]
+    Threads(#[from] NoThreads),
     /// Someone asked to stop.
     #[error("interrupted")]
     Cancelled,

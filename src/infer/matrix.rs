@@ -2,14 +2,13 @@
 
 use std::ops::Range;
 
+use crate::ggml::GgmlType;
+use crate::gguf::Mapped;
+use crate::pool;
+use crate::quants::{self, Block8};
 use candle_core::quantized::k_quants::{
     BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8K, GgmlType as Stored,
 };
-use rayon::prelude::*;
-
-use crate::ggml::GgmlType;
-use crate::gguf::Mapped;
-use crate::quants::{self, Block8};
 
 /// Multiplications that are worth another thread: some ten microseconds of work.
 const TASK: usize = 1 << 17;
@@ -229,10 +228,7 @@ pub(super) fn multiply(matrices: &[&Matrix], x: &[f32], n_tokens: usize) -> Vec<
             tasks.push((matrix, x, start..start + out.len() / n_tokens, out));
         }
     }
-    match tasks.len() {
-        1 => tasks.into_iter().for_each(|(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out)),
-        _ => tasks.into_par_iter().for_each(|(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out)),
-    }
+    pool::for_each(tasks, |(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out));
     for (matrix, output) in matrices.iter().zip(&mut outputs) {
         if let Some(scale) = matrix.scale {
             output.iter_mut().for_each(|v| *v *= scale);

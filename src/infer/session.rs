@@ -2,14 +2,13 @@
 
 use std::collections::TryReserveError;
 
-use rayon::prelude::*;
-
 use super::Error;
 use super::matrix::{dot, multiply};
 use super::ops;
 use super::rope::Rope;
 use super::transformer::{Layer, Linear, OUTPUT, Transformer};
 use crate::gguf;
+use crate::pool;
 
 /// Tokens that go through the network together.
 const BATCH: usize = 128;
@@ -205,7 +204,7 @@ fn bytes_needed(model: &Transformer, n_ctx: usize) -> u64 {
     let cache = width(h.n_layer).saturating_mul(n_ctx).saturating_mul(2 * width(h.n_embd_kv()));
     // Twice, as products are turned around after the matrices; scores are a row a head and thread.
     let activations = 2 * width(BATCH) * (4 * width(h.n_embd) + 2 * width(h.n_embd_q()) + 3 * width(h.n_ff));
-    let scores = n_ctx.saturating_mul(width(model.pool.current_num_threads()));
+    let scores = n_ctx.saturating_mul(width(model.pool.n_threads()));
     let logits = 2 * width(LOGIT_ROWS) * width(h.n_vocab);
     cache.saturating_add(activations).saturating_add(scores).saturating_add(logits).saturating_mul(4)
 }
@@ -260,10 +259,13 @@ fn attend(
         let offset = head / (h.n_head / h.n_head_kv) * head_size;
         attend_head(cache, width, offset, start + token + 1, query, out);
     };
-    let pairs = q.par_chunks_exact(head_size).zip(found.par_chunks_exact_mut(head_size)).enumerate();
     // A token's heads are little work while the context is short.
     let heads_a_task = (ATTENTION_TASK / ((start + n_tokens) * head_size * 2)).max(1);
-    pairs.with_min_len(heads_a_task).for_each(one_head);
+    let tasks = q.chunks(heads_a_task * head_size).zip(found.chunks_mut(heads_a_task * head_size)).enumerate();
+    pool::for_each(tasks.collect(), |(task, (queries, outs))| {
+        let heads = queries.chunks_exact(head_size).zip(outs.chunks_exact_mut(head_size)).enumerate();
+        heads.for_each(|(i, (query, out))| one_head((task * heads_a_task + i, (query, out))));
+    });
     let [o] = project([&layer.attn_output], &found, n_tokens, watch);
     ops::add(x, &o);
 }

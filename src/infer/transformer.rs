@@ -7,6 +7,7 @@ use super::hyperparameters::Hyperparameters;
 use super::matrix::Matrix;
 use super::rope::Rope;
 use crate::gguf::{Mapping, Model, TensorId};
+use crate::pool::Pool;
 use crate::quants;
 
 /// The matrix of the logits, where it is not that of the embedding.
@@ -25,7 +26,7 @@ pub struct Transformer {
     pub(super) output_bias: Option<Vec<f32>>,
     /// For contexts within the original one, and beyond it (they differ for `longrope` alone).
     pub(super) ropes: [Rope; 2],
-    pub(super) pool: rayon::ThreadPool,
+    pub(super) pool: Pool,
 }
 
 /// One layer.
@@ -86,8 +87,6 @@ impl Transformer {
         }
         let layers = (0..h.n_layer).map(|i| Layer::load(&mut tensors, h, i)).collect::<Result<_, _>>()?;
         tensors.check_all_used(&h.architecture)?;
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build();
-        let pool = pool.map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
         let [short, long] = <[Rope; 2]>::try_from(ropes).unwrap_or_else(|_| unreachable!("two names"));
         Ok(Transformer {
             path: model.path().to_owned(),
@@ -97,7 +96,7 @@ impl Transformer {
             output,
             output_bias,
             ropes: [short, long],
-            pool,
+            pool: Pool::new(threads)?,
             hyperparameters,
         })
     }

@@ -13,8 +13,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::encode::{self, Codes, Metric};
 use super::low_rank::{self, LowRank, Settings as RankSettings};
 use super::product::AddProduct;
@@ -27,6 +25,7 @@ use crate::gguf::{self, Array, Complete, Header, Metadata, TensorSpec, Value, Wr
 use crate::imatrix;
 use crate::pipeline::{self, Budget, Measured, Observer, Sums, TensorResult, TensorSink, seal};
 use crate::plan::{self, MergePlan, TensorPlan};
+use crate::pool::{self, Pool};
 use crate::quants;
 use crate::survey::{Inputs, Moments, Rounding, Weights, check_finite, has_row_per_token};
 
@@ -415,7 +414,8 @@ pub fn write_unnamed(
     forecast.check_disk(path)?;
     let sums = Sums::new(plan, inputs, observer, budget)?;
     let extractor = Extractor { plan, inputs, sums, target, n_weights: n_weights(inputs), path, observer };
-    pipeline::pool(forecast.threads)?.install(|| extractor.write(&options, budget))
+    let pool = Pool::new(forecast.threads).map_err(pipeline::Error::from)?;
+    pool.install(|| extractor.write(&options, budget))
 }
 
 impl Forecast {
@@ -517,7 +517,7 @@ impl<'a> Extractor<'a> {
             measured.tensors.push(TensorResult { name: found.matrix.name.to_owned(), moments });
         }
         self.check_cancelled()?;
-        let metadata = pipeline::describe(&writer, writer.header().metadata(), &measured)?;
+        let metadata = pipeline::describe(&writer, writer.header().metadata(), &measured, budget)?;
         Ok((writer.complete(Some(metadata))?, measured))
     }
 
@@ -724,7 +724,7 @@ impl<'a> Extractor<'a> {
             Stored::Codes(codes) => codes.scaled_a(row_len),
             Stored::Factors { .. } => Vec::new(),
         };
-        let sums = firsts.into_par_iter().map(|first| {
+        let sums = pool::map(firsts, |first| -> Result<Moments, pipeline::Error> {
             self.check_cancelled()?;
             let rows = first..(first + rows_of_task).min(matrix.n_rows);
             self.observer.written(4 * (rows.len() * row_len) as u64);
@@ -741,7 +741,6 @@ impl<'a> Extractor<'a> {
             moments.add(&Weights { wanted: sum.delta(), ..sum.weights(&got) });
             Ok(moments)
         });
-        let sums: Vec<Result<Moments, pipeline::Error>> = sums.collect();
         let mut total = Moments::default();
         for sum in sums {
             total += sum?;

@@ -11,9 +11,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-
-use rayon::prelude::*;
 
 use super::low_rank::{self, LowRank, Rows};
 use super::product::AddProduct;
@@ -24,6 +21,7 @@ use crate::gguf::{self, Finished, Header, Metadata, Model, TensorSpec, Value, Wr
 use crate::imatrix;
 use crate::pipeline::{self, Budget, Observer, Sums};
 use crate::plan::{self, MergePlan, TensorPlan};
+use crate::pool::{self, Pool};
 use crate::quants;
 use crate::survey::{self, Folding, Inputs, fold_key};
 
@@ -456,7 +454,7 @@ impl Adapter {
         read: &Read<'_>,
     ) -> Result<Written, Error> {
         let threads = self.check_budget(budget)?;
-        let pool = pipeline::pool(threads)?;
+        let pool = Pool::new(threads).map_err(pipeline::Error::from)?;
         let mut options = options.clone();
         options.inputs.extend(inputs.paths().map(Path::to_owned).chain(outputs.iter().cloned()));
         options.split_max_size = None;
@@ -619,8 +617,8 @@ impl Stacked<'_> {
     fn fit(&self, rank: usize, a: &[f32], b: &[f32]) -> Result<Fit, pipeline::Error> {
         let row_len = self.matrix.row_len as usize;
         let rows_of_task = rows::rows_of_task(row_len);
-        let parts = Mutex::new(Vec::new());
-        b.par_chunks(rows_of_task * rank).enumerate().try_for_each(|(task, b)| {
+        let tasks = b.chunks(rows_of_task * rank).enumerate().collect();
+        let parts = pool::try_map(tasks, |(task, b): (usize, &[f32])| {
             if self.observer.is_cancelled() {
                 return Err(pipeline::Error::Cancelled);
             }
@@ -639,13 +637,10 @@ impl Stacked<'_> {
                 fit.error_delta += (t - h) * d;
             }
             self.observer.written(4 * n as u64);
-            parts.lock().unwrap_or_else(|e| e.into_inner()).push((task, fit));
-            Ok(())
+            Ok(fit)
         })?;
-        let mut parts = parts.into_inner().unwrap_or_else(|e| e.into_inner());
-        parts.sort_by_key(|(task, _)| *task);
         let mut total = Fit::default();
-        parts.iter().for_each(|(_, fit)| total.add(fit));
+        parts.iter().for_each(|fit| total.add(fit));
         Ok(total)
     }
 }

@@ -26,7 +26,8 @@ use faer::{Accum, MatMut, MatRef, Par, Side};
 use rand::RngCore as _;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
+
+use crate::pool;
 
 /// A matrix that is read by rows, from any thread.
 pub trait Rows: Sync {
@@ -229,7 +230,8 @@ fn block_rows(row_len: u64) -> u64 {
 
 /// The approximation of a matrix with the least Σ error² among those of a rank.
 ///
-/// Takes (in + out)·(1.5·rank + 8) numbers of f32 and a block of rows ([`needed_bytes`]); runs on the current rayon pool.
+/// Takes (in + out)·(1.5·rank + 8) numbers of f32 and a block of rows ([`needed_bytes`]); runs on the threads of the pool that it is called in
+/// ([`crate::pool`]).
 ///
 /// # Errors
 /// [`Error::Rows`], [`Error::NotFinite`], [`Error::Weight`], [`Error::Weights`], [`Error::Overflow`], [`Error::Size`].
@@ -357,21 +359,19 @@ impl<R: Rows> Matrix<'_, R> {
             let n = (block_rows as u64).min(n_rows - first) as usize;
             let (block, product) = (&mut block[..n * row_len], &mut product[..n * k]);
             let matrix = &*self;
-            let tasks = block.par_chunks_mut(task_rows * row_len).enumerate();
+            let tasks = block.chunks_mut(task_rows * row_len).enumerate();
+            let load = |i: usize, rows: &mut [f32]| matrix.load(first + (i * task_rows) as u64, rows);
             let norms: Vec<_> = match k {
-                0 => tasks.map(|(i, rows)| matrix.load(first + (i * task_rows) as u64, rows)).collect(),
-                _ => tasks
-                    .zip(product.par_chunks_mut(task_rows * k))
-                    .map(|((i, rows), product)| {
-                        let norms = matrix.load(first + (i * task_rows) as u64, rows)?;
-                        let n = rows.len() / row_len;
-                        let t = MatRef::from_row_major_slice(&*rows, n, row_len);
-                        let v = MatRef::from_row_major_slice(v, row_len, k);
-                        let product = MatMut::from_row_major_slice_mut(product, n, k);
-                        matmul(product, Accum::Replace, t, v, 1.0, Par::Seq);
-                        Ok(norms)
-                    })
-                    .collect(),
+                0 => pool::map(tasks.collect(), |(i, rows)| load(i, rows)),
+                _ => pool::map(tasks.zip(product.chunks_mut(task_rows * k)).collect(), |((i, rows), product)| {
+                    let norms = load(i, rows)?;
+                    let n = rows.len() / row_len;
+                    let t = MatRef::from_row_major_slice(&*rows, n, row_len);
+                    let v = MatRef::from_row_major_slice(v, row_len, k);
+                    let product = MatMut::from_row_major_slice_mut(product, n, k);
+                    matmul(product, Accum::Replace, t, v, 1.0, Par::Seq);
+                    Ok(norms)
+                }),
             };
             for norms in norms {
                 let (norm2, weighted) = norms?;
@@ -404,7 +404,7 @@ fn add_products(block: &[f32], row_len: usize, y: &[f32], k: usize, z: &mut [f32
     let n = block.len() / row_len;
     let t = MatRef::from_row_major_slice(block, n, row_len);
     let y = MatRef::from_row_major_slice(y, n, k);
-    z.par_chunks_mut(TILE * k).enumerate().for_each(|(i, z)| {
+    pool::for_each(z.chunks_mut(TILE * k).enumerate().collect(), |(i, z)| {
         let n_columns = z.len() / k;
         let t = t.submatrix(0, i * TILE, n, n_columns).transpose();
         matmul(MatMut::from_row_major_slice_mut(z, n_columns, k), Accum::Add, t, y, 1.0, Par::Seq);
@@ -487,7 +487,7 @@ fn gram(m: &[f32], k: usize) -> Vec<f64> {
         let n = rows.len() / k;
         let t = MatRef::from_row_major_slice(&rows, n, k);
         // The lower half.
-        gram.par_chunks_mut(TILE * k).enumerate().for_each(|(i, out)| {
+        pool::for_each(gram.chunks_mut(TILE * k).enumerate().collect(), |(i, out)| {
             let n_out = out.len() / k;
             let width = i * TILE + n_out;
             let out = MatMut::from_row_major_slice_mut(out, n_out, k).subcols_mut(0, width);
@@ -503,7 +503,7 @@ fn gram(m: &[f32], k: usize) -> Vec<f64> {
 
 /// `m · w` in place, where `m` has rows of `k` and `w` is k × k; the first `n` columns of the result.
 fn rotate(m: &mut Vec<f32>, k: usize, n: usize, w: &[f32]) {
-    m.par_chunks_mut((GRAM_ROWS * k).max(1)).for_each(|rows| {
+    pool::for_each(m.chunks_mut((GRAM_ROWS * k).max(1)).collect(), |rows| {
         let n_rows = rows.len() / k;
         let mut product = vec![0.0; n_rows * k];
         let from = MatRef::from_row_major_slice(&*rows, n_rows, k);

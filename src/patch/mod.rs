@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use crate::chat;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Limits, Metadata, Model, Value};
-use crate::pipeline::seal;
+use crate::pipeline::{Budget, seal};
 use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
 use crate::survey::{self, FOLD_KEYS, Inputs, LOGARITHMS, Pair, Rounding, Space, fold_key};
@@ -177,11 +177,16 @@ pub struct Extraction {
 }
 
 /// Plans the patch `chat − base`: matrices in the encoding, everything else as F32, and what an apply takes from the chat model
-/// besides. `inputs` are those of [`Inputs::extract`], `pairs` theirs.
+/// besides. `inputs` are those of [`Inputs::extract`], `pairs` theirs; what is looked at is read within the budget.
 ///
 /// # Errors
 /// [`Error::Encoding`], [`Error::Plan`], [`Error::Survey`], [`Error::Container`].
-pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, extraction: &Extraction) -> Result<MergePlan, Error> {
+pub fn plan_extract(
+    inputs: &Inputs,
+    pairs: Vec<Pair>,
+    extraction: &Extraction,
+    budget: &Budget,
+) -> Result<MergePlan, Error> {
     let encoding = extraction.encoding;
     if !quants::is_supported(encoding) || quants::requires_importance(encoding) {
         return Err(Error::Encoding { ty: encoding });
@@ -189,7 +194,7 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, extraction: &Extraction) 
     let architecture = inputs.source(inputs.template()).metadata().architecture().unwrap_or_default();
     let mut warnings = plan::pairing_warnings(inputs, &pairs);
     let mut metadata = metadata(inputs, encoding);
-    let origins = extraction.looks.then(|| provenance::Origins::read(inputs, &pairs)).transpose()?;
+    let origins = extraction.looks.then(|| provenance::Origins::read(inputs, &pairs, budget)).transpose()?;
     provenance::describe(&mut metadata, &pairs, origins.as_ref());
     let mut tensors = Vec::new();
     for pair in pairs {
@@ -208,7 +213,7 @@ pub fn plan_extract(inputs: &Inputs, pairs: Vec<Pair>, extraction: &Extraction) 
             tensor.rounding = Rounding::UnitGain;
         }
         if extraction.looks {
-            tokens::leave_out_unmoved(inputs, &mut tensor, &mut metadata)?;
+            tokens::leave_out_unmoved(inputs, &mut tensor, &mut metadata, budget)?;
         }
         tensors.push(tensor);
     }

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use rayon::prelude::*;
-
 use super::Error;
 use crate::gguf::{Array, Metadata, TensorId, Value};
-use crate::pipeline::seal;
+use crate::pipeline::{Budget, seal};
 use crate::plan;
+use crate::pool;
 use crate::survey::{self, Inputs, PATCH_TENSORS, Pair, TensorRef, Term};
 
 /// Key: hashes of the base's tensors, in hexadecimal digits, in the order of [`PATCH_TENSORS`].
@@ -20,14 +19,16 @@ pub(super) struct Origins(HashMap<(usize, TensorId), String>);
 
 impl Origins {
     /// Reads everything that the vector is made of.
-    pub(super) fn read(inputs: &Inputs, pairs: &[Pair]) -> Result<Self, Error> {
+    pub(super) fn read(inputs: &Inputs, pairs: &[Pair], budget: &Budget) -> Result<Self, Error> {
         let terms = pairs.iter().flat_map(|pair| &pair.terms);
         let mut tensors: Vec<(usize, TensorId)> =
             terms.flat_map(|term| [Some(term.plus), term.minus]).flatten().map(|at| (at.source, at.tensor)).collect();
         tensors.sort_unstable();
         tensors.dedup();
-        let hash = |(source, tensor)| Ok(((source, tensor), seal::tensor_hash(inputs.source(source), tensor)?));
-        Ok(Origins(tensors.into_par_iter().map(hash).collect::<Result<_, Error>>()?))
+        let hash = |(source, tensor)| {
+            Ok::<_, survey::Error>(((source, tensor), seal::tensor_hash(inputs.source(source), tensor)?))
+        };
+        Ok(Origins(pool::try_map_on(seal::n_threads(budget), tensors, hash)?.into_iter().collect()))
     }
 
     fn of(&self, at: TensorRef) -> &str {

@@ -24,6 +24,9 @@ pub(super) const LOW_RANK_B: &str = ".lora_b";
 /// Rows of the factor *a* that are decoded at a time: what is multiplied with many rows of *b* stays in the cache.
 const SLICE: u64 = 16;
 
+/// Weights of some rows that are read at a time, if one is no longer.
+const ROWS_WEIGHTS: u64 = 1 << 16;
+
 /// A tensor as it lies in a file.
 #[derive(Clone, Debug)]
 struct Payload {
@@ -70,6 +73,11 @@ impl Matrix {
         self.ne[0]
     }
 
+    /// Rows of some tokens that are read at a time.
+    fn rows_at_once(&self) -> u64 {
+        (ROWS_WEIGHTS / self.row_len()).max(1)
+    }
+
     /// Adds to `out` the weights `columns` of `rows`, all of one matrix of the stack.
     fn add(
         &self,
@@ -86,12 +94,18 @@ impl Matrix {
             svd.add(name, latest, files, rows.clone(), columns.clone(), out)?;
         }
         if let Some((payload, places)) = &self.rows {
-            let mut row = vec![0.0; n_columns];
             let from = places.partition_point(|(place, _)| *place < rows.start);
-            for &(place, stored) in places[from..].iter().take_while(|(place, _)| *place < rows.end) {
-                payload.read(files, stored * self.row_len() + columns.start, &mut row)?;
-                let out = &mut out[(place - rows.start) as usize * n_columns..][..n_columns];
-                out.iter_mut().zip(&row).for_each(|(out, w)| *out += w);
+            let to = places.partition_point(|(place, _)| *place < rows.end);
+            // Those of neighbours lie one behind the other.
+            let at_once = if columns == (0..self.row_len()) { self.rows_at_once() } else { 1 };
+            let mut weights = Vec::new();
+            for places in places[from..to].chunks(at_once as usize) {
+                weights.resize(places.len() * n_columns, 0.0);
+                payload.read(files, places[0].1 * self.row_len() + columns.start, &mut weights)?;
+                for ((place, _), row) in places.iter().zip(weights.chunks_exact(n_columns)) {
+                    let out = &mut out[(place - rows.start) as usize * n_columns..][..n_columns];
+                    out.iter_mut().zip(row).for_each(|(out, w)| *out += w);
+                }
             }
         }
         let (Some(a), Some(b)) = (&self.a, &self.b) else { return Ok(()) };
@@ -102,10 +116,14 @@ impl Matrix {
         let mut right = vec![0.0; SLICE.min(rank) as usize * n_columns];
         for start in (0..rank).step_by(SLICE as usize) {
             let slice = start..(start + SLICE).min(rank);
-            for (row, right) in slice.clone().zip(right.chunks_exact_mut(n_columns)) {
-                a.read(files, (first_of_a + row) * self.row_len() + columns.start, right)?;
-            }
             let n = (slice.end - slice.start) as usize;
+            if columns == (0..self.row_len()) {
+                a.read(files, (first_of_a + slice.start) * self.row_len(), &mut right[..n * n_columns])?;
+            } else {
+                for (row, right) in slice.clone().zip(right.chunks_exact_mut(n_columns)) {
+                    a.read(files, (first_of_a + row) * self.row_len() + columns.start, right)?;
+                }
+            }
             for (out, left) in out.chunks_exact_mut(n_columns).zip(left.chunks_exact(rank as usize)) {
                 let left = &left[slice.start as usize..slice.end as usize];
                 quants::vectorized(AddProduct { out, left, right: &right[..n * n_columns], rank: n });
@@ -151,11 +169,12 @@ impl ComputedTensors for Matrices {
         let (_, matrix) = &self.matrices[index];
         let row_len = matrix.row_len();
         let dense = matrix.dense.as_ref().map_or(0, |_| n_weights.saturating_mul(PAYLOAD));
-        let rows = matrix.rows.as_ref().map_or(0, |_| row_len.saturating_mul(4 + PAYLOAD));
+        let of_rows = matrix.rows_at_once().saturating_mul(row_len).min(n_weights.max(row_len));
+        let rows = matrix.rows.as_ref().map_or(0, |_| of_rows.saturating_mul(4 + PAYLOAD));
         let factors = matrix.b.as_ref().map_or(0, |b| {
             let rank = b.info.row_len();
             let left = (n_weights / row_len).saturating_mul(rank).saturating_mul(4 + PAYLOAD);
-            left.saturating_add((SLICE.min(rank) * 4 + PAYLOAD).saturating_mul(row_len))
+            left.saturating_add((SLICE.min(rank) * (4 + PAYLOAD)).saturating_mul(row_len))
         });
         let svd = matrix.svd.as_ref().map_or(0, |svd| svd.scratch(n_weights));
         dense.max(rows).max(factors).max(svd)

@@ -5,6 +5,7 @@ use super::{Error, stored};
 use crate::chat::{self, TOKENS};
 use crate::ggml::GgmlType;
 use crate::gguf::{Array, Metadata, Model, Value};
+use crate::pipeline::Budget;
 use crate::plan::{self, Taken, TensorPlan, Warning};
 use crate::quants;
 use crate::survey::{
@@ -135,6 +136,7 @@ pub(super) fn leave_out_unmoved(
     inputs: &Inputs,
     tensor: &mut TensorPlan,
     metadata: &mut Metadata,
+    budget: &Budget,
 ) -> Result<(), Error> {
     let n_rows = tensor.ne.get(1).copied().unwrap_or(1);
     let is_by_token = has_row_per_token(&tensor.name) && tensor.ne.len() == 2 && n_rows == n_tokens(metadata);
@@ -142,7 +144,7 @@ pub(super) fn leave_out_unmoved(
     if !is_by_token || tensor.name.len() + MOVED_ROWS.len() > crate::gguf::MAX_NAME_BYTES {
         return Ok(());
     }
-    let moved = survey::moved_rows(inputs, term)?;
+    let moved = survey::moved_rows(inputs, term, budget.threads, budget.memory)?;
     if moved.is_empty() || moved.len() as f64 > FEW * n_rows as f64 {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use super::provenance::{BASE_HASHES, CHAT_HASHES};
 use super::{Error, open, open_stored};
 use crate::gguf::{Limits, Model};
 use crate::pipeline::seal::{self, Checked};
-use crate::survey::{self, PATCH_TENSORS, read_row};
+use crate::survey::{self, PATCH_TENSORS, RowReader};
 
 /// What was found of a patch.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
@@ -66,8 +66,9 @@ fn read_all(patch: &Model) -> Result<usize, Error> {
     patch.require_little_endian()?;
     let mut n_read = 0;
     for (id, info) in patch.tensors().enumerate().filter(|(_, info)| survey::is_readable_row(info)) {
+        let mut rows = RowReader::new(patch, id);
         for row in 0..info.n_rows() {
-            read_row(patch, id, row)?;
+            rows.read(row)?;
         }
         n_read += 1;
     }

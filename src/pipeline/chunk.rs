@@ -305,36 +305,47 @@ impl Strip {
         let source = inputs.source(taken.at.source);
         let info = source.tensor(taken.at.tensor);
         let row_size = chunk.row_size as usize;
+        let is_before = |end: u64| move |&(row, _): &(u32, u32)| u64::from(row) < end;
+        let end = taken.rows.partition_point(is_before(chunk.first_row + chunk.n_rows));
+        let mut rest = &taken.rows[taken.rows.partition_point(is_before(chunk.first_row))..end];
+        while let Some(&(_, first)) = rest.first() {
+            let (run, after) = rest.split_at(neighbours(rest, info.row_size()));
+            rest = after;
+            let mut read = vec![0; run.len() * info.row_size() as usize];
+            source.read(taken.at.tensor, u64::from(first) * info.row_size(), &mut read)?;
+            for (&(row, from), blocks) in run.iter().zip(read.chunks_exact(info.row_size() as usize)) {
+                let row = u64::from(row);
+                let first_weight = u64::from(from) * chunk.row_len;
+                resize(&mut self.got, chunk.row_len as usize);
+                decode(source, taken.at.tensor, first_weight, blocks, &mut self.got)?;
+                let start = (row - chunk.first_row) as usize * row_size;
+                let out = &mut out[start..start + row_size];
+                let is_scaled = plan.keeps_scale(inputs) || source.scale_of(taken.at.tensor).is_some();
+                match info.ty() == plan.ty && !is_scaled {
+                    true => out.copy_from_slice(blocks),
+                    false => self.encode_row(plan, row, inputs, out)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Encodes a row of true weights, that of this number in the output.
+    fn encode_row(&mut self, plan: &TensorPlan, row: u64, inputs: &Inputs, out: &mut [u8]) -> Result<(), Error> {
         let importance = inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
-        for &(row, from) in &taken.rows {
-            let Some(row) = u64::from(row).checked_sub(chunk.first_row).filter(|row| *row < chunk.n_rows) else {
-                continue;
-            };
-            let out = &mut out[row as usize * row_size..(row as usize + 1) * row_size];
-            let mut blocks = vec![0; info.row_size() as usize];
-            let first_weight = u64::from(from) * chunk.row_len;
-            source.read(taken.at.tensor, u64::from(from) * info.row_size(), &mut blocks)?;
-            resize(&mut self.got, chunk.row_len as usize);
-            decode(source, taken.at.tensor, first_weight, &blocks, &mut self.got)?;
-            let is_scaled = plan.keeps_scale(inputs) || source.scale_of(taken.at.tensor).is_some();
-            if info.ty() == plan.ty && !is_scaled {
-                out.copy_from_slice(&blocks);
-                continue;
-            }
-            let row = chunk.first_row + row;
-            if let Some(model) = plan.model.filter(|_| plan.keeps_scale(inputs)) {
-                divide_scale(inputs.source(model.source), model.tensor, 0, &mut self.got)?;
-            }
-            let rows = Rows { ty: plan.ty, row_len: chunk.row_len as usize, first: row, importance };
-            rows.encode(&self.got, out);
-            let wanted = std::mem::take(&mut self.got);
-            resize(&mut self.got, wanted.len());
-            quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
-            if let Some(i) = check_finite(&self.got) {
-                let i = largest_of_block(&wanted, i, plan.ty.block_len());
-                let (tensor, index, value) = (plan.name.clone(), row * chunk.row_len + i as u64, wanted[i]);
-                return Err(Error::Range { tensor, index, value, ty: plan.ty });
-            }
+        let row_len = self.got.len();
+        if let Some(model) = plan.model.filter(|_| plan.keeps_scale(inputs)) {
+            divide_scale(inputs.source(model.source), model.tensor, 0, &mut self.got)?;
+        }
+        let rows = Rows { ty: plan.ty, row_len, first: row, importance };
+        rows.encode(&self.got, out);
+        let wanted = std::mem::take(&mut self.got);
+        resize(&mut self.got, wanted.len());
+        quants::dequantize_row(plan.ty, out, &mut self.got).expect("the plan chose a type that can be read");
+        if let Some(i) = check_finite(&self.got) {
+            let i = largest_of_block(&wanted, i, plan.ty.block_len());
+            let (tensor, index, value) = (plan.name.clone(), row * row_len as u64 + i as u64, wanted[i]);
+            return Err(Error::Range { tensor, index, value, ty: plan.ty });
         }
         Ok(())
     }
@@ -408,6 +419,16 @@ impl Strip {
         }
         Ok(moments)
     }
+}
+
+/// Bytes of rows of another model that are read at a time, if one is no longer.
+const TAKEN_BYTES: u64 = 64 << 10;
+
+/// How many of the first rows, of so many bytes each, lie one behind the other in the other model, too.
+fn neighbours(rows: &[(u32, u32)], row_size: u64) -> usize {
+    let most = (TAKEN_BYTES / row_size.max(1)).max(1) as usize;
+    let n = rows.windows(2).take(most).take_while(|pair| pair[0].1.checked_add(1) == Some(pair[1].1)).count() + 1;
+    n.min(most).min(rows.len())
 }
 
 /// The weight that spoils the block of the `i`-th: one that is no number, or the largest.

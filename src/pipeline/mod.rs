@@ -42,6 +42,7 @@ pub use sums::Sums;
 use crate::ggml::GgmlType;
 use crate::gguf;
 use crate::plan::{self, MergePlan, TensorPlan};
+use crate::pool::{self, NoThreads};
 use crate::survey::{self, Inputs, Moments, Selection};
 use budget::Layout;
 use chunk::{Chunk, Worker};
@@ -143,13 +144,8 @@ pub enum Error {
     #[error("interrupted; nothing is written")]
     Cancelled,
     /// The system gave no threads.
-    #[error("cannot start {threads} threads: {reason}")]
-    Threads {
-        /// How many were asked for.
-        threads: usize,
-        /// What the system said.
-        reason: String,
-    },
+    #[error(transparent)]
+    Threads(#[from] NoThreads),
 }
 
 /// What a run measured of one tensor.
@@ -232,8 +228,7 @@ fn work_off(
         }
     };
 
-    let pool = pool(layout.n_workers)?;
-    pool.broadcast(|_| {
+    pool::each_worker(layout.n_workers, || {
         let mut worker = Worker::new(inputs, sink, &feedbacks, layout.largest_chunk());
         while !stopped.load(Ordering::Relaxed) {
             let Some(chunk): Option<Chunk> = lock(&queue).next() else { return };
@@ -250,7 +245,7 @@ fn work_off(
                 Err(error) => return fail(at, error),
             }
         }
-    });
+    })?;
     if let Some((_, error)) = first_error.into_inner().unwrap_or_else(|e| e.into_inner()) {
         return Err(error);
     }
@@ -345,7 +340,7 @@ pub fn write_unnamed(
     // What a file says of an earlier merge stays true of it.
     let metadata = match inputs.vectors().is_empty() {
         true => None,
-        false => Some(describe(&writer, plan.header().metadata(), &measured)?),
+        false => Some(describe(&writer, plan.header().metadata(), &measured, budget)?),
     };
     Ok((writer.complete(metadata)?, measured))
 }
@@ -353,23 +348,19 @@ pub fn write_unnamed(
 /// What the header says once everything is written: what was measured, and the hashes of a patch.
 ///
 /// # Errors
-/// [`gguf::Error::Io`], from reading back what was written.
+/// [`Error::Container`], from reading back what was written, [`Error::Threads`].
 pub fn describe(
     writer: &gguf::Writer,
     metadata: &gguf::Metadata,
     measured: &Measured,
-) -> Result<gguf::Metadata, gguf::Error> {
+    budget: &Budget,
+) -> Result<gguf::Metadata, Error> {
     let tensors = measured.tensors.iter().map(|t| (t.name.as_str(), &t.moments));
     let filled = plan::fill_measured(metadata, &measured.total, tensors);
     match filled.get(seal::TENSORS) {
-        Some(_) => seal::seal(writer, filled),
+        Some(_) => seal::seal(writer, filled, budget),
         None => Ok(filled),
     }
-}
-
-pub(crate) fn pool(n_workers: usize) -> Result<rayon::ThreadPool, Error> {
-    let named = rayon::ThreadPoolBuilder::new().num_threads(n_workers).thread_name(|i| format!("merge-{i}"));
-    named.build().map_err(|e| Error::Threads { threads: n_workers, reason: e.to_string() })
 }
 
 /// A panic in another worker ends the run by itself; what it left under the lock is whole.

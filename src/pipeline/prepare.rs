@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::budget::{Budget, segment_rows};
 use super::{Error, Observer, lock, rows_of};
 use crate::plan::{MergePlan, TensorPlan};
+use crate::pool;
 use crate::survey::{
     self, Coordinates, Inputs, Rows, Selection, Selector, TensorRef, Term, decode, minimum_rows, resize,
 };
@@ -45,8 +46,7 @@ pub(super) fn select(
     let stopped = AtomicBool::new(false);
     let first_error: Mutex<Option<(Task, Error)>> = Mutex::new(None);
     let found = Mutex::new(selections);
-    let pool = super::pool(n_workers)?;
-    pool.broadcast(|_| {
+    pool::each_worker(n_workers, || {
         let mut reader = Reader::default();
         while !stopped.load(Ordering::Relaxed) {
             let Some(task): Option<Task> = lock(&queue).next() else { return };
@@ -69,7 +69,7 @@ pub(super) fn select(
                 }
             }
         }
-    });
+    })?;
     match first_error.into_inner().unwrap_or_else(|e| e.into_inner()) {
         Some((_, error)) => Err(error),
         None => Ok(found.into_inner().unwrap_or_else(|e| e.into_inner())),

@@ -1,9 +1,9 @@
 //! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each tensor, and of the header with
 //! zeros for its own hash.
 
-use rayon::prelude::*;
-
+use super::{Budget, Error};
 use crate::gguf::{self, Array, Header, Metadata, Model, TensorId, Value, Writer};
+use crate::pool;
 
 /// Key: hashes of the tensors in hexadecimal digits, in their order in the file.
 pub const TENSORS: &str = "chatvec.blake3";
@@ -13,7 +13,7 @@ pub const HEADER: &str = "chatvec.header_blake3";
 /// Digits of a hash.
 const N_DIGITS: usize = 64;
 
-/// Bytes that are read at a time.
+/// Bytes that are read at a time, and those of a thread.
 const PIECE: usize = 1 << 20;
 
 /// Gives `metadata` the places for the hashes of as many tensors; they are filled by [`super::describe`].
@@ -26,20 +26,26 @@ pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
 /// Fills in the hashes of what was written; nothing else of the header may change afterwards.
 ///
 /// # Errors
-/// [`gguf::Error::Io`], and [`gguf::Error::Layout`] for an output of several files, whose headers no one of them has.
-pub(super) fn seal(writer: &Writer, mut metadata: Metadata) -> Result<Metadata, gguf::Error> {
+/// [`gguf::Error::Io`], and [`gguf::Error::Layout`] for an output of several files, whose headers no one of them has;
+/// [`Error::Threads`].
+pub(super) fn seal(writer: &Writer, mut metadata: Metadata, budget: &Budget) -> Result<Metadata, Error> {
     if writer.n_files() > 1 {
         let (check, place) = (gguf::Check::Split, "a file with hashes of itself".to_owned());
         let (expected, found) = ("one file".to_owned(), format!("{} files", writer.n_files()));
-        return Err(gguf::Error::Layout { check, place, expected, found });
+        return Err(gguf::Error::Layout { check, place, expected, found }.into());
     }
     let tensors = writer.header().tensors();
-    let of = |id: usize| hash(tensors[id].size(), |at, piece| writer.read(id, at, piece));
-    let hashes: Vec<String> = (0..tensors.len()).into_par_iter().map(of).collect::<Result<_, gguf::Error>>()?;
+    let of = |id: usize| Ok::<_, Error>(hash(tensors[id].size(), |at, piece| writer.read(id, at, piece))?);
+    let hashes = pool::try_map_on(n_threads(budget), (0..tensors.len()).collect(), of)?;
     metadata.set(TENSORS, Value::Array(Array::Strings(hashes.iter().collect())));
     let digest = header_hash(writer.header(), &metadata);
     metadata.set(HEADER, digest.as_str());
     Ok(metadata)
+}
+
+/// Threads that hash at once within a budget.
+pub(crate) fn n_threads(budget: &Budget) -> usize {
+    budget.threads.clamp(1, usize::try_from(budget.memory / PIECE as u64).unwrap_or(usize::MAX).max(1))
 }
 
 /// The hash of a header with this metadata.

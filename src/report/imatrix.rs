@@ -27,7 +27,7 @@ impl Report for Imatrix<'_> {
         let seconds = self.took.as_secs_f64();
         format!(
             "{}: {} entries from {} chunks of {} tokens, {} in {seconds:.2} s ({:.0} tokens/s)\n",
-            self.file.path.display(),
+            super::shown(&self.file.path),
             self.sums.entries().len(),
             self.sums.n_chunks(),
             self.sums.chunk_size(),

@@ -68,7 +68,7 @@ impl Report for Inspect<'_> {
             let h = file.header();
             text += &format!(
                 "{}: GGUF v{}, {}-endian, {} keys, {} tensors, header {}, alignment {}\n",
-                file.path().display(),
+                super::shown(file.path()),
                 h.version(),
                 if h.byte_order() == ByteOrder::Big { "big" } else { "little" },
                 h.metadata().len(),

@@ -71,7 +71,7 @@ impl Report for Lora<'_> {
             n => format!(", {n} norms in the matrices behind them"),
         };
         let left = if left.is_empty() { String::new() } else { format!(", {} tensors left out", left.len()) };
-        format!("{}\n{}: {} in {ty}{folded}{left}\n", table.text(), file.path.display(), bytes(file.len))
+        format!("{}\n{}: {} in {ty}{folded}{left}\n", table.text(), super::shown(&file.path), bytes(file.len))
     }
 
     fn json(&self) -> Json {

@@ -47,6 +47,11 @@ fn bytes(n: u64) -> String {
     bytesize::ByteSize::b(n).display().iec().to_string()
 }
 
+/// A path in one line.
+fn shown(path: &std::path::Path) -> String {
+    crate::gguf::printable(&path.display().to_string())
+}
+
 /// A shape, row length first.
 fn shape(ne: &[u64]) -> String {
     let lengths: Vec<String> = ne.iter().map(u64::to_string).collect();

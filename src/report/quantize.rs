@@ -75,7 +75,7 @@ impl Report for Quantize<'_> {
             let (n, seconds) = (self.plan.tensors().len(), took.as_secs_f64());
             text += &format!(
                 "{}: {}{n} tensors, {} in {seconds:.2} s ({}/s)\n",
-                file.path.display(),
+                super::shown(&file.path),
                 super::run::shards(file),
                 bytes(file.len),
                 bytes((before as f64 / seconds.max(1e-9)) as u64)

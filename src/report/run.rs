@@ -125,7 +125,7 @@ impl Report for Run<'_> {
             "{}\n{}{}: {}{} tensors, {} with a vector, {} in {seconds:.2} s ({}/s)\n{smoke}{lora}",
             table.text(),
             super::plan::special_rows(self.plan),
-            file.path.display(),
+            super::shown(&file.path),
             shards(file),
             self.plan.tensors().len(),
             self.plan.n_changed(),

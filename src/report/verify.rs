@@ -3,6 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use super::Report;
+use crate::gguf::printable;
 use crate::patch::{Origin, Verification};
 
 /// How many tensors are named at most.
@@ -57,5 +58,6 @@ fn words(origin: &Origin) -> String {
 fn named(tensors: &[String]) -> String {
     let (first, more) = tensors.split_at(tensors.len().min(NAMED));
     let rest = if more.is_empty() { String::new() } else { format!(", {} more", more.len()) };
+    let first: Vec<String> = first.iter().map(|name| printable(name)).collect();
     first.join(", ") + &rest
 }

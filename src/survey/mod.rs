@@ -4,6 +4,7 @@
 //! it, and [`survey`] reads a sample of rows and measures: how large the vector is against the model, how much of it will
 //! survive each type, and what looks wrong. It writes nothing and decides nothing; [`crate::plan`] does.
 
+mod ahead;
 mod combine;
 mod estimate;
 mod findings;
@@ -20,6 +21,7 @@ mod special;
 mod sum;
 mod trial;
 
+pub use ahead::RowReader;
 pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
 pub use estimate::Estimate;
 pub use findings::Finding;

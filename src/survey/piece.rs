@@ -1,11 +1,12 @@
 //! Pieces of rows of the tensors that a sum is made of.
 
+use super::ahead::Ahead;
 use super::combine::{Combination, Selection};
 use super::pairing::{Inputs, Operand, Rows, TensorRef, Term, operands};
-use super::source::{Error, decode};
+use super::source::{Error, TensorSource, decode};
 use super::space::{Coordinates, Space};
 use super::sum::{Sum, resize};
-use crate::gguf::TensorInfo;
+use crate::gguf::{TensorId, TensorInfo};
 
 /// A piece of a row: the row, its first weight there, and how many.
 pub(super) type Piece = (u64, u64, u64);
@@ -83,15 +84,62 @@ pub(super) struct Pieces<'a> {
     selections: Vec<Selection>,
     operands: Vec<(Operand, Rows<'a>)>,
     row_len: u64,
-    raw: Vec<u8>,
+    buffers: Buffers,
     space: Space,
     /// Of the piece that was computed last, and of the vector that was.
     coordinates: Coordinates,
     of_tau: Coordinates,
 }
 
+/// Blocks as they were read.
+#[derive(Default)]
+struct Buffers {
+    /// For each operand, if there is memory for it.
+    ahead: Vec<Ahead>,
+    /// Of pieces too long for that.
+    raw: Vec<u8>,
+}
+
+impl Buffers {
+    /// Bytes of the tensor of an operand.
+    fn read(
+        &mut self,
+        source: &dyn TensorSource,
+        id: TensorId,
+        operand: usize,
+        (offset, n): (u64, u64),
+    ) -> Result<&[u8], Error> {
+        let n = n as usize;
+        match self.ahead.get_mut(operand).filter(|ahead| ahead.takes(n)) {
+            Some(ahead) => Ok(ahead.read(source, id, offset, n)?),
+            None => {
+                self.raw.resize(n, 0);
+                source.read(id, offset, &mut self.raw)?;
+                Ok(&self.raw)
+            }
+        }
+    }
+}
+
+/// Bytes that are worth keeping of each operand: two pieces of F32.
+const LEAST_AHEAD: u64 = 2 * 4 * PIECE_WEIGHTS;
+
+/// Bytes beyond which more made no difference.
+const MOST_AHEAD: u64 = 256 << 10;
+
+/// How many threads run in a memory, where each takes so many bytes, and of them so many for blocks of one piece; and what each
+/// of them then has to read ahead with, for all of as many operands.
+pub(super) fn share_out(memory: u64, threads: usize, thread_bytes: u64, n_operands: u64) -> (usize, u64) {
+    let least = thread_bytes.saturating_add(n_operands * LEAST_AHEAD);
+    let threads = (memory / least).clamp(1, threads.max(1) as u64);
+    let left = (memory / threads).saturating_sub(thread_bytes);
+    let ahead = if left < n_operands * LEAST_AHEAD { 0 } else { left.min(n_operands * MOST_AHEAD) };
+    (threads as usize, ahead)
+}
+
 impl<'a> Pieces<'a> {
-    /// For `model`, if there is one, and what `terms` add to rows of this length, those of `except` aside.
+    /// For `model`, if there is one, and what `terms` add to rows of this length, those of `except` aside. `ahead` are the bytes
+    /// that may be used to read more than a piece at a time, besides those of one.
     pub(super) fn new(
         inputs: &'a Inputs,
         model: Option<TensorRef>,
@@ -99,8 +147,11 @@ impl<'a> Pieces<'a> {
         combination: &'a Combination,
         except: &'a [u32],
         row_len: u64,
+        ahead: u64,
     ) -> Self {
         let operands: Vec<_> = operands(model, terms).map(|operand| (operand, inputs.rows(&operand, except))).collect();
+        let each = ahead as usize / operands.len().max(1);
+        let ahead = operands.iter().map(|_| Ahead::new(each)).collect();
         let name = |term: &Term| inputs.source(term.plus.source).tensor(term.plus.tensor).name();
         Pieces {
             inputs,
@@ -110,7 +161,7 @@ impl<'a> Pieces<'a> {
             selections: Vec::new(),
             operands,
             row_len,
-            raw: Vec::new(),
+            buffers: Buffers { ahead, raw: Vec::new() },
             space: terms.first().map_or(Space::AsStored, |term| Space::of(name(term))),
             coordinates: Coordinates::default(),
             of_tau: Coordinates::default(),
@@ -142,12 +193,12 @@ impl<'a> Pieces<'a> {
     /// Those of the sources.
     pub(super) fn compute(&mut self, sum: &mut Sum, piece: Piece) -> Result<(), Error> {
         let (row, start, len) = piece;
-        let Pieces { inputs, model, terms, combination, selections, operands, row_len, raw, .. } = self;
+        let Pieces { inputs, model, terms, combination, selections, operands, row_len, buffers, .. } = self;
         let coordinates = &mut self.coordinates;
         coordinates.begin(self.space);
         let first = row * *row_len + start;
         sum.combine(len as usize, first, *model, terms, (combination, selections), false, |operand, out| {
-            load(inputs, operands, operand, piece, *row_len, (raw, coordinates), out)
+            load(inputs, operands, operand, piece, *row_len, (buffers, coordinates), out)
         })
     }
 
@@ -166,17 +217,32 @@ impl<'a> Pieces<'a> {
         piece: Piece,
         (tau, minus): (&mut Vec<f32>, &mut Vec<f32>),
     ) -> Result<(), Error> {
-        let Pieces { inputs, operands, row_len, raw, of_tau, .. } = self;
+        let Pieces { inputs, operands, row_len, buffers, of_tau, .. } = self;
         of_tau.begin(self.space);
         let (plus, base) = term.operands();
         resize(tau, piece.2 as usize);
-        load(inputs, operands, plus, piece, *row_len, (raw, of_tau), tau)?;
+        load(inputs, operands, plus, piece, *row_len, (buffers, of_tau), tau)?;
         if let Some(base) = base {
             resize(minus, piece.2 as usize);
-            load(inputs, operands, base, piece, *row_len, (raw, of_tau), minus)?;
+            load(inputs, operands, base, piece, *row_len, (buffers, of_tau), minus)?;
             tau.iter_mut().zip(&*minus).for_each(|(t, m)| *t -= m);
         }
         Ok(())
+    }
+
+    /// The blocks of the model's own tensor on a piece.
+    ///
+    /// # Errors
+    /// Whatever the source reports.
+    ///
+    /// # Panics
+    /// If there is no model.
+    pub(super) fn blocks_of_model(&mut self, (row, start, len): Piece) -> Result<&[u8], Error> {
+        let at = self.model.expect("asked only where there is one");
+        let source = self.inputs.source(at.source);
+        let info = source.tensor(at.tensor);
+        let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
+        self.buffers.read(source, at.tensor, 0, (row * info.row_size() + size(start), size(len)))
     }
 }
 
@@ -187,14 +253,15 @@ fn load(
     operand: Operand,
     (row, start, len): Piece,
     row_len: u64,
-    (raw, coordinates): (&mut Vec<u8>, &mut Coordinates),
+    (buffers, coordinates): (&mut Buffers, &mut Coordinates),
     out: &mut [f32],
 ) -> Result<(), Error> {
-    let (_, rows) = operands.iter().find(|(other, _)| *other == operand).expect("a sum asks for its own operands");
+    let mut number = operands.iter().position(|(other, _)| *other == operand).expect("a sum asks for its own operands");
+    let rows = &operands[number].1;
     let (mut at, mut from) = (operand.at, rows.find(row));
     if from.is_none() && !rows.is_difference() {
         // Both halves of a difference are the output's own row, so that it is zero.
-        (at, from) = (operands[0].0.at, operands[0].1.find(row));
+        (number, at, from) = (0, operands[0].0.at, operands[0].1.find(row));
     }
     let Some(from) = from else {
         out.fill(0.0);
@@ -203,8 +270,7 @@ fn load(
     let source = inputs.source(at.source);
     let info = source.tensor(at.tensor);
     let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
-    raw.resize(size(len) as usize, 0);
-    source.read(at.tensor, from * info.row_size() + size(start), raw)?;
+    let raw = buffers.read(source, at.tensor, number, (from * info.row_size() + size(start), size(len)))?;
     decode(source, at.tensor, from * row_len + start, raw, out)?;
     if rows.is_difference() { Ok(()) } else { coordinates.enter(source, at.tensor, from * row_len + start, out) }
 }

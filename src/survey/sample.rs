@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use rayon::prelude::*;
-
 use super::combine::Selector;
 use super::estimate::{Estimate, Tried};
 use super::findings::{Distances, Finding, Sides, judge, judge_distance, judge_templates};
 use super::moments::{Moments, Weights};
-use super::pairing::{Inputs, Pair, TensorRef, Term, part_of};
-use super::piece::{PIECE_WEIGHTS, Pieces, Spread};
+use super::pairing::{Inputs, Pair, TensorRef, Term, operands, part_of};
+use super::piece::{PIECE_WEIGHTS, Pieces, Spread, share_out};
 use super::roles;
 use super::rounding::true_square;
 use super::source::{Error, check_finite, divide_scale, multiply_scale};
@@ -18,6 +16,7 @@ use super::special::distance_from_base;
 use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
+use crate::pool;
 use crate::quants;
 
 /// How much a survey looks at, and with what.
@@ -117,12 +116,17 @@ impl Survey {
     }
 }
 
-/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
+/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones of one piece.
 fn thread_bytes(pairs: &[&Pair]) -> u64 {
     let sums = pairs.iter().map(|pair| Sum::bytes_per_weight(pair.terms.len(), &pair.combination));
     let selector = if pairs.iter().any(|pair| pair.combination.n_passes() > 1) { Selector::N_BYTES } else { 0 };
     let coordinates = pairs.iter().map(|pair| 2 * Coordinates::bytes_per_weight(Space::of(&pair.name)));
     (sums.max().unwrap_or(0) + coordinates.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS + selector
+}
+
+/// Tensors that a sum is made of.
+pub(super) fn n_operands(pair: &Pair) -> u64 {
+    operands(pair.model, &pair.terms).count() as u64
 }
 
 /// Samples rows of every tensor that something is added to, evenly spread over it, and measures, in a pool of its own.
@@ -133,14 +137,9 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
     let added: Vec<&Pair> = pairs.iter().filter(|p| p.kept.is_none()).collect();
     let n_weights: u64 = added.iter().map(|p| p.info(inputs).n_weights()).sum();
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
-    let threads = settings.threads.min((settings.memory / thread_bytes(&added)) as usize).max(1);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
-    let samples: Vec<Sample> = pool.install(|| {
-        added.par_iter().map(|pair| sample(inputs, pair, share, &settings.types)).collect::<Result<_, _>>()
-    })?;
+    let n_operands = added.iter().map(|pair| n_operands(pair)).max().unwrap_or(0);
+    let (threads, ahead) = share_out(settings.memory, settings.threads, thread_bytes(&added), n_operands);
+    let samples = pool::try_map_on(threads, added, |pair| sample(inputs, pair, (share, ahead), &settings.types))?;
 
     let mut survey = Survey::default();
     for (number, vector) in inputs.vectors().iter().enumerate() {
@@ -213,7 +212,7 @@ struct TermSums {
     base2: f64,
 }
 
-fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Result<Sample, Error> {
+fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[GgmlType]) -> Result<Sample, Error> {
     let info = pair.info(inputs);
     let row_len = info.row_len();
     let spread = Spread::new(info, share);
@@ -234,7 +233,7 @@ fn sample(inputs: &Inputs, pair: &Pair, share: f64, types: &[GgmlType]) -> Resul
     let mut terms = vec![TermSums::default(); pair.terms.len()];
     let mut by_type: BTreeMap<GgmlType, Tried> = candidates.iter().map(|&ty| (ty, Tried::default())).collect();
     let mut useless = Vec::new();
-    let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
+    let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len, ahead);
     sources.select(spread, (&mut unit, &mut got))?;
     for piece in spread.pieces() {
         let (row, start, len) = piece;

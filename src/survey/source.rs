@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::fold::FOLD_KEYS;
 use crate::gguf::{self, Model, TensorId, TensorInfo};
+use crate::pool::NoThreads;
 use crate::quants::{self, Loops};
 
 /// Tensors that can be read in any order from any thread.
@@ -171,13 +172,8 @@ pub enum Error {
         found: String,
     },
     /// The system gave no threads.
-    #[error("cannot start {threads} threads: {reason}; give fewer --threads")]
-    Threads {
-        /// How many were asked for.
-        threads: usize,
-        /// What the system said.
-        reason: String,
-    },
+    #[error(transparent)]
+    Threads(#[from] NoThreads),
     /// A tensor has another shape in another file.
     #[error(
         "tensor {tensor} is {found:?} in {} but {expected:?} in {}; the files are no siblings",

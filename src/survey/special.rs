@@ -4,17 +4,20 @@
 //! `output` only the one that makes them rarer. A row that nobody trained lies where the base has it, and then the chat
 //! model's own is the better one, whatever the ratio. `docs/ARCHITECTURE.md` has what this was tried on.
 
-use bstr::BString;
-use rayon::prelude::*;
+use std::cell::RefCell;
 
+use bstr::BString;
+
+use super::ahead::RowReader;
 use super::combine::Combination;
 use super::pairing::{
     Inputs, OUTPUT, Role, SourceId, TOKEN_EMBEDDINGS, TensorRef, Term, find_or_tied, has_row_per_token,
 };
-use super::piece::{PIECE_WEIGHTS, Pieces};
+use super::piece::{PIECE_WEIGHTS, Pieces, share_out};
 use super::source::{Error, read_row};
 use crate::chat::{self, TOKENS, TokenMap, Unrendered};
 use crate::gguf::{Metadata, Model, TensorInfo};
+use crate::pool;
 use crate::quants;
 
 /// A row that went less far from the base than this share of what an ordinary row did is untrained. The trio's: 0 for the
@@ -328,20 +331,37 @@ fn median(
     Ok(numbers.get(numbers.len() / 2).copied())
 }
 
-/// The rows of a vector that are not zero, in ascending order.
+/// Bytes that rows of both sides of a vector are read ahead with.
+const AHEAD: u64 = 256 << 10;
+
+/// Weights of the rows that a thread looks at one after the other.
+const ROWS_OF_TASK: u64 = 1 << 20;
+
+/// The rows of a vector that are not zero, in ascending order. `threads` look, or as many as the buffers of are no more than
+/// `memory`; one at least, in 192 KiB.
 ///
 /// # Errors
-/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
-pub fn moved_rows(inputs: &Inputs, term: &Term) -> Result<Vec<u32>, Error> {
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`], [`Error::Threads`].
+pub fn moved_rows(inputs: &Inputs, term: &Term, threads: usize, memory: u64) -> Result<Vec<u32>, Error> {
     let info = inputs.source(term.plus.source).tensor(term.plus.tensor);
     let (row_len, n_rows) = (info.row_len(), info.n_rows().min(u32::MAX.into()));
     let combination = Combination::default();
-    let moved = |row: u64| {
-        let mut pieces = Pieces::new(inputs, None, std::slice::from_ref(term), &combination, &[], row_len);
-        Ok(has_moved(&mut pieces, term, row, row_len)?.then_some(row as u32))
+    // Both sides of τ, and blocks of one of them.
+    let (threads, ahead) = share_out(memory, threads, 3 * 4 * PIECE_WEIGHTS, 2);
+    let moved = |first: u64, n_rows: u64| {
+        let mut pieces = Pieces::new(inputs, None, std::slice::from_ref(term), &combination, &[], row_len, ahead);
+        let mut moved = Vec::new();
+        for row in first..first + n_rows {
+            if has_moved(&mut pieces, term, row, row_len)? {
+                moved.push(row as u32);
+            }
+        }
+        Ok::<_, Error>(moved)
     };
-    let moved: Result<Vec<Option<u32>>, Error> = (0..n_rows).into_par_iter().map(moved).collect();
-    Ok(moved?.into_iter().flatten().collect())
+    let rows_of_task = (ROWS_OF_TASK / row_len.max(1)).max(1);
+    let tasks: Vec<u64> = (0..n_rows).step_by(rows_of_task as usize).collect();
+    let of_task = |first: u64| moved(first, rows_of_task.min(n_rows - first));
+    Ok(pool::try_map_on(threads, tasks, of_task)?.concat())
 }
 
 /// Whether all weights of a vector are zero. Reads up to the first that is not.
@@ -351,7 +371,8 @@ pub fn moved_rows(inputs: &Inputs, term: &Term) -> Result<Vec<u32>, Error> {
 pub fn is_zero(inputs: &Inputs, term: &Term) -> Result<bool, Error> {
     let info = inputs.source(term.plus.source).tensor(term.plus.tensor);
     let combination = Combination::default();
-    let mut pieces = Pieces::new(inputs, None, std::slice::from_ref(term), &combination, &[], info.row_len());
+    let term_alone = std::slice::from_ref(term);
+    let mut pieces = Pieces::new(inputs, None, term_alone, &combination, &[], info.row_len(), AHEAD);
     for row in 0..info.n_rows() {
         if has_moved(&mut pieces, term, row, info.row_len())? {
             return Ok(false);
@@ -388,6 +409,8 @@ pub(super) struct Drift<'a> {
     inputs: &'a Inputs,
     own: TokenRows,
     base: TokenRows,
+    own_rows: RefCell<RowReader<'a>>,
+    base_rows: RefCell<RowReader<'a>>,
     /// What is usual: the median of ordinary tokens.
     usual: f64,
     /// Whether any of them moved. A short training on conversations meets few tokens, so that the median may be 0.
@@ -419,7 +442,9 @@ impl<'a> Drift<'a> {
         let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
         let fits = info(own.at).row_len() == info(base.at).row_len();
         let is_usable = fits && [own.at, base.at].into_iter().all(|at| is_readable_row(info(at)));
-        is_usable.then_some(Drift { inputs, own, base, usual: 0.0, is_any: false })
+        let [own_rows, base_rows] =
+            [own.at, base.at].map(|at| RefCell::new(RowReader::new(inputs.source(at.source), at.tensor)));
+        is_usable.then_some(Drift { inputs, own, base, own_rows, base_rows, usual: 0.0, is_any: false })
     }
 
     /// The tokens of the model among those that the base's rows are known of, special ones aside; none if they are of all.
@@ -465,7 +490,8 @@ impl<'a> Drift<'a> {
     fn rows(&self, id: u32) -> Result<Option<TwoRows>, Error> {
         let places = place(self.inputs, &self.own, id).zip(place(self.inputs, &self.base, id));
         let Some((own, base)) = places else { return Ok(None) };
-        Ok(read(self.inputs, self.own.at, own)?.zip(read(self.inputs, self.base.at, base)?))
+        let own = self.row(self.own.at, &self.own_rows, own)?;
+        Ok(own.zip(self.row(self.base.at, &self.base_rows, base)?))
     }
 
     /// ‖own − base‖ of one row. Where the file is quantised and the base is finer, the base as it would be in that type
@@ -481,6 +507,11 @@ impl<'a> Drift<'a> {
         let coded = quants::quantize_rows(ty, &base, None, &mut blocks)
             .and_then(|()| quants::dequantize_row(ty, &blocks, &mut rounded));
         Ok(Some(if coded.is_ok() { plain.min(distance(&own, &rounded)) } else { plain }))
+    }
+
+    fn row(&self, at: TensorRef, rows: &RefCell<RowReader<'a>>, row: u32) -> Result<Option<Vec<f32>>, Error> {
+        let is_there = u64::from(row) < self.info(at).n_rows();
+        is_there.then(|| rows.borrow_mut().read(row.into())).transpose()
     }
 }
 

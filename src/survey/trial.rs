@@ -1,18 +1,17 @@
 //! Trying ways to encode a tensor, where a first look has shown that rounding would take the vector.
 
-use rayon::prelude::*;
-
 use super::combine::Combination;
 use super::estimate::{Estimate, Tried};
 use super::moments::Moments;
 use super::pairing::{Inputs, Pair, Term};
-use super::piece::{PIECE_WEIGHTS, Piece, Pieces, Spread, middle};
-use super::sample::SampleSettings;
+use super::piece::{PIECE_WEIGHTS, Piece, Pieces, Spread, middle, share_out};
+use super::sample::{SampleSettings, n_operands};
 use super::source::{Error, check_finite, divide_scale, multiply_scale};
 use super::space::Space;
 use super::sum::{Sum, resize};
 use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
+use crate::pool;
 use crate::quants::{self, Dither, Feedback, Gram, Place};
 
 /// How weights become codes.
@@ -69,6 +68,9 @@ const MOST_WEIGHTS: u64 = 1 << 19;
 /// 128 to 768 rows; a quarter of them gave the same KL divergence.
 const GRAM_ROWS: u64 = 512;
 
+/// Bytes that rows are read ahead with while H is summed.
+const AHEAD: u64 = 128 << 10;
+
 /// The feedback for what `terms` add to a tensor of this shape, from evenly spaced rows. It allocates
 /// [`feedback_bytes`].
 ///
@@ -79,7 +81,7 @@ pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term], combination: &Combi
     let n_rows: u64 = ne.iter().skip(1).product();
     let n_sampled = n_rows.min(GRAM_ROWS);
     let mut gram = Gram::new(row_len as usize);
-    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, combination, &[], row_len));
+    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, combination, &[], row_len, AHEAD));
     for i in 0..n_sampled {
         pieces.compute(&mut sum, (middle(i, n_sampled, n_rows), 0, row_len))?;
         gram.add_row(sum.delta());
@@ -89,7 +91,8 @@ pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term], combination: &Combi
 
 /// Bytes that [`feedback`] takes for rows of this length, and what it gives back.
 pub fn feedback_bytes(row_len: u64) -> u64 {
-    Feedback::bytes_to_make(row_len).saturating_add(row_len.saturating_mul(Sum::BYTES_PER_WEIGHT + 4))
+    let rows = row_len.saturating_mul(Sum::BYTES_PER_WEIGHT + 4);
+    Feedback::bytes_to_make(row_len).saturating_add(rows).saturating_add(AHEAD)
 }
 
 /// Tries encodings of tensors on a sample of their rows, one after the other until `look` says that one will do. Encodings that
@@ -108,20 +111,17 @@ pub fn try_encodings(
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
     let longest = tensors.iter().map(|(pair, _)| pair.info(inputs).row_len()).max().unwrap_or(0);
     let thread_bytes = feedback_bytes(longest) + PIECE_WEIGHTS * (Sum::BYTES_PER_WEIGHT + 16);
-    let threads = settings.threads.min((settings.memory / thread_bytes) as usize).max(1);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
-    let of_tensor = |(pair, encodings): &(Pair, Vec<Encoding>)| try_tensor(inputs, pair, encodings, share, &look);
-    pool.install(|| tensors.par_iter().map(of_tensor).collect())
+    let n_operands = tensors.iter().map(|(pair, _)| n_operands(pair)).max().unwrap_or(0);
+    let (threads, ahead) = share_out(settings.memory, settings.threads, thread_bytes, n_operands);
+    let one = |(pair, encodings): &(Pair, Vec<Encoding>)| try_tensor(inputs, pair, encodings, (share, ahead), &look);
+    pool::try_map_on(threads, tensors.iter().collect(), one)
 }
 
 fn try_tensor(
     inputs: &Inputs,
     pair: &Pair,
     encodings: &[Encoding],
-    share: f64,
+    (share, ahead): (f64, u64),
     look: &(impl Fn(&Estimate) -> Look + Sync),
 ) -> Result<Trial, Error> {
     let info = pair.info(inputs);
@@ -142,7 +142,7 @@ fn try_tensor(
     };
     let spread = Spread::new(info, share);
     let most = MOST_WEIGHTS.div_ceil(row_len.clamp(1, PIECE_WEIGHTS)).max(spread.n_sampled).min(spread.n_pieces);
-    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len);
+    let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len, ahead);
     let (mut stored, mut got) = (Vec::new(), Vec::new());
     pieces.select(spread.of(most), (&mut stored, &mut got))?;
     let (sum, blocks, feedback) = (Sum::default(), Vec::new(), None);
@@ -212,8 +212,8 @@ impl Bench<'_> {
         let size = |n: u64| ty.size_of(n).expect("only types that divide the row are tried");
         blocks.resize(size(len) as usize, 0);
         match model {
-            Some((source, id, Some(own))) if own == ty && encoding.rounding != Rounding::Encoder => {
-                source.read(id, size(first), blocks)?;
+            Some((_, _, Some(own))) if own == ty && encoding.rounding != Rounding::Encoder => {
+                blocks.copy_from_slice(pieces.blocks_of_model((row, start, len))?);
             }
             _ if encoding.rounding == Rounding::UnitGain => {
                 quants::quantize_to_unit_gain(ty, stored, blocks).expect("only possible encodings are tried");

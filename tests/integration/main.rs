@@ -29,6 +29,10 @@ mod imatrix;
 mod infer;
 // Patches of decomposed matrices: what they hold against numpy, their size, and what damage does to them.
 mod decomposed;
+// What a process takes of the system: reads, threads, signals and limits of the shell.
+mod process;
+// What files and arguments say, on its way to the terminal.
+mod terminal;
 // LoRA adapters: the rules of llama.cpp, what they hold, what is left out, and what they give back to an output.
 mod lora;
 // Low-rank parts, against the least error there can be.

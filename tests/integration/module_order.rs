@@ -4,30 +4,34 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with what it may use, in the order in which data walk through them.
-const ORDER: [(&str, &[&str]); 13] = [
+const ORDER: [(&str, &[&str]); 14] = [
     ("ggml", &[]),
+    ("pool", &[]),
     ("gguf", &["ggml"]),
     ("quants", &["ggml"]),
     ("imatrix", &["ggml", "gguf"]),
     ("chat", &["gguf"]),
-    ("survey", &["ggml", "gguf", "quants", "imatrix", "chat"]),
-    ("plan", &["ggml", "gguf", "quants", "imatrix", "chat", "survey"]),
-    ("pipeline", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan"]),
-    ("patch", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline"]),
-    ("infer", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch"]),
-    ("eval", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer"]),
-    ("report", &["ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval"]),
+    ("survey", &["ggml", "pool", "gguf", "quants", "imatrix", "chat"]),
+    ("plan", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey"]),
+    ("pipeline", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan"]),
+    ("patch", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline"]),
+    ("infer", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch"]),
+    ("eval", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer"]),
+    (
+        "report",
+        &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval"],
+    ),
     (
         "cli",
         &[
-            "ggml", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval",
-            "report",
+            "ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer",
+            "eval", "report",
         ],
     ),
 ];
 
 /// Crates that only the command may use.
-const OF_THE_COMMAND: [&str; 4] = ["clap", "indicatif", "anyhow", "ctrlc"];
+const OF_THE_COMMAND: [&str; 5] = ["clap", "indicatif", "anyhow", "ctrlc", "nix"];
 
 /// What the library leaves to the command.
 const NEITHER_PRINTS_NOR_EXITS: [&str; 5] = ["println!", "eprintln!", "print!(", "dbg!(", "process::exit"];
@@ -206,6 +210,17 @@ fn only_the_command_parses_arguments_shows_progress_and_adds_context() {
         }
     }
     assert!(broken.is_empty(), "of the command alone:\n{}", broken.join("\n"));
+}
+
+#[test]
+fn loops_on_several_threads_run_in_pools_of_ours() {
+    let mut broken = Vec::new();
+    for source in sources().iter().filter(|s| s.path != Path::new("pool.rs")) {
+        for word in ["rayon", "into_par_iter", "par_iter", "par_chunks"] {
+            broken.extend(words(&source.code, word).map(|at| format!("{}: {word}", source.place(at))));
+        }
+    }
+    assert!(broken.is_empty(), "loops of crate::pool alone stay within the threads asked for:\n{}", broken.join("\n"));
 }
 
 #[test]

@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
-use rayon::prelude::*;
 
 use super::triangular::Triangular;
 use crate::patch::low_rank::{self, LowRank};
 use crate::patch::product::AddProduct;
+use crate::pool;
 use crate::quants::{self, Gram};
 
 /// A matrix as Σ_k scale_k · b_k · a_kᵀ.
@@ -176,14 +176,13 @@ impl Inputs {
         (0..low.rank).for_each(|k| gram.add_row(&row(k).collect::<Vec<f32>>()));
         let feedback = gram.feedback_with(metric.inputs());
         let mut codes = vec![0; kept.len() * row_len];
-        let steps = codes.par_chunks_mut(row_len).zip(kept).map(|(codes, direction)| {
+        let steps = pool::map(codes.chunks_mut(row_len).zip(kept).collect(), |(codes, direction)| {
             let row: Vec<f32> = row(direction.k).collect();
             let largest = row.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
             let step = step.max(f64::from(largest) / MOST) as f32;
             feedback.round(&row, step, codes);
             f64::from(step)
         });
-        let steps = steps.collect();
         Inputs { row_len, codes, steps }
     }
 
@@ -254,7 +253,7 @@ impl Products {
 
         let of_ridge = weighted.as_ref().unwrap_or(&products);
         let mut best = vec![0.0; rank * n];
-        best.par_chunks_mut(n).enumerate().for_each(|(r, row)| {
+        pool::for_each(best.chunks_mut(n).enumerate().collect(), |(r, row)| {
             let share = metric.share * low.singular_values[r].powi(2);
             let at = |k: usize| k * rank + r;
             let wanted = |k| share * products[at(k)] + metric.ridge * of_ridge[at(k)];
@@ -268,8 +267,8 @@ impl Products {
     fn outputs(&self, low: &LowRank, n_rows: usize) -> Vec<f64> {
         let factors: Vec<f64> = (0..low.rank).map(|r| unscaled(low, r)).collect();
         let mut out = vec![0.0; n_rows * self.n];
-        let tasks = out.par_chunks_mut(TASK_ROWS * self.n).zip(low.b.par_chunks(TASK_ROWS * low.rank));
-        tasks.for_each(|(out, b)| {
+        let tasks = out.chunks_mut(TASK_ROWS * self.n).zip(low.b.chunks(TASK_ROWS * low.rank));
+        pool::for_each(tasks.collect(), |(out, b)| {
             let unit = |(x, f): (&f32, &f64)| if *f > 0.0 { f64::from(*x) / f } else { 0.0 };
             let b: Vec<f64> = b.chunks_exact(low.rank).flat_map(|row| row.iter().zip(&factors).map(unit)).collect();
             let n_rows = out.len() / self.n;
@@ -283,7 +282,8 @@ impl Products {
     /// Rounds rows, errors passed on from one direction to the next.
     fn round(&self, b: &[f64], steps: &[f64]) -> Vec<i8> {
         let mut codes = vec![0; b.len()];
-        codes.par_chunks_mut(self.n).zip(b.par_chunks(self.n)).for_each(|(codes, row)| {
+        let rows = codes.chunks_mut(self.n).zip(b.chunks(self.n));
+        pool::for_each(rows.collect(), |(codes, row)| {
             let mut moved = row.to_vec();
             for j in 0..self.n {
                 let code = (moved[j] / steps[j]).round().clamp(-MOST, MOST);
@@ -310,7 +310,8 @@ fn positive(h: Vec<f64>, n: usize) -> Option<Triangular> {
 fn multiply_transposed(left: &[f64], right: &[f64], len: usize, out: &mut [f64]) {
     let n = right.len() / len;
     let right = MatRef::from_row_major_slice(right, n, len).transpose();
-    out.par_chunks_mut(TASK_ROWS * n).zip(left.par_chunks(TASK_ROWS * len)).for_each(|(out, left)| {
+    let tasks = out.chunks_mut(TASK_ROWS * n).zip(left.chunks(TASK_ROWS * len));
+    pool::for_each(tasks.collect(), |(out, left)| {
         let rows = left.len() / len;
         let left = MatRef::from_row_major_slice(left, rows, len);
         matmul(MatMut::from_row_major_slice_mut(out, rows, n), Accum::Replace, left, right, 1.0, Par::Seq);

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use rayon::prelude::*;
+use crate::pool;
 
 /// Bytes of rows in a frame, at least, of the longer rows one.
 const FRAME_BYTES: usize = 3072;
@@ -42,14 +42,14 @@ pub enum Error {
 pub fn compress(rows: &[i8], row_len: usize) -> io::Result<Vec<u8>> {
     let frame_len = FRAME_BYTES.div_ceil(row_len.max(1)).saturating_mul(row_len).max(1);
     let compressor = || zstd::bulk::Compressor::new(LEVEL);
-    let frames = rows.par_chunks(frame_len).map_init(compressor, |compressor, frame| {
+    let frames = pool::try_map_init(rows.chunks(frame_len).collect(), compressor, |compressor, frame: &[i8]| {
         let bytes: Vec<u8> = frame.iter().map(|x| x.cast_unsigned()).collect();
         match compressor {
             Ok(compressor) => compressor.compress(&bytes),
             Err(e) => Err(io::Error::from(e.kind())),
         }
     });
-    Ok(frames.collect::<io::Result<Vec<_>>>()?.concat())
+    Ok(frames?.concat())
 }
 
 /// Decompresses `len` numbers. Takes no more memory than they do, whatever the frames say.
