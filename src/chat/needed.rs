@@ -6,7 +6,7 @@ use bstr::ByteSlice;
 
 use super::plumbing::{ENDS, templates};
 use super::template::{MAX_SOURCE_BYTES, Message, RenderOptions, Template};
-use super::tokenizer::{TokenKind, Tokenizer};
+use super::tokenizer::{MOST_SPECIAL, TokenKind, Tokenizer};
 use super::{TOKEN_TYPE, TOKENS};
 use crate::gguf::Metadata;
 
@@ -53,7 +53,8 @@ pub fn special_ids(metadata: &Metadata) -> SpecialIds {
         text.len() >= LEAST_TEXT && written.as_bytes().contains_str(text)
     };
     let special = (0..n_tokens as u32).filter(|id| matches!(stated(*id), TokenKind::Control | TokenKind::UserDefined));
-    needed.extend(special.filter(is_written));
+    // More are refused by the tokenizer, and are no marks of a conversation.
+    needed.extend(special.take(MOST_SPECIAL).filter(is_written));
     let kind = |id: u32| tokenizer.as_ref().map_or_else(|| stated(id), |tokenizer| tokenizer.kind(id));
     let others = (0..n_tokens as u32).filter(|id| kind(*id) == TokenKind::Control && !needed.contains(id)).collect();
     SpecialIds { needed: needed.into_iter().collect(), others }

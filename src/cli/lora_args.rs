@@ -10,7 +10,7 @@ use super::output::complain;
 use super::progress::Progress;
 use super::{Global, Usage};
 use crate::ggml::GgmlType;
-use crate::gguf::{Limits, Model, WriteOptions};
+use crate::gguf::{Model, WriteOptions};
 use crate::patch::lora::{Adapter, FACTOR_TYPES, Fit, Left, Settings, Written};
 use crate::pipeline::{Budget, Measured};
 use crate::plan::MergePlan;
@@ -129,7 +129,7 @@ impl Beside<'_> {
         let progress = Progress::new(adapter.n_read_bytes());
         let written = match output.filter(|_| self.is_residual) {
             Some(path) => {
-                let model = Model::open(path, &Limits::default())?;
+                let model = Model::open(path, &global.limits())?;
                 adapter.write_residual(plan, inputs, &model, self.path, &options, &progress, &budget)
             }
             None => adapter.write_vector(plan, inputs, self.path, &options, &progress, &budget),

@@ -107,11 +107,13 @@ impl Survey {
     }
 }
 
-/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones.
-fn thread_bytes(pairs: &[&Pair]) -> u64 {
+/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones, and what rows are computed in.
+fn thread_bytes(inputs: &Inputs, pairs: &[&Pair]) -> u64 {
     let sums = pairs.iter().map(|pair| Sum::bytes_per_weight(pair.terms.len(), &pair.combination));
     let selector = if pairs.iter().any(|pair| pair.combination.n_passes() > 1) { Selector::N_BYTES } else { 0 };
-    (sums.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS + selector
+    let scratch = |term: &Term| inputs.source(term.plus.source).scratch_of(term.plus.tensor);
+    let scratch = pairs.iter().flat_map(|pair| &pair.terms).map(scratch).max().unwrap_or(0);
+    ((sums.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS + selector).saturating_add(scratch)
 }
 
 /// Samples rows of every tensor that something is added to, evenly spread over it, and measures, in a pool of its own.
@@ -122,7 +124,7 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
     let added: Vec<&Pair> = pairs.iter().filter(|p| p.kept.is_none()).collect();
     let n_weights: u64 = added.iter().map(|p| p.info(inputs).n_weights()).sum();
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
-    let threads = settings.threads.min((settings.memory / thread_bytes(&added)) as usize).max(1);
+    let threads = settings.threads.min((settings.memory / thread_bytes(inputs, &added)) as usize).max(1);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
