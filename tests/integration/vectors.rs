@@ -112,7 +112,7 @@ fn patches_are_compared_token_by_token_and_not_row_by_row() {
         assert_eq!(tensors.iter().map(|t| t["name"].as_str().unwrap()).collect::<Vec<_>>(), ["token_embd.weight"]);
         assert_figures(&tensors[0], expected);
         assert_figures(&json["total"], expected);
-        for options in [["--threads", "1"], ["--memory", "1KiB"]] {
+        for options in [["--threads", "1"], ["--memory", "1MiB"]] {
             let again = compare(&a, &b, &[&["--json"], &options[..]].concat());
             assert_eq!(again.says(0, &[]).json(), json, "{options:?}");
         }
