@@ -4,10 +4,12 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Mutex;
 
+use chatvec::chat::TokenMap;
+use chatvec::eval;
 use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Array, Error, Header, Limits, Metadata, Model, StringArray, TensorSpec, Value};
 use chatvec::infer::{self, Session, Transformer};
-use chatvec::patch::{self, Extraction};
+use chatvec::patch::{self, Extraction, encode};
 use chatvec::pipeline::{self, Budget, TensorSink};
 use chatvec::plan::{MergePlan, Merging, OutputType, Recipe, SpecialTokens, VectorSettings};
 use chatvec::survey::{self, Inputs, Method, SampleSettings};
@@ -201,5 +203,128 @@ fn a_session_takes_no_more_than_it_says() {
             assert!(peak <= needed, "{ty} {threads} {n_ctx}: {peak} above {needed}");
             assert!(n_ctx < 128 || peak >= needed / 3, "{ty} {threads} {n_ctx}: {peak} far below {needed}");
         }
+    }
+}
+
+/// The least memory for headers with which a file is opened.
+fn least_header_memory(path: &Path) -> u64 {
+    let opens = |memory| {
+        let limits = Limits { max_header_memory: memory, ..Limits::default() };
+        Model::open(path, &limits).is_ok()
+    };
+    let (mut low, mut high) = (0, 1 << 30);
+    assert!(opens(high));
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if opens(middle) { high = middle } else { low = middle }
+    }
+    high
+}
+
+#[test]
+fn a_header_and_what_is_made_of_it_take_no_more_than_is_counted() {
+    let _counting = COUNTING.lock();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("model.gguf");
+    let n = 100_000;
+    let strings = |text: &dyn Fn(usize) -> String| Value::Array(Array::Strings((0..n).map(text).collect()));
+    let short = |i: usize| format!("{}{}{}", letter(i / 676), letter(i / 26 % 26), letter(i % 26));
+    let mut kinds: Vec<(&str, Metadata, usize)> = Vec::new();
+    let with = |pairs: Vec<(&str, Value)>| {
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", "llama");
+        metadata.set("tokenizer.ggml.model", "gpt2");
+        pairs.into_iter().for_each(|(key, value)| metadata.set(key, value));
+        metadata
+    };
+    const TOKENS: &str = "tokenizer.ggml.tokens";
+    const MERGES: &str = "tokenizer.ggml.merges";
+    let no_merges = || (MERGES, Value::Array(Array::Strings(Default::default())));
+    let normal = || ("tokenizer.ggml.token_type", Value::Array(Array::from_i32s(&vec![1; n])));
+    kinds.push(("empty tokens", with(vec![(TOKENS, strings(&|_| String::new())), no_merges()]), 0));
+    kinds.push(("short tokens", with(vec![(TOKENS, strings(&short)), no_merges(), normal()]), 0));
+    kinds.push(("long tokens", with(vec![(TOKENS, strings(&|i| format!("{i:0100}"))), no_merges(), normal()]), 0));
+    let one = || (TOKENS, Value::Array(Array::Strings(["a"].into_iter().collect())));
+    kinds.push(("merges", with(vec![one(), (MERGES, strings(&|i| format!("{i} x{i}")))]), 0));
+    kinds.push(("strings", with(vec![("general.tags", strings(&short))]), 0));
+    kinds.push(("tensors", with(vec![]), n));
+    for (what, metadata, n_tensors) in kinds {
+        let tensors = (0..n_tensors).map(|i| TensorSpec {
+            name: format!("blk.{i}.a.name.that.is.as.long.as.a.name.may.be.{i:08}"),
+            ne: vec![0],
+            ty: GgmlType::F32,
+        });
+        let mut bytes = Header::new(metadata, tensors).expect("a valid header").encode();
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        std::fs::write(&path, bytes).expect("a file");
+        let counted = least_header_memory(&path);
+        ALLOCATOR.reset_peak_usage();
+        let before = ALLOCATOR.current_usage();
+        let model = Model::open(&path, &Limits::default()).expect("a valid file");
+        eval::audit_chat(&model).expect("rows that are not there");
+        let maps = TokenMap::new(model.metadata(), model.metadata()).map(|map| map.inverted());
+        let peak = peak_above(before);
+        drop((model, maps));
+        assert!(peak <= counted + BESIDES, "{what}: {peak} above {counted}");
+        assert!(peak >= counted / 8, "{what}: {peak} far below {counted}");
+    }
+}
+
+fn letter(i: usize) -> char {
+    char::from_u32(0x100 + i as u32).expect("a letter")
+}
+
+/// Writes a patch of one decomposed matrix of zeros.
+fn write_decomposed(path: &Path, row_len: usize, n_rows: usize, rank: usize) {
+    let mut metadata = Metadata::default();
+    metadata.set("general.architecture", "llama");
+    metadata.set("general.type", "chat-vector");
+    metadata.set("chatvec.patch.version", Value::U32(1));
+    let name = "blk.0.attn_q.weight";
+    metadata.set("chatvec.patch.svd.tensors", Value::Array(Array::Strings([name].into_iter().collect())));
+    metadata.set("chatvec.patch.svd.shapes", Value::Array(Array::from_u32s(&[row_len as u32, n_rows as u32])));
+    let frames = |len: usize| encode::compress(&vec![0; rank * len], 1 << 12).expect("frames");
+    let parts = [
+        (".svd_d", GgmlType::F32, vec![0; 4 * rank]),
+        (".svd_a.zstd", GgmlType::I8, frames(row_len)),
+        (".svd_b.zstd", GgmlType::I8, frames(n_rows)),
+    ];
+    let spec = |(end, ty, bytes): &(&str, GgmlType, Vec<u8>)| TensorSpec {
+        name: format!("{name}{end}"),
+        ne: vec![(bytes.len() / ty.block_size()) as u64],
+        ty: *ty,
+    };
+    let header = Header::new(metadata, parts.iter().map(spec)).expect("a valid header");
+    let mut bytes = header.encode();
+    for (_, _, part) in &parts {
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes.extend(part);
+    }
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    std::fs::write(path, bytes).expect("a file");
+}
+
+#[test]
+fn verifying_a_patch_takes_no_more_than_its_budget() {
+    let _counting = COUNTING.lock();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("patch.gguf");
+    for (row_len, n_rows, rank) in [(512, 2048, 512), (4096, 256, 256), (300_000, 4, 4), (256, 256, 1)] {
+        write_decomposed(&path, row_len, n_rows, rank);
+        let verify = |memory| {
+            patch::verify(&path, None, None, &Limits { max_work_per_byte: u64::MAX, ..Limits::within(memory) })
+        };
+        let needed = match verify(1) {
+            Err(patch::Error::Memory { needed, .. }) => needed,
+            other => panic!("{other:?}"),
+        };
+        ALLOCATOR.reset_peak_usage();
+        let before = ALLOCATOR.current_usage();
+        verify(needed).expect("as much as it said");
+        let peak = peak_above(before);
+        // Besides, pieces of weights and of the file.
+        let pieces = 4 << 20;
+        assert!(peak <= needed + pieces, "{row_len} {n_rows} {rank}: {peak} above {needed}");
+        assert!(peak + pieces >= needed / 2, "{row_len} {n_rows} {rank}: {peak} far below {needed}");
     }
 }

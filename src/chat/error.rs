@@ -43,6 +43,16 @@ pub enum Error {
         /// Entries of `tokenizer.ggml.merges`.
         n_merges: usize,
     },
+    /// More special tokens than can be looked for in every text.
+    #[error(
+        "tokenizer.ggml.token_type has {found} special tokens, more than {most}, which is too many to look for in every text"
+    )]
+    TooManySpecial {
+        /// Control, unknown and user-defined tokens.
+        found: usize,
+        /// As many are allowed.
+        most: usize,
+    },
     /// An algorithm that is not built in.
     #[error("tokenizer.ggml.model is {found:?}, which is not built in; known are {known}")]
     UnknownModel {

@@ -6,7 +6,7 @@ use bstr::ByteSlice;
 
 use super::plumbing::{ENDS, templates};
 use super::template::{MAX_SOURCE_BYTES, Message, RenderOptions, TemplateError, Templates};
-use super::tokenizer::{TokenKind, Tokenizer};
+use super::tokenizer::{MOST_SPECIAL, TokenKind, Tokenizer};
 use super::{TEMPLATE, TOKEN_TYPE, TOKENS};
 use crate::gguf::Metadata;
 
@@ -70,7 +70,8 @@ pub fn special_ids(metadata: &Metadata, templates: &Templates) -> SpecialIds {
         text.len() >= LEAST_TEXT && written.as_bytes().contains_str(text)
     };
     let is_markup = |id: &u32| matches!(stated(*id), TokenKind::Control | TokenKind::UserDefined);
-    let special: Vec<u32> = (0..n_tokens as u32).filter(is_markup).collect();
+    // More are refused by the tokenizer, and are no marks of a conversation.
+    let special: Vec<u32> = (0..n_tokens as u32).filter(is_markup).take(MOST_SPECIAL).collect();
     if (special.len() as u64).saturating_mul(written.len() as u64) <= MAX_LOOKED_THROUGH {
         needed.extend(special.into_iter().filter(is_written));
     } else {

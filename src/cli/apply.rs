@@ -46,7 +46,8 @@ pub(super) struct ApplyArgs {
 pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let vectors = args.patches.iter().map(|arg| parse_vector(arg)).collect::<Result<Vec<VectorFile>, _>>()?;
     let file = RecipeFile { model: args.model.clone(), vectors, ..RecipeFile::default() };
-    let Prepared { inputs, recipe } = prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
+    let Prepared { inputs, recipe } =
+        prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, &args.output, global)?;
     let inputs = inputs.with_templates(args.template.templates());
     let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
     let (output, recipe, smoke) = (&args.output, Some(&recipe), Some(&args.smoke));

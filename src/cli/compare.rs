@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::progress::Asked;
 use super::smoke::{require_model, require_runnable};
-use super::{Exit, Global, output};
+use super::{Exit, Global, Usage, output};
 use crate::chat::Tokenizer;
 use crate::eval::{self, Comparison, Keep, Reference, Tau, Text, compare_tensors, same_vocabulary};
 use crate::gguf::{Limits, Model};
@@ -54,14 +54,20 @@ pub(super) struct CompareArgs {
 }
 
 pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
-    let open = |path: &Path| Model::open(path, &Limits::default());
+    let open = |path: &Path| Model::open(path, &global.limits());
     let (a, b) = (open(&args.a)?, open(&args.b)?);
+    match [&a, &b].map(|model| patch::is_patch(model.metadata())) {
+        [true, true] => return vectors(args, global),
+        [true, false] => return Err(eval::Error::PatchAndModel { patch: args.a.clone(), model: args.b.clone() }.into()),
+        [false, true] => return Err(eval::Error::PatchAndModel { patch: args.b.clone(), model: args.a.clone() }.into()),
+        [false, false] => {}
+    }
     let vector = match (&args.chat, &args.base) {
         (Some(chat), Some(base)) => Some((open(chat).context("--chat")?, open(base).context("--base")?)),
         _ => None,
     };
-    // What cannot be compared is said before minutes are spent on what can. Two patches have weights alone.
-    if args.text.is_some() || patch::is_patch(a.metadata()) != patch::is_patch(b.metadata()) {
+    // What cannot be compared is said before minutes are spent on what can.
+    if args.text.is_some() {
         [&a, &b].into_iter().try_for_each(require_model)?;
     }
     let texts = match &args.text {
@@ -86,8 +92,28 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
     }
     let logits = texts.map(|texts| logits(args, &texts, [&a, &b], global)).transpose()?;
     let name = |path: &Path| path.display().to_string();
-    let report = report::Compare { a: name(&args.a), b: name(&args.b), tensors: &tensors, logits: logits.as_ref() };
+    let (a, b) = (name(&args.a), name(&args.b));
+    let report = report::Compare { a, b, are_patches: false, tensors: &tensors, logits: logits.as_ref() };
     output::print(&report, global)?;
+    Ok(Exit::Success)
+}
+
+/// Two patches: the vectors alone, since neither says anything of a text.
+fn vectors(args: &CompareArgs, global: &Global) -> Result<Exit> {
+    if args.text.is_some() || args.base.is_some() {
+        let text = "--text, --base and --chat are for models; of patches the vectors are compared";
+        return Err(Usage(text.to_owned()).into());
+    }
+    // Rows of both are computed at a time.
+    let limits = Limits { max_tensor_memory: global.memory.as_u64() / 2, ..global.limits() };
+    let (a, b) = (patch::open(&args.a, &limits)?, patch::open(&args.b, &limits)?);
+    let tensors = eval::compare_vectors(&a, &b, &global.budget())?;
+    if tensors.tensors.is_empty() && !tensors.is_whole() {
+        return Err(eval::Error::NothingShared { a: args.a.clone(), b: args.b.clone() }.into());
+    }
+    let name = |path: &Path| path.display().to_string();
+    let (a, b) = (name(&args.a), name(&args.b));
+    output::print(&report::Compare { a, b, are_patches: true, tensors: &tensors, logits: None }, global)?;
     Ok(Exit::Success)
 }
 

@@ -13,7 +13,7 @@ use super::smoke::{Questions, Talk};
 use super::template_process::templates;
 use super::{Exit, Global, job, output};
 use crate::eval::PromptSet;
-use crate::gguf::{Limits, Model, WriteOptions, printable};
+use crate::gguf::{Model, WriteOptions, printable};
 use crate::pipeline::{self, Written};
 use crate::plan::{self, MergePlan, OutputType, Recipe, Verdict};
 use crate::report::{self, Report as _, Table};
@@ -52,7 +52,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let models = trio_folder(args)?;
     std::fs::create_dir_all(&args.output)
         .with_context(|| format!("cannot make the folder {}", args.output.display()))?;
-    let open = |name: &str| Model::open(&models.join(name), &Limits::default());
+    let open = |name: &str| Model::open(&models.join(name), &global.limits());
     let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0).with_templates(templates());
     plan::check(&inputs)?;
     let pairs = survey::pair(&inputs)?;
@@ -105,7 +105,7 @@ struct Speaker {
 
 /// Asks the model, the chat model, and the merge in its finest and its coarsest type.
 fn talk(models: &Path, results: &[Merged], global: &Global) -> Result<Vec<Speaker>> {
-    let open = |path: &Path| Model::open(path, &Limits::default());
+    let open = |path: &Path| Model::open(path, &global.limits());
     let chat = open(&models.join(CHAT))?;
     let template = templates().of(chat.metadata())?;
     let german = PromptSet::load(&models.join(GERMAN))?;

@@ -218,9 +218,9 @@ fn of_patch(error: &patch::Error) -> Exit {
         Container(e) => of_container(e),
         Plan(e) => of_plan(e),
         Survey(e) => of_survey(e),
-        Stored { .. } | Key { .. } => Exit::Malformed,
+        Stored { .. } | Key { .. } | Work { .. } | Damaged { .. } => Exit::Malformed,
         NotAPatch { .. } => Exit::Refused,
-        Version { .. } | Encoding { .. } => Exit::NotSupported,
+        Version { .. } | Encoding { .. } | Memory { .. } => Exit::NotSupported,
     }
 }
 
@@ -286,7 +286,8 @@ fn of_compare(error: &eval::Error) -> Exit {
         NoSuchToken { .. } | NoVocabulary { .. } | NotFinite { .. } => Exit::Malformed,
         Context { .. } | TooShort { .. } => Exit::Usage,
         Memory { .. } => Exit::NotSupported,
-        VocabularySize { .. } | Token { .. } | Text { .. } | Chunks { .. } | NothingShared { .. } => Exit::Refused,
+        VocabularySize { .. } | Token { .. } | Text { .. } | Chunks { .. } => Exit::Refused,
+        NothingShared { .. } | PatchAndModel { .. } => Exit::Refused,
         Scorer { source, .. } => source.downcast_ref().map_or(Exit::Failure, of_infer),
         Rows { .. } => Exit::Failure,
     }

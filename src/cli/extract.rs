@@ -11,7 +11,7 @@ use super::lora_args::LoraArgs;
 use super::template_process::TemplateArgs;
 use super::{Exit, Global, Usage};
 use crate::ggml::GgmlType;
-use crate::gguf::{Limits, Model};
+use crate::gguf::Model;
 use crate::patch::extract::Target;
 use crate::patch::{self, Extraction};
 use crate::quants;
@@ -107,7 +107,7 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
         let text = "--split-max-size: a patch is one file, so that it can be held against its hashes";
         return Err(Usage(text.to_owned()).into());
     }
-    let open = |path: &PathBuf, role| Model::open(path, &Limits::default()).context(role);
+    let open = |path: &PathBuf, role| Model::open(path, &global.limits()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let inputs = args.imatrix.add_to(inputs, global)?.with_templates(args.template.templates());
     // An adapter by itself is of the exact vector.

@@ -11,7 +11,7 @@ use super::progress::Asked;
 use super::smoke::require_model;
 use super::{Exit, Global, output};
 use crate::chat::Tokenizer;
-use crate::gguf::{Limits, Model, WriteOptions};
+use crate::gguf::{Model, WriteOptions};
 use crate::imatrix::Form;
 use crate::infer::{Gathering, Transformer, gather_importance};
 use crate::report;
@@ -59,7 +59,7 @@ enum Format {
 pub(super) fn run(args: &MatrixArgs, global: &Global) -> Result<Exit> {
     let started = Instant::now();
     let budget = global.budget();
-    let model = Model::open(&args.model, &Limits::default())?;
+    let model = Model::open(&args.model, &global.limits())?;
     require_model(&model)?;
     let text = read_text(&args.text).with_context(|| args.text.display().to_string())?;
     let tokenizer = Tokenizer::from_metadata(model.metadata()).with_context(|| model.path().display().to_string())?;

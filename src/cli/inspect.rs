@@ -8,7 +8,7 @@ use clap::Args;
 use super::template_process::TemplateArgs;
 use super::{Exit, Global, output};
 use crate::eval::audit_chat;
-use crate::gguf::{Limits, Model};
+use crate::gguf::Model;
 use crate::report;
 
 #[derive(Args, Debug)]
@@ -26,7 +26,7 @@ pub(super) struct InspectArgs {
 }
 
 pub(super) fn run(args: &InspectArgs, global: &Global) -> Result<Exit> {
-    let model = Model::open(&args.file, &Limits::default())?;
+    let model = Model::open(&args.file, &global.limits())?;
     let chat = if args.chat { Some(audit_chat(&model, &args.template.templates())?) } else { None };
     output::print(&report::Inspect { model: &model, tensors: args.tensors, chat: chat.as_ref() }, global)?;
     Ok(Exit::Success)

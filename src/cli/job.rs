@@ -77,6 +77,11 @@ impl OutputArgs {
         self.dry_run
     }
 
+    /// Whether to go on although inputs look wrong.
+    pub(super) fn is_forced(&self) -> bool {
+        self.force
+    }
+
     /// Whether the output may be several files.
     pub(super) fn is_split(&self) -> bool {
         self.write.split_max_size.is_some()
@@ -320,7 +325,7 @@ impl Job<'_> {
         let lora = self.write_beside(&plan, &written.measured, Some((&written.file.path, !is_kept)))?;
         let lora = lora.as_ref().map(|written| report::Lora { written, is_residual: !is_patch });
         let stored = match is_patch {
-            true => patch::summary(&patch::open_stored(&written.file.path, &gguf::Limits::default())?),
+            true => patch::summary(&patch::open_stored(&written.file.path, &global.limits())?),
             false => Vec::new(),
         };
         let (plan, written, stored, mended) = (&plan, &written, &stored[..], &mended[..]);
@@ -397,7 +402,7 @@ impl Job<'_> {
     }
 
     fn ask(&self, questions: Questions, file: &gguf::Complete) -> Result<Talk> {
-        let model = gguf::Model::open(file.path(), &gguf::Limits::default())?;
+        let model = gguf::Model::open(file.path(), &self.global.limits())?;
         questions.ask(&model, self.global).context("--smoke")
     }
 

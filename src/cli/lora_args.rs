@@ -11,7 +11,7 @@ use super::output::complain;
 use super::progress::Progress;
 use super::{Global, Usage};
 use crate::ggml::GgmlType;
-use crate::gguf::{Limits, Model, WriteOptions};
+use crate::gguf::{Model, WriteOptions};
 use crate::patch::lora::{Adapter, FACTOR_TYPES, Fit, Left, Settings, Written};
 use crate::pipeline::{Budget, Measured};
 use crate::plan::MergePlan;
@@ -150,7 +150,7 @@ impl Beside<'_> {
         let progress = Progress::new(adapter.n_read_bytes());
         let written = match output.filter(|_| self.is_residual) {
             Some(output) => {
-                let model = Model::open(output, &Limits::default())?;
+                let model = Model::open(output, &global.limits())?;
                 adapter.write_residual(plan, inputs, &model, &path, &options, &progress, &budget)
             }
             None => adapter.write_vector(plan, inputs, &path, &options, &progress, &budget),

@@ -58,9 +58,9 @@ pub(super) struct MergeArgs {
 
 impl MergeArgs {
     /// The recipe file, with the files that were given in place of its own.
-    fn file(&self) -> Result<RecipeFile> {
+    fn file(&self, global: &Global) -> Result<RecipeFile> {
         let mut file = match &self.recipe {
-            Some(path) => read(path)?,
+            Some(path) => read(path, global)?,
             None => RecipeFile::default(),
         };
         file.model = self.model.clone().unwrap_or(file.model);
@@ -91,7 +91,9 @@ impl MergeArgs {
 }
 
 pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
-    let Prepared { inputs, recipe } = prepare(args.file()?, &args.how, &args.loss, &args.types, &args.imatrix, global)?;
+    let file = args.file(global)?;
+    let Prepared { inputs, recipe } =
+        prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, &args.output, global)?;
     let inputs = inputs.with_templates(args.template.templates());
     let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
     let (output, recipe, smoke) = (&args.output, Some(&recipe), Some(&args.smoke));

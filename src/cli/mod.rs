@@ -64,7 +64,7 @@ struct Global {
     /// Threads to compute with, at most 1024 [default: one for each processor]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Memory for buffers, such as 64MiB or 2GB; headers come on top
+    /// Memory for buffers, such as 64MiB or 2GB; headers come on top, each at most as much again, or 512MiB if that is more
     #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB")]
     memory: bytesize::ByteSize,
     /// Encode and decode with no higher level of vector instructions than this (scalar, avx2, avx512); the bytes are the same
@@ -154,6 +154,18 @@ fn refuse(error: &clap::Error) {
 }
 
 impl Global {
+    /// What a file may cost that is opened.
+    fn limits(&self) -> crate::gguf::Limits {
+        crate::gguf::Limits::within(self.memory.as_u64())
+    }
+
+    /// The same for a user who goes on whatever work a file claims.
+    fn limits_if(&self, is_forced: bool) -> crate::gguf::Limits {
+        let limits = self.limits();
+        let max_work_per_byte = if is_forced { u64::MAX } else { limits.max_work_per_byte };
+        crate::gguf::Limits { max_work_per_byte, ..limits }
+    }
+
     fn budget(&self) -> crate::pipeline::Budget {
         let default = crate::pipeline::Budget::default();
         let threads = self.threads.map_or(default.threads, usize::from);

@@ -12,7 +12,7 @@ use super::job::WriteArgs;
 use super::progress::Progress;
 use super::types::{HEADING, MixtureArgs};
 use super::{Exit, Global, output};
-use crate::gguf::{Limits, Model};
+use crate::gguf::Model;
 use crate::pipeline;
 use crate::plan::{self, MergePlan, Recipe};
 use crate::report;
@@ -60,7 +60,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &Global) -> Result<Exit> {
     let started = Instant::now();
     let (path, name) = args.output_and_type();
     let recipe = Recipe { output: args.mixture.output(&name)?, ..Recipe::default() };
-    let inputs = Inputs::new(Model::open(&args.model, &Limits::default())?);
+    let inputs = Inputs::new(Model::open(&args.model, &global.limits())?);
     let inputs = args.imatrix.add_to(inputs, global)?;
     plan::check(&inputs)?;
     let plan = MergePlan::quantize(&inputs, survey::pair(&inputs)?, &recipe)?;

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::Global;
 use super::imatrix_args::ImatrixArgs;
+use super::job::OutputArgs;
 use super::loss_args::LossArgs;
 use super::types::TypeArgs;
+use super::{Global, output};
 use crate::gguf::{Limits, Model};
 use crate::patch;
 use crate::plan::{
@@ -140,9 +141,9 @@ impl RecipeArgs {
     }
 
     /// Reads the masks that stand in for a generator.
-    fn masks(&self) -> Result<Option<Masks>> {
+    fn masks(&self, limits: &Limits) -> Result<Option<Masks>> {
         let Some(path) = &self.how.masks else { return Ok(None) };
-        let model = Model::open(path, &Limits::default()).context("--masks")?;
+        let model = Model::open(path, limits).context("--masks")?;
         let mut masks = Masks::new();
         for (id, tensor) in model.tensors().enumerate() {
             let (vector, name) = tensor.name().split_once(':').context("--masks: a tensor is called VECTOR:TENSOR")?;
@@ -167,6 +168,7 @@ pub(super) fn prepare(
     loss: &LossArgs,
     types: &TypeArgs,
     imatrix: &ImatrixArgs,
+    output: &OutputArgs,
     global: &Global,
 ) -> Result<Prepared> {
     how.overlay(&mut file);
@@ -174,8 +176,8 @@ pub(super) fn prepare(
     types.overlay(&mut file)?;
     imatrix.overlay(&mut file);
     let mut recipe = file.recipe()?;
-    recipe.merging.masks = how.masks()?;
-    let inputs = ImatrixArgs::of(&file).add_to(open(&file)?, global)?;
+    recipe.merging.masks = how.masks(&global.limits())?;
+    let inputs = ImatrixArgs::of(&file).add_to(open(&file, output.is_forced(), global)?, global)?;
     Ok(Prepared { inputs, recipe })
 }
 
@@ -189,7 +191,7 @@ pub(super) fn plan(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result
 }
 
 /// Reads a recipe: TOML of our own, mergekit's YAML, or what an earlier output says of itself.
-pub(super) fn read(path: &Path) -> Result<RecipeFile> {
+pub(super) fn read(path: &Path, global: &Global) -> Result<RecipeFile> {
     let named = || format!("--recipe: {}", path.display());
     let folder = path.parent().unwrap_or(Path::new(""));
     let kind = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
@@ -207,7 +209,7 @@ pub(super) fn read(path: &Path) -> Result<RecipeFile> {
         "toml" => RecipeFile::from_toml(&text()?),
         "yml" | "yaml" => RecipeFile::from_mergekit(&text()?),
         "gguf" => {
-            let model = Model::open(path, &Limits::default()).context("--recipe")?;
+            let model = Model::open(path, &global.limits()).context("--recipe")?;
             let text = model.metadata().get_str(RECIPE_KEY).map(ToString::to_string);
             RecipeFile::from_toml(&text.with_context(|| format!("{}: there is no key {RECIPE_KEY}", named()))?)
         }
@@ -216,9 +218,24 @@ pub(super) fn read(path: &Path) -> Result<RecipeFile> {
     Ok(file.with_context(named)?.in_folder(folder))
 }
 
+/// Opens a patch, and holds it against its own hashes: one that is damaged is only applied to who is told and goes on.
+fn open_patch(path: &Path, is_forced: bool, global: &Global) -> Result<Model, patch::Error> {
+    let limits = global.limits_if(is_forced);
+    if !is_forced {
+        return patch::open_whole(path, &limits);
+    }
+    let (patch, checked) = patch::open_checked(path, &limits)?;
+    if let Some(found) = checked.damage() {
+        let text = format!("{}: expected the bytes that were written, found {found}", path.display());
+        output::complain("warning", &text);
+    }
+    Ok(patch)
+}
+
 /// Opens every file of a recipe once.
-fn open(file: &RecipeFile) -> Result<Inputs> {
-    let model = |path: &Path| Model::open(path, &Limits::default());
+fn open(file: &RecipeFile, is_forced: bool, global: &Global) -> Result<Inputs> {
+    let limits = global.limits();
+    let model = |path: &Path| Model::open(path, &limits);
     let mut inputs = Inputs::new(model(&file.model).context("--model")?);
     let mut opened: Vec<(&Path, SourceId)> = vec![(&file.model, 0)];
     for (i, vector) in file.vectors.iter().enumerate() {
@@ -234,7 +251,7 @@ fn open(file: &RecipeFile) -> Result<Inputs> {
             Ok(inputs.add_source(role, model(path).with_context(named)?))
         };
         let (plus, minus) = match (&vector.patch, &vector.chat) {
-            (Some(path), _) => (inputs.add_source(Role::Patch, patch::open(path, &Limits::default())?), None),
+            (Some(path), _) => (inputs.add_source(Role::Patch, open_patch(path, is_forced, global)?), None),
             (None, Some(chat)) => {
                 let minus = vector.base.as_ref().map(|base| source(base, Role::Base)).transpose()?;
                 (source(chat, Role::Chat)?, minus)

@@ -108,7 +108,7 @@ pub(super) struct Talk {
 }
 
 pub(super) fn run(args: &SmokeArgs, global: &Global) -> Result<Exit> {
-    let model = Model::open(&args.file, &Limits::default())?;
+    let model = Model::open(&args.file, &global.limits())?;
     require_model(&model)?;
     let questions = args.asking.read(model.metadata())?;
     let talk = questions.ask(&model, global)?;

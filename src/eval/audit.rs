@@ -11,6 +11,9 @@ use crate::survey::{self, RowReader, read_row};
 /// began at the size of others cannot be told by its norm: the bundled base has .27 in tokens that it never met.
 const LEAST_NORM: f64 = 0.02;
 
+/// Special tokens that are looked at one by one. Published files have some tens that a chat needs; a file may list millions.
+const MOST_TOKENS: usize = 4096;
+
 /// Bytes of what looks like a special token at most.
 const LONGEST_MARKER: usize = 80;
 
@@ -48,6 +51,8 @@ pub struct ChatAudit {
     pub tokens: Vec<AuditedToken>,
     /// Control tokens besides.
     pub n_other_control: usize,
+    /// Special tokens that were not looked at, since there are too many.
+    pub n_not_shown: usize,
     /// What is wrong, in sentences.
     pub problems: Vec<String>,
 }
@@ -150,14 +155,14 @@ impl ChatAudit {
         self.n_other_control = others.len();
         let embeddings = TokenRows::new(model, "token_embd.weight")?;
         let outputs = TokenRows::new(model, "output.weight")?;
-        let mut seen: HashMap<Vec<u32>, u32> = HashMap::new();
+        let mut seen: HashMap<blake3::Hash, u32> = HashMap::new();
+        self.n_not_shown = (ids.needed.len() + ends.len()).saturating_sub(MOST_TOKENS);
         let shown = ids.needed.iter().map(|id| (*id, true)).chain(ends.into_iter().map(|id| (id, false)));
-        for (id, is_needed) in shown {
+        for (id, is_needed) in shown.take(MOST_TOKENS) {
             let of = |rows: &Option<TokenRows<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
             let (row, norm) = of(&embeddings)?.unzip();
             let output_norm = of(&outputs)?.map(|(_, norm)| norm);
-            let bits = row.map(|row| row.into_iter().map(f32::to_bits).collect());
-            let twin = bits.and_then(|bits| seen.insert(bits, id));
+            let twin = row.and_then(|row| seen.insert(digest(&row), id));
             let token = AuditedToken {
                 id,
                 text: text_of(tokenizer, id),
@@ -180,7 +185,7 @@ impl ChatAudit {
             }
             self.tokens.push(token);
         }
-        if !self.tokens.iter().any(|token| token.is_end) {
+        if self.n_not_shown == 0 && !self.tokens.iter().any(|token| token.is_end) {
             self.problems
                 .push("nothing ends an answer: no end token is named, and none is known by its text".to_owned());
         }
@@ -244,6 +249,15 @@ impl<'a> TokenRows<'a> {
         let norm = norm(&row) / self.usual;
         Ok(Some((row, norm)))
     }
+}
+
+/// What two rows have in common only if they are the same.
+fn digest(row: &[f32]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    row.iter().for_each(|weight| {
+        hasher.update(&weight.to_bits().to_le_bytes());
+    });
+    hasher.finalize()
 }
 
 fn norm(row: &[f32]) -> f64 {

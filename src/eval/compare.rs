@@ -114,6 +114,18 @@ pub enum Error {
         /// The second.
         b: PathBuf,
     },
+    /// A vector and a model.
+    #[error(
+        "{} is a patch and {} is a model: a vector is compared with a vector; give two patches, or two models, with --base and --chat \
+         for how much of a vector there is in what B has beyond A",
+        patch.display(), model.display()
+    )]
+    PatchAndModel {
+        /// The patch.
+        patch: PathBuf,
+        /// The other file.
+        model: PathBuf,
+    },
     /// Vocabularies of different sizes.
     #[error("model A has {a} tokens and model B {b}; probabilities can only be compared over one vocabulary")]
     VocabularySize {

@@ -12,7 +12,8 @@
 //! | too high a ratio, too few bits, noise | `repetition`, `ends`, `varied`, `exact`, `keywords` |
 //! | tokens that mean others than the weights do | `garbled`, `varied`, `ends`, `language` |
 //!
-//! [`compare()`] and [`Reference`] hold what two models say of a text against each other, [`compare_tensors`] their weights.
+//! [`compare()`] and [`Reference`] hold what two models say of a text against each other, [`compare_tensors`] their weights,
+//! [`compare_vectors`] the vectors of two patches.
 
 mod audit;
 mod chatter;
@@ -30,6 +31,7 @@ mod repetition;
 mod statistics;
 mod tensors;
 mod thresholds;
+mod vectors;
 
 pub use audit::{AuditedToken, ChatAudit, audit_chat};
 pub use chatter::{Asking, Chatter, ChatterError, Conversations, Speed};
@@ -46,3 +48,4 @@ pub use tensors::{
     Difference, NotCompared, PartDifference, Reason, Tau, TensorDifference, TensorTable, compare_tensors,
 };
 pub use thresholds::{CHECKS, Check, Good, ThresholdError, Thresholds};
+pub use vectors::compare_vectors;

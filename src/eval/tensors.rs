@@ -70,7 +70,7 @@ impl Difference {
         (self.tau2 > 0.0).then(|| self.difference_tau / self.tau2)
     }
 
-    fn add(&mut self, a: &[f32], b: &[f32], tau: Option<&[f32]>) {
+    pub(super) fn add(&mut self, a: &[f32], b: &[f32], tau: Option<&[f32]>) {
         match tau {
             Some(tau) => self.add_weights::<true>(a, b, tau),
             // Any slice of the length will do for what is not looked at.
@@ -187,9 +187,33 @@ pub struct TensorTable {
     pub not_compared: Vec<NotCompared>,
 }
 
+impl TensorTable {
+    /// Whether everything was compared that the two have, so that the total is one of all.
+    pub fn is_whole(&self) -> bool {
+        self.not_compared.is_empty()
+    }
+
+    /// Adds up the tensors by part, and all of them.
+    pub(super) fn add_up(&mut self) {
+        let mut parts: BTreeMap<&str, (usize, Difference)> = BTreeMap::new();
+        for t in &self.tensors {
+            let (n_tensors, sum) = parts.entry(part_of(&t.name)).or_default();
+            *n_tensors += 1;
+            *sum += t.difference;
+            self.total += t.difference;
+        }
+        let part = |(part, (n_tensors, difference)): (&str, _)| PartDifference {
+            part: part.to_owned(),
+            n_tensors,
+            difference,
+        };
+        self.parts = parts.into_iter().map(part).collect();
+    }
+}
+
 /// Weights that a thread looks at together. A multiple of 256 is whole blocks of every type, and sums over these pieces are
 /// added in their order, so that results do not depend on threads or memory.
-const PIECE_WEIGHTS: u64 = 1 << 16;
+pub(super) const PIECE_WEIGHTS: u64 = 1 << 16;
 
 /// Bytes of buffers of a thread: A, B, and both sides of τ as f32, the blocks of one of them, and weights as they are stored
 /// where others are compared.
@@ -235,16 +259,7 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
         .extend(only_in_b.map(|info| NotCompared { name: info.name().to_owned(), reason: Reason::OnlyInB }));
 
     table.tensors = pool.install(|| pool::try_map(jobs, |job| job.run()))?;
-    let mut parts: BTreeMap<&str, (usize, Difference)> = BTreeMap::new();
-    for t in &table.tensors {
-        let (n_tensors, sum) = parts.entry(part_of(&t.name)).or_default();
-        *n_tensors += 1;
-        *sum += t.difference;
-        table.total += t.difference;
-    }
-    let part =
-        |(part, (n_tensors, difference)): (&str, _)| PartDifference { part: part.to_owned(), n_tensors, difference };
-    table.parts = parts.into_iter().map(part).collect();
+    table.add_up();
     Ok(table)
 }
 

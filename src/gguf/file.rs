@@ -21,6 +21,7 @@ pub struct File {
     path: PathBuf,
     file: fs::File,
     header: Header,
+    header_memory: u64,
     n_bytes: u64,
 }
 
@@ -39,8 +40,9 @@ impl File {
         }
         let file = fs::File::open(path).map_err(Error::io(path, "open"))?;
         let about = file.metadata().map_err(Error::io(path, "look at"))?;
-        let header = read_header(BufReader::with_capacity(HEADER_BUFFER, &file), about.len(), path, limits)?;
-        Ok(File { path: path.to_owned(), file, header, n_bytes: about.len() })
+        let (header, header_memory) =
+            read_header(BufReader::with_capacity(HEADER_BUFFER, &file), about.len(), path, limits)?;
+        Ok(File { path: path.to_owned(), file, header, header_memory, n_bytes: about.len() })
     }
 
     /// The path it was opened under.
@@ -56,6 +58,11 @@ impl File {
     /// Bytes in it when it was opened.
     pub fn n_bytes(&self) -> u64 {
         self.n_bytes
+    }
+
+    /// Bytes of memory that its header takes at most, as [`Limits::max_header_memory`] counts them.
+    pub(super) fn header_memory(&self) -> u64 {
+        self.header_memory
     }
 
     /// Its header.

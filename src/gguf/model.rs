@@ -275,12 +275,17 @@ fn open_shards(found: File, count: u64, limits: &Limits) -> Result<Vec<File>, Er
     if name_count != count || found_no == 0 || found_no > count {
         return Err(split_fault(&found, place, &format!("a shard of {count} (split.count)"), &name));
     }
+    let mut left = Limits { max_header_memory: limits.max_header_memory - found.header_memory(), ..limits.clone() };
     let mut found = Some(found);
     let mut files = Vec::new();
     for no in 1..=count {
         let file = match found.take_if(|_| no == found_no) {
             Some(file) => file,
-            None => open_shard(&path, &shard_path(&path, prefix, no, count), no, count, limits)?,
+            None => {
+                let file = open_shard(&path, &shard_path(&path, prefix, no, count), no, count, &left)?;
+                left.max_header_memory -= file.header_memory();
+                file
+            }
         };
         for (key, expected) in [("split.no", no - 1), ("split.count", count)] {
             let value = split_key(&file, key, ValueType::U16)?;

@@ -30,6 +30,27 @@ pub struct Limits {
     pub max_keys: u64,
     /// Shards of a split set. Default 1000.
     pub max_shards: u64,
+    /// Bytes of memory for the headers of a file or a split set, and for what is made of them: tables of tensors, a tokenizer,
+    /// places of tokens. They are counted by what each part takes at most, before it is read. Default 1 GiB.
+    pub max_header_memory: u64,
+    /// Bytes of memory for computing part of a tensor from what is stored of it, as in a patch. Default 1 GiB.
+    pub max_tensor_memory: u64,
+    /// Operations for each byte of a file that computing all of its tensors may take: a weight is one, and each number that is
+    /// multiplied for it is one more. Default 2^17: one decomposed matrix of 262,144 rows of 5,376 weights, of rank 1 and half a
+    /// bit for each number of its factors, takes 84,000 for each of its own bytes. `u64::MAX` is no bound.
+    pub max_work_per_byte: u64,
+}
+
+/// Memory that a header may take however little there is for everything else: the largest vocabularies of published models, of
+/// 262,144 tokens and 514,906 merges, are counted as 350 MB.
+const LEAST_HEADER_MEMORY: u64 = 512 << 20;
+
+impl Limits {
+    /// The defaults for a command that has so many bytes of memory.
+    #[must_use]
+    pub fn within(memory: u64) -> Self {
+        Limits { max_header_memory: memory.max(LEAST_HEADER_MEMORY), max_tensor_memory: memory, ..Limits::default() }
+    }
 }
 
 impl Default for Limits {
@@ -41,20 +62,52 @@ impl Default for Limits {
             max_tensors: 1 << 20,
             max_keys: 1 << 16,
             max_shards: 1000,
+            max_header_memory: 1 << 30,
+            max_tensor_memory: 1 << 30,
+            max_work_per_byte: 1 << 17,
         }
     }
 }
 
 /// The fewest bytes of a key–value pair: an empty name, a type, one byte.
 const MIN_KEY_BYTES: u64 = 8 + 4 + 1;
+/// Keys whose strings become tables.
+const TOKENS: &str = "tokenizer.ggml.tokens";
+const MERGES: &str = "tokenizer.ggml.merges";
+
 /// The fewest bytes of a tensor info: an empty name, no dimensions, type, offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
 
-/// Reads the header of a file of `file_len` bytes. `reader` stands at its start and should be buffered.
+/// Bytes of memory that each part of a header may take, with all that is made of it anywhere in the crate. Measured with headers of
+/// nothing but that part, in `tests/memory.rs`.
+mod cost {
+    /// A key, its name aside.
+    pub(super) const KEY: u64 = 1024;
+    /// A tensor info: names in two tables, plans, lines of a report.
+    pub(super) const TENSOR: u64 = 1024;
+    /// A byte of a string: a vector that grows, and copies for another header.
+    pub(super) const STRING_BYTE: u64 = 4;
+    /// A string of an array: where it ends, and a string of its own.
+    pub(super) const STRING: u64 = 64;
+    /// A token: a tokenizer's table, places in two vocabularies.
+    pub(super) const TOKEN: u64 = 320;
+    /// A merge: its two halves and their sum, all unknown so far, and the table.
+    pub(super) const MERGE: u64 = 448;
+    /// A number of an array: one of 8 bytes beside its own.
+    pub(super) const NUMBER: u64 = 8;
+}
+
+/// Reads the header of a file of `file_len` bytes, and says what memory it takes, by [`cost`]. `reader` stands at its start and
+/// should be buffered.
 ///
 /// # Errors
 /// [`Error::Malformed`], [`Error::Limit`] or [`Error::Io`]; `path` is named in each and used for nothing else.
-pub(super) fn read_header(reader: impl Read, file_len: u64, path: &Path, limits: &Limits) -> Result<Header, Error> {
+pub(super) fn read_header(
+    reader: impl Read,
+    file_len: u64,
+    path: &Path,
+    limits: &Limits,
+) -> Result<(Header, u64), Error> {
     let mut magic_and_version = [0; 8];
     let mut reader = reader;
     if file_len < 8 {
@@ -74,7 +127,7 @@ pub(super) fn read_header(reader: impl Read, file_len: u64, path: &Path, limits:
     if !(2..=VERSION).contains(&version) {
         return Err(fault(Check::Version, "version", 4, "2 or 3", version.to_string()).at(path));
     }
-    let input = Input { reader, pos: 8, file_len, path, limits };
+    let input = Input { reader, pos: 8, file_len, path, limits, taken: 0 };
     match byte_order {
         ByteOrder::Little => Parser { input, order: PhantomData::<LE> }.header(version, byte_order),
         ByteOrder::Big => Parser { input, order: PhantomData::<BE> }.header(version, byte_order),
@@ -92,6 +145,8 @@ struct Input<'a, R> {
     file_len: u64,
     path: &'a Path,
     limits: &'a Limits,
+    /// Bytes of memory that were taken so far.
+    taken: u64,
 }
 
 impl<R: Read> Input<'_, R> {
@@ -102,6 +157,13 @@ impl<R: Read> Input<'_, R> {
             return Err(fault(Check::Bounds, place, self.pos, format!("{n} bytes"), found).at(self.path));
         }
         self.limit("the header's length in bytes", self.limits.max_header_bytes, self.pos + n)
+    }
+
+    /// Announces that so much memory will be taken.
+    fn take(&mut self, n_bytes: u64) -> Result<(), Error> {
+        self.taken = self.taken.saturating_add(n_bytes);
+        let what = "the memory in bytes that its header and tokens may take (--memory raises the limit)";
+        self.limit(what, self.limits.max_header_memory, self.taken)
     }
 
     fn limit(&self, what: &'static str, limit: u64, found: u64) -> Result<(), Error> {
@@ -142,11 +204,12 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
         Err(fault(check, place, offset, expected, found).at(self.input.path))
     }
 
-    fn header(mut self, version: u32, byte_order: ByteOrder) -> Result<Header, Error> {
+    fn header(mut self, version: u32, byte_order: ByteOrder) -> Result<(Header, u64), Error> {
         let n_tensors = self.count("tensor count", MIN_TENSOR_BYTES)?;
         let n_keys = self.count("key count", MIN_KEY_BYTES)?;
         self.input.limit("the number of tensors", self.input.limits.max_tensors, n_tensors)?;
         self.input.limit("the number of keys", self.input.limits.max_keys, n_keys)?;
+        self.input.take(n_tensors * cost::TENSOR + n_keys * cost::KEY)?;
 
         let mut metadata = Metadata::default();
         let mut alignment_offset = 0;
@@ -182,7 +245,7 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
         let len = self.input.pos;
         let header = Header { version, byte_order, metadata, tensors, alignment, len };
         self.check_data(&header)?;
-        Ok(header)
+        Ok((header, self.input.taken))
     }
 
     /// Checks where the data lie, which takes the whole header to know.
@@ -262,11 +325,11 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
             ValueType::I64 => Value::I64(B::read_i64(&self.array::<8>(&place)?)),
             ValueType::F64 => Value::F64(f64::from_bits(self.u64(&place)?)),
             ValueType::String => Value::String(BString::from(self.string(&place)?)),
-            ValueType::Array => Value::Array(self.value_array(&place)?),
+            ValueType::Array => Value::Array(self.value_array(key, &place)?),
         })
     }
 
-    fn value_array(&mut self, place: &str) -> Result<Array, Error> {
+    fn value_array(&mut self, key: &str, place: &str) -> Result<Array, Error> {
         let offset = self.input.pos;
         let ty = self.value_type(place)?;
         if ty == ValueType::Array {
@@ -278,6 +341,13 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
         let n_bytes = n.saturating_mul(element_bytes);
         self.input.need(n_bytes, place)?;
         self.input.limit("the length of an array", self.input.limits.max_array_len, n)?;
+        let each = match (ty, key) {
+            (ValueType::String, TOKENS) => cost::TOKEN,
+            (ValueType::String, MERGES) => cost::MERGE,
+            (ValueType::String, _) => cost::STRING,
+            _ => cost::NUMBER + element_bytes,
+        };
+        self.input.take(n.saturating_mul(each))?;
         if ty == ValueType::String {
             let mut strings = StringArray::default();
             strings.ends.reserve_exact(n as usize);
@@ -384,6 +454,7 @@ impl<R: Read, B: byteorder::ByteOrder> Parser<'_, R, B> {
         let n = self.u64(place)?;
         self.input.need(n, place)?;
         self.input.limit("the length of a string in bytes", self.input.limits.max_string_bytes, n)?;
+        self.input.take(n.saturating_mul(cost::STRING_BYTE))?;
         let start = out.len();
         out.resize(start + n as usize, 0);
         self.input.read(&mut out[start..], place)

@@ -13,7 +13,7 @@ const PIECE: usize = 64 << 10;
 /// Reads means as `common_imatrix_load` and `load_imatrix` compute them: counts rounded to integers, half away from zero,
 /// then sum / count in f32, and 1 where the count is 0.
 pub(super) fn read(path: &Path, memory: u64) -> Result<Unchecked, Error> {
-    let model = Model::open(path, &Limits::default())?;
+    let model = Model::open(path, &Limits::within(memory))?;
     let metadata = model.metadata();
     if let Some(found) = metadata.get("general.type").map(Value::summary).filter(|t| t != TYPE) {
         let found = format!("{found:?}");

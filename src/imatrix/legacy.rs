@@ -18,6 +18,9 @@ use super::{Error, Unchecked};
 /// The fewest bytes of an entry: a name's length, calls, one value.
 const MIN_ENTRY: u64 = 4 + 4 + 4 + 4;
 
+/// Bytes of memory that an entry takes besides its name and values: of a table that is half empty.
+const ENTRY_BYTES: u64 = 192;
+
 /// Bytes of the longest name: a tensor has at most 63, a text has a path.
 const LONGEST_NAME: i32 = 4096;
 
@@ -56,7 +59,7 @@ pub(super) fn read(path: &Path, mut file: File, memory: u64) -> Result<Unchecked
             return Err(reader.malformed(place, "at least one value", n_values.to_string()));
         }
         let n_bytes = 4 * n_values as u64;
-        needed += n_bytes;
+        needed += n_bytes + ENTRY_BYTES + name.len() as u64;
         if needed > memory {
             return Err(Error::Memory { path: path.to_owned(), needed, allowed: memory });
         }

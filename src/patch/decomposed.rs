@@ -13,6 +13,9 @@ use crate::gguf::{self, File, Model, TensorInfo};
 /// Numbers that a byte of a frame stands for, at most: rows with a number here and there take one for some hundreds.
 const MOST_EXPANSION: u64 = 4096;
 
+/// Columns of a part of a row that are multiplied together.
+const COLUMNS: usize = 256;
+
 /// Where the parts of a matrix lie.
 #[derive(Clone, Debug)]
 pub(super) struct Decomposed {
@@ -94,17 +97,22 @@ pub(super) fn shapes(model: &Model) -> Result<HashMap<String, (u64, u64)>, Error
 }
 
 impl Decomposed {
+    /// How many directions there are.
+    pub(super) fn rank(&self) -> u64 {
+        self.parts[0].1.n_weights()
+    }
+
     /// Bytes that [`Decomposed::add`] takes for as many weights: the codes, one factor in f32, rows of the other, and the sum.
     pub(super) fn scratch(&self, n_weights: u64) -> u64 {
-        let rank = self.parts[0].1.n_weights();
+        let rank = self.rank();
         let stored: u64 = self.parts.iter().map(|(_, info)| info.size()).sum();
         let decoded = rank.saturating_mul(self.n_rows.saturating_add(self.row_len.saturating_mul(5)));
-        let rows = (n_weights / self.row_len).max(1).saturating_mul(rank * 4);
-        let sum = n_weights.saturating_mul(4);
+        let rows = (n_weights / self.row_len).max(1).saturating_mul(rank.saturating_mul(4));
+        let sum = n_weights.saturating_mul(4).saturating_add(rank.saturating_mul(4 * COLUMNS as u64));
         decoded.saturating_add(stored).saturating_add(rows).saturating_add(sum)
     }
 
-    /// Adds to `out` the weights `columns` of `rows`.
+    /// Adds to `out` the weights `columns` of `rows`: of whole rows, or a part of one.
     pub(super) fn add(
         &self,
         name: &str,
@@ -120,10 +128,13 @@ impl Decomposed {
         if columns == (0..self.row_len) {
             decoded.codes.multiply(&decoded.a, self.n_rows as usize, rows, &mut sum);
         } else {
-            let columns = columns.start as usize..columns.end as usize;
-            let a = decoded.a.chunks_exact(self.row_len as usize);
-            let a: Vec<f32> = a.flat_map(|row| &row[columns.clone()]).copied().collect();
-            decoded.codes.multiply(&a, self.n_rows as usize, rows, &mut sum);
+            // A part of one row, some columns at a time: a copy of the whole factor would take as much as itself.
+            for (start, sum) in (columns.start as usize..).step_by(COLUMNS).zip(sum.chunks_mut(COLUMNS)) {
+                let columns = start..start + sum.len();
+                let a = decoded.a.chunks_exact(self.row_len as usize);
+                let a: Vec<f32> = a.flat_map(|row| &row[columns.clone()]).copied().collect();
+                decoded.codes.multiply(&a, self.n_rows as usize, rows.clone(), sum);
+            }
         }
         out.iter_mut().zip(sum).for_each(|(out, x)| *out += x);
         Ok(())
@@ -160,12 +171,15 @@ impl Latest {
         name: &str,
         decode: impl FnOnce() -> Result<Decoded, gguf::Error>,
     ) -> Result<Arc<Decoded>, gguf::Error> {
-        let lock = || self.0.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some((_, decoded)) = lock().as_ref().filter(|(latest, _)| latest == name) {
+        // Held while it is decoded: who asks for the same meanwhile waits rather than doing it, too.
+        let mut latest = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some((_, decoded)) = latest.as_ref().filter(|(latest, _)| latest == name) {
             return Ok(decoded.clone());
         }
+        // The one before goes first.
+        *latest = None;
         let decoded = Arc::new(decode()?);
-        *lock() = Some((name.to_owned(), decoded.clone()));
+        *latest = Some((name.to_owned(), decoded.clone()));
         Ok(decoded)
     }
 }

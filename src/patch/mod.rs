@@ -27,7 +27,8 @@ use std::path::{Path, PathBuf};
 use crate::chat;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Limits, Metadata, Model, Value};
-use crate::pipeline::{Budget, seal};
+use crate::pipeline::Budget;
+use crate::pipeline::seal::{self, Checked};
 use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
 use crate::survey::{self, FOLD_KEYS, Inputs, LOGARITHMS, Pair, Rounding, Space, fold_key};
@@ -97,6 +98,51 @@ pub enum Error {
         /// What there is.
         found: String,
     },
+    /// Tensors that would take more memory to compute than there is.
+    #[error(
+        "{}: tensor {tensor}: computing it from what is stored takes {needed} bytes of memory, allowed are {allowed}; give more --memory",
+        path.display()
+    )]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that are allowed.
+        allowed: u64,
+    },
+    /// Tensors that would take more work to compute than a file of this size is worth.
+    #[error(
+        "{}: tensor {tensor}: expected at most {allowed} operations to compute all tensors of a file of {n_bytes} bytes, found {found}, \
+         most of them for this one; no vector needs so many (--force goes on all the same)",
+        path.display()
+    )]
+    Work {
+        /// The file.
+        path: PathBuf,
+        /// The tensor that takes most.
+        tensor: String,
+        /// Bytes of the file.
+        n_bytes: u64,
+        /// Operations that are allowed: [`Limits::max_work_per_byte`] for each byte.
+        allowed: u64,
+        /// Operations that the file claims.
+        found: u64,
+    },
+    /// A patch that is not what was written.
+    #[error(
+        "{}: expected the bytes that were written, found {found}; get the file again (chatvec verify says more, --force goes on all the \
+         same)",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What its hashes say.
+        found: String,
+    },
     /// A key of a patch that cannot be used.
     #[error("{}: key {key}: expected {expected}; the patch is damaged", path.display())]
     Key {
@@ -129,14 +175,41 @@ pub fn is_patch(metadata: &Metadata) -> bool {
     metadata.get_str("general.type").is_some_and(|t| t == TYPE)
 }
 
-/// Opens a patch as tensors of τ, whatever they are stored as.
+/// Opens a patch as tensors of τ, whatever they are stored as. Whether their bytes are those that were written is not looked at:
+/// [`open_whole`] does.
 ///
 /// # Errors
-/// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`], [`Error::Stored`], [`Error::Key`].
+/// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`], [`Error::Stored`], [`Error::Key`], [`Error::Memory`],
+/// [`Error::Work`].
 pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
-    let model = open_stored(path, limits)?;
-    tokens::check(&model)?;
-    stored::assembled(model)
+    assembled(open_stored(path, limits)?, limits)
+}
+
+/// Opens a patch as [`open`] does, and reads all of it to hold it against its own hashes.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_checked(path: &Path, limits: &Limits) -> Result<(Model, Checked), Error> {
+    let stored = open_stored(path, limits)?;
+    let checked = seal::check(&stored)?;
+    Ok((assembled(stored, limits)?, checked))
+}
+
+/// Opens a patch that is to be applied: refuses one that is not what was written.
+///
+/// # Errors
+/// As [`open`], and [`Error::Damaged`].
+pub fn open_whole(path: &Path, limits: &Limits) -> Result<Model, Error> {
+    let (model, checked) = open_checked(path, limits)?;
+    match checked.damage() {
+        None => Ok(model),
+        Some(found) => Err(Error::Damaged { path: path.to_owned(), found }),
+    }
+}
+
+fn assembled(stored: Model, limits: &Limits) -> Result<Model, Error> {
+    tokens::check(&stored)?;
+    stored::assembled(stored, limits)
 }
 
 /// Opens a patch as the tensors that are in the file.

@@ -12,7 +12,7 @@ use std::path::Path;
 use super::decomposed::{self, Decomposed, Latest};
 use super::product::AddProduct;
 use super::{Error, SVD_A, SVD_B, SVD_SCALES, tokens};
-use crate::gguf::{self, ComputedTensors, File, MAX_DIMS, Model, TensorInfo};
+use crate::gguf::{self, ComputedTensors, File, Limits, MAX_DIMS, Model, TensorInfo};
 use crate::quants;
 use crate::survey::MOVED_ROWS;
 
@@ -76,6 +76,14 @@ impl Matrix {
     /// Rows of some tokens that are read at a time.
     fn rows_at_once(&self) -> u64 {
         (ROWS_WEIGHTS / self.row_len()).max(1)
+    }
+
+    /// Operations that computing all of it takes: each weight, and each product that is added to it.
+    fn work(&self) -> u64 {
+        let n_weights = self.ne.iter().fold(1, |n: u64, ne| n.saturating_mul(*ne));
+        let rank = self.b.as_ref().map_or(0, |b| b.info.row_len());
+        let rank = rank.saturating_add(self.svd.as_ref().map_or(0, Decomposed::rank));
+        n_weights.saturating_mul(rank.saturating_add(1))
     }
 
     /// Adds to `out` the weights `columns` of `rows`, all of one matrix of the stack.
@@ -192,8 +200,9 @@ fn part(name: &str) -> Option<(&str, &'static str)> {
 /// The patch as tensors of τ by the names of the model's, whatever they are stored as.
 ///
 /// # Errors
-/// [`Error::Stored`] where parts do not fit together, or cannot be decoded.
-pub(super) fn assembled(model: Model) -> Result<Model, Error> {
+/// [`Error::Stored`] where parts do not fit together, or cannot be decoded; [`Error::Memory`] and [`Error::Work`] where computing
+/// them takes more than the limits allow.
+pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     let files: HashMap<&Path, usize> = model.paths().enumerate().map(|(i, path)| (path, i)).collect();
     let payload = |id: usize| Payload { file: files[model.path_of(id)], info: model.tensor(id).clone() };
     let mut matrices: BTreeMap<String, Matrix> = BTreeMap::new();
@@ -222,14 +231,40 @@ pub(super) fn assembled(model: Model) -> Result<Model, Error> {
     if matrices.is_empty() {
         return Ok(model);
     }
+    check_work(&model, &matrices, limits)?;
     let shapes = matrices.iter().map(|(name, matrix)| (name.clone(), matrix.ne)).collect();
     let is_svd = |name: &str| [SVD_SCALES, SVD_A, SVD_B].iter().any(|end| name.ends_with(end));
     let is_part = |name: &str| part(name).is_some() || is_svd(name) || matrices.contains_key(name);
-    Ok(model.with_computed(
-        is_part,
-        shapes,
-        Box::new(Matrices { matrices: matrices.clone().into_iter().collect(), latest: Latest::default() }),
-    )?)
+    let matrices: Vec<(String, Matrix)> = matrices.clone().into_iter().collect();
+    let model = model.with_computed(is_part, shapes, Box::new(Matrices { matrices, latest: Latest::default() }))?;
+    check_memory(&model, limits)?;
+    Ok(model)
+}
+
+/// Refuses matrices that claim more weights, and products for them, than a file of this size is worth.
+fn check_work(model: &Model, matrices: &BTreeMap<String, Matrix>, limits: &Limits) -> Result<(), Error> {
+    let n_bytes = model.files().iter().fold(0, |sum: u64, file| sum.saturating_add(file.n_bytes()));
+    let allowed = n_bytes.saturating_mul(limits.max_work_per_byte);
+    let found = matrices.values().map(Matrix::work).fold(0, u64::saturating_add);
+    let most = matrices.iter().max_by_key(|(_, matrix)| matrix.work());
+    match most.filter(|_| found > allowed) {
+        None => Ok(()),
+        Some((tensor, _)) => {
+            Err(Error::Work { path: model.path().to_owned(), tensor: tensor.clone(), n_bytes, allowed, found })
+        }
+    }
+}
+
+/// Refuses tensors of which no part can be computed in the memory that there is.
+fn check_memory(model: &Model, limits: &Limits) -> Result<(), Error> {
+    let allowed = limits.max_tensor_memory;
+    match (0..model.n_tensors()).max_by_key(|id| model.scratch_of(*id)) {
+        Some(id) if model.scratch_of(id) > allowed => {
+            let (path, tensor) = (model.path().to_owned(), model.tensor(id).name().to_owned());
+            Err(Error::Memory { path, tensor, needed: model.scratch_of(id), allowed })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What is wrong with a tensor.

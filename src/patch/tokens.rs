@@ -47,9 +47,10 @@ fn is_below(tokens: &[u32], n_tokens: u64) -> bool {
 pub(super) fn check(model: &Model) -> Result<(), Error> {
     let n_tokens = n_tokens(model.metadata());
     for (end, key) in [(SPECIAL_ROWS, SPECIAL_TOKENS), (BASE_ROWS, BASE_TOKENS)] {
+        // Read once: there may be as many tensors as tokens.
+        let tokens = token_list(model.metadata(), key).filter(|tokens| is_below(tokens, n_tokens));
         for info in model.tensors().filter(|info| info.name().ends_with(end)) {
-            let tokens = token_list(model.metadata(), key).filter(|tokens| is_below(tokens, n_tokens));
-            let tokens = tokens.ok_or_else(|| Error::Key {
+            let tokens = tokens.as_ref().ok_or_else(|| Error::Key {
                 path: model.path().to_owned(),
                 key: key.to_owned(),
                 expected: format!("ids below {n_tokens}, the number of tokens, in ascending order"),

@@ -88,6 +88,19 @@ pub struct Checked {
     pub damaged: Vec<String>,
 }
 
+impl Checked {
+    /// What is wrong with the file, in words; none if it is what was written.
+    pub fn damage(&self) -> Option<String> {
+        match (self.has_hashes, self.is_header_whole, self.damaged.as_slice()) {
+            (true, true, []) => None,
+            (false, ..) => Some("no hashes that could tell".to_owned()),
+            (true, false, []) => Some("another header".to_owned()),
+            (true, _, [tensor]) => Some(format!("others in tensor {tensor}")),
+            (true, _, [first, more @ ..]) => Some(format!("others in tensor {first} and {} more", more.len())),
+        }
+    }
+}
+
 /// Holds a file of one piece against its own hashes.
 ///
 /// # Errors

@@ -40,6 +40,10 @@ impl Report for ChatAudit {
                 self.n_other_control
             );
         }
+        if self.n_not_shown > 0 {
+            text +=
+                &format!("and {} special tokens that are not listed here, since they are so many\n", self.n_not_shown);
+        }
         text += "norms are those of rows, in units of the median row\n";
         for problem in &self.problems {
             text += &format!("\nwarning: {}\n", printable(problem));

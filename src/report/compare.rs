@@ -12,6 +12,8 @@ pub struct Compare<'a> {
     pub a: String,
     /// The file that is held against it.
     pub b: String,
+    /// Whether the two are patches, of which vectors were compared.
+    pub are_patches: bool,
     /// Tensor by tensor.
     pub tensors: &'a TensorTable,
     /// Token by token, if a text was given.
@@ -57,7 +59,9 @@ impl Report for Compare<'_> {
             "b": self.b,
             "tensors": tensors.collect::<Vec<_>>(),
             "parts": parts.collect::<Vec<_>>(),
-            "total": difference(&self.tensors.total),
+            "whole": self.tensors.is_whole(),
+            "total": if self.tensors.is_whole() { difference(&self.tensors.total) } else { Json::Null },
+            "compared": difference(&self.tensors.total),
             "not_compared": self.tensors.not_compared,
             "logits": self.logits,
         })
@@ -82,7 +86,8 @@ impl Compare<'_> {
         for part in &self.tensors.parts {
             row(&part.part, part.n_tensors, &part.difference);
         }
-        row("all", self.tensors.tensors.len(), &self.tensors.total);
+        let all = if self.tensors.is_whole() { "all" } else { "what was compared" };
+        row(all, self.tensors.tensors.len(), &self.tensors.total);
         let mut text = format!("A = {}\nB = {}\n\n{}", printable(&self.a), printable(&self.b), table.text());
         for left_out in &self.tensors.not_compared {
             let reason = match &left_out.reason {
@@ -92,6 +97,10 @@ impl Compare<'_> {
                 Reason::Type(ty) => format!("{ty} cannot be read"),
             };
             text += &format!("not compared: {} ({reason})\n", printable(&left_out.name));
+        }
+        if self.are_patches {
+            text += "compared is the vector as apply reads it: rows by their tokens, zero where a patch leaves them out; rows of special \
+                     tokens, templates and end tokens are no part of it\n";
         }
         text
     }

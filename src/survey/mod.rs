@@ -29,7 +29,7 @@ pub use fold::{FOLD_KEYS, Fold, FoldedTensor, Folding, fold_key, require_one_fol
 pub use moments::{Moments, Weights};
 pub use pairing::{
     Inputs, Kept, Operand, Pair, Role, Rows, SourceId, TensorRef, Term, Vector, find_or_tied, has_row_per_token,
-    operands, pair, part_of,
+    is_by_token, operands, pair, part_of,
 };
 pub use piece::middle;
 pub use sample::{SampleSettings, Survey, TensorSurvey, TypeForecast, survey};

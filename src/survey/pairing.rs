@@ -576,7 +576,10 @@ pub fn has_row_per_token(name: &str) -> bool {
 }
 
 /// Whether the rows of a tensor belong to the tokens of its file, one to each.
-fn is_by_token(model: &Model, id: TensorId) -> bool {
+///
+/// # Panics
+/// If there is no such tensor.
+pub fn is_by_token(model: &Model, id: TensorId) -> bool {
     let info = model.tensor(id);
     let n_tokens = model.metadata().get_strings(TOKENS).map(|tokens| tokens.len() as u64);
     has_row_per_token(info.name()) && n_tokens == Some(info.n_rows())

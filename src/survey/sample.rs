@@ -116,12 +116,16 @@ impl Survey {
     }
 }
 
-/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones of one piece.
-fn thread_bytes(pairs: &[&Pair]) -> u64 {
+/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones of one piece, and what rows are
+/// computed in.
+fn thread_bytes(inputs: &Inputs, pairs: &[&Pair]) -> u64 {
     let sums = pairs.iter().map(|pair| Sum::bytes_per_weight(pair.terms.len(), &pair.combination));
     let selector = if pairs.iter().any(|pair| pair.combination.n_passes() > 1) { Selector::N_BYTES } else { 0 };
     let coordinates = pairs.iter().map(|pair| 2 * Coordinates::bytes_per_weight(Space::of(&pair.name)));
-    (sums.max().unwrap_or(0) + coordinates.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS + selector
+    let scratch = |term: &Term| inputs.source(term.plus.source).scratch_of(term.plus.tensor);
+    let scratch = pairs.iter().flat_map(|pair| &pair.terms).map(scratch).max().unwrap_or(0);
+    let of_piece = (sums.max().unwrap_or(0) + coordinates.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS;
+    (of_piece + selector).saturating_add(scratch)
 }
 
 /// Tensors that a sum is made of.
@@ -138,7 +142,7 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
     let n_weights: u64 = added.iter().map(|p| p.info(inputs).n_weights()).sum();
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
     let n_operands = added.iter().map(|pair| n_operands(pair)).max().unwrap_or(0);
-    let (threads, ahead) = share_out(settings.memory, settings.threads, thread_bytes(&added), n_operands);
+    let (threads, ahead) = share_out(settings.memory, settings.threads, thread_bytes(inputs, &added), n_operands);
     let samples = pool::try_map_on(threads, added, |pair| sample(inputs, pair, (share, ahead), &settings.types))?;
 
     let mut survey = Survey::default();

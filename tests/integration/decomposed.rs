@@ -359,6 +359,7 @@ fn damaged_parts_are_refused() {
     for (what, spoil) in cases {
         let mut draft = whole.clone();
         spoil(&mut draft);
+        draft.seal();
         fs::write(&spoilt, draft.bytes()).unwrap();
         let ran = apply(&paths, &spoilt, &at("out.gguf"));
         assert_eq!(ran.code, 3, "{what}: {}", ran.err);
@@ -372,6 +373,7 @@ fn damaged_parts_are_refused() {
         let mut data = data.clone();
         data[byte] ^= 0x55;
         draft.tensors[i].data = Some(data);
+        draft.seal();
         fs::write(&spoilt, draft.bytes()).unwrap();
         let ran = apply(&paths, &spoilt, &at("out.gguf"));
         assert!([0, 3].contains(&ran.code), "byte {byte}: {}", ran.err);

@@ -7,6 +7,8 @@ mod architectures;
 mod cli;
 // Two models against each other: KL divergence, perplexity, and their tensors.
 mod compare;
+// What a small file may cost that claims much: memory and work of every command that opens it.
+mod bounds;
 // Which files belong together: what headers may differ in, what is refused, what is only said.
 mod compat;
 // Judging answers: each check, prompt files, and figures of real models.
@@ -73,4 +75,6 @@ mod support;
 mod trio;
 // What base and chat have in common, which is in no patch.
 mod unmoved;
+// The vectors of two patches against each other.
+mod vectors;
 mod vocabulary;

@@ -327,7 +327,6 @@ fn in_parts(folder: &Path) -> (Trio, Paths, Draft, Vec<Matrix>) {
     let patch = folder.join("whole.gguf");
     extract(&paths, "f32", &patch).says(0, &[]);
     let mut draft = read(&patch);
-    draft.keys.retain(|(key, _)| key != b"chatvec.blake3" && key != b"chatvec.header_blake3");
     let mut noise = Noise(11);
     let mut sums = Vec::new();
     for (name, has_dense, rank) in
@@ -369,6 +368,8 @@ fn in_parts(folder: &Path) -> (Trio, Paths, Draft, Vec<Matrix>) {
 fn a_matrix_is_the_sum_of_its_parts_whatever_the_memory_and_the_threads() {
     let folder = tempfile::tempdir().unwrap();
     let (mut trio, paths, draft, sums) = in_parts(folder.path());
+    let mut draft = draft;
+    draft.seal();
     let patch = draft.write(folder.path(), "parts.gguf");
     let out = folder.path().join("out.gguf");
     let mut first = None;
@@ -440,6 +441,7 @@ fn parts_that_do_not_fit_together_are_refused_by_name() {
     for (i, (spoil, code, says)) in cases.into_iter().enumerate() {
         let mut spoiled = draft.clone();
         spoil(&mut spoiled);
+        spoiled.seal();
         let spoiled = spoiled.write(folder.path(), "spoiled.gguf");
         let ran = apply(&paths.cp, &[text(&spoiled)], &out, &[]);
         assert!(!out.exists(), "case {i}");
@@ -615,6 +617,47 @@ fn damage_is_found_wherever_it_is_and_other_origins_are_told() {
     verify(&patch, &["--chat", text(&paths.cp)]).says(4, &[]);
     verify(&paths.cp, &[]).says(4, &["cp.gguf", "general.type", "chatvec extract"]);
     verify(&folder.path().join("none.gguf"), &[]).says(7, &["none.gguf"]);
+}
+
+#[test]
+fn a_damaged_patch_is_applied_by_no_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let paths = Trio::small().write(folder.path());
+    let (patch, out) = (at("patch.gguf"), at("out.gguf"));
+    extract(&paths, "q8_0", &patch).says(0, &[]);
+    let (bytes, data) = (fs::read(&patch).unwrap(), read(&patch).data_offset() as usize);
+    let first = name(&read(&patch).tensors[0]).to_owned();
+    let template = bytes.windows(TEMPLATE.len()).position(|w| w == TEMPLATE.as_bytes()).unwrap();
+    let spoilt = at("spoilt.gguf");
+    fs::write(at("recipe.toml"), "model = \"cp.gguf\"\n\n[[vector]]\npatch = \"spoilt.gguf\"\nratio = 1.0\n").unwrap();
+    for (places, says) in [
+        ([data + 70, data + 71], &[&*first][..]),
+        ([template + 28, template + 29], &["another header"]),
+        ([template + 28, data + 70], &[&*first]),
+    ] {
+        let mut bytes = bytes.clone();
+        places.into_iter().for_each(|at| bytes[at] ^= 1);
+        fs::write(&spoilt, bytes).unwrap();
+        verify(&spoilt, &[]).says(3, &[]);
+        let words = [&["spoilt.gguf", "expected the bytes that were written", "--force"], says].concat();
+        apply(&paths.cp, &[text(&spoilt)], &out, &[]).says(3, &words);
+        apply(&paths.cp, &[text(&patch), text(&spoilt)], &out, &["--dry-run"]).says(3, &words);
+        let model = ["merge", "--model", text(&paths.cp), "-o", text(&out), "--vector", text(&spoilt)];
+        chatvec(model).says(3, &words);
+        chatvec(["merge", "--recipe", text(&at("recipe.toml")), "-o", text(&out)]).says(3, &words);
+        assert!(!out.exists());
+        // Who knows better may go on, and is told.
+        apply(&paths.cp, &[text(&spoilt)], &out, &["--force"])
+            .says(0, &["warning: ", "expected the bytes that were written"]);
+        fs::remove_file(&out).unwrap();
+    }
+    // Without hashes nothing can be told.
+    let mut draft = read(&patch);
+    draft.keys.retain(|(key, _)| key != b"chatvec.blake3" && key != b"chatvec.header_blake3");
+    let bare = draft.write(folder.path(), "bare.gguf");
+    apply(&paths.cp, &[text(&bare)], &out, &[]).says(3, &["bare.gguf", "no hashes", "--force"]);
+    apply(&paths.cp, &[text(&bare)], &out, &["--force"]).says(0, &["no hashes"]);
 }
 
 #[test]

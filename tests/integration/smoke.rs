@@ -589,7 +589,7 @@ fn files_that_are_no_models_are_refused_by_name() {
     let (base, chat, patch) = (bundled("base"), bundled("chat"), at("patch.gguf"));
     chatvec(["extract", "--base", text(&base), "--chat", text(&chat), "-o", text(&patch)]).says(0, &[]);
     smoke(&patch, &[]).says(4, &["patch.gguf", "chat-vector", "chatvec apply"]);
-    chatvec(["compare", text(&base), text(&patch)]).says(4, &["patch.gguf", "chat-vector"]);
+    chatvec(["compare", text(&base), text(&patch)]).says(4, &["patch.gguf is a patch", "is a model"]);
     chatvec(["compare", text(&patch), text(&patch)]).says(0, &[]);
     let other = Draft::default().write(folder.path(), "other.gguf");
     chatvec(["compare", text(&base), text(&other)]).says(4, &["other.gguf", "no tensor"]);

@@ -218,6 +218,16 @@ impl Draft {
         bytes
     }
 
+    /// Gives a patch the hashes of what it is now (docs/PATCH.md): of each tensor, and of the header with zeros for its own.
+    pub(crate) fn seal(&mut self) {
+        let digits = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
+        let tensors: Vec<String> = self.tensors.iter().map(|tensor| digits(&tensor.data())).collect();
+        self.set("chatvec.header_blake3", Val::str(&"0".repeat(64)));
+        self.set("chatvec.blake3", Val::strs(tensors));
+        let header = digits(&self.header());
+        self.set("chatvec.header_blake3", Val::str(&header));
+    }
+
     /// Writes the whole file.
     pub(crate) fn write(&self, folder: &Path, name: &str) -> PathBuf {
         write(folder, name, &self.bytes())

@@ -25,6 +25,7 @@ use pre::Pre;
 use special::{Part, Specials};
 use vocab::{Vocab, flag, text};
 
+pub(super) use special::MOST_SPECIAL;
 pub use vocab::TokenKind;
 
 const MODEL: &str = "tokenizer.ggml.model";

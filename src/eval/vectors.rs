@@ -1,0 +1,271 @@
+//! Two patches: how far apart the vectors are that they hold, as an apply reads them.
+//!
+//! τ is compared whatever it is stored as, rows of embeddings by the texts of their tokens. A tensor that a patch leaves out is
+//! zero there, and so are the rows of tokens that it lacks.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::tensors::{Difference, NotCompared, PIECE_WEIGHTS, Reason, TensorDifference, TensorTable};
+use crate::chat::TokenMap;
+use crate::ggml::GgmlType;
+use crate::gguf::{Model, TensorId};
+use crate::pipeline::Budget;
+use crate::quants;
+use crate::survey::{
+    BASE_ROWS, Error, PATCH_TENSORS, SPECIAL_ROWS, TensorSource, decode, has_row_per_token, is_by_token, resize,
+};
+
+/// The tensor that patches of models with tied embeddings do without.
+const OUTPUT: &str = "output.weight";
+/// What stands for it there.
+const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
+
+/// Bytes of buffers of a thread: both rows as f32, and blocks of one of them.
+const THREAD_BYTES: u64 = 3 * 4 * PIECE_WEIGHTS;
+
+/// Compares the vectors of two patches that [`crate::patch::open`] has opened. Reads every weight once, with at most 0.75 MiB of
+/// buffers a thread and what computing rows takes, and as many threads as the budget allows, but one at least.
+///
+/// # Errors
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`], [`Error::Threads`].
+pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTable, Error> {
+    [a, b].into_iter().try_for_each(Model::require_little_endian)?;
+    let scratch = |patch: &Model| (0..patch.n_tensors()).map(|id| patch.scratch_of(id)).max().unwrap_or(0);
+    let thread_bytes = THREAD_BYTES.saturating_add(scratch(a)).saturating_add(scratch(b));
+    let threads = budget.threads.min((budget.memory / thread_bytes) as usize).max(1);
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build()
+        .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
+
+    let (a, b) = (Vector::new(a), Vector::new(b));
+    let map = TokenMap::new(a.patch.metadata(), b.patch.metadata());
+    let mut table = TensorTable::default();
+    let only_in_b = b.names.iter().filter(|name| !a.listed.contains(name.as_str()));
+    for name in a.names.iter().chain(only_in_b) {
+        let leave_out = |reason| NotCompared { name: name.clone(), reason };
+        let (held_a, held_b) = match (a.held(name), b.held(name)) {
+            (Held::Absent, _) => {
+                table.not_compared.push(leave_out(Reason::OnlyInB));
+                continue;
+            }
+            (_, Held::Absent) => {
+                table.not_compared.push(leave_out(Reason::OnlyInA));
+                continue;
+            }
+            (Held::Stored(a), Held::Stored(b)) => (Some(a), Some(b)),
+            (Held::Stored(a), Held::Zero) => (Some(a), None),
+            (Held::Zero, Held::Stored(b)) => (None, Some(b)),
+            (Held::Zero, Held::Zero) => continue,
+        };
+        match Pair::new((&a, held_a), (&b, held_b), map.as_ref()) {
+            Err(reason) => table.not_compared.push(leave_out(reason)),
+            Ok(pair) => table.tensors.push(pool.install(|| pair.run(name))?),
+        }
+    }
+    table.add_up();
+    Ok(table)
+}
+
+/// A patch, and the names of what its vector consists of.
+struct Vector<'a> {
+    patch: &'a Model,
+    names: Vec<String>,
+    listed: HashSet<String>,
+}
+
+/// What a patch has of a tensor.
+enum Held {
+    Stored(TensorId),
+    /// It is left out.
+    Zero,
+    /// The vector has no such tensor.
+    Absent,
+}
+
+impl<'a> Vector<'a> {
+    fn new(patch: &'a Model) -> Self {
+        let names = patch.metadata().get_strings(PATCH_TENSORS);
+        let listed = names.into_iter().flat_map(|names| names.iter()).map(ToString::to_string);
+        let is_beside = |name: &str| [SPECIAL_ROWS, BASE_ROWS].iter().any(|end| name.ends_with(end));
+        let stored = patch.tensors().map(|info| info.name()).filter(|name| !is_beside(name)).map(str::to_owned);
+        let mut vector = Vector { patch, names: Vec::new(), listed: HashSet::new() };
+        for name in listed.chain(stored) {
+            if vector.listed.insert(name.clone()) {
+                vector.names.push(name);
+            }
+        }
+        vector
+    }
+
+    fn held(&self, name: &str) -> Held {
+        match self.patch.find(name) {
+            Some(id) => Held::Stored(id),
+            None if self.listed.contains(name) => Held::Zero,
+            // Of a model with tied embeddings, whose vector stands for the output too.
+            None if name == OUTPUT => self.held(TOKEN_EMBEDDINGS),
+            None => Held::Absent,
+        }
+    }
+}
+
+/// One side of a pair: nothing where it is zero.
+type Side<'a> = Option<(&'a Model, TensorId)>;
+
+/// The same tensor of two vectors.
+struct Pair<'a> {
+    a: Side<'a>,
+    b: Side<'a>,
+    row_len: u64,
+    rows: Rows,
+}
+
+/// Which rows belong together.
+enum Rows {
+    /// So many, each with the one of its number.
+    Same(u64),
+    /// By the texts of tokens; none where a side lacks the token.
+    ByToken(Vec<(Option<u32>, Option<u32>)>),
+}
+
+impl Rows {
+    fn len(&self) -> u64 {
+        match self {
+            Rows::Same(n) => *n,
+            Rows::ByToken(pairs) => pairs.len() as u64,
+        }
+    }
+
+    /// Those of A and of B of this number.
+    fn get(&self, i: u64) -> (Option<u64>, Option<u64>) {
+        match self {
+            Rows::Same(_) => (Some(i), Some(i)),
+            Rows::ByToken(pairs) => {
+                let (a, b) = pairs[i as usize];
+                (a.map(u64::from), b.map(u64::from))
+            }
+        }
+    }
+
+    fn by_token(map: &TokenMap) -> Self {
+        let own = (0..map.n_own() as u32).map(|id| (Some(id), map.find(id)));
+        let inverted = map.inverted();
+        let others = (0..map.n_other() as u32).filter(|id| inverted.find(*id).is_none()).map(|id| (None, Some(id)));
+        Rows::ByToken(own.chain(others).collect())
+    }
+}
+
+impl<'a> Pair<'a> {
+    /// Fails with what keeps the two from being compared.
+    fn new(
+        (a, held_a): (&Vector<'a>, Option<TensorId>),
+        (b, held_b): (&Vector<'a>, Option<TensorId>),
+        map: Option<&TokenMap>,
+    ) -> Result<Self, Reason> {
+        let (a, b) = (held_a.map(|id| (a.patch, id)), held_b.map(|id| (b.patch, id)));
+        let info = |(patch, id): (&'a Model, TensorId)| patch.tensor(id);
+        for side in [a, b].into_iter().flatten() {
+            if !quants::is_supported(info(side).ty()) {
+                return Err(Reason::Type(info(side).ty()));
+            }
+        }
+        let some = a.or(b).map(info).expect("a pair of two zeros is none");
+        let mut rows = Rows::Same(some.n_rows());
+        if let (Some(a), Some(b)) = (a, b) {
+            let by_token = |(patch, id): (&Model, TensorId)| is_by_token(patch, id);
+            let map = map.filter(|map| !map.is_identity() && by_token(a) && by_token(b));
+            let fits = match map {
+                Some(_) => info(a).row_len() == info(b).row_len() && has_row_per_token(info(a).name()),
+                None => info(a).same_shape(info(b)),
+            };
+            if !fits {
+                return Err(Reason::Shape { a: info(a).ne().to_vec(), b: info(b).ne().to_vec() });
+            }
+            rows = map.map_or(rows, Rows::by_token);
+        }
+        Ok(Pair { a, b, row_len: some.row_len(), rows })
+    }
+
+    /// Pieces are the same for any number of threads, and are added in their order.
+    fn run(&self, name: &str) -> Result<TensorDifference, Error> {
+        let rows_of_piece = (PIECE_WEIGHTS / self.row_len.max(1)).max(1);
+        let columns_of_piece = self.row_len.clamp(1, PIECE_WEIGHTS);
+        let n_columns = self.row_len.div_ceil(columns_of_piece);
+        let n_pieces = self.rows.len().div_ceil(rows_of_piece) * n_columns;
+        let piece = |buffers: &mut Buffers, piece: u64| {
+            let row = piece / n_columns * rows_of_piece;
+            let column = piece % n_columns * columns_of_piece;
+            let rows = row..(row + rows_of_piece).min(self.rows.len());
+            self.piece(rows, column..(column + columns_of_piece).min(self.row_len), buffers)
+        };
+        let sums: Vec<Difference> =
+            (0..n_pieces).into_par_iter().map_init(Buffers::default, piece).collect::<Result<_, Error>>()?;
+        let mut difference = Difference::default();
+        sums.into_iter().for_each(|sum| difference += sum);
+        let info = |(patch, id): (&'a Model, TensorId)| patch.tensor(id);
+        let ty = |side: Side<'a>| side.map_or(GgmlType::F32, |side| info(side).ty());
+        let ne = self.a.or(self.b).map_or(Vec::new(), |side| info(side).ne().to_vec());
+        let (type_a, type_b) = (ty(self.a), ty(self.b));
+        Ok(TensorDifference { name: name.to_owned(), ne, type_a, type_b, has_tau: false, difference })
+    }
+
+    fn piece(&self, rows: Range<u64>, columns: Range<u64>, buffers: &mut Buffers) -> Result<Difference, Error> {
+        let n = (rows.end - rows.start) * (columns.end - columns.start);
+        let Buffers { raw, a, b } = buffers;
+        resize(a, n as usize);
+        resize(b, n as usize);
+        let (of_a, of_b): (Vec<_>, Vec<_>) = rows.map(|row| self.rows.get(row)).unzip();
+        load(self.a, self.row_len, &of_a, &columns, raw, a)?;
+        load(self.b, self.row_len, &of_b, &columns, raw, b)?;
+        let mut sums = Difference::default();
+        sums.add(a, b, None);
+        Ok(sums)
+    }
+}
+
+/// A thread's buffers, used again for every piece of a tensor.
+#[derive(Default)]
+struct Buffers {
+    raw: Vec<u8>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+/// Loads `columns` of these rows, those together that lie one behind the other.
+fn load(
+    side: Side<'_>,
+    row_len: u64,
+    rows: &[Option<u64>],
+    columns: &Range<u64>,
+    raw: &mut Vec<u8>,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    let Some((patch, id)) = side else {
+        out.fill(0.0);
+        return Ok(());
+    };
+    let n_columns = columns.end - columns.start;
+    let size = |n: u64| patch.tensor(id).ty().size_of(n).expect("pieces begin and end at blocks");
+    let mut at = 0;
+    while at < rows.len() {
+        let mut end = at + 1;
+        while end < rows.len() && n_columns == row_len && rows[end] == rows[at].map(|row| row + (end - at) as u64) {
+            end += 1;
+        }
+        let out = &mut out[at * n_columns as usize..end * n_columns as usize];
+        match rows[at] {
+            None => out.fill(0.0),
+            Some(row) => {
+                let first = row * row_len + columns.start;
+                raw.resize(size(out.len() as u64) as usize, 0);
+                TensorSource::read(patch, id, size(first), raw)?;
+                decode(patch, id, first, raw, out)?;
+            }
+        }
+        at = end;
+    }
+    Ok(())
+}
