@@ -4,7 +4,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Mutex;
 
-use chatvec::chat::TokenMap;
+use chatvec::chat::{Templates, TokenMap};
 use chatvec::eval;
 use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Array, Error, Header, Limits, Metadata, Model, StringArray, TensorSpec, Value};
@@ -261,7 +261,7 @@ fn a_header_and_what_is_made_of_it_take_no_more_than_is_counted() {
         ALLOCATOR.reset_peak_usage();
         let before = ALLOCATOR.current_usage();
         let model = Model::open(&path, &Limits::default()).expect("a valid file");
-        eval::audit_chat(&model).expect("rows that are not there");
+        eval::audit_chat(&model, &Templates::default()).expect("rows that are not there");
         let maps = TokenMap::new(model.metadata(), model.metadata()).map(|map| map.inverted());
         let peak = peak_above(before);
         drop((model, maps));

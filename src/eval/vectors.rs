@@ -6,16 +6,16 @@
 use std::collections::HashSet;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::tensors::{Difference, NotCompared, PIECE_WEIGHTS, Reason, TensorDifference, TensorTable};
 use crate::chat::TokenMap;
 use crate::ggml::GgmlType;
 use crate::gguf::{Model, TensorId};
 use crate::pipeline::Budget;
+use crate::pool::{self, Pool};
 use crate::quants;
 use crate::survey::{
-    BASE_ROWS, Error, PATCH_TENSORS, SPECIAL_ROWS, TensorSource, decode, has_row_per_token, is_by_token, resize,
+    BASE_ROWS, Error, FoldedTensor, Folding, PATCH_TENSORS, SPECIAL_ROWS, TensorSource, decode, has_row_per_token,
+    is_by_token, require_one_fold, require_space, resize, whole_name,
 };
 
 /// The tensor that patches of models with tied embeddings do without.
@@ -30,19 +30,18 @@ const THREAD_BYTES: u64 = 3 * 4 * PIECE_WEIGHTS;
 /// buffers a thread and what computing rows takes, and as many threads as the budget allows, but one at least.
 ///
 /// # Errors
-/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`], [`Error::Threads`].
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`], [`Error::Threads`]; [`Error::Folded`], [`Error::FoldKey`] and
+/// [`Error::PatchSpace`] for vectors whose numbers have no distance.
 pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTable, Error> {
     [a, b].into_iter().try_for_each(Model::require_little_endian)?;
     let scratch = |patch: &Model| (0..patch.n_tensors()).map(|id| patch.scratch_of(id)).max().unwrap_or(0);
     let thread_bytes = THREAD_BYTES.saturating_add(scratch(a)).saturating_add(scratch(b));
     let threads = budget.threads.min((budget.memory / thread_bytes) as usize).max(1);
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .map_err(|e| Error::Threads { threads, reason: e.to_string() })?;
+    let pool = Pool::new(threads)?;
 
     let (a, b) = (Vector::new(a), Vector::new(b));
     let map = TokenMap::new(a.patch.metadata(), b.patch.metadata());
+    let (folding_a, folding_b) = (Folding::read(a.patch)?, Folding::read(b.patch)?);
     let mut table = TensorTable::default();
     let only_in_b = b.names.iter().filter(|name| !a.listed.contains(name.as_str()));
     for name in a.names.iter().chain(only_in_b) {
@@ -61,6 +60,14 @@ pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTa
             (Held::Zero, Held::Stored(b)) => (None, Some(b)),
             (Held::Zero, Held::Zero) => continue,
         };
+        let whole = whole_name(name);
+        let sides = [(a.patch, held_a, &folding_a), (b.patch, held_b, &folding_b)];
+        let stored = || sides.iter().filter_map(|(patch, held, folding)| held.map(|id| (*patch, id, folding.as_ref())));
+        stored().try_for_each(|(patch, ..)| require_space(patch, whole))?;
+        require_one_fold(stored().map(|(model, id, folding)| {
+            let row_len = model.tensor(id).row_len();
+            FoldedTensor { model, folding, name: whole, row_len }
+        }))?;
         match Pair::new((&a, held_a), (&b, held_b), map.as_ref()) {
             Err(reason) => table.not_compared.push(leave_out(reason)),
             Ok(pair) => table.tensors.push(pool.install(|| pair.run(name))?),
@@ -201,8 +208,7 @@ impl<'a> Pair<'a> {
             let rows = row..(row + rows_of_piece).min(self.rows.len());
             self.piece(rows, column..(column + columns_of_piece).min(self.row_len), buffers)
         };
-        let sums: Vec<Difference> =
-            (0..n_pieces).into_par_iter().map_init(Buffers::default, piece).collect::<Result<_, Error>>()?;
+        let sums = pool::try_map_init((0..n_pieces).collect(), Buffers::default, piece)?;
         let mut difference = Difference::default();
         sums.into_iter().for_each(|sum| difference += sum);
         let info = |(patch, id): (&'a Model, TensorId)| patch.tensor(id);

@@ -60,7 +60,7 @@ pub fn write_mending(
     }
     let metadata = match inputs.vectors().is_empty() {
         true => None,
-        false => Some(describe(&writer, plan.header().metadata(), &measured)?),
+        false => Some(describe(&writer, plan.header().metadata(), &measured, budget)?),
     };
     Ok(Mended { file: writer.complete(metadata)?, plan, measured, changes })
 }
