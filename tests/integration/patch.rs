@@ -173,7 +173,7 @@ fn a_patch_of_another_version_is_refused() {
     extract(&paths, "q8_0", &patch).says(0, &[]);
     let out = folder.path().join("out.gguf");
     for (version, says) in [
-        (Some(Val::U32(2)), "found 2; a newer chatvec made it"),
+        (Some(Val::U32(3)), "found 3; a newer chatvec made it"),
         (Some(Val::U32(0)), "found 0"),
         (Some(Val::str("1")), "found no number"),
         (None, "found no number"),

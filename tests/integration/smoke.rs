@@ -184,7 +184,7 @@ fn ends_that_the_file_does_not_know_fail() {
 fn templates_that_cannot_be_used_fail() {
     let folder = tempfile::tempdir().unwrap();
     let good = merged(folder.path(), 1.0);
-    let advice = "take it from the chat model again";
+    let advice = "from the chat model again";
     for (what, source, words) in [
         ("does not parse", "{% for m in messages %}{{ m.content }", &["does not render", "line 1", advice][..]),
         ("raises", "{{ raise_exception('never ever') }}", &["does not render", "never ever", advice]),
@@ -504,7 +504,7 @@ fn what_cannot_be_asked_is_found_before_anything_is_written() {
         (&["--language", "xx"], 2, &["--language", "`xx`", "de (German)"]),
         (&["--threshold", "end=1"], 2, &["--threshold", "`end`", "ends, "]),
         (&["--chat-template", text(&bad)], 3, &["--chat-template", "bad.jsonl"]),
-        (&["--temp", "NaN"], 2, &["temperature"]),
+        (&["--temp", "NaN"], 2, &["--temp", "NaN"]),
         (&["--temp", "1", "--top-p", "2"], 2, &["top-p"]),
         (&["--ctx-size", "16000000"], 5, &["16000000 tokens", "GiB", "--memory"]),
     ] {

@@ -446,7 +446,7 @@ fn tokens_that_only_a_named_template_writes_are_needed_too() {
         merge(&trio, &[]).1.says(4, &["cp.gguf lacks tokens", "<|im_end|>"]);
     }
     let broken = |d: &mut Draft| d.set("tokenizer.chat_template.tool_use", Val::str("{% if %}"));
-    has_problem(&audit(broken), &["\"tool_use\"", "does not render"]);
+    has_problem(&audit(broken), &["tokenizer.chat_template.tool_use", "does not render"]);
 }
 
 #[test]
