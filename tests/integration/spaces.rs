@@ -326,7 +326,7 @@ const BLOCK: usize = 64;
 
 /// Σ of a row's blocks with the normalised Hadamard matrix: its own inverse.
 fn hadamard(row: &[f64], block: usize) -> Vec<f64> {
-    let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     let of_block = |x: &[f64]| -> Vec<f64> {
         (0..block)
             .map(|j| x.iter().enumerate().map(|(i, x)| x * sign(i, j)).sum::<f64>() / (block as f64).sqrt())

@@ -108,7 +108,7 @@ pub struct Template {
 #[derive(Clone, Debug)]
 enum Engine {
     /// This process, which has parsed it.
-    Here(Environment<'static>),
+    Here(Box<Environment<'static>>),
     /// A runner, which has found that it can be parsed.
     Sent { source: Arc<str>, runner: Arc<dyn TemplateRunner> },
 }
@@ -260,7 +260,7 @@ impl Template {
         })?;
         let added = environment.add_template_owned(NAME, source);
         added.map_err(|e| TemplateError::Syntax { line: e.line().unwrap_or(0), message: message(&e) })?;
-        Ok(Self { engine: Engine::Here(environment) })
+        Ok(Self { engine: Engine::Here(Box::new(environment)) })
     }
 
     /// Has a runner parse a template, which it will render.
