@@ -151,23 +151,28 @@ fn try_tensor(
     for encoding in encodings.iter().filter(is_possible) {
         let (mut sums, mut n_seen, mut next) = (Tried::default(), 0, spread.n_sampled);
         let mut estimate = Estimate::default();
-        let (mut found, mut is_useful) = (Look::Unsure, true);
-        for (i, piece) in spread.in_steps().take(most as usize).enumerate() {
-            let Some(moments) = bench.encode(piece, *encoding)? else {
-                // It has no number for a weight.
-                is_useful = false;
+        let (mut found, mut is_useful, mut n_pieces) = (Look::Unsure, true, 0);
+        let mut steps = spread.in_steps().take(most as usize);
+        while found == Look::Unsure && is_useful && n_pieces < most {
+            // In the order of the file, so that many are read at a time.
+            let mut batch: Vec<Piece> = steps.by_ref().take((next - n_pieces) as usize).collect();
+            if batch.is_empty() {
                 break;
-            };
-            sums.add(moments);
-            n_seen += piece.2;
-            if i as u64 + 1 == next {
-                estimate = sums.estimate(spread.n_pieces, info.n_weights() as f64 / n_seen as f64);
-                found = look(&estimate);
-                if found != Look::Unsure {
-                    break;
-                }
-                next = (2 * next).min(most);
             }
+            batch.sort_unstable();
+            n_pieces += batch.len() as u64;
+            for piece in batch {
+                let Some(moments) = bench.encode(piece, *encoding)? else {
+                    // It has no number for a weight.
+                    is_useful = false;
+                    break;
+                };
+                sums.add(moments);
+                n_seen += piece.2;
+            }
+            estimate = sums.estimate(spread.n_pieces, info.n_weights() as f64 / n_seen.max(1) as f64);
+            found = look(&estimate);
+            next = (2 * next).min(most);
         }
         if is_useful {
             tried.push((*encoding, estimate));

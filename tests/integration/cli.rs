@@ -11,7 +11,9 @@ use serde_json::Value as Json;
 
 use crate::gguf_malformed;
 use crate::support::{Draft, Tensor, Val, valid, write};
-use crate::trio::{F16, Noise, Paths, Q4_K, Ran, Trio, bundled, chatvec, command, names, read, requantise, store};
+use crate::trio::{
+    F16, Noise, Paths, Q4_K, Ran, Trio, bundled, chatvec, command, interruptible, names, read, requantise, store,
+};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -342,7 +344,7 @@ fn an_interrupted_run_leaves_nothing_behind() {
         let out = folder.path().join("out.gguf");
         args.extend([text(&out), "--type", "Q3_K", "--pure", "--threads", "1", "--memory", "4MiB"]);
         args.extend(["--base", text(&paths.base), "--chat", text(&paths.chat), "--model", text(&paths.cp)]);
-        let child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = interruptible(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let limit = Instant::now() + Duration::from_secs(60);
         // The output under its temporary name.
         while names(folder.path()).len() < 2 {

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use crate::support::{Draft, Tensor, Val, kind, split, write, write_split};
 use crate::trio::{
-    F32, Noise, Paths, Q4_K, Ran, Trio, assert_same_tensors, bundled, change, chatvec, command, get, name, names, read,
-    requantise, store, weights,
+    F32, Noise, Paths, Q4_K, Ran, Trio, assert_same_tensors, bundled, change, chatvec, command, get, interruptible,
+    name, names, read, requantise, store, weights,
 };
 
 fn text(path: &Path) -> &str {
@@ -557,7 +557,7 @@ fn an_interrupted_asking_leaves_nothing_behind() {
         let mut args = vec!["merge", "-o", text(&out), "--ratio", "0", "--smoke", "--prompts", &german];
         args.extend(["--max-tokens", "200", "--threads", "1", "--force"]);
         args.extend(["--base", text(&paths.base), "--chat", text(&paths.chat), "--model", text(&paths.cp)]);
-        let child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = interruptible(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let limit = Instant::now() + Duration::from_secs(60);
         let is_written = || {
             let entries = fs::read_dir(folder.path()).unwrap();

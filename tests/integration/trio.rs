@@ -421,6 +421,19 @@ pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Com
     command
 }
 
+/// The same with signals that end it, whatever ignores them here, as a shell does in the background. It needs GNU's env, without
+/// which the command starts as it is.
+pub(crate) fn interruptible<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    const DEFAULT: &str = "--default-signal=INT,TERM,HUP";
+    let has_option = Command::new("env").args([DEFAULT, "true"]).output().is_ok_and(|ran| ran.status.success());
+    if !has_option {
+        return command(args);
+    }
+    let mut command = Command::new("env");
+    command.args([DEFAULT, env!("CARGO_BIN_EXE_chatvec")]).args(args).env_remove("CARGO_MANIFEST_DIR");
+    command
+}
+
 /// Runs the command to its end.
 pub(crate) fn chatvec<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ran {
     Ran::new(command(args).output().unwrap())
