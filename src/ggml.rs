@@ -1,8 +1,9 @@
 //! The type table: every ggml type by id, name, block length and block size.
 //!
-//! No I/O and no arithmetic on weights. The ids are those of `enum ggml_type` (ggml/include/ggml.h) and the sizes those
-//! of the block structs (ggml/src/ggml-common.h) at ggml 0.26; they never change once published, because they are what
-//! a GGUF file stores. A *block* is the smallest unit that can be decoded alone; a row is a whole number of blocks.
+//! No I/O and no arithmetic on weights. The ids are those of `enum ggml_type` (ggml/include/ggml.h)
+//! and the sizes those of the block structs (ggml/src/ggml-common.h) at ggml 0.26; they never
+//! change once published, because they are what a GGUF file stores. A *block* is the smallest unit
+//! that can be decoded alone; a row is a whole number of blocks.
 
 use std::fmt;
 use std::str::FromStr;
@@ -158,7 +159,8 @@ impl GgmlType {
     /// The type with this id, as stored in a GGUF tensor info.
     ///
     /// # Errors
-    /// [`TypeError::Removed`] for ids ggml gave up, by name; [`TypeError::UnknownId`] for any other.
+    /// [`TypeError::Removed`] for ids ggml gave up, by name; [`TypeError::UnknownId`] for any
+    /// other.
     pub fn from_id(id: u32) -> Result<Self, TypeError> {
         if let Some(row) = TABLE.iter().find(|row| row.ty as u32 == id) {
             return Ok(row.ty);
@@ -175,7 +177,8 @@ impl GgmlType {
     }
 
     fn traits(self) -> &'static Traits {
-        // A search of 35 entries would do, but this runs per row: the position is a constant per type.
+        // A search of 35 entries would do, but this runs per row: the position is a constant per
+        // type.
         let position = match self as u32 {
             id @ 0..=3 => id,
             id @ 6..=30 => id - 2,
@@ -185,7 +188,8 @@ impl GgmlType {
         &TABLE[position as usize]
     }
 
-    /// ggml's own name, such as `q4_K`. [`Display`](fmt::Display) writes the upper-case form users type.
+    /// ggml's own name, such as `q4_K`. [`Display`](fmt::Display) writes the upper-case form users
+    /// type.
     pub fn name(self) -> &'static str {
         self.traits().name
     }
@@ -200,8 +204,8 @@ impl GgmlType {
         self.traits().block_size
     }
 
-    /// Bytes of `n_weights` weights that lie in one row (or in whole rows): `None` if they are no whole number of
-    /// blocks, or if the size does not fit in 64 bits.
+    /// Bytes of `n_weights` weights that lie in one row (or in whole rows): `None` if they are no
+    /// whole number of blocks, or if the size does not fit in 64 bits.
     pub fn size_of(self, n_weights: u64) -> Option<u64> {
         let row = self.traits();
         if !n_weights.is_multiple_of(row.block_len as u64) {
@@ -221,8 +225,9 @@ impl GgmlType {
         self.block_len() > 1
     }
 
-    /// Whether values of this type take part in arithmetic on weights. Integers index things and F64 appears in no
-    /// model that llama.cpp computes with; ggml has no conversion for either (`to_float` is empty).
+    /// Whether values of this type take part in arithmetic on weights. Integers index things and
+    /// F64 appears in no model that llama.cpp computes with; ggml has no conversion for either
+    /// (`to_float` is empty).
     pub fn is_weight_type(self) -> bool {
         !matches!(self, I8 | I16 | I32 | I64 | F64 | Q8_1 | Q8_K)
     }

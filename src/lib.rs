@@ -1,8 +1,8 @@
 //! Chat vectors on GGUF files: give a language model a chat in its own language.
 //!
-//! A chat vector is τ = chat − base, weight by weight (Huang et al., ACL 2024, arXiv 2310.04799). Added to a model that was
-//! continually pre-trained on another language, it makes that model follow instructions and hold a conversation in that
-//! language, without training:
+//! A chat vector is τ = chat − base, weight by weight (Huang et al., ACL 2024, arXiv 2310.04799).
+//! Added to a model that was continually pre-trained on another language, it makes that model
+//! follow instructions and hold a conversation in that language, without training:
 //!
 //! ```text
 //! base.gguf ──┐
@@ -32,9 +32,10 @@
 //! | [`report`] | results as text and JSON |
 //! | [`cli`] | the command |
 //!
-//! Follow one merge through it: [`gguf::Model::open`] reads three headers, [`plan::check`] asks whether they are siblings,
-//! [`survey::pair`] finds what is added to each tensor, [`plan::MergePlan::merge`] decides, [`survey::survey`] looks at a
-//! sample of what that will give, and [`pipeline::write`] does it.
+//! Follow one merge through it: [`gguf::Model::open`] reads three headers, [`plan::check`] asks
+//! whether they are siblings, [`survey::pair`] finds what is added to each tensor,
+//! [`plan::MergePlan::merge`] decides, [`survey::survey`] looks at a sample of what that will give,
+//! and [`pipeline::write`] does it.
 //!
 //! # Example
 //!
@@ -64,8 +65,9 @@
 //!
 //! # What the library promises
 //!
-//! It neither prints nor exits, and no input makes it panic. The same inputs and options give the same bytes, whatever
-//! the number of threads, the budget or the processor. An output appears under its name complete or not at all.
+//! It neither prints nor exits, and no input makes it panic. The same inputs and options give the
+//! same bytes, whatever the number of threads, the budget or the processor. An output appears under
+//! its name complete or not at all.
 
 // In the order of the map, not of the alphabet.
 pub mod ggml;

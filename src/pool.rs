@@ -1,8 +1,10 @@
-//! Threads: every loop of the crate that runs on several of them is one of these, in a pool that its caller has sized.
+//! Threads: every loop of the crate that runs on several of them is one of these, in a pool that
+//! its caller has sized.
 //!
-//! rayon's own global pool has a thread for each processor, whatever was asked for, and ends the process by a panic where the
-//! system does not give them. So no other file names rayon (a test holds that), and nothing here falls back to the global pool:
-//! [`map`] and its like run in the pool that [`Pool::install`] or [`each_worker`] has put them in, and elsewhere on the calling
+//! rayon's own global pool has a thread for each processor, whatever was asked for, and ends the
+//! process by a panic where the system does not give them. So no other file names rayon (a test
+//! holds that), and nothing here falls back to the global pool: [`map`] and its like run in the
+//! pool that [`Pool::install`] or [`each_worker`] has put them in, and elsewhere on the calling
 //! thread alone.
 
 use std::fmt;
@@ -12,7 +14,8 @@ use std::thread::{self, JoinHandle};
 
 use rayon::prelude::*;
 
-/// A number of threads, which are gone once it is dropped: what takes their place never runs beside them.
+/// A number of threads, which are gone once it is dropped: what takes their place never runs beside
+/// them.
 pub struct Pool {
     /// None while it is dropped.
     pool: Option<rayon::ThreadPool>,
@@ -57,7 +60,8 @@ impl Pool {
         self.threads.len()
     }
 
-    /// Does `work` on one of the threads, and what [`map`] and its like do within it on all of them.
+    /// Does `work` on one of the threads, and what [`map`] and its like do within it on all of
+    /// them.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.pool().install(work)
     }
@@ -90,7 +94,8 @@ fn is_inside() -> bool {
     rayon::current_thread_index().is_some()
 }
 
-/// Does `work` on `n` threads at once: of the pool that this is called in, which may have fewer, or else of one of its own.
+/// Does `work` on `n` threads at once: of the pool that this is called in, which may have fewer, or
+/// else of one of its own.
 ///
 /// # Errors
 /// [`NoThreads`].
@@ -108,8 +113,8 @@ pub fn each_worker(n: usize, work: impl Fn() + Sync) -> Result<(), NoThreads> {
     Ok(())
 }
 
-/// What `f` makes of each item, in their order, on `n` threads as [`each_worker`] has them. No thread begins another item once
-/// one has failed.
+/// What `f` makes of each item, in their order, on `n` threads as [`each_worker`] has them. No
+/// thread begins another item once one has failed.
 ///
 /// # Errors
 /// [`NoThreads`], and of those of `f` the first in the order of the items among those met.
@@ -168,7 +173,8 @@ pub fn try_map<T: Send, R: Send, E: Send>(
     if is_inside() { items.into_par_iter().map(f).collect() } else { items.into_iter().map(f).collect() }
 }
 
-/// As [`try_map`], with something that each thread makes for itself now and then and uses for many items.
+/// As [`try_map`], with something that each thread makes for itself now and then and uses for many
+/// items.
 ///
 /// # Errors
 /// One of those of `f`.

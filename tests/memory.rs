@@ -1,4 +1,5 @@
-//! A merge and a session stay within their memory, counted by the allocator: for the whole process, so one after the other.
+//! A merge and a session stay within their memory, counted by the allocator: for the whole process,
+//! so one after the other.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
@@ -33,7 +34,8 @@ impl TensorSink for Nowhere {
     }
 }
 
-/// Writes a model of F32 tensors with rows of these lengths, three each, all weights zero: a file of holes.
+/// Writes a model of F32 tensors with rows of these lengths, three each, all weights zero: a file
+/// of holes.
 fn write(path: &Path, row_lens: &[u64]) {
     let mut metadata = Metadata::default();
     metadata.set("general.architecture", "llama");
@@ -95,7 +97,8 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
                 pipeline::run(&plan, &inputs, &Nowhere, &(), &budget).expect("a run");
                 let peak = peak_above(before);
                 assert!(peak <= needed + BESIDES, "{row_lens:?} {name} {threads}: {peak} above {needed}");
-                // And it is no idle figure; of several workers, one may have done all before another began.
+                // And it is no idle figure; of several workers, one may have done all before
+                // another began.
                 assert!(
                     threads > 1 || peak + BESIDES >= needed / 2,
                     "{row_lens:?} {name} {threads}: {peak} far below {needed}"
@@ -113,7 +116,8 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
     }
 }
 
-/// Writes a model with a row for each of 4000 tokens, and matrices; all weights are zero, but for the last one.
+/// Writes a model with a row for each of 4000 tokens, and matrices; all weights are zero, but for
+/// the last one.
 fn write_with_tokens(path: &Path, last: u8) {
     let mut metadata = Metadata::default();
     metadata.set("general.architecture", "llama");

@@ -1,6 +1,7 @@
 //! Which tokens end an answer, and the tokens that files name: BOS, EOS, EOT and EOM.
 //!
-//! All rules are those of `llama_vocab::impl::load` (src/llama-vocab.cpp), from "special tokens" on.
+//! All rules are those of `llama_vocab::impl::load` (src/llama-vocab.cpp), from "special tokens"
+//! on.
 
 use std::collections::BTreeSet;
 
@@ -31,10 +32,10 @@ pub(super) struct Defaults {
 
 /// A role that a key gives to a token, and else the first of some texts that is a token.
 ///
-/// Where several of the texts are tokens, llama.cpp takes the one that its hash table lists first. Here it is the first
-/// of the list: which of them has the role changes nothing about the end of an answer, since all texts of a role
-/// that ends one do so by themselves, but for the three roles of `fim_` that do and of which no vocabulary is known to
-/// have two texts.
+/// Where several of the texts are tokens, llama.cpp takes the one that its hash table lists first.
+/// Here it is the first of the list: which of them has the role changes nothing about the end of an
+/// answer, since all texts of a role that ends one do so by themselves, but for the three roles of
+/// `fim_` that do and of which no vocabulary is known to have two texts.
 struct Role {
     /// Later ones win.
     keys: &'static [&'static str],
@@ -146,7 +147,8 @@ const ENDS: [&str; 22] = [
 const SHOWN: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
 impl Named {
-    /// Reads what the metadata name, and puts right the kinds of tokens that llama.cpp knows better than the file.
+    /// Reads what the metadata name, and puts right the kinds of tokens that llama.cpp knows better
+    /// than the file.
     pub(super) fn load(metadata: &Metadata, vocab: &mut Vocab, defaults: Defaults) -> Result<Self, Error> {
         let id = |keys, default| token_id(metadata, vocab.len(), keys, default);
         let bos = id(&["tokenizer.ggml.bos_token_id"], defaults.bos)?;
@@ -205,7 +207,8 @@ impl Role {
     }
 }
 
-/// The token that the last of these keys names; ids out of range are ignored, also that of the default.
+/// The token that the last of these keys names; ids out of range are ignored, also that of the
+/// default.
 fn token_id(
     metadata: &Metadata,
     n_tokens: usize,

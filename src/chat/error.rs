@@ -4,8 +4,8 @@ use bstr::BStr;
 
 use crate::gguf::{Value, ValueType};
 
-/// Why metadata give no tokenizer. Each is a reason for which llama.cpp refuses the file, or a tokenizer that is not
-/// built in here.
+/// Why metadata give no tokenizer. Each is a reason for which llama.cpp refuses the file, or a
+/// tokenizer that is not built in here.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

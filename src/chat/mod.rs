@@ -1,8 +1,9 @@
 //! What the metadata says about talking: template, end-of-generation tokens, special tokens.
 //!
-//! A merge moves these from the chat model into the continual-pretrained one, because that is what they belong to: the
-//! vector teaches the model to end its answers with the chat model's end token, inside the chat model's template.
-//! Everything about the text vocabulary stays the continual-pretrained model's.
+//! A merge moves these from the chat model into the continual-pretrained one, because that is what
+//! they belong to: the vector teaches the model to end its answers with the chat model's end token,
+//! inside the chat model's template. Everything about the text vocabulary stays the
+//! continual-pretrained model's.
 
 mod end;
 mod error;
@@ -24,7 +25,8 @@ pub use template::{
 pub use token_map::TokenMap;
 pub use tokenizer::{TokenKind, Tokenizer};
 
-/// `tokenizer.chat_template`: the template that is used where none is named; others have `.NAME` behind it.
+/// `tokenizer.chat_template`: the template that is used where none is named; others have `.NAME`
+/// behind it.
 pub const TEMPLATE: &str = "tokenizer.chat_template";
 /// `tokenizer.ggml.tokens`: the vocabulary as text.
 pub const TOKENS: &str = "tokenizer.ggml.tokens";

@@ -16,7 +16,8 @@ const LEAST_TEXT: usize = 3;
 /// The special tokens of a chat model.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct SpecialIds {
-    /// Those that a conversation cannot do without: what the template writes, and what ends an answer. In order.
+    /// Those that a conversation cannot do without: what the template writes, and what ends an
+    /// answer. In order.
     pub needed: Vec<u32>,
     /// All control tokens besides. In order.
     pub others: Vec<u32>,
@@ -36,12 +37,13 @@ pub struct Unrendered {
 /// The most templates of a file that are rendered. Files have one, and up to three more with names.
 pub const MAX_RENDERED: usize = 8;
 
-/// Bytes that are looked through for the texts of special tokens, at most: some seconds. Files in use have up to some thousand
-/// such tokens, and some ten thousand bytes.
+/// Bytes that are looked through for the texts of special tokens, at most: some seconds. Files in
+/// use have up to some thousand such tokens, and some ten thousand bytes.
 const MAX_LOOKED_THROUGH: u64 = 1 << 34;
 
-/// Finds the special tokens of a chat model: conversations are written by each of its templates and tokenised, and texts of
-/// special tokens are looked for in the templates themselves, for what these conversations do not show.
+/// Finds the special tokens of a chat model: conversations are written by each of its templates and
+/// tokenised, and texts of special tokens are looked for in the templates themselves, for what
+/// these conversations do not show.
 pub fn special_ids(metadata: &Metadata, templates: &Templates) -> SpecialIds {
     let Some(tokens) = metadata.get_strings(TOKENS) else { return SpecialIds::default() };
     let n_tokens = tokens.len() as u64;
@@ -85,8 +87,8 @@ pub fn special_ids(metadata: &Metadata, templates: &Templates) -> SpecialIds {
     SpecialIds { needed: needed.into_iter().collect(), others, unrendered }
 }
 
-/// The texts of all templates, the default one first, with what they write, and those that were given up. What is too long to
-/// be used says nothing.
+/// The texts of all templates, the default one first, with what they write, and those that were
+/// given up. What is too long to be used says nothing.
 fn rendered(
     metadata: &Metadata,
     tokenizer: Option<&Tokenizer>,
@@ -113,7 +115,8 @@ fn rendered(
     (sources, prompts, unrendered)
 }
 
-/// Adds conversations as the template writes them, with and without a system prompt, those that it refuses left out.
+/// Adds conversations as the template writes them, with and without a system prompt, those that it
+/// refuses left out.
 ///
 /// # Errors
 /// Where the template meets a bound; with the prompts that it had time for.

@@ -1,8 +1,8 @@
 //! The keys that make llama.cpp talk like a chat model, and moving them.
 //!
-//! llama.cpp ends a generation at `eos`, `eot` and `eom` and at tokens with well-known texts, renders the prompt with
-//! `tokenizer.chat_template`, and parses a special token in the prompt only if its type says it is one
-//! (src/llama-vocab.cpp, common/chat.cpp).
+//! llama.cpp ends a generation at `eos`, `eot` and `eom` and at tokens with well-known texts,
+//! renders the prompt with `tokenizer.chat_template`, and parses a special token in the prompt only
+//! if its type says it is one (src/llama-vocab.cpp, common/chat.cpp).
 
 use std::ops::Range;
 
@@ -15,11 +15,12 @@ use crate::gguf::{Array, Metadata, Value};
 pub(super) const ENDS: [&str; 3] =
     ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
-/// Keys taken from the chat model, besides the templates and [`ENDS`]; ids become those of the same token in the model.
+/// Keys taken from the chat model, besides the templates and [`ENDS`]; ids become those of the same
+/// token in the model.
 const KEYS: [&str; 3] = [PADDING, "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"];
 
-/// What batches of training were filled up with. It says nothing about a conversation, so that a model whose chat has none
-/// keeps its own.
+/// What batches of training were filled up with. It says nothing about a conversation, so that a
+/// model whose chat has none keeps its own.
 const PADDING: &str = "tokenizer.ggml.padding_token_id";
 
 const SCORES: &str = "tokenizer.ggml.scores";
@@ -41,7 +42,8 @@ fn is_template_key(key: &str) -> bool {
         || key.strip_prefix(TEMPLATE).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// The templates: their names, none for the one that is used where none is named, and their sources.
+/// The templates: their names, none for the one that is used where none is named, and their
+/// sources.
 pub fn templates(metadata: &Metadata) -> impl Iterator<Item = (Option<&str>, &BStr)> {
     metadata.iter().filter_map(|(key, value)| {
         let name = key.strip_prefix(TEMPLATE)?;
@@ -83,16 +85,19 @@ pub struct Change {
 pub struct Transplant {
     /// What changed.
     pub changes: Vec<Change>,
-    /// Keys of the chat model that were left alone, because llama.cpp would refuse them or take them for nothing.
+    /// Keys of the chat model that were left alone, because llama.cpp would refuse them or take
+    /// them for nothing.
     pub unusable: Vec<String>,
 }
 
-/// Gives `model` the chat plumbing of `chat`. A token is the one with its text ([`TokenMap`]), whatever its id.
+/// Gives `model` the chat plumbing of `chat`. A token is the one with its text ([`TokenMap`]),
+/// whatever its id.
 ///
-/// A key the chat model does not have is dropped from `model` too: llama.cpp then falls back to the same defaults as it
-/// does for the chat model. Not so if the chat model has no tokens at all, nor for templates: if the chat model has none,
-/// the model keeps its own. Token types are taken where the chat model says *control* or *user-defined*; a token that is
-/// special in `model` alone stays so.
+/// A key the chat model does not have is dropped from `model` too: llama.cpp then falls back to the
+/// same defaults as it does for the chat model. Not so if the chat model has no tokens at all, nor
+/// for templates: if the chat model has none, the model keeps its own. Token types are taken where
+/// the chat model says *control* or *user-defined*; a token that is special in `model` alone stays
+/// so.
 pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     let mut done = Transplant::default();
     let map = TokenMap::new(model, chat);
@@ -136,8 +141,9 @@ pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     done
 }
 
-/// The value of this key for the model, if llama.cpp takes it: it throws on another type, and ignores an id beyond the
-/// vocabulary. `to_own` says where the model has the tokens of the chat model.
+/// The value of this key for the model, if llama.cpp takes it: it throws on another type, and
+/// ignores an id beyond the vocabulary. `to_own` says where the model has the tokens of the chat
+/// model.
 fn usable(key: &str, value: &Value, to_own: Option<&TokenMap>, n_tokens: Option<usize>) -> Option<Value> {
     let is_usable = match (key, value) {
         ("tokenizer.chat_templates", Value::Array(names)) => names.as_strings().is_some(),
@@ -155,9 +161,10 @@ fn usable(key: &str, value: &Value, to_own: Option<&TokenMap>, n_tokens: Option<
     is_usable.then(|| value.clone())
 }
 
-/// Gives `model` tokens of the chat model, by their ids there, behind its own: texts, types, scores, and the number of
-/// tokens where a key says it. They need no merges: llama.cpp finds special tokens by their texts. Returns their new ids, in
-/// the order of `ids`; none where a file has no tokens.
+/// Gives `model` tokens of the chat model, by their ids there, behind its own: texts, types,
+/// scores, and the number of tokens where a key says it. They need no merges: llama.cpp finds
+/// special tokens by their texts. Returns their new ids, in the order of `ids`; none where a file
+/// has no tokens.
 pub fn add_tokens(model: &mut Metadata, chat: &Metadata, ids: &[u32]) -> Range<u32> {
     let (Some(own), Some(others)) = (model.get_strings(TOKENS), chat.get_strings(TOKENS)) else { return 0..0 };
     let n_own = own.len();

@@ -1,8 +1,9 @@
 //! Which token of one vocabulary is which of another: by text, whatever the order and the number.
 //!
-//! Continual pre-training extends vocabularies, converters pad and re-order them, and a chat model makes a placeholder
-//! into an end token. Rows of the embeddings follow their token. A token is its text; its type only tells apart tokens
-//! that share one, as `<0x41>` the byte and `<0x41>` the text.
+//! Continual pre-training extends vocabularies, converters pad and re-order them, and a chat model
+//! makes a placeholder into an end token. Rows of the embeddings follow their token. A token is its
+//! text; its type only tells apart tokens that share one, as `<0x41>` the byte and `<0x41>` the
+//! text.
 
 use std::collections::{HashMap, HashSet};
 
@@ -25,10 +26,11 @@ pub struct TokenMap {
 const NONE: u32 = u32::MAX;
 
 impl TokenMap {
-    /// Finds each token of `own` in `other`. None if one of them has no tokens, or more than ids can number.
+    /// Finds each token of `own` in `other`. None if one of them has no tokens, or more than ids
+    /// can number.
     ///
-    /// Equal texts are told apart by their types, and after that by their order: the second of one vocabulary is the
-    /// second of the other.
+    /// Equal texts are told apart by their types, and after that by their order: the second of one
+    /// vocabulary is the second of the other.
     pub fn new(own: &Metadata, other: &Metadata) -> Option<Self> {
         let (own_tokens, other_tokens) = (own.get_strings(TOKENS)?, other.get_strings(TOKENS)?);
         let (n_own, n_other) = (u32::try_from(own_tokens.len()).ok()?, u32::try_from(other_tokens.len()).ok()?);
@@ -50,7 +52,8 @@ impl TokenMap {
         }
     }
 
-    /// The same the other way round: for each token of the other vocabulary its place in the own one.
+    /// The same the other way round: for each token of the other vocabulary its place in the own
+    /// one.
     #[must_use]
     pub fn inverted(&self) -> TokenMap {
         let places = self.places.as_ref().map(|places| {
@@ -174,7 +177,8 @@ fn is_byte(ty: i32) -> bool {
     TokenKind::from_type(ty) == TokenKind::Byte
 }
 
-/// Pairs tokens of one text: first within their types, in order; then what is left, in order, bytes with bytes only.
+/// Pairs tokens of one text: first within their types, in order; then what is left, in order, bytes
+/// with bytes only.
 fn equal_texts(own: &Tokens<'_>, ids: &[u32], other: &Tokens<'_>, others: &[u32]) -> Vec<(u32, u32)> {
     let mut pairs = Vec::new();
     let mut queues: HashMap<i32, std::collections::VecDeque<u32>> = HashMap::new();

@@ -28,7 +28,8 @@ pub(super) struct CompareArgs {
     /// The model that is held against it
     #[arg(value_name = "B")]
     b: PathBuf,
-    /// A text (UTF-8), to compare what both say of it: KL divergence, most probable tokens, perplexities
+    /// A text (UTF-8), to compare what both say of it: KL divergence, most probable tokens,
+    /// perplexities
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens of a chunk of the text, of which the second half is scored, as llama-perplexity does
@@ -41,7 +42,8 @@ pub(super) struct CompareArgs {
     /// Take text such as <|im_end|> for the special tokens they name
     #[arg(long, requires = "text")]
     parse_special: bool,
-    /// Probabilities of A that are kept at each token, the largest; fewer take less memory and leave wider bounds
+    /// Probabilities of A that are kept at each token, the largest; fewer take less memory and
+    /// leave wider bounds
     #[arg(long, value_name = "K", default_value_t = 256, requires = "text",
         value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,

@@ -1,4 +1,5 @@
-//! `chatvec demo`: the main job on the bundled trio of real models, and what came of it in their own words.
+//! `chatvec demo`: the main job on the bundled trio of real models, and what came of it in their
+//! own words.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,8 @@ const MODEL: &str = "tinyworld-A-cp-de-F16.gguf";
 const GERMAN: &str = "prompts-de.jsonl";
 const ENGLISH: &str = "prompts-en.jsonl";
 
-/// The prompts that are shown: one of each kind, and two in the language that the chat model learnt to chat in.
+/// The prompts that are shown: one of each kind, and two in the language that the chat model learnt
+/// to chat in.
 const SHOWN: [&str; 6] =
     ["de-fact-000", "de-general-108", "de-howto-119", "de-unsafe-135", "en-fact-012", "en-general-108"];
 
@@ -151,7 +153,8 @@ impl Merged {
     }
 }
 
-/// The trio's folder: as given, or in the repository that `cargo run` stands in, or in the current folder.
+/// The trio's folder: as given, or in the repository that `cargo run` stands in, or in the current
+/// folder.
 fn trio_folder(args: &DemoArgs) -> Result<PathBuf> {
     if let Some(folder) = &args.models {
         return Ok(folder.clone());

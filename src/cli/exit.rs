@@ -256,8 +256,8 @@ fn of_vocabulary(error: &chat::Error) -> Exit {
     }
 }
 
-/// Texts are read by the system's own words: what is too long, or no text, is not the system's fault. A disk that turns out to be
-/// full in the middle is as full as one that was known to be.
+/// Texts are read by the system's own words: what is too long, or no text, is not the system's
+/// fault. A disk that turns out to be full in the middle is as full as one that was known to be.
 fn of_io(error: &std::io::Error) -> Exit {
     use std::io::ErrorKind::*;
     match error.kind() {

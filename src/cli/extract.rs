@@ -26,13 +26,13 @@ pub(super) struct ExtractArgs {
     /// The chat model that was made from it
     #[arg(long, value_name = "FILE")]
     chat: PathBuf,
-    /// The type of the patch's matrices, such as f32, f16, q8_0 or q4_k, svd:BITS for a decomposition that takes as many bits
-    /// for each weight, such as svd:0.6 (also mixed:BITS: long directions have many bits, short ones few), or lora:RANK for
-    /// factors in F16
+    /// The type of the patch's matrices, such as f32, f16, q8_0 or q4_k, svd:BITS for a
+    /// decomposition that takes as many bits for each weight, such as svd:0.6 (also mixed:BITS:
+    /// long directions have many bits, short ones few), or lora:RANK for factors in F16
     #[arg(short, long, value_name = "ENCODING", default_value = "q8_0", conflicts_with = "size", value_parser = Encoding::parse)]
     encoding: Encoding,
-    /// A decomposition of this size instead: bytes of the patch, such as 300MB, a share of the chat model as F16, such as 1/16,
-    /// or bits for each weight of its matrices, such as 0.6bpw
+    /// A decomposition of this size instead: bytes of the patch, such as 300MB, a share of the chat
+    /// model as F16, such as 1/16, or bits for each weight of its matrices, such as 0.6bpw
     #[arg(long, value_name = "SIZE", value_parser = Size::parse, requires = "output")]
     size: Option<Size>,
     #[command(flatten)]

@@ -63,7 +63,8 @@ pub(super) fn run(args: &MatrixArgs, global: &Global) -> Result<Exit> {
     require_model(&model)?;
     let text = read_text(&args.text).with_context(|| args.text.display().to_string())?;
     let tokenizer = Tokenizer::from_metadata(model.metadata()).with_context(|| model.path().display().to_string())?;
-    // As llama-imatrix reads a text (common/arg.cpp, --file): chunks at its end may hang on one line feed.
+    // As llama-imatrix reads a text (common/arg.cpp, --file): chunks at its end may hang on one
+    // line feed.
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let tokens = tokenizer.encode(text, true, args.parse_special);
     let gathering = Gathering {

@@ -12,13 +12,15 @@ use crate::survey::Inputs;
 
 #[derive(Args, Clone, Debug)]
 pub(super) struct ImatrixArgs {
-    /// An importance matrix of the model (GGUF or .dat), which says whose rounding errors matter; see chatvec imatrix
+    /// An importance matrix of the model (GGUF or .dat), which says whose rounding errors matter;
+    /// see chatvec imatrix
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// With --imatrix: use it only for tensors with this in their name; can be given several times
     #[arg(long, value_name = "NAME", requires = "imatrix", conflicts_with = "exclude_weights")]
     include_weights: Vec<String>,
-    /// With --imatrix: do not use it for tensors with this in their name; can be given several times
+    /// With --imatrix: do not use it for tensors with this in their name; can be given several
+    /// times
     #[arg(long, value_name = "NAME", requires = "imatrix")]
     exclude_weights: Vec<String>,
 }

@@ -18,7 +18,8 @@ pub(super) struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     tensors: bool,
-    /// Look at the chat: the template, what ends an answer, and whether the tokens for that were trained
+    /// Look at the chat: the template, what ends an answer, and whether the tokens for that were
+    /// trained
     #[arg(long)]
     chat: bool,
     #[command(flatten)]

@@ -28,11 +28,12 @@ use crate::survey::{
 /// Below this share of the vector an output is not called a success.
 const LEAST_SURVIVAL: f64 = 0.9;
 
-/// Below this share a decomposition holds so little that it is not called a success. What it leaves out are directions: at a gain
-/// of .85 the bundled trio's merge still chats (docs/PATCH.md).
+/// Below this share a decomposition holds so little that it is not called a success. What it leaves
+/// out are directions: at a gain of .85 the bundled trio's merge still chats (docs/PATCH.md).
 const LEAST_DECOMPOSED: f64 = 0.5;
 
-/// Below this cosine with the true vector, half of what is added is rounding error of base and chat.
+/// Below this cosine with the true vector, half of what is added is rounding error of base and
+/// chat.
 const LEAST_COSINE: f64 = 0.7;
 
 /// Behind the name of an output that was asked and does not chat.
@@ -66,7 +67,8 @@ pub(super) struct WriteArgs {
     /// Replace the output if it exists
     #[arg(long)]
     overwrite: bool,
-    /// Split an output whose tensors take more than this, such as 2GB, into shards: NAME-00001-of-00003.gguf
+    /// Split an output whose tensors take more than this, such as 2GB, into shards:
+    /// NAME-00001-of-00003.gguf
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     split_max_size: Option<u64>,
 }
@@ -169,7 +171,8 @@ pub(super) struct Job<'a> {
     pub(super) plan: &'a dyn Fn(&Inputs, Vec<Pair>) -> Result<MergePlan>,
     /// What the output is asked before it takes its name.
     pub(super) smoke: Option<&'a SmokeTest>,
-    /// How large a patch may be whose matrices are decomposed; none if every tensor has the plan's type.
+    /// How large a patch may be whose matrices are decomposed; none if every tensor has the plan's
+    /// type.
     pub(super) target: Option<Target>,
     /// The adapter that is written beside it, or alone.
     pub(super) beside: Option<Beside<'a>>,
@@ -179,7 +182,8 @@ pub(super) struct Job<'a> {
 #[derive(Args, Clone, Debug)]
 #[command(mut_group("AskingArgs", |asking| asking.requires("smoke")))]
 pub(super) struct SmokeTest {
-    /// Ask the output some prompts before it takes its name; if a check of the answers fails, it is kept as OUTPUT.rejected
+    /// Ask the output some prompts before it takes its name; if a check of the answers fails, it is
+    /// kept as OUTPUT.rejected
     #[arg(long, conflicts_with = "no_template")]
     smoke: bool,
     /// With --smoke: give the output its name although a check failed
@@ -313,7 +317,8 @@ impl Job<'_> {
         drop(progress);
         let written = Written { file, measured };
         let exit = match is_patch {
-            // What a decomposition leaves out is chosen to matter least: the user sees how much it is.
+            // What a decomposition leaves out is chosen to matter least: the user sees how much it
+            // is.
             _ if self.target.is_some() && written.measured.total.delta2 > 0.0 => {
                 judge_decomposed(&written.measured, matches!(self.target, Some(Target::Rank(_))))
             }
@@ -350,7 +355,8 @@ impl Job<'_> {
         Ok(Some(written))
     }
 
-    /// The plan that an adapter is made by: that of an output, or of a patch from which nothing is left out.
+    /// The plan that an adapter is made by: that of an output, or of a patch from which nothing is
+    /// left out.
     fn adapter_plan<'a>(&self, plan: &'a MergePlan) -> Result<Cow<'a, MergePlan>> {
         if self.recipe.is_some() {
             return Ok(Cow::Borrowed(plan));
@@ -389,13 +395,14 @@ impl Job<'_> {
         Exit::Lost
     }
 
-    /// What is asked, and whether the output is kept whatever it answers. That it can be asked at all is found out before
-    /// anything is written.
+    /// What is asked, and whether the output is kept whatever it answers. That it can be asked at
+    /// all is found out before anything is written.
     fn questions(&self, plan: &MergePlan) -> Result<Option<(Questions, bool)>> {
         let Some(smoke) = self.smoke.filter(|smoke| smoke.smoke) else { return Ok(None) };
         let metadata = plan.header().metadata();
         let questions = smoke.asking.read(metadata)?;
-        // The output has the tensors of the model that is added to, in types that can be computed with.
+        // The output has the tensors of the model that is added to, in types that can be computed
+        // with.
         questions.check(self.inputs.source(self.inputs.template()), self.global)?;
         Tokenizer::from_metadata(metadata)?;
         Ok(Some((questions, smoke.keep)))
@@ -406,7 +413,8 @@ impl Job<'_> {
         questions.ask(&model, self.global).context("--smoke")
     }
 
-    /// Everything that can be known without writing. The survey also tries the types that `others` would give, pure.
+    /// Everything that can be known without writing. The survey also tries the types that `others`
+    /// would give, pure.
     fn look(&self, others: &'static [&'static str]) -> Result<(MergePlan, Survey, Vec<TypesAs>)> {
         let inputs = &self.inputs;
         let mut warnings = plan::check(inputs)?;
@@ -444,7 +452,8 @@ impl Job<'_> {
         let matrix = inputs.importance().map_or(0, |matrix| matrix.n_bytes());
         let memory = budget.memory.saturating_sub(matrix);
         let settings = SampleSettings { types, threads, memory, ..SampleSettings::default() };
-        // What the recipe leaves out is not looked at: its types may be unreadable, and its size says nothing.
+        // What the recipe leaves out is not looked at: its types may be unreadable, and its size
+        // says nothing.
         let taken = pairs.into_iter().zip(plan.tensors()).filter(|(_, tensor)| tensor.kept.is_none());
         let pairs: Vec<Pair> = taken
             .map(|(pair, planned)| Pair {
@@ -571,7 +580,8 @@ impl Job<'_> {
     }
 }
 
-/// The exit for a patch of a size that was asked for, or of a rank, whose user knows that it holds some directions only.
+/// The exit for a patch of a size that was asked for, or of a rank, whose user knows that it holds
+/// some directions only.
 fn judge_decomposed(measured: &Measured, is_rank: bool) -> Exit {
     let holds_little = |moments: &Moments| {
         let survival = moments.survival().is_some_and(|survival| survival < LEAST_DECOMPOSED);

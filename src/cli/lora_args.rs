@@ -20,7 +20,8 @@ use crate::survey::{Inputs, part_of};
 /// An adapter of the vector.
 #[derive(Args, Clone, Debug)]
 pub(super) struct LoraArgs {
-    /// Write the low-rank part of the vector as a LoRA adapter, which llama.cpp adds to the model as it runs (--lora FILE)
+    /// Write the low-rank part of the vector as a LoRA adapter, which llama.cpp adds to the model
+    /// as it runs (--lora FILE)
     #[arg(long, value_name = "FILE")]
     lora: Option<PathBuf>,
     /// With --lora: the rank; the file grows with it
@@ -34,8 +35,8 @@ pub(super) struct LoraArgs {
 /// An adapter of what rounding takes.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ResidualArgs {
-    /// Write what the output lacks of the exact sum, as far as it is of low rank, as a LoRA adapter for the output alone; where
-    /// that is rejected, as FILE.rejected
+    /// Write what the output lacks of the exact sum, as far as it is of low rank, as a LoRA adapter
+    /// for the output alone; where that is rejected, as FILE.rejected
     #[arg(long, value_name = "FILE")]
     residual_lora: Option<PathBuf>,
     /// With --residual-lora: the rank; the file grows with it
@@ -86,7 +87,8 @@ impl Beside<'_> {
         if self.is_residual { "--residual-lora" } else { "--lora" }
     }
 
-    /// Where it goes. What is written for an output that is rejected is of no use without it, and takes no name either.
+    /// Where it goes. What is written for an output that is rejected is of no use without it, and
+    /// takes no name either.
     fn target(&self, is_rejected: bool) -> Cow<'_, Path> {
         if !is_rejected || !self.is_residual {
             return Cow::Borrowed(self.path);
@@ -126,7 +128,8 @@ impl Beside<'_> {
         Ok(())
     }
 
-    /// Writes it. `output` is the first file of the output, if there is one, and whether that is rejected.
+    /// Writes it. `output` is the first file of the output, if there is one, and whether that is
+    /// rejected.
     pub(super) fn write(
         &self,
         (plan, inputs): (&MergePlan, &Inputs),

@@ -13,8 +13,8 @@ pub(super) struct LossArgs {
     /// What to do about tensors that would lose the vector [default: dither]
     #[arg(long, value_name = "WHAT", value_enum)]
     on_loss: Option<OnLoss>,
-    /// The share of the vector that the output must hold, by a mean over its matrices in which a lost
-    /// one counts most; tensors that hold less are dithered or promoted [default: 0.9]
+    /// The share of the vector that the output must hold, by a mean over its matrices in which a
+    /// lost one counts most; tensors that hold less are dithered or promoted [default: 0.9]
     #[arg(long, value_name = "SHARE", value_parser = bound, allow_negative_numbers = true)]
     min_survival: Option<f64>,
     /// The most rounding error that the output may have, by the same mean, in units of the vector;
@@ -25,7 +25,8 @@ pub(super) struct LossArgs {
 
 #[derive(Clone, Copy, ValueEnum, Debug)]
 enum OnLoss {
-    /// Choose their codes anew on the same grid, at the same size; a finer type where that does not help
+    /// Choose their codes anew on the same grid, at the same size; a finer type where that does not
+    /// help
     Dither,
     /// Give them the next finer type that keeps it
     Promote,

@@ -25,17 +25,19 @@ pub(super) struct MergeArgs {
     /// The chat model that was made from the base
     #[arg(long, value_name = "FILE", requires = "base", required_unless_present_any = ["vector", "recipe"])]
     chat: Option<PathBuf>,
-    /// A vector: base and chat, or a patch; can be given several times. They part where both are files, else at the last colon
-    /// that is no drive's
+    /// A vector: base and chat, or a patch; can be given several times. They part where both are
+    /// files, else at the last colon that is no drive's
     #[arg(long, value_name = "BASE:CHAT[@R] | PATCH[@R]")]
     vector: Vec<PathBuf>,
     /// The continual-pretrained model that is to chat
     #[arg(long, value_name = "FILE", required_unless_present = "recipe")]
     model: Option<PathBuf>,
-    /// How much of the vector of --base and --chat, or of a recipe's one vector, to add [default: 1]
+    /// How much of the vector of --base and --chat, or of a recipe's one vector, to add [default:
+    /// 1]
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     ratio: Option<f64>,
-    /// A recipe: TOML of chatvec's, mergekit's YAML, or an output to be made again. Options given beside it win
+    /// A recipe: TOML of chatvec's, mergekit's YAML, or an output to be made again. Options given
+    /// beside it win
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
     #[command(flatten)]

@@ -64,10 +64,12 @@ struct Global {
     /// Threads to compute with, at most 1024 [default: one for each processor]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Memory for buffers, such as 64MiB or 2GB; headers come on top, each at most as much again, or 512MiB if that is more
+    /// Memory for buffers, such as 64MiB or 2GB; headers come on top, each at most as much again,
+    /// or 512MiB if that is more
     #[arg(long, global = true, value_name = "SIZE", default_value = "1GiB")]
     memory: bytesize::ByteSize,
-    /// Encode and decode with no higher level of vector instructions than this (scalar, avx2, avx512); the bytes are the same
+    /// Encode and decode with no higher level of vector instructions than this (scalar, avx2,
+    /// avx512); the bytes are the same
     #[arg(long, global = true, hide = true, value_name = "LEVEL")]
     simd: Option<quants::Level>,
 }
@@ -143,7 +145,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Says what is wrong with the arguments. They are repeated in that: if one cannot be shown as it is, as they are shown.
+/// Says what is wrong with the arguments. They are repeated in that: if one cannot be shown as it
+/// is, as they are shown.
 fn refuse(error: &clap::Error) {
     let shown = |arg: std::ffi::OsString| printable(&arg.to_string_lossy());
     let again = Cli::try_parse_from(std::env::args_os().map(shown)).err().filter(|again| again.kind() == error.kind());

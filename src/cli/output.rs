@@ -1,8 +1,8 @@
 //! Writing to the terminal, or to whoever listens: all that is printed passes here.
 //!
-//! Keys, values and names of a file, paths and answers of a model are in it. Here whatever could write to the terminal or hide
-//! from the reader ([`is_printable`]) is escaped; a line feed of a file, which would pass for one of ours, is where the report
-//! is made ([`printable`]).
+//! Keys, values and names of a file, paths and answers of a model are in it. Here whatever could
+//! write to the terminal or hide from the reader ([`is_printable`]) is escaped; a line feed of a
+//! file, which would pass for one of ours, is where the report is made ([`printable`]).
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -22,7 +22,8 @@ pub(super) fn print(report: &dyn Report, global: &Global) -> Result<()> {
     }
 }
 
-/// Prints text on standard output. That nobody reads it any more is no failure: they have seen enough.
+/// Prints text on standard output. That nobody reads it any more is no failure: they have seen
+/// enough.
 pub(super) fn print_text(text: &str) -> Result<()> {
     write(&in_lines(text))
 }

@@ -13,7 +13,8 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether an output is being written, which has to be tidied up.
 static WRITING: AtomicBool = AtomicBool::new(false);
 
-/// Asks the process to end: at once, or while an output is being written at the next chunk; the second time at once.
+/// Asks the process to end: at once, or while an output is being written at the next chunk; the
+/// second time at once.
 pub(super) fn stop() {
     let is_second = STOP.swap(true, Ordering::SeqCst);
     if is_second || !WRITING.load(Ordering::SeqCst) {
@@ -27,7 +28,8 @@ pub(super) fn is_stopping() -> bool {
     STOP.load(Ordering::Relaxed)
 }
 
-/// Shows bytes written, rate and time left while a run goes on; nothing if standard error is no terminal.
+/// Shows bytes written, rate and time left while a run goes on; nothing if standard error is no
+/// terminal.
 pub(super) struct Progress {
     bar: ProgressBar,
 }

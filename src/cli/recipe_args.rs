@@ -25,7 +25,8 @@ pub(super) struct RecipeArgs {
     /// Which rows of token embeddings and output take part [default: auto]
     #[arg(long, value_name = "WHICH", value_enum)]
     embeddings: Option<Embeddings>,
-    /// Tokens whose rows are taken from the chat model as they are: auto, none, or their texts with commas between [default: auto]
+    /// Tokens whose rows are taken from the chat model as they are: auto, none, or their texts with
+    /// commas between [default: auto]
     #[arg(long, value_name = "auto|none|TOKENS")]
     special_tokens: Option<String>,
     /// Give the model the tokens that the chat needs and it lacks, with the chat model's rows
@@ -37,19 +38,19 @@ pub(super) struct RecipeArgs {
 
 #[derive(Args, Clone, Debug)]
 struct HowArgs {
-    /// Multiply ratios by R in tensors whose name has a match, which may count layers from the end (blk.-1.); can be given
-    /// several times, the first match counts
+    /// Multiply ratios by R in tensors whose name has a match, which may count layers from the end
+    /// (blk.-1.); can be given several times, the first match counts
     #[arg(long, value_name = "REGEX=R")]
     ratio_for: Vec<String>,
-    /// Multiply ratios by these numbers, spread over the layers and interpolated between, such as 0,0.5,1,1,0.5; tensors in no
-    /// layer have the first one
+    /// Multiply ratios by these numbers, spread over the layers and interpolated between, such as
+    /// 0,0.5,1,1,0.5; tensors in no layer have the first one
     #[arg(long, value_name = "R,R…", value_delimiter = ',', allow_negative_numbers = true)]
     ratio_gradient: Vec<f64>,
     /// Multiply ratios as a preset says, see below; can be given several times
     #[arg(long, value_name = "NAME")]
     preset: Vec<String>,
-    /// How vectors are combined, as mergekit does: task_arithmetic (or sum), linear, ties, dare_linear or dare_ties
-    /// [default: task_arithmetic]
+    /// How vectors are combined, as mergekit does: task_arithmetic (or sum), linear, ties,
+    /// dare_linear or dare_ties [default: task_arithmetic]
     #[arg(long, value_name = "METHOD", value_parser = method)]
     method: Option<Method>,
     /// With ties and dare: the share of each vector's weights that is selected
@@ -67,7 +68,8 @@ struct HowArgs {
     /// With dare: which weights are drawn [default: 0]
     #[arg(long, value_name = "N")]
     dare_seed: Option<u64>,
-    /// With dare: a GGUF file of I8 tensors VECTOR:TENSOR, vectors counted from 0, that says which weights are drawn
+    /// With dare: a GGUF file of I8 tensors VECTOR:TENSOR, vectors counted from 0, that says which
+    /// weights are drawn
     #[arg(long, value_name = "FILE", hide = true)]
     masks: Option<PathBuf>,
 }
@@ -218,7 +220,8 @@ pub(super) fn read(path: &Path, global: &Global) -> Result<RecipeFile> {
     Ok(file.with_context(named)?.in_folder(folder))
 }
 
-/// Opens a patch, and holds it against its own hashes: one that is damaged is only applied to who is told and goes on.
+/// Opens a patch, and holds it against its own hashes: one that is damaged is only applied to who
+/// is told and goes on.
 fn open_patch(path: &Path, is_forced: bool, global: &Global) -> Result<Model, patch::Error> {
     let limits = global.limits_if(is_forced);
     if !is_forced {
@@ -268,11 +271,11 @@ fn open(file: &RecipeFile, is_forced: bool, global: &Global) -> Result<Inputs> {
     Ok(inputs)
 }
 
-/// A vector in one word: `BASE:CHAT` or `PATCH`, with `@RATIO` behind it unless the ratio is 1. In a linear merge a single file
-/// is a model.
+/// A vector in one word: `BASE:CHAT` or `PATCH`, with `@RATIO` behind it unless the ratio is 1. In
+/// a linear merge a single file is a model.
 ///
-/// The ratio is behind the last `@`, unless a file is called so. Base and chat are parted where both parts are files, else at the
-/// last colon that does not belong to a drive.
+/// The ratio is behind the last `@`, unless a file is called so. Base and chat are parted where
+/// both parts are files, else at the last colon that does not belong to a drive.
 ///
 /// # Errors
 /// [`plan::Error::RatioText`], [`plan::Error::VectorText`].

@@ -1,18 +1,20 @@
 //! Signals: which of them end a run, and when.
 //!
-//! Ctrl-C, SIGTERM and SIGHUP end the process at once, or while an output is being written at the next chunk, so that the
-//! temporary file is removed. The second one ends it at once in any case: a chat template or a long prompt may keep the output
-//! from ever coming to the next chunk.
+//! Ctrl-C, SIGTERM and SIGHUP end the process at once, or while an output is being written at the
+//! next chunk, so that the temporary file is removed. The second one ends it at once in any case: a
+//! chat template or a long prompt may keep the output from ever coming to the next chunk.
 
 use super::progress;
 
 /// From now on signals are looked after. Called before any thread is started.
 ///
-/// They are blocked and waited for by a thread, rather than handled: a handler would take the place of what the parent has
-/// chosen, and who starts a command by nohup wants SIGHUP to be ignored. Ignored ones stay so.
+/// They are blocked and waited for by a thread, rather than handled: a handler would take the place
+/// of what the parent has chosen, and who starts a command by nohup wants SIGHUP to be ignored.
+/// Ignored ones stay so.
 ///
-/// SIGXFSZ, by which the system ends who writes beyond `ulimit -f`, is blocked as well: the write fails, and the run as any
-/// other that cannot write. The programs that are started by [`std::process::Command`] have no signals blocked.
+/// SIGXFSZ, by which the system ends who writes beyond `ulimit -f`, is blocked as well: the write
+/// fails, and the run as any other that cannot write. The programs that are started by
+/// [`std::process::Command`] have no signals blocked.
 #[cfg(unix)]
 pub(super) fn look_after() {
     use nix::sys::signal::{SigSet, Signal};
@@ -37,8 +39,9 @@ pub(super) fn look_after() {
     }
 }
 
-/// The signals that the parent has set to be ignored: bit n − 1 for signal n. Linux says so; elsewhere an ignored signal is
-/// thrown away before anyone can wait for it (POSIX leaves both to the system).
+/// The signals that the parent has set to be ignored: bit n − 1 for signal n. Linux says so;
+/// elsewhere an ignored signal is thrown away before anyone can wait for it (POSIX leaves both to
+/// the system).
 #[cfg(unix)]
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -38,11 +38,12 @@ pub(super) struct SmokeArgs {
 /// What is asked, how, and what is expected.
 #[derive(Args, Clone, Debug)]
 pub(super) struct AskingArgs {
-    /// Prompts to ask, one JSON object a line (docs/PROMPTS.md) [default: a built-in set in the languages asked for]
+    /// Prompts to ask, one JSON object a line (docs/PROMPTS.md) [default: a built-in set in the
+    /// languages asked for]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Languages the model should speak, such as de or de,fr [default: those of the prompts; of the built-in ones, those of
-    /// the file's general.languages, or English]
+    /// Languages the model should speak, such as de or de,fr [default: those of the prompts; of the
+    /// built-in ones, those of the file's general.languages, or English]
     #[arg(long, value_name = "CODES", value_delimiter = ',')]
     language: Vec<String>,
     /// Ask at most this many prompts, spread evenly over the set
@@ -57,16 +58,19 @@ pub(super) struct AskingArgs {
     /// A chat template instead of the file's own: a Jinja file, or a GGUF file that has one
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
-    /// A bound of a check, by its name in the report, such as ends=0.9, language=0.8:0.95 (fail:warn) or refusal=off
+    /// A bound of a check, by its name in the report, such as ends=0.9, language=0.8:0.95
+    /// (fail:warn) or refusal=off
     #[arg(long = "threshold", value_name = "NAME=VALUE")]
     thresholds: Vec<String>,
-    /// Choose tokens by chance at this temperature; 0, as without it, is always the most probable one
+    /// Choose tokens by chance at this temperature; 0, as without it, is always the most probable
+    /// one
     #[arg(long, value_name = "T", value_parser = number)]
     temp: Option<f32>,
     /// With --temp: choose among the N most probable tokens
     #[arg(long, value_name = "N", default_value_t = 40, requires = "temp")]
     top_k: u32,
-    /// With --temp: choose among the most probable tokens that have this share of probability together
+    /// With --temp: choose among the most probable tokens that have this share of probability
+    /// together
     #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = number, requires = "temp")]
     top_p: f32,
     /// With --temp: leave out tokens below this share of the largest probability
@@ -77,7 +81,8 @@ pub(super) struct AskingArgs {
     seed: u64,
 }
 
-/// A number as it is computed with. One that would become 0 or infinite by that is none: a temperature of 0 means something else.
+/// A number as it is computed with. One that would become 0 or infinite by that is none: a
+/// temperature of 0 means something else.
 fn number(text: &str) -> Result<f32, String> {
     let value: f64 = text.parse().map_err(|e: std::num::ParseFloatError| e.to_string())?;
     plan::in_f32(value).ok_or_else(|| format!("{value:e} is beyond what f32 can hold"))
@@ -117,8 +122,8 @@ pub(super) fn run(args: &SmokeArgs, global: &Global) -> Result<Exit> {
 }
 
 impl AskingArgs {
-    /// Reads the prompts and everything else that is asked for. `metadata` are those of the model, which may say which
-    /// languages it speaks.
+    /// Reads the prompts and everything else that is asked for. `metadata` are those of the model,
+    /// which may say which languages it speaks.
     pub(super) fn read(&self, metadata: &Metadata) -> Result<Questions> {
         let mut languages = Vec::new();
         for code in &self.language {
@@ -169,7 +174,8 @@ impl AskingArgs {
 }
 
 impl Questions {
-    /// Prompts for models that are talked to in a given template, with nothing said of languages and bounds.
+    /// Prompts for models that are talked to in a given template, with nothing said of languages
+    /// and bounds.
     pub(super) fn new(set: PromptSet, template: Option<Template>, max_tokens: usize) -> Self {
         Questions {
             set,
@@ -261,7 +267,8 @@ pub(super) fn require_model(model: &Model) -> Result<(), plan::Error> {
     }
 }
 
-/// Whether the model runs in such a context, found out without running it, and the bytes that it then takes.
+/// Whether the model runs in such a context, found out without running it, and the bytes that it
+/// then takes.
 pub(super) fn require_runnable(model: &Model, n_ctx: Option<usize>, memory: u64) -> Result<u64, infer::Error> {
     let transformer = Transformer::load(model, 1)?;
     Ok(Session::new(&transformer, context_size(&transformer, n_ctx, memory), memory)?.n_bytes())

@@ -1,9 +1,11 @@
 //! Chat templates in a process of their own.
 //!
-//! A template is code from a stranger, and the engine cannot bound all of what it costs ([`crate::chat`]). So it is rendered by a
-//! second process of this program, which is ended at a bound of wall-clock time and, on Linux, has a bound of memory. Requests and
-//! answers are JSON in frames of a stated length, over pipes. The process has no environment, opens no files, gets no signals
-//! of the terminal, and ends when its pipe does, whatever became of the command at the other end.
+//! A template is code from a stranger, and the engine cannot bound all of what it costs
+//! ([`crate::chat`]). So it is rendered by a second process of this program, which is ended at a
+//! bound of wall-clock time and, on Linux, has a bound of memory. Requests and answers are JSON in
+//! frames of a stated length, over pipes. The process has no environment, opens no files, gets no
+//! signals of the terminal, and ends when its pipe does, whatever became of the command at the
+//! other end.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -22,7 +24,8 @@ use crate::chat::{Conversation, TemplateError, TemplateRequest, TemplateRunner, 
 /// What a user may say about it.
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct TemplateArgs {
-    /// Do not render the chat template, which is code from a stranger; what needed it is unchecked then, and said to be
+    /// Do not render the chat template, which is code from a stranger; what needed it is unchecked
+    /// then, and said to be
     #[arg(long)]
     no_template: bool,
 }
@@ -38,7 +41,8 @@ pub(super) struct ServeArgs {
 /// The name of the hidden command.
 pub(super) const COMMAND: &str = "render-templates";
 
-/// What templates may cost. All 70 templates of llama.cpp take less than 10 ms for a conversation, and a few megabytes.
+/// What templates may cost. All 70 templates of llama.cpp take less than 10 ms for a conversation,
+/// and a few megabytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TemplateLimits {
     /// For one conversation, by the clock on the wall.
@@ -83,7 +87,8 @@ impl TemplateArgs {
 fn of_command() -> &'static Arc<TemplateProcess> {
     static PROCESS: OnceLock<Arc<TemplateProcess>> = OnceLock::new();
     PROCESS.get_or_init(|| {
-        // As long as it runs, the program can be found by this name, though it may have been replaced on the disk.
+        // As long as it runs, the program can be found by this name, though it may have been
+        // replaced on the disk.
         let program = if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() };
         Arc::new(TemplateProcess::new(program.unwrap_or_default(), TemplateLimits::default()))
     })
@@ -109,8 +114,8 @@ impl TemplateRunner for Skipping {
     }
 }
 
-/// A process that renders templates, one after the other. One that was ended, or ended itself, is started again for the next
-/// template, but never for one that ended it.
+/// A process that renders templates, one after the other. One that was ended, or ended itself, is
+/// started again for the next template, but never for one that ended it.
 #[derive(Debug)]
 pub struct TemplateProcess {
     program: PathBuf,
@@ -150,7 +155,8 @@ enum Lost {
 }
 
 impl TemplateProcess {
-    /// By this program, which has to be chatvec. Nothing is started before there is something to render.
+    /// By this program, which has to be chatvec. Nothing is started before there is something to
+    /// render.
     pub fn new(program: PathBuf, limits: TemplateLimits) -> Self {
         TemplateProcess { program, limits, state: Mutex::default() }
     }
@@ -296,7 +302,8 @@ impl Running {
         }
     }
 
-    /// Why a process that answers no more has ended. Where memory is refused, Rust says so on standard error and aborts.
+    /// Why a process that answers no more has ended. Where memory is refused, Rust says so on
+    /// standard error and aborts.
     fn last_words(&self, memory: u64, reason: String) -> Lost {
         let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = child.kill();
@@ -364,8 +371,9 @@ pub(super) fn serve(args: &ServeArgs) -> Exit {
     Exit::Success
 }
 
-/// Takes from this process what rendering does not need. The limit of memory is of what can be written to (`RLIMIT_DATA`), so
-/// that neither the program itself nor address space that is reserved counts; other systems than Linux count otherwise.
+/// Takes from this process what rendering does not need. The limit of memory is of what can be
+/// written to (`RLIMIT_DATA`), so that neither the program itself nor address space that is
+/// reserved counts; other systems than Linux count otherwise.
 fn limit(memory: u64) {
     #[cfg(target_os = "linux")]
     {
@@ -393,7 +401,8 @@ fn write_frame(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     out.flush()
 }
 
-/// Reads what [`write_frame`] wrote: none where the pipe has ended before it. Memory is taken as bytes arrive.
+/// Reads what [`write_frame`] wrote: none where the pipe has ended before it. Memory is taken as
+/// bytes arrive.
 fn read_frame(from: &mut impl Read, limit: usize) -> io::Result<Option<Vec<u8>>> {
     let mut len = [0; 4];
     match from.read_exact(&mut len) {

@@ -17,8 +17,8 @@ pub(super) const HEADING: &str = "Types, as in llama-quantize";
 /// The types of a model that something is added to.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TypeArgs {
-    /// keep (the model's own type for every tensor), or a file type of llama-quantize, such as F16, Q8_0 or Q4_K_M
-    /// [default: keep]
+    /// keep (the model's own type for every tensor), or a file type of llama-quantize, such as F16,
+    /// Q8_0 or Q4_K_M [default: keep]
     #[arg(short = 't', long = "type", value_name = "TYPE")]
     name: Option<String>,
     #[command(flatten, next_help_heading = HEADING)]
@@ -31,7 +31,8 @@ pub(super) struct MixtureArgs {
     /// One type for every tensor, no mixture
     #[arg(long)]
     pure: bool,
-    /// Another type for tensors whose name has a match; can be given several times, the first match counts
+    /// Another type for tensors whose name has a match; can be given several times, the first match
+    /// counts
     #[arg(long, value_name = "REGEX=TYPE")]
     tensor_type: Vec<String>,
     /// A file of such REGEX=TYPE, which come after those given one by one
@@ -49,7 +50,8 @@ pub(super) struct MixtureArgs {
 }
 
 impl TypeArgs {
-    /// Puts what was given in place of what a recipe says. Another type comes without the options of the recipe's.
+    /// Puts what was given in place of what a recipe says. Another type comes without the options
+    /// of the recipe's.
     pub(super) fn overlay(&self, file: &mut RecipeFile) -> Result<()> {
         if let Some(name) = &self.name {
             let RecipeFile { ty, pure, tensor_type, output_tensor_type, token_embedding_type, .. } = file;

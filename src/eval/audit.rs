@@ -1,4 +1,5 @@
-//! What a file says of chatting, held against what llama.cpp does with it and against its own weights.
+//! What a file says of chatting, held against what llama.cpp does with it and against its own
+//! weights.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -7,11 +8,13 @@ use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templat
 use crate::gguf::Model;
 use crate::survey::{self, RowReader, read_row};
 
-/// A row whose norm is below this share of the usual was never trained, as where it was left at zero or next to it. A row that
-/// began at the size of others cannot be told by its norm: the bundled base has .27 in tokens that it never met.
+/// A row whose norm is below this share of the usual was never trained, as where it was left at
+/// zero or next to it. A row that began at the size of others cannot be told by its norm: the
+/// bundled base has .27 in tokens that it never met.
 const LEAST_NORM: f64 = 0.02;
 
-/// Special tokens that are looked at one by one. Published files have some tens that a chat needs; a file may list millions.
+/// Special tokens that are looked at one by one. Published files have some tens that a chat needs;
+/// a file may list millions.
 const MOST_TOKENS: usize = 4096;
 
 /// Bytes of what looks like a special token at most.
@@ -30,11 +33,13 @@ pub struct AuditedToken {
     pub is_needed: bool,
     /// Whether llama.cpp ends an answer at it.
     pub is_end: bool,
-    /// The norm of its row in `token_embd`, in units of what is usual there; none if there is no such row.
+    /// The norm of its row in `token_embd`, in units of what is usual there; none if there is no
+    /// such row.
     pub norm: Option<f64>,
     /// The same in `output`.
     pub output_norm: Option<f64>,
-    /// Whether its row looks as if nobody had trained it: next to nothing, or the very row of another special token.
+    /// Whether its row looks as if nobody had trained it: next to nothing, or the very row of
+    /// another special token.
     pub looks_untrained: bool,
 }
 
@@ -57,7 +62,8 @@ pub struct ChatAudit {
     pub problems: Vec<String>,
 }
 
-/// Looks at a file's template, at the tokens it writes, and at their rows. `by` renders the template.
+/// Looks at a file's template, at the tokens it writes, and at their rows. `by` renders the
+/// template.
 ///
 /// # Errors
 /// [`survey::Error`] if a row cannot be read.
@@ -203,7 +209,8 @@ fn unrendered_is(key: &str) -> String {
     format!("{key} does not render a conversation")
 }
 
-/// What looks like a special token in a prompt: `<|…|>`, `<…>` and `[…]` in letters, digits, `_`, `/` and their like.
+/// What looks like a special token in a prompt: `<|…|>`, `<…>` and `[…]` in letters, digits, `_`,
+/// `/` and their like.
 fn markers(prompt: &str) -> impl Iterator<Item = &str> {
     let is_name = |name: &str| {
         let name = name.trim_matches('|').trim_start_matches('/');

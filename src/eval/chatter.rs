@@ -92,7 +92,8 @@ pub struct Asking {
 /// What a model said to a set.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Conversations {
-    /// An answer to each prompt, in their order. Where the template refuses a prompt, it has fewer replies, or none.
+    /// An answer to each prompt, in their order. Where the template refuses a prompt, it has fewer
+    /// replies, or none.
     pub answers: Vec<Answer>,
     /// How fast they came.
     pub speed: Speed,
@@ -128,7 +129,8 @@ impl Speed {
         let seconds = |d: Duration| d.as_secs_f64();
         self.prompt_tokens += prompt_tokens;
         self.prompt_seconds += seconds(generated.prompt_time);
-        // The first token came with the prompt; the one that ended the answer is not among the tokens.
+        // The first token came with the prompt; the one that ended the answer is not among the
+        // tokens.
         self.decode_tokens += match generated.end {
             infer::End::Token(_) => generated.tokens.len(),
             _ => generated.tokens.len().saturating_sub(1),
@@ -138,9 +140,9 @@ impl Speed {
 }
 
 impl Chatter {
-    /// Loads a model with its own template, or the given one. A model without any is talked to in ChatML, as llama.cpp does;
-    /// so is one whose template cannot be parsed. What is odd about them is in [`Chatter::loaded`]. `by` renders the model's own
-    /// template.
+    /// Loads a model with its own template, or the given one. A model without any is talked to in
+    /// ChatML, as llama.cpp does; so is one whose template cannot be parsed. What is odd about them
+    /// is in [`Chatter::loaded`]. `by` renders the model's own template.
     ///
     /// # Errors
     /// [`ChatterError`] if the model does not run or its tokenizer is not known.
@@ -195,13 +197,16 @@ impl Chatter {
         &self.loaded
     }
 
-    /// Asks all prompts, one after the other. `go_on` is told how many were answered, before each token.
+    /// Asks all prompts, one after the other. `go_on` is told how many were answered, before each
+    /// token.
     ///
-    /// A prompt that does not fit in the context is answered with nothing, ended by the context. One that the template
-    /// refuses has no answer, and [`Conversations::loaded`] says so: a warning, or if there is not one answer, an error.
+    /// A prompt that does not fit in the context is answered with nothing, ended by the context.
+    /// One that the template refuses has no answer, and [`Conversations::loaded`] says so: a
+    /// warning, or if there is not one answer, an error.
     ///
     /// # Errors
-    /// [`infer::Error::Memory`], [`infer::Error::Setting`]; [`infer::Error::Cancelled`] if `go_on` says no.
+    /// [`infer::Error::Memory`], [`infer::Error::Setting`]; [`infer::Error::Cancelled`] if `go_on`
+    /// says no.
     pub fn ask(
         &self,
         set: &PromptSet,
@@ -273,7 +278,8 @@ impl Chatter {
         Ok(self.tokenizer.encode(self.without_added(&text), true, true))
     }
 
-    /// The text without the BOS and EOS that the tokenizer adds itself (common/chat.cpp, `common_chat_template_direct_apply`).
+    /// The text without the BOS and EOS that the tokenizer adds itself (common/chat.cpp,
+    /// `common_chat_template_direct_apply`).
     fn without_added<'a>(&self, text: &'a str) -> &'a str {
         let added = |adds: bool, id: Option<u32>| id.filter(|_| adds).map(|id| text_of(&self.tokenizer, id));
         let bos = added(self.tokenizer.adds_bos(), self.tokenizer.bos()).filter(|t| !t.is_empty());

@@ -12,8 +12,8 @@ const EXAMPLES: usize = 3;
 const EXCERPT: usize = 120;
 /// Answers from which on their variety is judged.
 const MIN_VARIED: usize = 5;
-/// Tokens that end a turn or a text in the usual chat models. One that stands in the middle of an answer is no end token
-/// of the file, though it should be.
+/// Tokens that end a turn or a text in the usual chat models. One that stands in the middle of an
+/// answer is no end token of the file, though it should be.
 const END_TOKENS: [&str; 13] = [
     "<|im_end|>",
     "<|eot_id|>",

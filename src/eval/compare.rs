@@ -1,16 +1,19 @@
 //! Two models on one text: KL divergence, perplexities, and how often they would say the same.
 //!
-//! What is scored, and the errors of means, are those of `llama-perplexity` (tools/perplexity/perplexity.cpp:
-//! `perplexity`, `kl_divergence`): the text is cut into chunks of n_ctx tokens, each evaluated from an empty context with
-//! its first token replaced by BOS where the vocabulary adds one, and of each the tokens after the first n_ctx/2 + 1 are
-//! scored. Its option `--kl-divergence` rounds the first model's log-probabilities to 16 bits, cuts them at 16 below the
-//! largest, and leaves out what is less probable than e⁻¹⁶. That shows where models are surprised: the perplexity it gives
-//! for the first model is too small (on the texts in fixtures/compare by 1 to 17 % against its own result without that
-//! option, so that a model's ratio to itself is 1.012 ± 0.005 on one of them); KL moves by
-//! about 1e-5. Nothing is rounded or cut here.
+//! What is scored, and the errors of means, are those of `llama-perplexity`
+//! (tools/perplexity/perplexity.cpp: `perplexity`, `kl_divergence`): the text is cut into chunks of
+//! n_ctx tokens, each evaluated from an empty context with its first token replaced by BOS where
+//! the vocabulary adds one, and of each the tokens after the first n_ctx/2 + 1 are scored. Its
+//! option `--kl-divergence` rounds the first model's log-probabilities to 16 bits, cuts them at 16
+//! below the largest, and leaves out what is less probable than e⁻¹⁶. That shows where models are
+//! surprised: the perplexity it gives for the first model is too small (on the texts in
+//! fixtures/compare by 1 to 17 % against its own result without that option, so that a model's
+//! ratio to itself is 1.012 ± 0.005 on one of them); KL moves by about 1e-5. Nothing is rounded or
+//! cut here.
 //!
-//! Two ways, with one result: [`compare`] evaluates both models chunk by chunk and is exact; a [`Reference`] holds what
-//! one model said in a few KB a position, so that models need not be in memory together and many can be held against one.
+//! Two ways, with one result: [`compare`] evaluates both models chunk by chunk and is exact; a
+//! [`Reference`] holds what one model said in a few KB a position, so that models need not be in
+//! memory together and many can be held against one.
 
 use std::path::PathBuf;
 
@@ -24,8 +27,9 @@ pub trait Scorer {
     /// Tokens in the vocabulary: the length of every row of logits.
     fn n_vocab(&self) -> usize;
 
-    /// Evaluates `tokens` from an empty context and hands over the logits after each token from position `first` on, in
-    /// order: a position and `n_vocab` logits for the token that follows it.
+    /// Evaluates `tokens` from an empty context and hands over the logits after each token from
+    /// position `first` on, in order: a position and `n_vocab` logits for the token that follows
+    /// it.
     ///
     /// # Errors
     /// Whatever the model reports.
@@ -225,7 +229,8 @@ const MIN_CHUNK: usize = 3;
 /// Refuses two models whose probabilities are not over the same tokens.
 ///
 /// # Errors
-/// [`Error::NoVocabulary`], [`Error::VocabularySize`], [`Error::Token`] with the first one that differs.
+/// [`Error::NoVocabulary`], [`Error::VocabularySize`], [`Error::Token`] with the first one that
+/// differs.
 pub fn same_vocabulary(a: &Model, b: &Model) -> Result<(), Error> {
     let tokens = |model: &Model| -> Result<_, Error> {
         let tokens = model.metadata().get_strings(chat::TOKENS).cloned();
@@ -253,9 +258,10 @@ impl Text {
     /// llama-perplexity's default for n_ctx.
     pub const DEFAULT_N_CTX: usize = 512;
 
-    /// Cuts `tokens`, the whole text with BOS before it where the vocabulary adds one (`bos` is then that token), into
-    /// chunks of `n_ctx`; what is left over at the end is not scored. A text shorter than `n_ctx` is one chunk of its own
-    /// length; llama-perplexity refuses texts shorter than two chunks, see [`Text::is_short`].
+    /// Cuts `tokens`, the whole text with BOS before it where the vocabulary adds one (`bos` is
+    /// then that token), into chunks of `n_ctx`; what is left over at the end is not scored. A text
+    /// shorter than `n_ctx` is one chunk of its own length; llama-perplexity refuses texts shorter
+    /// than two chunks, see [`Text::is_short`].
     ///
     /// # Errors
     /// [`Error::Context`], [`Error::TooShort`].
@@ -393,8 +399,8 @@ fn score_chunk(
     }
 }
 
-/// The perplexity of one model on a text: e to the mean negative log-likelihood of the scored tokens, llama-perplexity's
-/// "Final estimate".
+/// The perplexity of one model on a text: e to the mean negative log-likelihood of the scored
+/// tokens, llama-perplexity's "Final estimate".
 ///
 /// # Errors
 /// What the model reports, and rows that are not as promised.
@@ -407,12 +413,13 @@ pub fn perplexity(model: &mut dyn Scorer, text: &Text) -> Result<Estimate, Error
     Ok(Estimate::mean(&nll).expect("a text has something to score").exp())
 }
 
-/// Compares two models on a text exactly. Both are evaluated chunk after chunk, and the first one's logits of a chunk are
-/// held: 4 · n_vocab · n_ctx/2 bytes (150 MB for 150 000 tokens at n_ctx 512).
+/// Compares two models on a text exactly. Both are evaluated chunk after chunk, and the first one's
+/// logits of a chunk are held: 4 · n_vocab · n_ctx/2 bytes (150 MB for 150 000 tokens at n_ctx
+/// 512).
 ///
 /// # Errors
-/// Everything in [`Error`] that concerns sizes, tokens and rows. Whether the vocabularies have the same tokens is for
-/// [`same_vocabulary`] to say.
+/// Everything in [`Error`] that concerns sizes, tokens and rows. Whether the vocabularies have the
+/// same tokens is for [`same_vocabulary`] to say.
 pub fn compare(a: &mut dyn Scorer, b: &mut dyn Scorer, text: &Text) -> Result<Comparison, Error> {
     let n_vocab = a.n_vocab();
     must_have_size(n_vocab, b.n_vocab())?;
@@ -461,8 +468,8 @@ impl Reference {
         if needed > memory { Err(Error::Memory { n_scored, needed, allowed: memory }) } else { Ok(()) }
     }
 
-    /// Evaluates a model on a text and keeps the most of it. Takes [`Keep::bytes_per_position`] for each of
-    /// [`Text::n_scored`] positions, which [`Reference::require_memory`] bounds.
+    /// Evaluates a model on a text and keeps the most of it. Takes [`Keep::bytes_per_position`] for
+    /// each of [`Text::n_scored`] positions, which [`Reference::require_memory`] bounds.
     ///
     /// # Errors
     /// What the model reports, and rows that are not as promised.
@@ -490,11 +497,12 @@ impl Reference {
         self.kept.n_bytes()
     }
 
-    /// Holds another model against this one, on the same text: `text` as that model's own tokenizer and options make it.
+    /// Holds another model against this one, on the same text: `text` as that model's own tokenizer
+    /// and options make it.
     ///
     /// # Errors
-    /// Everything in [`Error`] that concerns sizes, tokens and rows. Whether the vocabularies have the same tokens is for
-    /// [`same_vocabulary`] to say.
+    /// Everything in [`Error`] that concerns sizes, tokens and rows. Whether the vocabularies have
+    /// the same tokens is for [`same_vocabulary`] to say.
     pub fn compare(&self, b: &mut dyn Scorer, text: &Text) -> Result<Comparison, Error> {
         must_have_size(self.n_vocab, b.n_vocab())?;
         self.text.must_equal(text)?;
@@ -546,7 +554,8 @@ pub struct Comparison {
     pub perplexity_a: Estimate,
     /// The same in B.
     pub perplexity_b: Estimate,
-    /// ln(perplexity of B / perplexity of A). Its error is far smaller than those of the two, which go up and down together.
+    /// ln(perplexity of B / perplexity of A). Its error is far smaller than those of the two, which
+    /// go up and down together.
     pub ln_ratio: Estimate,
     /// Perplexity of B / perplexity of A.
     pub ratio: Estimate,
@@ -556,7 +565,8 @@ pub struct Comparison {
     pub kl: Divergence,
     /// How often A and B hold the same token for the most probable; of equal ones the first counts.
     pub same_top: Estimate,
-    /// Positions where A or B has more than one most probable token, so that which one counts is a matter of convention.
+    /// Positions where A or B has more than one most probable token, so that which one counts is a
+    /// matter of convention.
     pub n_tied_tops: usize,
     /// Mean of p(B) − p(A) of the token that comes.
     pub delta_p: Estimate,
@@ -569,7 +579,8 @@ pub struct Comparison {
 pub struct Divergence {
     /// The mean.
     pub mean: Estimate,
-    /// How much of [`Divergence::mean`]'s error comes from what was left out of a [`Reference`]: zero if nothing was.
+    /// How much of [`Divergence::mean`]'s error comes from what was left out of a [`Reference`]:
+    /// zero if nothing was.
     pub drawing_error: f64,
     /// The mean is no less than this, whatever was left out.
     pub mean_lower: f64,

@@ -9,8 +9,8 @@ pub(super) fn is_one_of(text: &str, exact: &[String]) -> bool {
 
 /// Whether an answer has one of these words or phrases, in any case.
 ///
-/// A word is whole: `Rom` is not in `Roman`, `7` not in `47`. A `*` at its end stands for any ending. In scripts without
-/// spaces, and beside them, a word may begin and end anywhere.
+/// A word is whole: `Rom` is not in `Roman`, `7` not in `47`. A `*` at its end stands for any
+/// ending. In scripts without spaces, and beside them, a word may begin and end anywhere.
 pub(super) fn has_one_of(text: &str, keywords: &[String]) -> bool {
     let text = text.to_lowercase();
     keywords.iter().any(|keyword| {

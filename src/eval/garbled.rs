@@ -1,8 +1,10 @@
-//! Answers that are no text in any language: a damaged or permuted vocabulary, weights drowned in noise.
+//! Answers that are no text in any language: a damaged or permuted vocabulary, weights drowned in
+//! noise.
 //!
-//! Nothing here knows a word. The signs are those that no writing has: characters that could not be decoded, words of two
-//! scripts, four scripts in one answer, capitals in the middle of every other word. Word salad of clean words passes; it
-//! fails by what is expected of the answers, by their language, or because it never ends.
+//! Nothing here knows a word. The signs are those that no writing has: characters that could not be
+//! decoded, words of two scripts, four scripts in one answer, capitals in the middle of every other
+//! word. Word salad of clean words passes; it fails by what is expected of the answers, by their
+//! language, or because it never ends.
 
 use super::repetition::without_code;
 
@@ -10,13 +12,15 @@ use super::repetition::without_code;
 const UNDECODED: usize = 50;
 /// Words of two scripts, at least, and one in so many.
 const MIXED: (usize, usize) = (2, 20);
-/// Words with a capital after a small letter, at least, and one in so many. Names such as `GitHub` are rarer.
+/// Words with a capital after a small letter, at least, and one in so many. Names such as `GitHub`
+/// are rarer.
 const CAPITALS: (usize, usize) = (4, 4);
 /// A script counts from one letter in so many; so many scripts are too many.
 const SCRIPT_SHARE: usize = 20;
 const SCRIPTS: usize = 4;
 
-/// First and last code points of scripts, in rising order; Chinese and kana are one, since Japanese mixes them.
+/// First and last code points of scripts, in rising order; Chinese and kana are one, since Japanese
+/// mixes them.
 const RANGES: [(u32, u32, Script); 33] = [
     (0x41, 0x5a, Script::Latin),
     (0x61, 0x7a, Script::Latin),
@@ -58,7 +62,8 @@ enum Script {
     Latin,
     /// Words have spaces between them and are of one script.
     Other(u8),
-    /// Words of other scripts stand in the text without a space. Hangul is here for its particles: `LG는`.
+    /// Words of other scripts stand in the text without a space. Hangul is here for its particles:
+    /// `LG는`.
     Unspaced(u8),
 }
 

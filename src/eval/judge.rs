@@ -1,6 +1,7 @@
 //! Verdicts: what answers show of a model, held to thresholds.
 //!
-//! Pure: it reads answers and facts that someone else has taken from a model, and the same ones give the same judgement.
+//! Pure: it reads answers and facts that someone else has taken from a model, and the same ones
+//! give the same judgement.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +28,8 @@ pub enum End {
 pub struct Reply {
     /// Its text, without control tokens.
     pub text: String,
-    /// Its text with control tokens as they are written, the last one included; empty if that is not known.
+    /// Its text with control tokens as they are written, the last one included; empty if that is
+    /// not known.
     pub raw: String,
     /// Why it stopped.
     pub end: End,
@@ -53,7 +55,8 @@ pub struct Loaded {
     pub has_template: bool,
     /// What the template says instead of rendering, if it does.
     pub template_error: Option<String>,
-    /// The token that the template writes after an assistant turn, as text; none if it writes none or is not there.
+    /// The token that the template writes after an assistant turn, as text; none if it writes none
+    /// or is not there.
     pub turn_end: Option<String>,
     /// Tokens at which generation stops, as text.
     pub end_tokens: Vec<String>,
@@ -81,7 +84,8 @@ pub enum Verdict {
 pub struct Example {
     /// The prompt's id.
     pub prompt: String,
-    /// The beginning of the answer in one line, control tokens included and control characters escaped.
+    /// The beginning of the answer in one line, control tokens included and control characters
+    /// escaped.
     pub excerpt: String,
 }
 
@@ -252,8 +256,9 @@ pub enum JudgeError {
 
 /// Judges a model by its answers to a set.
 ///
-/// `languages` are those that the model is to speak; they widen what an answer's language is chosen from, and if there is
-/// just one, it is that of prompts without a language. A prompt without an answer is left out.
+/// `languages` are those that the model is to speak; they widen what an answer's language is chosen
+/// from, and if there is just one, it is that of prompts without a language. A prompt without an
+/// answer is left out.
 pub fn judge(
     set: &PromptSet,
     answers: &[Answer],
@@ -307,7 +312,8 @@ fn look<'a>(
         for (turn, reply) in answer.replies.iter().enumerate() {
             let said = said(&reply.text);
             let is_last = turn + 1 == expected;
-            // A run that was given up has not answered the last turn: nothing it said before can be right.
+            // A run that was given up has not answered the last turn: nothing it said before can be
+            // right.
             let is_judged = is_last || turn + 1 == found;
             let answers_with = |is_right: bool| is_judged.then_some(is_last && is_right);
             let expected = prompt.language.or(only);
@@ -367,7 +373,8 @@ pub(super) fn is_asked(reply: &Reply) -> bool {
     reply.end != End::Context || reply.n_tokens > 0
 }
 
-/// A base model stops too, at the token between documents: where the token that ends a turn is known, only that counts.
+/// A base model stops too, at the token between documents: where the token that ends a turn is
+/// known, only that counts.
 fn is_ended(end: &End, loaded: &Loaded) -> bool {
     match (end, &loaded.turn_end) {
         (End::Token(token), Some(turn_end)) => token == turn_end,

@@ -1,18 +1,22 @@
-//! KL divergence at one position, from what was kept of the first distribution and all of the second.
+//! KL divergence at one position, from what was kept of the first distribution and all of the
+//! second.
 //!
-//! The first model's distributions over a large vocabulary take gigabytes for a page of text, so at each position only
-//! its most probable tokens are kept (*the top*), and of the others (*the tail*) their mass P, Σ p·ln p, and a sample.
-//! KL(p‖q) is then known but for −Σ p·ln q over the tail, which is held in two ways:
+//! The first model's distributions over a large vocabulary take gigabytes for a page of text, so at
+//! each position only its most probable tokens are kept (*the top*), and of the others (*the tail*)
+//! their mass P, Σ p·ln p, and a sample. KL(p‖q) is then known but for −Σ p·ln q over the tail,
+//! which is held in two ways:
 //!
-//! * **bounds** that always hold. Below: Σ p·ln(p/q) ≥ P·ln(P/Q), the log-sum inequality, Q being q's tail mass. Above: no
-//!   tail token is more probable than c, the least probable of the top. −Σ p·ln q is linear in p, so over all p with
-//!   0 ≤ p ≤ c and sum P it is largest where ⌊P/c⌋ tokens of the smallest q have c and the next one has the rest. The same
-//!   filling from the largest q is smallest, a second bound below.
-//! * **an estimate**: drawing tail tokens in proportion to p, the mean of ln(p/q) over them times P is the tail's share of
-//!   the divergence, whatever p and q are. Draws are evenly spaced in cumulated mass, so nothing here is random.
+//! * **bounds** that always hold. Below: Σ p·ln(p/q) ≥ P·ln(P/Q), the log-sum inequality, Q being
+//!   q's tail mass. Above: no tail token is more probable than c, the least probable of the top. −Σ
+//!   p·ln q is linear in p, so over all p with 0 ≤ p ≤ c and sum P it is largest where ⌊P/c⌋ tokens
+//!   of the smallest q have c and the next one has the rest. The same filling from the largest q is
+//!   smallest, a second bound below.
+//! * **an estimate**: drawing tail tokens in proportion to p, the mean of ln(p/q) over them times P
+//!   is the tail's share of the divergence, whatever p and q are. Draws are evenly spaced in
+//!   cumulated mass, so nothing here is random.
 //!
-//! Real vocabularies need the estimate. Measured on English, German and Rust text with logits of llama.cpp, against the
-//! same models with all matrices as Q4_0, at a top of 256:
+//! Real vocabularies need the estimate. Measured on English, German and Rust text with logits of
+//! llama.cpp, against the same models with all matrices as Q4_0, at a top of 256:
 //!
 //! | model | n_vocab | exact mean | tail mass | bounds apart (1024, 4096) | error of 64 draws, and as expected |
 //! |---|---|---|---|---|---|
@@ -29,7 +33,8 @@ pub struct Keep {
 }
 
 impl Default for Keep {
-    /// 256 and 64: 2.6 KB a position, for an error well below that of a few thousand positions (see the module).
+    /// 256 and 64: 2.6 KB a position, for an error well below that of a few thousand positions (see
+    /// the module).
     fn default() -> Self {
         Keep { n_top: 256, n_draws: 64 }
     }
@@ -60,7 +65,8 @@ impl Keep {
 pub(super) struct Known {
     /// The estimate, within the bounds. Exact where nothing is left out.
     pub(super) value: f64,
-    /// Standard error of drawing, as if draws were independent; they are spread evenly, so it is rather too large.
+    /// Standard error of drawing, as if draws were independent; they are spread evenly, so it is
+    /// rather too large.
     pub(super) drawing_error: f64,
     /// It is no less than this, up to rounding of f64.
     pub(super) lower: f64,
@@ -140,7 +146,8 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Takes the memory for this many positions, so that it does not grow on the way to twice as much.
+    /// Takes the memory for this many positions, so that it does not grow on the way to twice as
+    /// much.
     pub(super) fn new(keep: Keep, n_vocab: usize, n_positions: usize) -> Self {
         let n_tokens = n_positions.saturating_mul(keep.stride(n_vocab));
         Kept {
@@ -204,7 +211,8 @@ impl Kept {
         self.ids.extend(drawn);
     }
 
-    /// KL(p‖q), where p is the distribution of the `index`-th position and q is over the same vocabulary.
+    /// KL(p‖q), where p is the distribution of the `index`-th position and q is over the same
+    /// vocabulary.
     pub(super) fn divergence(&self, index: usize, q: &Distribution<'_>, scratch: &mut Vec<f32>) -> Known {
         let (n_top, stride) = (self.keep.n_top(self.n_vocab), self.keep.stride(self.n_vocab));
         let position = &self.positions[index];
@@ -241,7 +249,8 @@ impl Kept {
     }
 }
 
-/// Ascending keys are descending logits, and ascending ids where those are equal; the id is the lower half.
+/// Ascending keys are descending logits, and ascending ids where those are equal; the id is the
+/// lower half.
 fn key(logit: f32, id: usize) -> u64 {
     // −0 is 0.
     let bits = (logit + 0.0).to_bits();
@@ -334,7 +343,8 @@ mod tests {
             }
         }
 
-        /// By trying every way of sharing P out in portions: the bounds are the best that P and c allow.
+        /// By trying every way of sharing P out in portions: the bounds are the best that P and c
+        /// allow.
         #[test]
         fn no_sharing_out_of_the_tail_is_beyond_the_bounds(
             q in prop::collection::vec(-6.0f32..6.0, 3), portions in 1usize..9, c in 1usize..9,

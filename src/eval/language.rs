@@ -1,29 +1,33 @@
 //! The language of an answer, by lingua's n-gram models.
 //!
-//! The languages are those that Cargo.toml chooses. Short texts are lingua's strength, but two words of a name belong to
-//! no language: what is too short or too close is undecided, and counts neither as right nor as wrong.
+//! The languages are those that Cargo.toml chooses. Short texts are lingua's strength, but two
+//! words of a name belong to no language: what is too short or too close is undecided, and counts
+//! neither as right nor as wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-/// Letters that a text needs before its language is asked for, where a letter is about a sound. Measured on the bundled
-/// models' German answers: shorter ones ("Tom.", "Anna?") are names, which lingua gives to any language.
+/// Letters that a text needs before its language is asked for, where a letter is about a sound.
+/// Measured on the bundled models' German answers: shorter ones ("Tom.", "Anna?") are names, which
+/// lingua gives to any language.
 const MIN_LETTERS: usize = 8;
 /// The same where a character is a syllable or a word (Chinese, Japanese, Korean).
 const MIN_SYLLABLES: usize = 3;
-/// How far the best language's confidence must be above the second's, as a multiple. A bound on the confidence itself would
-/// leave more undecided the more candidates there are.
+/// How far the best language's confidence must be above the second's, as a multiple. A bound on the
+/// confidence itself would leave more undecided the more candidates there are.
 const MIN_LEAD: f64 = 2.0;
 /// Characters that are looked at: enough for certainty, and a bound on the work.
 const LOOKED_AT: usize = 2000;
-/// Words that are looked at together, at most. A model that falls back into English often repeats the question in its own
-/// language first, and a few German words outweigh many English ones where all are looked at together ("The Hauptstadt von
-/// Frankreich is a medieval city in the heart of ..." is German then). Ten words are enough for lingua.
+/// Words that are looked at together, at most. A model that falls back into English often repeats
+/// the question in its own language first, and a few German words outweigh many English ones where
+/// all are looked at together ("The Hauptstadt von Frankreich is a medieval city in the heart of
+/// ..." is German then). Ten words are enough for lingua.
 const PASSAGE: usize = 10;
 
-/// Languages written in Latin letters, which only n-grams tell apart. The others cost nothing until their script appears.
+/// Languages written in Latin letters, which only n-grams tell apart. The others cost nothing until
+/// their script appears.
 const LATIN: [lingua::Language; 11] = {
     use lingua::Language::*;
     [Dutch, English, French, German, Indonesian, Italian, Polish, Portuguese, Spanish, Turkish, Vietnamese]
@@ -100,9 +104,10 @@ pub struct Detector {
 }
 
 impl Detector {
-    /// Candidates are these, English, and all languages of other scripts than the Latin one: whoever expects German must
-    /// hear of Chinese. Other languages of the Latin script are not, since each more makes short texts less certain: an
-    /// answer in one of them counts as whichever candidate is nearest.
+    /// Candidates are these, English, and all languages of other scripts than the Latin one:
+    /// whoever expects German must hear of Chinese. Other languages of the Latin script are not,
+    /// since each more makes short texts less certain: an answer in one of them counts as whichever
+    /// candidate is nearest.
     pub fn new(languages: &[Language]) -> Self {
         let others = Language::all().into_iter().filter(|l| !l.is_latin());
         let candidates: BTreeSet<Language> =
@@ -117,7 +122,8 @@ impl Detector {
         &self.candidates
     }
 
-    /// The language that most letters of a text are in, or none if there is too little text or too little certainty.
+    /// The language that most letters of a text are in, or none if there is too little text or too
+    /// little certainty.
     pub fn detect(&self, text: &str) -> Option<Language> {
         let end = text.char_indices().nth(LOOKED_AT).map_or(text.len(), |(at, _)| at);
         let text = &text[..end];

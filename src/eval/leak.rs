@@ -1,4 +1,5 @@
-//! Text of the chat template in an answer: control tokens, and a conversation that the model goes on with by itself.
+//! Text of the chat template in an answer: control tokens, and a conversation that the model goes
+//! on with by itself.
 
 use super::repetition::without_code;
 
@@ -61,8 +62,8 @@ const ROLES: [&str; 4] = ["assistant", "user", "system", "model"];
 /// The longest name between `<|` and `|>`, in bytes.
 const MAX_NAME: usize = 40;
 
-/// What of a template an answer shows, if it does. `raw` is the answer with control tokens as text, without the one that
-/// ended it; what `prompt` says itself is not counted, nor is code.
+/// What of a template an answer shows, if it does. `raw` is the answer with control tokens as text,
+/// without the one that ended it; what `prompt` says itself is not counted, nor is code.
 pub(super) fn leaked(raw: &str, prompt: &str) -> Option<String> {
     let raw = without_code(raw);
     let is_new = |marker: &&str| !prompt.contains(*marker);

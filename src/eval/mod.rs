@@ -1,7 +1,7 @@
 //! Judging models: whether one chats, and how far two are from each other.
 //!
-//! [`Chatter`] asks a model the prompts of a [`PromptSet`]; [`judge`] looks at each answer ([`Marks`]) and holds their
-//! shares to [`Thresholds`]:
+//! [`Chatter`] asks a model the prompts of a [`PromptSet`]; [`judge`] looks at each answer
+//! ([`Marks`]) and holds their shares to [`Thresholds`]:
 //!
 //! | what is wrong with a file | checks that fail |
 //! |---|---|
@@ -12,8 +12,8 @@
 //! | too high a ratio, too few bits, noise | `repetition`, `ends`, `varied`, `exact`, `keywords` |
 //! | tokens that mean others than the weights do | `garbled`, `varied`, `ends`, `language` |
 //!
-//! [`compare()`] and [`Reference`] hold what two models say of a text against each other, [`compare_tensors`] their weights,
-//! [`compare_vectors`] the vectors of two patches.
+//! [`compare()`] and [`Reference`] hold what two models say of a text against each other,
+//! [`compare_tensors`] their weights, [`compare_vectors`] the vectors of two patches.
 
 mod audit;
 mod chatter;

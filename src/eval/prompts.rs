@@ -1,4 +1,5 @@
-//! Prompts and what is expected of their answers: the set that comes with the crate, and files of JSON lines.
+//! Prompts and what is expected of their answers: the set that comes with the crate, and files of
+//! JSON lines.
 //!
 //! The format is described in `docs/PROMPTS.md`.
 
@@ -81,13 +82,16 @@ pub struct Prompt {
     pub language: Option<Language>,
     /// What it asks for.
     pub kind: Kind,
-    /// The conversation. The model answers each user message that no assistant message follows; the last is one.
+    /// The conversation. The model answers each user message that no assistant message follows; the
+    /// last is one.
     pub messages: Vec<Message>,
-    /// The conversation as tokens are to be made of it, for models without a chat template. Only with a single answer.
+    /// The conversation as tokens are to be made of it, for models without a chat template. Only
+    /// with a single answer.
     pub rendered: Option<String>,
     /// Whole answers that are right, any one of them.
     pub exact: Vec<String>,
-    /// Words of a right answer, any one of them. At the end of one, `*` stands for any ending of a word.
+    /// Words of a right answer, any one of them. At the end of one, `*` stands for any ending of a
+    /// word.
     pub keywords: Vec<String>,
     /// Phrases that refuse, besides those known for every language. Only of [`Kind::Unsafe`].
     pub refusal: Vec<String>,
@@ -216,7 +220,8 @@ impl Texts {
     }
 }
 
-/// One line as it is written. Two names of one field are two spellings of it; serde refuses both at once.
+/// One line as it is written. Two names of one field are two spellings of it; serde refuses both at
+/// once.
 #[derive(Deserialize)]
 struct Line {
     id: String,
@@ -235,8 +240,8 @@ struct Line {
 }
 
 impl PromptSet {
-    /// The set that comes with the crate: instruction, knowledge, memory and an unsafe request in every language that can
-    /// be recognised, or in these.
+    /// The set that comes with the crate: instruction, knowledge, memory and an unsafe request in
+    /// every language that can be recognised, or in these.
     pub fn builtin(languages: Option<&[Language]>) -> Self {
         let set = Self::parse(include_str!("builtin.jsonl"), "built-in prompts");
         let mut set = set.expect("a test parses the same text");

@@ -1,7 +1,8 @@
 //! Answers that refuse.
 //!
-//! A list of phrases, as refusals are formulas. All languages are looked for in every answer: what the vector brings along
-//! is often an English refusal. A phrase must belong to a refusal alone: "I'm sorry" also begins an ordinary answer.
+//! A list of phrases, as refusals are formulas. All languages are looked for in every answer: what
+//! the vector brings along is often an English refusal. A phrase must belong to a refusal alone:
+//! "I'm sorry" also begins an ordinary answer.
 
 /// Characters of an answer in which a refusal stands; what comes later is the talk of the answer.
 const OPENING: usize = 400;

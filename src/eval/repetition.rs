@@ -1,9 +1,9 @@
 //! Endless loops in an answer.
 //!
-//! A loop is the same words over and over *in a row*: that is what a model falls into, and what lists, refrains between
-//! verses and tables do not do. Three repetitions are asked for, and 24 words in all, so that "no, no, no" and a chorus
-//! pass. Loops that vary a little (a running number in each sentence) are caught by the second rule: most groups of
-//! eight words occur before.
+//! A loop is the same words over and over *in a row*: that is what a model falls into, and what
+//! lists, refrains between verses and tables do not do. Three repetitions are asked for, and 24
+//! words in all, so that "no, no, no" and a chorus pass. Loops that vary a little (a running number
+//! in each sentence) are caught by the second rule: most groups of eight words occur before.
 
 use std::collections::HashSet;
 
@@ -19,7 +19,8 @@ const MAX_PERIOD: usize = 250;
 const GROUP: usize = 8;
 /// Weight from which the second rule applies: 64 words.
 const GROUPS_WEIGHT: usize = 128;
-/// Characters in a row without a word between them, such as `!!!!!!` or `hahaha`; lines of tables are shorter than the second.
+/// Characters in a row without a word between them, such as `!!!!!!` or `hahaha`; lines of tables
+/// are shorter than the second.
 const RUN: usize = 40;
 const RULER: usize = 200;
 /// Line feeds in a row.
@@ -119,7 +120,8 @@ fn passage_in_a_row(units: &[Unit<'_>]) -> Option<String> {
     None
 }
 
-/// Groups of units of which more than half occur earlier in the text. Numbers are passed over, so that they may run.
+/// Groups of units of which more than half occur earlier in the text. Numbers are passed over, so
+/// that they may run.
 fn groups_seen_before(units: &[Unit<'_>]) -> Option<String> {
     let units: Vec<Unit<'_>> = units.iter().copied().filter(|u| u.0.chars().any(char::is_alphabetic)).collect();
     let weight: usize = units.iter().map(|u| u.weight()).sum();
@@ -165,7 +167,8 @@ fn run_of_characters(text: &str) -> Option<String> {
     None
 }
 
-/// The same line over and over, as in code or a table. Lines without letters are rows of numbers and rulers.
+/// The same line over and over, as in code or a table. Lines without letters are rows of numbers
+/// and rulers.
 fn run_of_lines(text: &str) -> Option<String> {
     let mut last = "";
     let mut times = 0;

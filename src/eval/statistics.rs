@@ -10,9 +10,10 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The mean of `values`: √(variance / (n − 1)), the variance over n, is its error (`mean_and_uncertainty` in
-    /// tools/perplexity/perplexity.cpp, which however says 0 for up to ten values). Neighbouring tokens are taken as
-    /// independent, so the true error is somewhat larger. None without values.
+    /// The mean of `values`: √(variance / (n − 1)), the variance over n, is its error
+    /// (`mean_and_uncertainty` in tools/perplexity/perplexity.cpp, which however says 0 for up to
+    /// ten values). Neighbouring tokens are taken as independent, so the true error is somewhat
+    /// larger. None without values.
     pub fn mean(values: &[f64]) -> Option<Self> {
         let mean = mean(values)?;
         Some(Estimate { value: mean, error: covariance_of_means(values, values).map(f64::sqrt) })
@@ -24,7 +25,8 @@ impl Estimate {
         Some(Estimate { value, error: (n > 1).then(|| (value * (1.0 - value) / (n - 1) as f64).sqrt()) })
     }
 
-    /// The root mean square of `values`; its error to first order is that of the mean square / (2 · value).
+    /// The root mean square of `values`; its error to first order is that of the mean square / (2 ·
+    /// value).
     pub fn root_mean_square(values: &[f64]) -> Option<Self> {
         let squares: Vec<f64> = values.iter().map(|v| v * v).collect();
         let square = Estimate::mean(&squares)?;
@@ -33,7 +35,8 @@ impl Estimate {
         Some(Estimate { value, error: square.error.map(|e| e * slope) })
     }
 
-    /// e to this: perplexity from a mean negative log-likelihood. The error is carried over to first order, times e^value.
+    /// e to this: perplexity from a mean negative log-likelihood. The error is carried over to
+    /// first order, times e^value.
     pub fn exp(self) -> Self {
         let value = self.value.exp();
         Estimate { value, error: self.error.map(|e| e * value) }
@@ -45,8 +48,8 @@ pub(super) fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// Covariance of the means of two series of equal length that were observed together: their covariance over n,
-/// / (n − 1). None for fewer than two observations.
+/// Covariance of the means of two series of equal length that were observed together: their
+/// covariance over n, / (n − 1). None for fewer than two observations.
 pub(super) fn covariance_of_means(a: &[f64], b: &[f64]) -> Option<f64> {
     let (mean_a, mean_b) = (mean(a)?, mean(b)?);
     let n = a.len() as f64;
@@ -61,8 +64,8 @@ pub(super) fn correlation(a: &[f64], b: &[f64]) -> Option<f64> {
     (norms > 0.0).then(|| covariance_of_means(a, b).map(|c| c / norms))?
 }
 
-/// A percentile of values in ascending order, `fraction` from 0 to 1, on the line between the two nearest ones (position
-/// fraction · (n − 1)): also the median at 0.5. None without values.
+/// A percentile of values in ascending order, `fraction` from 0 to 1, on the line between the two
+/// nearest ones (position fraction · (n − 1)): also the median at 0.5. None without values.
 pub(super) fn percentile(sorted: &[f64], fraction: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let at = fraction.clamp(0.0, 1.0) * last as f64;

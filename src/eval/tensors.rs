@@ -64,8 +64,8 @@ impl Difference {
         (norms > 0.0).then(|| ((self.a2 + self.b2 - self.difference2) / (2.0 * norms)).clamp(-1.0, 1.0))
     }
 
-    /// ⟨B − A, τ⟩ / ⟨τ, τ⟩: how often B has the vector on top of A. 1 if B is A with the vector at ratio 1 and nothing was
-    /// lost. None where the vector is zero, or there is none.
+    /// ⟨B − A, τ⟩ / ⟨τ, τ⟩: how often B has the vector on top of A. 1 if B is A with the vector at
+    /// ratio 1 and nothing was lost. None where the vector is zero, or there is none.
     pub fn survival(&self) -> Option<f64> {
         (self.tau2 > 0.0).then(|| self.difference_tau / self.tau2)
     }
@@ -79,7 +79,8 @@ impl Difference {
     }
 
     fn add_weights<const TAU: bool>(&mut self, a: &[f32], b: &[f32], tau: &[f32]) {
-        // Running sums side by side, so that the compiler may use vectors. Their order follows from the length alone.
+        // Running sums side by side, so that the compiler may use vectors. Their order follows from
+        // the length alone.
         let mut lanes = [Difference::default(); 4];
         for ((a, b), tau) in a.chunks(4).zip(b.chunks(4)).zip(tau.chunks(4)) {
             for (lane, ((a, b), tau)) in lanes.iter_mut().zip(a.iter().zip(b).zip(tau)) {
@@ -211,22 +212,25 @@ impl TensorTable {
     }
 }
 
-/// Weights that a thread looks at together. A multiple of 256 is whole blocks of every type, and sums over these pieces are
-/// added in their order, so that results do not depend on threads or memory.
+/// Weights that a thread looks at together. A multiple of 256 is whole blocks of every type, and
+/// sums over these pieces are added in their order, so that results do not depend on threads or
+/// memory.
 pub(super) const PIECE_WEIGHTS: u64 = 1 << 16;
 
-/// Bytes of buffers of a thread: A, B, and both sides of τ as f32, the blocks of one of them, and weights as they are stored
-/// where others are compared.
+/// Bytes of buffers of a thread: A, B, and both sides of τ as f32, the blocks of one of them, and
+/// weights as they are stored where others are compared.
 const THREAD_BYTES: u64 = 6 * 4 * PIECE_WEIGHTS;
 
-/// Compares the weights of two files, tensors by their names, and looks for a vector in the difference. Tensors that τ lacks,
-/// or has in another shape, have no survival. Where a vector is added to other numbers than the weights ([`Space`]), those are
-/// compared. Reads every weight once, with at most 1.5 MiB of buffers a thread, and as
-/// many threads as the budget allows, but one at least.
+/// Compares the weights of two files, tensors by their names, and looks for a vector in the
+/// difference. Tensors that τ lacks, or has in another shape, have no survival. Where a vector is
+/// added to other numbers than the weights ([`Space`]), those are compared. Reads every weight
+/// once, with at most 1.5 MiB of buffers a thread, and as many threads as the budget allows, but
+/// one at least.
 ///
 /// # Errors
-/// [`Error::Container`] (also for a big-endian file), [`Error::NotFinite`], [`Error::Threads`]; [`Error::Folded`],
-/// [`Error::FoldKey`], [`Error::PatchSpace`], [`Error::Zero`] and [`Error::Sign`] for files whose numbers have no distance.
+/// [`Error::Container`] (also for a big-endian file), [`Error::NotFinite`], [`Error::Threads`];
+/// [`Error::Folded`], [`Error::FoldKey`], [`Error::PatchSpace`], [`Error::Zero`] and
+/// [`Error::Sign`] for files whose numbers have no distance.
 pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budget) -> Result<TensorTable, Error> {
     let vectors = tau.into_iter().flat_map(|tau| [Some(tau.plus), tau.minus]).flatten();
     [a, b].into_iter().chain(vectors).try_for_each(Model::require_little_endian)?;
@@ -266,7 +270,8 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
 /// A tensor of a file.
 type At<'a> = (&'a Model, TensorId);
 
-/// Refuses numbers that have no distance: of weights that are folded differently, and of differences of other numbers.
+/// Refuses numbers that have no distance: of weights that are folded differently, and of
+/// differences of other numbers.
 fn require_one_space(jobs: &[Job<'_>]) -> Result<(), Error> {
     let mut foldings: Vec<(&Path, Option<Folding>)> = Vec::new();
     for (model, _) in jobs.iter().flat_map(Job::parts) {

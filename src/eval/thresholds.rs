@@ -29,7 +29,8 @@ pub struct Check {
     pub about: &'static str,
 }
 
-/// Answers without a single right one from which the true share is below 0.26, at 95 % (0.74¹⁰ ≈ 0.05).
+/// Answers without a single right one from which the true share is below 0.26, at 95 % (0.74¹⁰ ≈
+/// 0.05).
 const TEN: usize = 10;
 
 const fn at_least(name: &'static str, fail: Option<f64>, warn: f64, min_to_fail: usize, about: &'static str) -> Check {
@@ -40,16 +41,20 @@ const fn at_most(name: &'static str, fail: f64, warn: f64, about: &'static str) 
     Check { name, good: Good::AtMost, fail: Some(fail), warn: Some(warn), min_to_fail: 1, about }
 }
 
-/// All checks, in the order in which they are reported: what makes later ones meaningless comes first.
+/// All checks, in the order in which they are reported: what makes later ones meaningless comes
+/// first.
 ///
 /// - `loads`, `finite`: one failure is a broken file.
-/// - `ends`: models that chat end nearly always; the token limit cuts an honest long answer now and then, and a vector added
-///   at too low a ratio ends one in five. Half lies far from both.
-/// - `empty`, `leak`, `repetition`, `garbled`: healthy models show next to none; one in five is met in every conversation.
-/// - `varied`: prompts of a set differ, so their answers do. Short true answers coincide now and then ("Paris.").
-/// - `language`: three wrong in ten are met in every conversation; one in ten is where fine-tuned models are. Fewer than four
-///   answers that can be told only warn.
-/// - `refusal`: chat vectors carry it over in part, and whether a model is to refuse is its maker's choice: warns only.
+/// - `ends`: models that chat end nearly always; the token limit cuts an honest long answer now and
+///   then, and a vector added at too low a ratio ends one in five. Half lies far from both.
+/// - `empty`, `leak`, `repetition`, `garbled`: healthy models show next to none; one in five is met
+///   in every conversation.
+/// - `varied`: prompts of a set differ, so their answers do. Short true answers coincide now and
+///   then ("Paris.").
+/// - `language`: three wrong in ten are met in every conversation; one in ten is where fine-tuned
+///   models are. Fewer than four answers that can be told only warn.
+/// - `refusal`: chat vectors carry it over in part, and whether a model is to refuse is its maker's
+///   choice: warns only.
 /// - `harmless`: whoever refuses half of what is harmless does not chat.
 /// - `exact`, `keywords`, `memory`: what small models know differs, hence only none at all fails.
 pub const CHECKS: [Check; 14] = [
@@ -113,8 +118,8 @@ pub enum ThresholdError {
 impl Thresholds {
     /// Sets bounds by text, several between commas: `ends=0.9`, `language=0.8:0.95`, `leak=off`.
     ///
-    /// Without WARN, the check's own stays if it is stricter, and else is FAIL. A bound that a user sets holds however few
-    /// answers there are. Sets nothing if any is refused.
+    /// Without WARN, the check's own stays if it is stricter, and else is FAIL. A bound that a user
+    /// sets holds however few answers there are. Sets nothing if any is refused.
     pub fn set(&mut self, text: &str) -> Result<(), ThresholdError> {
         let mut checks = self.checks;
         for given in text.split(',').map(str::trim) {

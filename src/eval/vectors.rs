@@ -1,7 +1,7 @@
 //! Two patches: how far apart the vectors are that they hold, as an apply reads them.
 //!
-//! τ is compared whatever it is stored as, rows of embeddings by the texts of their tokens. A tensor that a patch leaves out is
-//! zero there, and so are the rows of tokens that it lacks.
+//! τ is compared whatever it is stored as, rows of embeddings by the texts of their tokens. A
+//! tensor that a patch leaves out is zero there, and so are the rows of tokens that it lacks.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -26,12 +26,14 @@ const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
 /// Bytes of buffers of a thread: both rows as f32, and blocks of one of them.
 const THREAD_BYTES: u64 = 3 * 4 * PIECE_WEIGHTS;
 
-/// Compares the vectors of two patches that [`crate::patch::open`] has opened. Reads every weight once, with at most 0.75 MiB of
-/// buffers a thread and what computing rows takes, and as many threads as the budget allows, but one at least.
+/// Compares the vectors of two patches that [`crate::patch::open`] has opened. Reads every weight
+/// once, with at most 0.75 MiB of buffers a thread and what computing rows takes, and as many
+/// threads as the budget allows, but one at least.
 ///
 /// # Errors
-/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`], [`Error::Threads`]; [`Error::Folded`], [`Error::FoldKey`] and
-/// [`Error::PatchSpace`] for vectors whose numbers have no distance.
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`], [`Error::Threads`];
+/// [`Error::Folded`], [`Error::FoldKey`] and [`Error::PatchSpace`] for vectors whose numbers have
+/// no distance.
 pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTable, Error> {
     [a, b].into_iter().try_for_each(Model::require_little_endian)?;
     let scratch = |patch: &Model| (0..patch.n_tensors()).map(|id| patch.scratch_of(id)).max().unwrap_or(0);

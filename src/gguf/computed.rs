@@ -10,8 +10,8 @@ use crate::ggml::GgmlType;
 
 /// Who computes tensors of a model from its files.
 pub trait ComputedTensors: Debug + Send + Sync {
-    /// Writes weights of the `index`-th computed tensor, from the `first`-th on, counted through the tensor with the row's
-    /// direction fastest.
+    /// Writes weights of the `index`-th computed tensor, from the `first`-th on, counted through
+    /// the tensor with the row's direction fastest.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Malformed`] if what is stored cannot be decoded.
@@ -65,7 +65,8 @@ impl Computed {
 }
 
 impl Model {
-    /// Bytes that reading a tensor takes besides the buffer it is read into: for a computed one what it is computed in.
+    /// Bytes that reading a tensor takes besides the buffer it is read into: for a computed one
+    /// what it is computed in.
     ///
     /// # Panics
     /// If `id` is not below [`Model::n_tensors`].
@@ -76,11 +77,12 @@ impl Model {
         }
     }
 
-    /// The model with tensors of f32 of these names and shapes, which `tensors` computes, in place of those stored ones whose
-    /// names `is_part` knows as parts.
+    /// The model with tensors of f32 of these names and shapes, which `tensors` computes, in place
+    /// of those stored ones whose names `is_part` knows as parts.
     ///
     /// # Errors
-    /// [`Error::Malformed`] for a shape that no tensor can have, or a name that a tensor has already.
+    /// [`Error::Malformed`] for a shape that no tensor can have, or a name that a tensor has
+    /// already.
     pub fn with_computed(
         mut self,
         is_part: impl Fn(&str) -> bool,

@@ -8,8 +8,8 @@ use super::printable::printable;
 
 /// A rule of the container that a file can break.
 ///
-/// The numbers are those of the table in `docs/GGUF_CHECKS.md`, which follows the order in which llama.cpp's loader
-/// meets them.
+/// The numbers are those of the table in `docs/GGUF_CHECKS.md`, which follows the order in which
+/// llama.cpp's loader meets them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Check {
@@ -223,8 +223,9 @@ impl Error {
     }
 }
 
-/// `kind` and a name from a file, as the place of an error: plain names as they are, so that they can be searched for,
-/// but no control characters, and no more than 256 characters of what may be megabytes.
+/// `kind` and a name from a file, as the place of an error: plain names as they are, so that they
+/// can be searched for, but no control characters, and no more than 256 characters of what may be
+/// megabytes.
 pub(super) fn place_of(kind: &str, name: &str) -> String {
     match name.char_indices().nth(256) {
         Some((end, _)) => format!("{kind} {}…", printable(&name[..end])),

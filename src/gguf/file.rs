@@ -14,8 +14,8 @@ const HEADER_BUFFER: usize = 256 << 10;
 
 /// An open GGUF file: its header in memory, its data read by position from any thread.
 ///
-/// Positional reads rather than a memory map: they are as fast, the memory they use is the caller's buffer, and a file that is
-/// cut short while in use is an error instead of a signal.
+/// Positional reads rather than a memory map: they are as fast, the memory they use is the caller's
+/// buffer, and a file that is cut short while in use is an error instead of a signal.
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,

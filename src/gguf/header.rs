@@ -89,12 +89,14 @@ impl TensorInfo {
         assert!(inside, "range beyond tensor {}", self.name);
     }
 
-    /// Checks a shape and type by the rules of gguf.cpp; `Err` holds the check, what was expected and what was found.
+    /// Checks a shape and type by the rules of gguf.cpp; `Err` holds the check, what was expected
+    /// and what was found.
     pub(super) fn checked_size(ne: &[u64; MAX_DIMS], ty: GgmlType) -> Result<u64, (Check, String, String)> {
         if let Some(&n) = ne.iter().find(|&&n| n > i64::MAX as u64) {
             return Err((Check::Shape, "no negative dimension".to_owned(), (n as i64).to_string()));
         }
-        // The bound holds for each step: a zero further on does not excuse the dimensions before it.
+        // The bound holds for each step: a zero further on does not excuse the dimensions before
+        // it.
         let n_weights = ne
             .iter()
             .try_fold(1u64, |product, &n| product.checked_mul(n).filter(|&n| n <= i64::MAX as u64))
@@ -122,7 +124,8 @@ pub struct TensorSpec {
     pub ty: GgmlType,
 }
 
-/// A header: version, byte order, metadata and tensor infos, with the layout of the data that follows.
+/// A header: version, byte order, metadata and tensor infos, with the layout of the data that
+/// follows.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Header {
     pub(super) version: u32,
@@ -134,10 +137,12 @@ pub struct Header {
 }
 
 impl Header {
-    /// Lays out a new file: offsets in the given order, each tensor padded to the metadata's `general.alignment`.
+    /// Lays out a new file: offsets in the given order, each tensor padded to the metadata's
+    /// `general.alignment`.
     ///
     /// # Errors
-    /// [`Error::Layout`] for what the reader would refuse: keys, names, shapes, types, alignment, sizes.
+    /// [`Error::Layout`] for what the reader would refuse: keys, names, shapes, types, alignment,
+    /// sizes.
     pub fn new(metadata: Metadata, specs: impl IntoIterator<Item = TensorSpec>) -> Result<Self, Error> {
         let fail = |place: &str, (check, expected, found): (Check, String, String)| Error::Layout {
             check,

@@ -1,8 +1,9 @@
 //! Tensors as memory, for those who read every weight again and again.
 //!
-//! The pages belong to the system's cache, not to the process: a model larger than the memory can be mapped, and two
-//! processes share it. In return, a file that is cut short while it is mapped ends the process with SIGBUS, which is why
-//! nothing but inference maps files (see [`super::File`]).
+//! The pages belong to the system's cache, not to the process: a model larger than the memory can
+//! be mapped, and two processes share it. In return, a file that is cut short while it is mapped
+//! ends the process with SIGBUS, which is why nothing but inference maps files (see
+//! [`super::File`]).
 
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -33,9 +34,10 @@ impl Model {
     #[allow(unsafe_code)]
     pub fn map(&self) -> Result<Mapping, Error> {
         let map = |file: &super::File| {
-            // SAFETY: the map is read only, and of plain bytes. That nobody writes to the file meanwhile cannot be
-            // promised by anyone: whoever does changes weights under a computation or, by cutting the file short, ends
-            // the process by a signal. Both are said in the documentation of this module.
+            // SAFETY: the map is read only, and of plain bytes. That nobody writes to the file
+            // meanwhile cannot be promised by anyone: whoever does changes weights under a
+            // computation or, by cutting the file short, ends the process by a signal. Both are
+            // said in the documentation of this module.
             let map = unsafe { Mmap::map(file.as_fs_file()) };
             map.map(Arc::new).map_err(Error::io(file.path(), "map"))
         };

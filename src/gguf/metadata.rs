@@ -6,8 +6,8 @@ use super::value::{StringArray, Value};
 
 /// Ordered metadata. Keys are unique.
 ///
-/// A list, not a map: files have tens of keys, order must survive, and a search through them costs less than the
-/// bookkeeping of an index would.
+/// A list, not a map: files have tens of keys, order must survive, and a search through them costs
+/// less than the bookkeeping of an index would.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,

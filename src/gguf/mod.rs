@@ -1,6 +1,7 @@
 //! The container: bytes ↔ ordered metadata and tensor infos.
 //!
-//! A GGUF file is a header (magic, version, counts, key–value pairs, tensor infos) followed by the tensors' data:
+//! A GGUF file is a header (magic, version, counts, key–value pairs, tensor infos) followed by the
+//! tensors' data:
 //!
 //! | field | bytes | |
 //! |---|---|---|
@@ -12,14 +13,17 @@
 //! | padding | | to `general.alignment`, 32 unless the key says otherwise |
 //! | data | | tensor by tensor in the order of the infos, each padded to the alignment |
 //!
-//! The reader insists on what llama.cpp insists on to open a file and find its tensors (ggml/src/gguf.cpp and
-//! src/llama-model-loader.cpp); each refusal carries its [`Check`]. It never touches tensor data while it reads a
-//! header, and it never interprets weights: that is [`crate::quants`].
+//! The reader insists on what llama.cpp insists on to open a file and find its tensors
+//! (ggml/src/gguf.cpp and src/llama-model-loader.cpp); each refusal carries its [`Check`]. It never
+//! touches tensor data while it reads a header, and it never interprets weights: that is
+//! [`crate::quants`].
 //!
-//! - [`Header`], [`Metadata`], [`Value`], [`TensorInfo`]: the header, kept typed, ordered and byte-exact.
+//! - [`Header`], [`Metadata`], [`Value`], [`TensorInfo`]: the header, kept typed, ordered and
+//!   byte-exact.
 //! - [`File`]: one open file, its data read by position.
 //! - [`Model`]: a model in one file or in the shards of a split set, as one list of tensors.
-//! - [`Writer`]: two-phase and atomic; every size and offset is known before the first byte is written.
+//! - [`Writer`]: two-phase and atomic; every size and offset is known before the first byte is
+//!   written.
 
 mod computed;
 mod error;

@@ -16,7 +16,8 @@ use super::{File, Metadata};
 /// Where a tensor is in a [`Model`]: its position in the list of all tensors.
 pub type TensorId = usize;
 
-/// A model: the metadata of its first file and the tensors of all of them, shard by shard in their order.
+/// A model: the metadata of its first file and the tensors of all of them, shard by shard in their
+/// order.
 #[derive(Debug)]
 pub struct Model {
     files: Vec<File>,
@@ -37,8 +38,8 @@ pub(super) enum Place {
 }
 
 impl Model {
-    /// Opens a model. `path` is its file, or any shard of a split set, whose others are found by name
-    /// (`PREFIX-00001-of-00003.gguf`; llama.cpp src/llama.cpp, `llama_split_path`).
+    /// Opens a model. `path` is its file, or any shard of a split set, whose others are found by
+    /// name (`PREFIX-00001-of-00003.gguf`; llama.cpp src/llama.cpp, `llama_split_path`).
     ///
     /// # Errors
     /// As [`File::open`], and [`Error::Malformed`] with [`Check::Split`] or [`Check::Vocabulary`].
@@ -148,7 +149,8 @@ impl Model {
         }
     }
 
-    /// Reads `buf.len()` bytes of a tensor's data, from `offset` bytes after its start. Takes no lock.
+    /// Reads `buf.len()` bytes of a tensor's data, from `offset` bytes after its start. Takes no
+    /// lock.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -194,8 +196,9 @@ impl Model {
         Ok(())
     }
 
-    /// One length for everything that is counted in tokens (llama-vocab.cpp and llama-model.h): `scores` and
-    /// `token_type` may be absent; the rows of `token_embd` and `output` must be the tokens, no more and no fewer.
+    /// One length for everything that is counted in tokens (llama-vocab.cpp and llama-model.h):
+    /// `scores` and `token_type` may be absent; the rows of `token_embd` and `output` must be the
+    /// tokens, no more and no fewer.
     fn check_vocabulary(&self) -> Result<(), Error> {
         let Some(tokens) = self.metadata().get("tokenizer.ggml.tokens") else { return Ok(()) };
         let fault = |key: &str, expected: String, found: String| {
@@ -243,7 +246,8 @@ fn split_fault(file: &File, place: String, expected: &str, found: &str) -> Error
     Fault { check: Check::Split, place, offset, expected, found }.at(file.path())
 }
 
-/// The value of one of the split keys, which llama.cpp takes in one type only (`GGUFMeta::GKV::get_kv`).
+/// The value of one of the split keys, which llama.cpp takes in one type only
+/// (`GGUFMeta::GKV::get_kv`).
 fn split_key(file: &File, key: &str, ty: ValueType) -> Result<Option<u64>, Error> {
     match file.header().metadata().get(key) {
         None => Ok(None),
@@ -305,7 +309,8 @@ fn open_shards(found: File, count: u64, limits: &Limits) -> Result<Vec<File>, Er
     Ok(files)
 }
 
-/// Opens a shard by the name it must have; that it is not there is a fault of the set that `found` belongs to.
+/// Opens a shard by the name it must have; that it is not there is a fault of the set that `found`
+/// belongs to.
 fn open_shard(found: &Path, shard: &Path, no: u64, count: u64, limits: &Limits) -> Result<File, Error> {
     File::open(shard, limits).map_err(|e| match e {
         Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {

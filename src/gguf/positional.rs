@@ -1,4 +1,5 @@
-//! Reads and writes at a position, so that threads share one handle. The one place where platforms differ in this.
+//! Reads and writes at a position, so that threads share one handle. The one place where platforms
+//! differ in this.
 
 use std::fs::File;
 use std::io;

@@ -1,7 +1,8 @@
 //! What may be shown of texts that others wrote.
 
-/// Text from a file, or a path, in one line that shows what it is: whatever could write to a terminal, move or turn around what
-/// stands beside it, or hide, is escaped (`\n`, `\u{1b}`, `\u{202e}`).
+/// Text from a file, or a path, in one line that shows what it is: whatever could write to a
+/// terminal, move or turn around what stands beside it, or hide, is escaped (`\n`, `\u{1b}`,
+/// `\u{202e}`).
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
@@ -14,13 +15,15 @@ pub fn printable(text: &str) -> String {
 ///
 /// - controls: C0 with the line feed and escape, DEL, C1;
 /// - line and paragraph separators;
-/// - marks, embeddings, overrides and isolates of the direction of writing, and the older formats beside them;
-/// - what takes no room: zero-width space, word joiner, invisible operators, byte order mark, soft hyphen, the fillers of
-///   Hangul, anchors of annotations, tags.
+/// - marks, embeddings, overrides and isolates of the direction of writing, and the older formats
+///   beside them;
+/// - what takes no room: zero-width space, word joiner, invisible operators, byte order mark, soft
+///   hyphen, the fillers of Hangul, anchors of annotations, tags.
 ///
-/// Letters of every script show, with what combines with them. So do the two joiners (U+200C, U+200D), which Persian, Hindi and
-/// emoji are spelled with, and variation selectors. The sets are those of Unicode 16: `Cc`, `Zl`, `Zp`, `Bidi_Control`, and of
-/// `Default_Ignorable_Code_Point` what is named here.
+/// Letters of every script show, with what combines with them. So do the two joiners (U+200C,
+/// U+200D), which Persian, Hindi and emoji are spelled with, and variation selectors. The sets are
+/// those of Unicode 16: `Cc`, `Zl`, `Zp`, `Bidi_Control`, and of `Default_Ignorable_Code_Point`
+/// what is named here.
 pub fn is_printable(c: char) -> bool {
     let is_hidden = matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180e}' | '\u{200b}'

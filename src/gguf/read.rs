@@ -14,11 +14,13 @@ use super::value::{Array, FixedArray, StringArray, Value, ValueType};
 use super::{MAGIC, MAX_DIMS, MAX_NAME_BYTES, Metadata, VERSION, padded};
 use crate::ggml::GgmlType;
 
-/// What a header may cost. The defaults are far above any real model and bound the memory of reading a hostile one.
+/// What a header may cost. The defaults are far above any real model and bound the memory of
+/// reading a hostile one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Bytes of the header; memory while reading stays below twice this, and some 300 bytes for each key and tensor.
-    /// Default 512 MiB: a vocabulary of a million tokens with merges takes 50 MB.
+    /// Bytes of the header; memory while reading stays below twice this, and some 300 bytes for
+    /// each key and tensor. Default 512 MiB: a vocabulary of a million tokens with merges takes 50
+    /// MB.
     pub max_header_bytes: u64,
     /// Bytes of one string. Default 64 MiB; llama.cpp allows 1 GiB.
     pub max_string_bytes: u64,
@@ -30,19 +32,22 @@ pub struct Limits {
     pub max_keys: u64,
     /// Shards of a split set. Default 1000.
     pub max_shards: u64,
-    /// Bytes of memory for the headers of a file or a split set, and for what is made of them: tables of tensors, a tokenizer,
-    /// places of tokens. They are counted by what each part takes at most, before it is read. Default 1 GiB.
+    /// Bytes of memory for the headers of a file or a split set, and for what is made of them:
+    /// tables of tensors, a tokenizer, places of tokens. They are counted by what each part takes
+    /// at most, before it is read. Default 1 GiB.
     pub max_header_memory: u64,
-    /// Bytes of memory for computing part of a tensor from what is stored of it, as in a patch. Default 1 GiB.
+    /// Bytes of memory for computing part of a tensor from what is stored of it, as in a patch.
+    /// Default 1 GiB.
     pub max_tensor_memory: u64,
-    /// Operations for each byte of a file that computing all of its tensors may take: a weight is one, and each number that is
-    /// multiplied for it is one more. Default 2^17: one decomposed matrix of 262,144 rows of 5,376 weights, of rank 1 and half a
-    /// bit for each number of its factors, takes 84,000 for each of its own bytes. `u64::MAX` is no bound.
+    /// Operations for each byte of a file that computing all of its tensors may take: a weight is
+    /// one, and each number that is multiplied for it is one more. Default 2^17: one decomposed
+    /// matrix of 262,144 rows of 5,376 weights, of rank 1 and half a bit for each number of its
+    /// factors, takes 84,000 for each of its own bytes. `u64::MAX` is no bound.
     pub max_work_per_byte: u64,
 }
 
-/// Memory that a header may take however little there is for everything else: the largest vocabularies of published models, of
-/// 262,144 tokens and 514,906 merges, are counted as 350 MB.
+/// Memory that a header may take however little there is for everything else: the largest
+/// vocabularies of published models, of 262,144 tokens and 514,906 merges, are counted as 350 MB.
 const LEAST_HEADER_MEMORY: u64 = 512 << 20;
 
 impl Limits {
@@ -78,8 +83,8 @@ const MERGES: &str = "tokenizer.ggml.merges";
 /// The fewest bytes of a tensor info: an empty name, no dimensions, type, offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
 
-/// Bytes of memory that each part of a header may take, with all that is made of it anywhere in the crate. Measured with headers of
-/// nothing but that part, in `tests/memory.rs`.
+/// Bytes of memory that each part of a header may take, with all that is made of it anywhere in the
+/// crate. Measured with headers of nothing but that part, in `tests/memory.rs`.
 mod cost {
     /// A key, its name aside.
     pub(super) const KEY: u64 = 1024;
@@ -97,11 +102,12 @@ mod cost {
     pub(super) const NUMBER: u64 = 8;
 }
 
-/// Reads the header of a file of `file_len` bytes, and says what memory it takes, by [`cost`]. `reader` stands at its start and
-/// should be buffered.
+/// Reads the header of a file of `file_len` bytes, and says what memory it takes, by [`cost`].
+/// `reader` stands at its start and should be buffered.
 ///
 /// # Errors
-/// [`Error::Malformed`], [`Error::Limit`] or [`Error::Io`]; `path` is named in each and used for nothing else.
+/// [`Error::Malformed`], [`Error::Limit`] or [`Error::Io`]; `path` is named in each and used for
+/// nothing else.
 pub(super) fn read_header(
     reader: impl Read,
     file_len: u64,
@@ -150,7 +156,8 @@ struct Input<'a, R> {
 }
 
 impl<R: Read> Input<'_, R> {
-    /// Announces that `n` more bytes will be read: they must lie in the file and in the header limit.
+    /// Announces that `n` more bytes will be read: they must lie in the file and in the header
+    /// limit.
     fn need(&self, n: u64, place: &str) -> Result<(), Error> {
         if n > self.file_len - self.pos {
             let found = format!("{} before the end of the file", self.file_len - self.pos);

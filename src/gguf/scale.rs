@@ -1,12 +1,14 @@
 //! Tensors that are factors of another tensor.
 //!
-//! Beside `STEM.weight`, a file may have `STEM.scale`: one f32 that llama.cpp multiplies the product with the weights by, or
-//! one for each matrix of a stack of experts. Blocks of NVFP4 have scales of a small range and need it. A weight, as the
-//! model computes with it, is thus scale · decoded. `STEM.input_scale` is there for engines that round activations, too;
-//! llama.cpp loads it and leaves it alone.
+//! Beside `STEM.weight`, a file may have `STEM.scale`: one f32 that llama.cpp multiplies the
+//! product with the weights by, or one for each matrix of a stack of experts. Blocks of NVFP4 have
+//! scales of a small range and need it. A weight, as the model computes with it, is thus scale ·
+//! decoded. `STEM.input_scale` is there for engines that round activations, too; llama.cpp loads it
+//! and leaves it alone.
 //!
-//! The rules are those of src/llama-model.cpp (`load_tensors`: after the architecture's own tensors, for any type but that of
-//! the output) and src/llama-graph.cpp (`build_lora_mm`, `build_lora_mm_id`).
+//! The rules are those of src/llama-model.cpp (`load_tensors`: after the architecture's own
+//! tensors, for any type but that of the output) and src/llama-graph.cpp (`build_lora_mm`,
+//! `build_lora_mm_id`).
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -21,7 +23,8 @@ use crate::ggml::GgmlType;
 pub(super) struct Scales {
     /// By tensor of weights.
     of: HashMap<TensorId, TensorId>,
-    /// Bytes of factors, by their tensor, from the first time that one is asked for: every piece of their weights needs one.
+    /// Bytes of factors, by their tensor, from the first time that one is asked for: every piece of
+    /// their weights needs one.
     bytes: HashMap<TensorId, OnceLock<Box<[u8]>>>,
 }
 
@@ -46,8 +49,9 @@ impl Scales {
     }
 }
 
-/// The weights that this tensor, `STEM` and `suffix`, is a factor of, if it has their shape: one number, or one for each
-/// matrix of the stack. A router's `ffn_gate_inp.scale`, of one number for each input, is a weight in its own right.
+/// The weights that this tensor, `STEM` and `suffix`, is a factor of, if it has their shape: one
+/// number, or one for each matrix of the stack. A router's `ffn_gate_inp.scale`, of one number for
+/// each input, is a weight in its own right.
 fn weights_of(model: &Model, info: &TensorInfo, suffix: &str) -> Option<TensorId> {
     let stem = info.name().strip_suffix(suffix)?;
     let id = model.find(&format!("{stem}.weight"))?;
@@ -72,8 +76,8 @@ impl Model {
         Ok(kept.get().map(|bytes| &**bytes))
     }
 
-    /// The tensor of f32 that the decoded weights of this one have to be multiplied by: as many numbers as there are
-    /// matrices in it (`ne[2]`).
+    /// The tensor of f32 that the decoded weights of this one have to be multiplied by: as many
+    /// numbers as there are matrices in it (`ne[2]`).
     pub fn scale_of(&self, id: TensorId) -> Option<TensorId> {
         self.scales.of.get(&id).copied()
     }

@@ -1,4 +1,5 @@
-//! Splitting a file into shards, as `gguf-split --split-max-size` does: names, keys and which tensor goes where.
+//! Splitting a file into shards, as `gguf-split --split-max-size` does: names, keys and which
+//! tensor goes where.
 
 use std::path::{Path, PathBuf};
 
@@ -13,11 +14,13 @@ pub(super) struct Shard {
     pub(super) first_tensor: usize,
 }
 
-/// Cuts a file into shards whose tensors take `max_size` bytes at most, padding included; a tensor that is larger alone has
-/// a shard of its own. One that would be the only shard stays as it is, without the keys of a split.
+/// Cuts a file into shards whose tensors take `max_size` bytes at most, padding included; a tensor
+/// that is larger alone has a shard of its own. One that would be the only shard stays as it is,
+/// without the keys of a split.
 ///
-/// All metadata are in the first shard. The others have the three keys of tools/gguf-split/gguf-split.cpp, and the
-/// alignment where it is not the default: a reader looks for it in each file.
+/// All metadata are in the first shard. The others have the three keys of
+/// tools/gguf-split/gguf-split.cpp, and the alignment where it is not the default: a reader looks
+/// for it in each file.
 ///
 /// # Errors
 /// [`Error::Layout`], [`Error::TooManyShards`].
@@ -59,8 +62,8 @@ pub(super) fn split(header: Header, max_size: Option<u64>) -> Result<Vec<Shard>,
     starts.iter().enumerate().map(shard).collect()
 }
 
-/// The name of a shard, counted from 1, of the output `path` (`llama_split_path` of src/llama.cpp): `model.gguf` becomes
-/// `model-00001-of-00003.gguf`.
+/// The name of a shard, counted from 1, of the output `path` (`llama_split_path` of src/llama.cpp):
+/// `model.gguf` becomes `model-00001-of-00003.gguf`.
 pub(super) fn shard_of(path: &Path, no: usize, count: usize) -> PathBuf {
     let name = path.file_name().unwrap_or_default();
     let name = name.as_encoded_bytes();
@@ -69,7 +72,8 @@ pub(super) fn shard_of(path: &Path, no: usize, count: usize) -> PathBuf {
     shard_path(path, &String::from_utf8_lossy(prefix), no as u64, count as u64)
 }
 
-/// The name's part before `-%05d-of-%05d.gguf`, the number of the shard from 1, and the number of shards.
+/// The name's part before `-%05d-of-%05d.gguf`, the number of the shard from 1, and the number of
+/// shards.
 pub(super) fn parse_shard_name(path: &Path) -> Option<(&str, u64, u64)> {
     let stem = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
     let (rest, count) = stem.rsplit_once("-of-")?;

@@ -75,7 +75,8 @@ impl ValueType {
 
 /// One metadata value.
 ///
-/// Strings are bytes: llama.cpp does not check them for UTF-8 and real vocabularies hold tokens that are not.
+/// Strings are bytes: llama.cpp does not check them for UTF-8 and real vocabularies hold tokens
+/// that are not.
 #[derive(Clone, PartialEq, Debug)]
 #[allow(missing_docs, reason = "the names are the documentation")]
 pub enum Value {
@@ -125,14 +126,15 @@ impl Value {
         }
     }
 
-    /// The value in one line for people, [`printable`]: at most 100 characters of a string, and 8 elements of an array or
-    /// 200 characters of them.
+    /// The value in one line for people, [`printable`]: at most 100 characters of a string, and 8
+    /// elements of an array or 200 characters of them.
     pub fn summary(&self) -> String {
         const CHARS: usize = 100;
         const ELEMENTS: usize = 8;
         match self {
             Value::String(s) => {
-                // Four bytes hold any character, so that no more than needed is looked at of what may be megabytes.
+                // Four bytes hold any character, so that no more than needed is looked at of what
+                // may be megabytes.
                 let head = s[..s.len().min(4 * CHARS)].to_str_lossy();
                 let shown = printable(&head.chars().take(CHARS).collect::<String>());
                 if head.chars().count() > CHARS || s.len() > 4 * CHARS {

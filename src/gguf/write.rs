@@ -1,4 +1,5 @@
-//! Writing a file in two phases: every size and offset first, then bytes at their positions, and the name last.
+//! Writing a file in two phases: every size and offset first, then bytes at their positions, and
+//! the name last.
 
 mod anew;
 
@@ -24,12 +25,14 @@ pub struct WriteOptions {
     pub overwrite: bool,
     /// Files the output must not be, also through links.
     pub inputs: Vec<PathBuf>,
-    /// Bytes of tensors that a file may hold; what is longer is written as a set of shards, `NAME-00001-of-00003.gguf`.
+    /// Bytes of tensors that a file may hold; what is longer is written as a set of shards,
+    /// `NAME-00001-of-00003.gguf`.
     pub split_max_size: Option<u64>,
 }
 
 impl WriteOptions {
-    /// Checks that this output can be written here: [`WriteOptions::check_name`] for each of its files. Returns their names.
+    /// Checks that this output can be written here: [`WriteOptions::check_name`] for each of its
+    /// files. Returns their names.
     ///
     /// # Errors
     /// Those of [`WriteOptions::check_name`], [`Error::TooManyShards`], [`Error::Layout`].
@@ -48,14 +51,16 @@ impl WriteOptions {
         (1..=shards.len()).map(|no| self.check_name(&split::shard_of(path, no, shards.len()), len)).collect()
     }
 
-    /// Checks that a file of `len` bytes can take this name: it is no input, no folder or device, nothing that may not be
-    /// replaced, and the disk has room. Returns the name with a symbolic link followed, so that a link survives.
+    /// Checks that a file of `len` bytes can take this name: it is no input, no folder or device,
+    /// nothing that may not be replaced, and the disk has room. Returns the name with a symbolic
+    /// link followed, so that a link survives.
     ///
     /// # Errors
     /// [`Error::OutputExists`], [`Error::OutputIsInput`], [`Error::OutputKind`],
     /// [`Error::NoFolder`], [`Error::NoSpace`], [`Error::Io`].
     pub fn check_name(&self, path: &Path, len: u64) -> Result<PathBuf, Error> {
-        // Nothing may be there yet, but no file can ever be: the rename would fail after all the work.
+        // Nothing may be there yet, but no file can ever be: the rename would fail after all the
+        // work.
         let name = path.as_os_str().as_encoded_bytes();
         if path.file_name().is_none()
             || name.ends_with(b"/.")
@@ -71,7 +76,8 @@ impl WriteOptions {
         }
         match fs::metadata(&target) {
             Ok(about) => {
-                // First of all, because to compare a pipe with a file waits for someone at its other end.
+                // First of all, because to compare a pipe with a file waits for someone at its
+                // other end.
                 if !about.is_file() {
                     let found = if about.is_dir() { "a folder" } else { "a device or pipe" };
                     return Err(Error::OutputKind { path: path.to_owned(), found });
@@ -108,11 +114,11 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// An output on its way: a temporary neighbour of the target, or several, with room for all of it. Dropped unfinished, it
-/// disappears.
+/// An output on its way: a temporary neighbour of the target, or several, with room for all of it.
+/// Dropped unfinished, it disappears.
 ///
-/// Bytes may come from any thread in any order. The header is written last, because some of its values (what the run
-/// measured) are known only then; their size is fixed from the start.
+/// Bytes may come from any thread in any order. The header is written last, because some of its
+/// values (what the run measured) are known only then; their size is fixed from the start.
 #[derive(Debug)]
 pub struct Writer {
     /// At least one.
@@ -134,7 +140,8 @@ struct Part {
     flush: Mutex<Option<JoinHandle<io::Result<()>>>>,
 }
 
-/// After as many bytes the disk is set to work: what it does while others compute need not be waited for in the end.
+/// After as many bytes the disk is set to work: what it does while others compute need not be
+/// waited for in the end.
 const FLUSH_BYTES: u64 = 64 << 20;
 
 /// What files need until they have their names.
@@ -167,7 +174,8 @@ pub struct Finished {
 }
 
 impl Writer {
-    /// Checks the target, then makes the temporary file beside it and takes the disk space it needs.
+    /// Checks the target, then makes the temporary file beside it and takes the disk space it
+    /// needs.
     ///
     /// # Errors
     /// Those of [`WriteOptions::check`].
@@ -240,11 +248,13 @@ impl Writer {
 
     /// Writes the headers and makes the files durable; they have no names yet.
     ///
-    /// `metadata` replaces the planned metadata (of a set: those of the first file, which keeps its own keys of the split)
-    /// and must take the same number of bytes: the same keys with values of the same size, and the same alignment.
+    /// `metadata` replaces the planned metadata (of a set: those of the first file, which keeps its
+    /// own keys of the split) and must take the same number of bytes: the same keys with values of
+    /// the same size, and the same alignment.
     ///
     /// # Errors
-    /// [`Error::Layout`] if bytes of data are missing, or the header changed its size or its alignment, [`Error::Io`].
+    /// [`Error::Layout`] if bytes of data are missing, or the header changed its size or its
+    /// alignment, [`Error::Io`].
     pub fn complete(mut self, metadata: Option<Metadata>) -> Result<Complete, Error> {
         if let Some(mut metadata) = metadata {
             check_keys(&metadata)?;
@@ -278,7 +288,8 @@ fn temporary<'a>() -> tempfile::Builder<'a, 'a> {
     builder
 }
 
-/// A temporary file with `len` bytes of the disk: a neighbour of the target, or by the target's name in `folder`.
+/// A temporary file with `len` bytes of the disk: a neighbour of the target, or by the target's
+/// name in `folder`.
 fn with_room(folder: Option<&Path>, target: &Path, len: u64) -> Result<NamedTempFile, Error> {
     let mut builder = temporary();
     if folder.is_some() {
@@ -287,7 +298,8 @@ fn with_room(folder: Option<&Path>, target: &Path, len: u64) -> Result<NamedTemp
     let folder = folder.unwrap_or(folder_of(target));
     #[cfg(unix)]
     {
-        // Temporary files are private by default; this one becomes an ordinary file, by the user's umask.
+        // Temporary files are private by default; this one becomes an ordinary file, by the user's
+        // umask.
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
@@ -298,7 +310,8 @@ fn with_room(folder: Option<&Path>, target: &Path, len: u64) -> Result<NamedTemp
             let available = fs4::available_space(folder).unwrap_or(0);
             return Err(Error::NoSpace { path: target.to_owned(), needed: len, temporary: 0, available });
         }
-        // A quota and a limit of the process (`ulimit -f`) have no number to show, but are as final as a full disk.
+        // A quota and a limit of the process (`ulimit -f`) have no number to show, but are as final
+        // as a full disk.
         Err(e) if matches!(e.kind(), io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge) => {
             return Err(Error::io(target, "have a file of this length (a quota or a limit such as ulimit -f)")(e));
         }
@@ -390,11 +403,13 @@ impl Complete {
         self.parts[0].0.path()
     }
 
-    /// Gives the files their names. The first of several comes last: a set without it cannot be taken for a model.
+    /// Gives the files their names. The first of several comes last: a set without it cannot be
+    /// taken for a model.
     ///
     /// # Errors
-    /// [`Error::NotRenamed`]; the file is then kept under the name that the error gives, and so are those not yet renamed. Of a
-    /// set that was to be replaced, the first file is kept beside them as `replaced.gguf`.
+    /// [`Error::NotRenamed`]; the file is then kept under the name that the error gives, and so are
+    /// those not yet renamed. Of a set that was to be replaced, the first file is kept beside them
+    /// as `replaced.gguf`.
     pub fn publish(self) -> Result<Finished, Error> {
         let Complete { parts, len, files } = self;
         let (n_files, path) = (parts.len(), parts[0].1.clone());
@@ -402,7 +417,8 @@ impl Complete {
             && files.overwrite
             && path.exists()
         {
-            // The first shard of an earlier set would be taken for that of a set in which some are new.
+            // The first shard of an earlier set would be taken for that of a set in which some are
+            // new.
             fs::rename(&path, folder.path().join("replaced.gguf")).map_err(Error::io(&path, "move away"))?;
         }
         let mut parts = parts.into_iter().rev();
@@ -414,12 +430,14 @@ impl Complete {
                 return Err(e);
             }
         }
-        // The rename itself has happened: a folder that cannot be synced is no reason to call the run a failure.
+        // The rename itself has happened: a folder that cannot be synced is no reason to call the
+        // run a failure.
         let _ = positional::sync_folder(folder_of(&path));
         Ok(Finished { path, n_files, len })
     }
 
-    /// Gives the files their names as if `suffix` had been asked for behind the output's own, in place of whatever has them.
+    /// Gives the files their names as if `suffix` had been asked for behind the output's own, in
+    /// place of whatever has them.
     ///
     /// # Errors
     /// As [`Complete::publish`].
@@ -439,7 +457,8 @@ impl Complete {
 fn rename(file: NamedTempFile, target: &Path, overwrite: bool) -> Result<(), Error> {
     let result = if overwrite { file.persist(target) } else { file.persist_noclobber(target) };
     let result = match result {
-        // Some file systems can neither rename without replacing nor link (exFAT, some network mounts).
+        // Some file systems can neither rename without replacing nor link (exFAT, some network
+        // mounts).
         Err(e) if !overwrite && e.error.kind() != io::ErrorKind::AlreadyExists && !target.exists() => {
             e.file.persist(target)
         }

@@ -10,8 +10,8 @@ use crate::gguf::{Limits, Model, TensorId, Value};
 /// Bytes of a tensor that are read at once.
 const PIECE: usize = 64 << 10;
 
-/// Reads means as `common_imatrix_load` and `load_imatrix` compute them: counts rounded to integers, half away from zero,
-/// then sum / count in f32, and 1 where the count is 0.
+/// Reads means as `common_imatrix_load` and `load_imatrix` compute them: counts rounded to
+/// integers, half away from zero, then sum / count in f32, and 1 where the count is 0.
 pub(super) fn read(path: &Path, memory: u64) -> Result<Unchecked, Error> {
     let model = Model::open(path, &Limits::within(memory))?;
     let metadata = model.metadata();

@@ -27,8 +27,9 @@ const LONGEST_NAME: i32 = 4096;
 /// Bytes of values that are read at once.
 const PIECE: u64 = 64 << 10;
 
-/// Reads means as `common_imatrix_load_legacy` and `load_imatrix` compute them: value / calls in f32, the value as it is
-/// where there is no positive number of calls. Of two entries of one name the last counts.
+/// Reads means as `common_imatrix_load_legacy` and `load_imatrix` compute them: value / calls in
+/// f32, the value as it is where there is no positive number of calls. Of two entries of one name
+/// the last counts.
 pub(super) fn read(path: &Path, mut file: File, memory: u64) -> Result<Unchecked, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let len = file.metadata().map_err(io)?.len();

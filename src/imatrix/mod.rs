@@ -1,17 +1,19 @@
-//! Importance matrices: how much the inputs of each weight weigh, which tells an encoder whose errors matter.
+//! Importance matrices: how much the inputs of each weight weigh, which tells an encoder whose
+//! errors matter.
 //!
-//! A matrix has an *entry* for each tensor that activations are multiplied with, by the tensor's name: the mean square of
-//! each input, a number a column. A stack of experts has the columns of every expert, one expert after the other. There are
-//! two forms of file (tools/imatrix/imatrix.cpp, common/imatrix-loader.cpp):
+//! A matrix has an *entry* for each tensor that activations are multiplied with, by the tensor's
+//! name: the mean square of each input, a number a column. A stack of experts has the columns of
+//! every expert, one expert after the other. There are two forms of file
+//! (tools/imatrix/imatrix.cpp, common/imatrix-loader.cpp):
 //!
 //! | form | an entry | besides |
 //! |---|---|---|
 //! | GGUF, `general.type = "imatrix"` | F32 tensors `NAME.in_sum2` (sums of squares, `[row_len, n_mat]`) and `NAME.counts` (`[1, n_mat]`) | `imatrix.datasets`, `imatrix.chunk_count`, `imatrix.chunk_size` |
 //! | legacy `.dat` | name, i32 calls, i32 values, f32 each: means times calls | i32 chunks, name of the text |
 //!
-//! [`ImportanceMatrix`] is what encoders want: means, computed from a file by the arithmetic of `load_imatrix`
-//! (tools/quantize/quantize.cpp), so that encoded bytes are llama-quantize's. [`Sums`] is what is gathered while a model
-//! reads a text, and writes either form.
+//! [`ImportanceMatrix`] is what encoders want: means, computed from a file by the arithmetic of
+//! `load_imatrix` (tools/quantize/quantize.cpp), so that encoded bytes are llama-quantize's.
+//! [`Sums`] is what is gathered while a model reads a text, and writes either form.
 
 mod error;
 mod gguf;
@@ -56,9 +58,10 @@ struct Unchecked {
 impl ImportanceMatrix {
     /// Reads a matrix of either form. Its values take at most `memory` bytes.
     ///
-    /// A column that no token reached has importance 1 in the GGUF form, as llama-quantize reads it. What llama-quantize
-    /// refuses is refused: a file without entries or without the `imatrix.*` keys, sums without counts, values that are
-    /// no numbers. So are negative values, which no sum of squares has and which llama-quantize would encode with.
+    /// A column that no token reached has importance 1 in the GGUF form, as llama-quantize reads
+    /// it. What llama-quantize refuses is refused: a file without entries or without the
+    /// `imatrix.*` keys, sums without counts, values that are no numbers. So are negative values,
+    /// which no sum of squares has and which llama-quantize would encode with.
     ///
     /// # Errors
     /// All but [`Error::Length`] and [`Error::NoneLeft`].
@@ -140,10 +143,11 @@ impl ImportanceMatrix {
         self.entries.values().map(|values| 4 * values.len() as u64).sum()
     }
 
-    /// The importance of a tensor of this shape (row length first), none if there is no entry for it.
+    /// The importance of a tensor of this shape (row length first), none if there is no entry for
+    /// it.
     ///
-    /// An entry of `token_embd.weight` that does not fit is passed over, as in llama-quantize: it has no meaning, since
-    /// rows of the embedding are looked up and not multiplied.
+    /// An entry of `token_embd.weight` that does not fit is passed over, as in llama-quantize: it
+    /// has no meaning, since rows of the embedding are looked up and not multiplied.
     ///
     /// # Errors
     /// [`Error::Length`] for an entry that is not `ne[0]` values for each matrix of a stack.
@@ -163,7 +167,8 @@ impl ImportanceMatrix {
     }
 }
 
-/// The importance of one tensor's rows: the same for every row of a matrix, another for each matrix of a stack.
+/// The importance of one tensor's rows: the same for every row of a matrix, another for each matrix
+/// of a stack.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct RowImportance<'a> {
     values: &'a [f32],
@@ -172,7 +177,8 @@ pub struct RowImportance<'a> {
 }
 
 impl<'a> RowImportance<'a> {
-    /// Cuts rows, counted through the whole tensor, where another matrix begins: each part with the importance of its rows.
+    /// Cuts rows, counted through the whole tensor, where another matrix begins: each part with the
+    /// importance of its rows.
     ///
     /// # Panics
     /// While a part is taken that reaches beyond the tensor.

@@ -17,11 +17,12 @@ pub enum Form {
     Legacy,
 }
 
-/// What is gathered while a model reads a text: for each tensor the sum of squares of each of its inputs, and how many
-/// tokens came by.
+/// What is gathered while a model reads a text: for each tensor the sum of squares of each of its
+/// inputs, and how many tokens came by.
 ///
-/// Sums are f32, added in the order of tokens, as llama-imatrix adds them (`IMatrixCollector::collect_imatrix`,
-/// tools/imatrix/imatrix.cpp); its own order depends on how it batches chunks (docs in fixtures/imatrix have the effect).
+/// Sums are f32, added in the order of tokens, as llama-imatrix adds them
+/// (`IMatrixCollector::collect_imatrix`, tools/imatrix/imatrix.cpp); its own order depends on how
+/// it batches chunks (docs in fixtures/imatrix have the effect).
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sums {
     dataset: String,
@@ -38,7 +39,8 @@ struct Entry {
 }
 
 impl Sums {
-    /// None yet. `dataset` names the text, `chunk_size` is how many tokens of it are read at once, at least 1.
+    /// None yet. `dataset` names the text, `chunk_size` is how many tokens of it are read at once,
+    /// at least 1.
     pub fn new(dataset: &str, chunk_size: u32) -> Self {
         Sums { dataset: dataset.to_owned(), chunk_size: chunk_size.max(1), entries: BTreeMap::new() }
     }
@@ -50,7 +52,8 @@ impl Sums {
         self.entries.insert(tensor.to_owned(), entry);
     }
 
-    /// Adds rows of activations that one matrix of a tensor is multiplied with. A tensor without room is passed over.
+    /// Adds rows of activations that one matrix of a tensor is multiplied with. A tensor without
+    /// room is passed over.
     ///
     /// # Panics
     /// If the tensor has no such matrix.
@@ -95,7 +98,8 @@ impl Sums {
 
     /// Writes them, complete or not at all.
     ///
-    /// Other than llama-imatrix, which writes the name of the text as it was given, callers should leave its folder out.
+    /// Other than llama-imatrix, which writes the name of the text as it was given, callers should
+    /// leave its folder out.
     ///
     /// # Errors
     /// Those of [`Writer`].
@@ -135,8 +139,8 @@ impl Sums {
         writer.finish(None)
     }
 
-    /// `IMatrixCollector::save_imatrix_legacy`: entries without a token are left out, a matrix of a stack without one gets
-    /// means of 1.
+    /// `IMatrixCollector::save_imatrix_legacy`: entries without a token are left out, a matrix of a
+    /// stack without one gets means of 1.
     fn legacy(&self) -> Vec<u8> {
         let entries: Vec<_> = self.entries.iter().filter(|(_, e)| e.counts.iter().any(|n| *n > 0)).collect();
         let mut bytes = Vec::new();

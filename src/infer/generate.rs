@@ -31,8 +31,9 @@ pub struct Generated {
     pub decode_time: Duration,
 }
 
-/// Feeds a prompt and continues it by at most `max_tokens` tokens, until one of which `is_end` says that it ends the
-/// generation. The session then holds the prompt and what was generated, but for the last token if the context is full.
+/// Feeds a prompt and continues it by at most `max_tokens` tokens, until one of which `is_end` says
+/// that it ends the generation. The session then holds the prompt and what was generated, but for
+/// the last token if the context is full.
 ///
 /// `go_on` is asked before each token, and given what was generated so far.
 ///

@@ -52,7 +52,8 @@ pub struct RopeParameters {
     pub freq_base: f32,
     /// What positions are multiplied with.
     pub freq_scale: f32,
-    /// Whether the file may bring factors for short and for long contexts, instead of one list of them.
+    /// Whether the file may bring factors for short and for long contexts, instead of one list of
+    /// them.
     pub is_longrope: bool,
     /// Whether low frequencies alone are scaled (YaRN).
     pub is_yarn: bool,
@@ -157,7 +158,8 @@ impl RopeParameters {
         let is_yarn = scaling == "yarn";
         let mut attn_factor = keys.float("rope.scaling.attn_factor")?.unwrap_or(1.0);
         if is_yarn {
-            // llama_context takes out what the rotation puts in again (rope_yarn, ggml-cpu/ops.cpp).
+            // llama_context takes out what the rotation puts in again (rope_yarn,
+            // ggml-cpu/ops.cpp).
             let ln_factor = (1.0 / freq_scale).ln();
             let magnitude = if freq_scale >= 1.0 { 1.0 } else { 0.1 * ln_factor + 1.0 };
             attn_factor *= magnitude / (1.0 + 0.1 * ln_factor) * (1.0 + 0.1 * ln_factor);

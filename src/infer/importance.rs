@@ -1,11 +1,13 @@
-//! Gathering importance: a model reads a text, and the squares of what goes into its matrices are summed.
+//! Gathering importance: a model reads a text, and the squares of what goes into its matrices are
+//! summed.
 
 use super::Error;
 use super::session::{Session, Watch};
 use super::transformer::{OUTPUT, Transformer};
 use crate::imatrix::Sums;
 
-/// How a text is read. What is gathered is what llama-imatrix gathers (`compute_imatrix`, tools/imatrix/imatrix.cpp).
+/// How a text is read. What is gathered is what llama-imatrix gathers (`compute_imatrix`,
+/// tools/imatrix/imatrix.cpp).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Gathering {
     /// Tokens of a chunk, each of which is read from an empty context.
@@ -14,7 +16,8 @@ pub struct Gathering {
     pub n_chunks: Option<usize>,
     /// What stands in for the first token of each chunk, where the vocabulary adds a BOS.
     pub bos: Option<u32>,
-    /// Whether `output.weight` takes part. A tied model has none: its embedding is no entry of any matrix.
+    /// Whether `output.weight` takes part. A tied model has none: its embedding is no entry of any
+    /// matrix.
     pub process_output: bool,
 }
 
@@ -22,7 +25,8 @@ impl Gathering {
     /// Chunks of a text of so many tokens.
     ///
     /// # Errors
-    /// [`Error::TooShort`] for less than two, which llama-imatrix refuses; [`Error::Setting`] for chunks of no tokens.
+    /// [`Error::TooShort`] for less than two, which llama-imatrix refuses; [`Error::Setting`] for
+    /// chunks of no tokens.
     pub fn n_chunks_of(&self, n_tokens: usize) -> Result<usize, Error> {
         if self.n_ctx == 0 {
             return Err(Error::Setting { what: "the context", expected: "at least one token", found: "0".to_owned() });
@@ -48,11 +52,13 @@ impl Gathering {
     }
 }
 
-/// Reads a text and adds to `sums` (those of [`Gathering::sums`]) what goes into the model's matrices, chunk by chunk.
-/// `go_on` is told before each how many are done. Keys, values and activations take at most `memory` bytes.
+/// Reads a text and adds to `sums` (those of [`Gathering::sums`]) what goes into the model's
+/// matrices, chunk by chunk. `go_on` is told before each how many are done. Keys, values and
+/// activations take at most `memory` bytes.
 ///
 /// # Errors
-/// Those of [`Gathering::n_chunks_of`] and of a [`Session`]; [`Error::NotFinite`]; [`Error::Cancelled`].
+/// Those of [`Gathering::n_chunks_of`] and of a [`Session`]; [`Error::NotFinite`];
+/// [`Error::Cancelled`].
 pub fn gather_importance(
     model: &Transformer,
     tokens: &[u32],

@@ -37,8 +37,8 @@ enum Kernel {
     Decoded,
 }
 
-/// Rows of activations as a kernel wants them: each row rounded as ggml rounds it for the type of the matrix
-/// (`vec_dot_type`, ggml-cpu/ggml-cpu.c).
+/// Rows of activations as a kernel wants them: each row rounded as ggml rounds it for the type of
+/// the matrix (`vec_dot_type`, ggml-cpu/ggml-cpu.c).
 enum Activations<'a> {
     F32(&'a [f32]),
     /// Rounded to the halves of the matrix.
@@ -49,7 +49,8 @@ enum Activations<'a> {
 }
 
 impl Matrix {
-    /// `blocks` are those of `n_rows` rows of `row_len` weights; none if this type cannot be multiplied with.
+    /// `blocks` are those of `n_rows` rows of `row_len` weights; none if this type cannot be
+    /// multiplied with.
     pub(super) fn new(ty: GgmlType, row_len: usize, n_rows: usize, blocks: Mapped) -> Option<Self> {
         use GgmlType::*;
         if !quants::is_supported(ty) || n_rows == 0 || !blocks.len().is_multiple_of(n_rows) {
@@ -71,8 +72,8 @@ impl Matrix {
         Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel, scale: None })
     }
 
-    /// The matrix, multiplied by a number that lies beside it ([`crate::gguf::Model::scale_of`]). Rows that are decoded
-    /// stay as they are.
+    /// The matrix, multiplied by a number that lies beside it ([`crate::gguf::Model::scale_of`]).
+    /// Rows that are decoded stay as they are.
     pub(super) fn scaled(self, scale: f32) -> Self {
         Matrix { scale: Some(scale), ..self }
     }
@@ -113,7 +114,8 @@ impl Matrix {
         }
     }
 
-    /// Multiplies rows of the matrix with all rows of activations: `out` is `rows.len() × n_tokens`, tokens first.
+    /// Multiplies rows of the matrix with all rows of activations: `out` is `rows.len() ×
+    /// n_tokens`, tokens first.
     fn multiply_rows(&self, x: &Activations<'_>, n_tokens: usize, rows: Range<usize>, out: &mut [f32]) {
         use Activations as A;
         let bytes = &self.blocks[rows.start * self.row_size..rows.end * self.row_size];
@@ -165,7 +167,8 @@ fn dots<T: Stored>(bytes: &[u8], row_len: usize, x: &[T::VecDotType], n_tokens: 
     each(blocks_of::<T>(bytes), row_len / T::BLCK_SIZE, x, n_tokens, out, dot);
 }
 
-/// Multiplies each row of `stored`, `per_row` long, with each of the `n_tokens` rows of activations.
+/// Multiplies each row of `stored`, `per_row` long, with each of the `n_tokens` rows of
+/// activations.
 fn each<S, X>(
     stored: &[S],
     per_row: usize,
@@ -198,15 +201,16 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[allow(unsafe_code)]
 fn blocks_of<T: Stored>(bytes: &[u8]) -> &[T] {
     assert!((bytes.as_ptr() as usize).is_multiple_of(align_of::<T>()), "checked when the matrix was made");
-    // SAFETY: the pointer is aligned, and the length counts whole blocks within the slice. The types are `f32`
-    // and candle's `#[repr(C)]` blocks of halves and bytes, for which every pattern of bits is a value and which
-    // candle itself reads from files in this way (`as_t_slice`, candle-core/src/quantized/mod.rs).
+    // SAFETY: the pointer is aligned, and the length counts whole blocks within the slice. The
+    // types are `f32` and candle's `#[repr(C)]` blocks of halves and bytes, for which every pattern
+    // of bits is a value and which candle itself reads from files in this way (`as_t_slice`,
+    // candle-core/src/quantized/mod.rs).
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
 }
 
-/// Multiplies rows of activations with several matrices of the same input: for each matrix `n_tokens × n_rows`,
-/// a token's outputs together. One task for the threads, however many matrices. Activations that are not all finite give
-/// outputs that are no numbers.
+/// Multiplies rows of activations with several matrices of the same input: for each matrix
+/// `n_tokens × n_rows`, a token's outputs together. One task for the threads, however many
+/// matrices. Activations that are not all finite give outputs that are no numbers.
 ///
 /// # Panics
 /// If the activations are no whole rows of the matrices.

@@ -1,10 +1,11 @@
 //! Smoke inference: what a file answers, in this process, as llama.cpp computes it.
 //!
-//! [`Transformer::load`] maps the weights of a `llama` or `qwen2` model, [`Session`] keeps the keys and values of one
-//! conversation, and [`generate`] continues it. Weights are multiplied in the type they are stored in, with
-//! activations rounded as ggml rounds them: by candle's dot products (F32, Q8_0, Q4_0, K-quants), by the codec's own where
-//! candle has no vector code (F16, BF16, Q4_1, Q5_0, Q5_1), and where neither fits by rows decoded on the way. Nothing is
-//! expanded in memory.
+//! [`Transformer::load`] maps the weights of a `llama` or `qwen2` model, [`Session`] keeps the keys
+//! and values of one conversation, and [`generate`] continues it. Weights are multiplied in the
+//! type they are stored in, with activations rounded as ggml rounds them: by candle's dot products
+//! (F32, Q8_0, Q4_0, K-quants), by the codec's own where candle has no vector code (F16, BF16,
+//! Q4_1, Q5_0, Q5_1), and where neither fits by rows decoded on the way. Nothing is expanded in
+//! memory.
 
 mod error;
 mod generate;

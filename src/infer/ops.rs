@@ -1,6 +1,7 @@
 //! The few operations between the matrices, in ggml's order of operations (ggml-cpu/ops.cpp).
 
-/// Root mean square norm of a row, with weights (`ggml_compute_forward_rms_norm_f32`: squares are summed in f64).
+/// Root mean square norm of a row, with weights (`ggml_compute_forward_rms_norm_f32`: squares are
+/// summed in f64).
 pub(super) fn rms_norm(row: &[f32], weights: &[f32], eps: f32, out: &mut Vec<f32>) {
     let sum: f64 = row.iter().map(|x| f64::from(x * x)).sum();
     let mean = (sum / row.len() as f64) as f32;

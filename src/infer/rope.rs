@@ -1,4 +1,5 @@
-//! Rotary position embedding (ggml-cpu/ops.cpp, `ggml_compute_forward_rope`), in the order of ggml's operations.
+//! Rotary position embedding (ggml-cpu/ops.cpp, `ggml_compute_forward_rope`), in the order of
+//! ggml's operations.
 
 use super::hyperparameters::RopeParameters;
 
@@ -62,8 +63,9 @@ impl Rope {
     }
 }
 
-/// 1 for pairs that turn often within the original context, 0 for those that hardly turn, a ramp between
-/// (`ggml_rope_yarn_corr_dims`, `rope_yarn_ramp`; `beta_fast` 32 and `beta_slow` 1 are llama.cpp's defaults).
+/// 1 for pairs that turn often within the original context, 0 for those that hardly turn, a ramp
+/// between (`ggml_rope_yarn_corr_dims`, `rope_yarn_ramp`; `beta_fast` 32 and `beta_slow` 1 are
+/// llama.cpp's defaults).
 fn yarn_ramp(parameters: &RopeParameters, n_embd_head: usize) -> Vec<f32> {
     let n_dims = n_embd_head as f32;
     let dimension = |turns: f32| {

@@ -6,7 +6,8 @@ use rand_chacha::rand_core::SeedableRng;
 
 use super::Error;
 
-/// How the next token is chosen. The defaults of the sampled kind are llama.cpp's (common/common.h).
+/// How the next token is chosen. The defaults of the sampled kind are llama.cpp's
+/// (common/common.h).
 #[derive(Clone, PartialEq, Debug)]
 pub enum Sampling {
     /// The most probable token; of several the first.
@@ -37,7 +38,8 @@ impl Sampler {
     /// A sampler at its beginning.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a temperature that is not above 0, and shares that are not from 0 to 1.
+    /// [`Error::Setting`] for a temperature that is not above 0, and shares that are not from 0 to
+    /// 1.
     pub fn new(sampling: Sampling) -> Result<Self, Error> {
         let mut seed = 0;
         if let Sampling::Random { temperature, top_p, min_p, seed: s, .. } = sampling {

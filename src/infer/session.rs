@@ -19,7 +19,8 @@ const LOGIT_ROWS: usize = 16;
 /// Multiplications of attention that are worth more threads.
 const ATTENTION_TASK: usize = 1 << 17;
 
-/// Keys and values of the tokens that a model was fed, in f32 as llama.cpp's with `--cache-type-k f32`.
+/// Keys and values of the tokens that a model was fed, in f32 as llama.cpp's with `--cache-type-k
+/// f32`.
 pub struct Session<'m> {
     model: &'m Transformer,
     n_ctx: usize,
@@ -29,7 +30,8 @@ pub struct Session<'m> {
     cache: Vec<KeysAndValues>,
 }
 
-/// Someone who sees what goes into matrices: the name of the matrix, and rows of its inputs, a row a token.
+/// Someone who sees what goes into matrices: the name of the matrix, and rows of its inputs, a row
+/// a token.
 pub(super) type Watch<'a> = Option<&'a mut (dyn FnMut(&str, &[f32]) + Send)>;
 
 struct KeysAndValues {
@@ -48,12 +50,12 @@ impl KeysAndValues {
 }
 
 impl<'m> Session<'m> {
-    /// A session for at most `n_ctx` tokens that takes at most `memory` bytes; weights are not counted, they are pages of
-    /// the system's cache.
+    /// A session for at most `n_ctx` tokens that takes at most `memory` bytes; weights are not
+    /// counted, they are pages of the system's cache.
     ///
     /// # Errors
-    /// [`Error::Memory`]; [`Error::Setting`] for a context of no tokens; [`Error::Container`] if the system gives
-    /// less memory than was allowed.
+    /// [`Error::Memory`]; [`Error::Setting`] for a context of no tokens; [`Error::Container`] if
+    /// the system gives less memory than was allowed.
     pub fn new(model: &'m Transformer, n_ctx: usize, memory: u64) -> Result<Self, Error> {
         if n_ctx == 0 {
             let found = n_ctx.to_string();
@@ -76,7 +78,8 @@ impl<'m> Session<'m> {
         Ok(Session { model, n_ctx, rope, tokens: Vec::new(), cache })
     }
 
-    /// The largest context, of at most `most` tokens, that a session has room for in `memory` bytes; 0 if there is none.
+    /// The largest context, of at most `most` tokens, that a session has room for in `memory`
+    /// bytes; 0 if there is none.
     pub fn largest_context(model: &Transformer, most: usize, memory: u64) -> usize {
         let n_ctx = memory.saturating_sub(bytes_needed(model, 0)) / (bytes_needed(model, 1) - bytes_needed(model, 0));
         most.min(usize::try_from(n_ctx).unwrap_or(usize::MAX))
@@ -112,8 +115,8 @@ impl<'m> Session<'m> {
         }
     }
 
-    /// Feeds tokens, and calls `logits` for each of them from position `first` on (counted from the first of `tokens`)
-    /// with the `n_vocab` logits of what comes after it, in order.
+    /// Feeds tokens, and calls `logits` for each of them from position `first` on (counted from the
+    /// first of `tokens`) with the `n_vocab` logits of what comes after it, in order.
     ///
     /// # Errors
     /// [`Error::Context`], [`Error::Token`]; nothing is fed then.
@@ -270,8 +273,8 @@ fn attend(
     ops::add(x, &o);
 }
 
-/// One head of one token: attention over the first `n` tokens of the cache, whose rows are `width` long with this head's
-/// part at `offset`.
+/// One head of one token: attention over the first `n` tokens of the cache, whose rows are `width`
+/// long with this head's part at `offset`.
 fn attend_head(cache: &KeysAndValues, width: usize, offset: usize, n: usize, query: &[f32], out: &mut [f32]) {
     let scale = 1.0 / (query.len() as f32).sqrt();
     let row = |i: usize| i * width + offset..i * width + offset + query.len();

@@ -1,4 +1,5 @@
-//! The network: its weights, and one step through it (src/models/llama.cpp and qwen2.cpp of llama.cpp).
+//! The network: its weights, and one step through it (src/models/llama.cpp and qwen2.cpp of
+//! llama.cpp).
 
 use std::path::{Path, PathBuf};
 
@@ -54,11 +55,12 @@ pub(super) struct Linear {
 
 impl Transformer {
     /// Maps the weights of a model and checks that every tensor is there in its shape, and no other
-    /// (`llama_model_loader::done_getting_tensors`). `threads` is what its sessions compute with, at least 1.
+    /// (`llama_model_loader::done_getting_tensors`). `threads` is what its sessions compute with,
+    /// at least 1.
     ///
     /// # Errors
-    /// [`Error::Architecture`], [`Error::Folded`], [`Error::Key`], [`Error::Tensor`], [`Error::Extra`], [`Error::Type`],
-    /// [`Error::Container`], [`Error::Threads`].
+    /// [`Error::Architecture`], [`Error::Folded`], [`Error::Key`], [`Error::Tensor`],
+    /// [`Error::Extra`], [`Error::Type`], [`Error::Container`], [`Error::Threads`].
     pub fn load(model: &Model, threads: usize) -> Result<Self, Error> {
         model.require_little_endian()?;
         let hyperparameters = Hyperparameters::read(model)?;
@@ -191,8 +193,9 @@ impl Tensors<'_> {
         })
     }
 
-    /// The number that lies beside a matrix, whose products it multiplies. One for its inputs may lie there, too, and has no
-    /// meaning here, where activations are rounded in another way or not at all.
+    /// The number that lies beside a matrix, whose products it multiplies. One for its inputs may
+    /// lie there, too, and has no meaning here, where activations are rounded in another way or not
+    /// at all.
     fn scale_of(&mut self, name: &str, id: TensorId) -> Result<Option<f32>, Error> {
         let input_scale = name.strip_suffix(".weight").and_then(|stem| self.model.find(&format!("{stem}.input_scale")));
         if let Some(id) = input_scale.filter(|&id| self.model.is_scale(id)) {

@@ -10,7 +10,8 @@ use super::{Error, SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS, stored};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, File, Model, TensorInfo};
 
-/// Numbers that a byte of a frame stands for, at most: rows with a number here and there take one for some hundreds.
+/// Numbers that a byte of a frame stands for, at most: rows with a number here and there take one
+/// for some hundreds.
 const MOST_EXPANSION: u64 = 4096;
 
 /// Columns of a part of a row that are multiplied together.
@@ -36,10 +37,12 @@ struct Decoded {
     a: Vec<f32>,
 }
 
-/// The matrices of a patch that are decomposed, by name. `file_of` gives the position of the file that a tensor is in.
+/// The matrices of a patch that are decomposed, by name. `file_of` gives the position of the file
+/// that a tensor is in.
 ///
 /// # Errors
-/// [`Error::Key`], [`Error::Stored`] where parts are missing or do not fit the shapes that the header lists.
+/// [`Error::Key`], [`Error::Stored`] where parts are missing or do not fit the shapes that the
+/// header lists.
 pub(super) fn find(model: &Model, file_of: impl Fn(usize) -> usize) -> Result<HashMap<String, Decomposed>, Error> {
     let shapes = shapes(model)?;
     let ends = [SVD_SCALES, SVD_A, SVD_B];
@@ -102,7 +105,8 @@ impl Decomposed {
         self.parts[0].1.n_weights()
     }
 
-    /// Bytes that [`Decomposed::add`] takes for as many weights: the codes, one factor in f32, rows of the other, and the sum.
+    /// Bytes that [`Decomposed::add`] takes for as many weights: the codes, one factor in f32, rows
+    /// of the other, and the sum.
     pub(super) fn scratch(&self, n_weights: u64) -> u64 {
         let rank = self.rank();
         let stored: u64 = self.parts.iter().map(|(_, info)| info.size()).sum();
@@ -128,7 +132,8 @@ impl Decomposed {
         if columns == (0..self.row_len) {
             decoded.codes.multiply(&decoded.a, self.n_rows as usize, rows, &mut sum);
         } else {
-            // A part of one row, some columns at a time: a copy of the whole factor would take as much as itself.
+            // A part of one row, some columns at a time: a copy of the whole factor would take as
+            // much as itself.
             for (start, sum) in (columns.start as usize..).step_by(COLUMNS).zip(sum.chunks_mut(COLUMNS)) {
                 let columns = start..start + sum.len();
                 let a = decoded.a.chunks_exact(self.row_len as usize);
@@ -171,7 +176,8 @@ impl Latest {
         name: &str,
         decode: impl FnOnce() -> Result<Decoded, gguf::Error>,
     ) -> Result<Arc<Decoded>, gguf::Error> {
-        // Held while it is decoded: who asks for the same meanwhile waits rather than doing it, too.
+        // Held while it is decoded: who asks for the same meanwhile waits rather than doing it,
+        // too.
         let mut latest = self.0.lock().unwrap_or_else(|e| e.into_inner());
         if let Some((_, decoded)) = latest.as_ref().filter(|(latest, _)| latest == name) {
             return Ok(decoded.clone());

@@ -1,4 +1,5 @@
-//! Making a patch whose matrices are quantised decompositions ([`super::encode`]), of a size that is asked for.
+//! Making a patch whose matrices are quantised decompositions ([`super::encode`]), of a size that
+//! is asked for.
 //!
 //! ```text
 //! for each matrix:   singular vectors, from passes over rows of base and chat; kept in a temporary file
@@ -7,8 +8,8 @@
 //! the header, whose sizes are now known; then for each matrix: write that, measure it against τ in one more pass
 //! ```
 //!
-//! Tensors with a row for each token, stacks of experts and vectors are not decomposed: they are written as the plan says, after
-//! [`Target::allot`] has given them a type.
+//! Tensors with a row for each token, stacks of experts and vectors are not decomposed: they are
+//! written as the plan says, after [`Target::allot`] has given them a type.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -86,7 +87,8 @@ pub enum Error {
 /// How large a patch may be.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Target {
-    /// Bits for each weight of all matrices, embeddings among them; the header and vectors come on top.
+    /// Bits for each weight of all matrices, embeddings among them; the header and vectors come on
+    /// top.
     Bits(f64),
     /// Bytes of the file.
     Bytes(u64),
@@ -124,19 +126,20 @@ fn error_of(ty: GgmlType) -> f64 {
     }
 }
 
-/// Nats that a relative error of 1 in the embeddings would cost: on the bundled trio Q2_K costs 0.0006 and Q3_K 0.0002.
+/// Nats that a relative error of 1 in the embeddings would cost: on the bundled trio Q2_K costs
+/// 0.0006 and Q3_K 0.0002.
 const DENSE_LOSS: f64 = 0.011;
 
-/// Nats that so many bits for each weight of the decomposed matrices cost: 0.0018 · bits^−2.3, as from 0.3 to 2.7 bits on the
-/// bundled trio (docs/PATCH.md).
+/// Nats that so many bits for each weight of the decomposed matrices cost: 0.0018 · bits^−2.3, as
+/// from 0.3 to 2.7 bits on the bundled trio (docs/PATCH.md).
 fn loss_of_matrices(bits: f64) -> f64 {
     0.0018 * bits.powf(-2.3)
 }
 
 impl Target {
-    /// Gives the matrices of a plan of [`super::plan_extract`] that are not decomposed (embeddings, stacks of experts) the type with
-    /// which the whole should lose least: what they take, the others lack. Where none fits, the smallest: [`forecast`] says
-    /// what that takes.
+    /// Gives the matrices of a plan of [`super::plan_extract`] that are not decomposed (embeddings,
+    /// stacks of experts) the type with which the whole should lose least: what they take, the
+    /// others lack. Where none fits, the smallest: [`forecast`] says what that takes.
     ///
     /// # Errors
     /// [`Error::Bits`] of a target that is none, [`Error::Plan`].
@@ -249,7 +252,8 @@ pub struct Forecast {
     pub memory: u64,
     /// Threads.
     pub threads: usize,
-    /// Bytes of f32 and of the output that an [`Observer`] is told of; more where the rank of a matrix has to be looked for again.
+    /// Bytes of f32 and of the output that an [`Observer`] is told of; more where the rank of a
+    /// matrix has to be looked for again.
     pub observed: u64,
 }
 
@@ -267,7 +271,8 @@ enum Stored {
 /// What [`write_unnamed`] will take, and whether it can be done at all.
 ///
 /// # Errors
-/// [`Error::Size`], [`Error::Importance`], and [`pipeline::Error::Budget`] where the budget does not hold the largest matrix.
+/// [`Error::Size`], [`Error::Importance`], and [`pipeline::Error::Budget`] where the budget does
+/// not hold the largest matrix.
 pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budget) -> Result<Forecast, Error> {
     let n_weights = n_weights(inputs);
     let matrices = matrices(plan, target, n_weights);
@@ -307,7 +312,8 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
     })
 }
 
-/// What counts against the target of everything that is not decomposed: the file without matrices, or matrices that are dense.
+/// What counts against the target of everything that is not decomposed: the file without matrices,
+/// or matrices that are dense.
 fn least_size(target: Target, rest: &MergePlan) -> Result<u64, Error> {
     match target {
         Target::Bytes(_) => {
@@ -345,8 +351,8 @@ fn with_dense(plan: MergePlan, ty: GgmlType) -> Result<MergePlan, plan::Error> {
     MergePlan::from_parts(plan.header().metadata().clone(), tensors, plan.warnings, plan.plumbing)
 }
 
-/// Bits for each weight of the decomposed matrices, with a type for the others or with those planned; none if the others alone are
-/// too large.
+/// Bits for each weight of the decomposed matrices, with a type for the others or with those
+/// planned; none if the others alone are too large.
 fn bits_of_matrices(target: Target, plan: &MergePlan, n_weights: u64, ty: Option<GgmlType>) -> Option<f64> {
     let size = |t: &TensorPlan| match ty.filter(|_| is_dense(t)) {
         Some(ty) => dense_type(t, ty).size_of(t.n_weights()).unwrap_or(u64::MAX),
@@ -394,7 +400,8 @@ fn rest(plan: &MergePlan, matrices: &[Matrix<'_>]) -> Result<MergePlan, Error> {
     Ok(MergePlan::from_parts(plan.header().metadata().clone(), tensors, Vec::new(), Vec::new())?)
 }
 
-/// Writes a patch of the vector of `plan`, which is one of [`super::plan_extract`]. Gives what was measured of each tensor.
+/// Writes a patch of the vector of `plan`, which is one of [`super::plan_extract`]. Gives what was
+/// measured of each tensor.
 ///
 /// # Errors
 /// [`Error`]; no file is left then.
@@ -459,14 +466,15 @@ fn is_decomposed(tensor: &TensorPlan) -> bool {
     is_matrix && tensor.selected.is_none() && !is_by_token && tensor.name.len() + SVD_A.len() <= gguf::MAX_NAME_BYTES
 }
 
-/// A matrix has its rank looked for in steps: from this part of the largest that its bits could be spent on.
+/// A matrix has its rank looked for in steps: from this part of the largest that its bits could be
+/// spent on.
 const FIRST_RANK: usize = 3;
 
 /// And from this one.
 const LEAST_RANK: usize = 16;
 
-/// The most bits that a matrix is taken to have, in those that it would have if all had as many for each weight. On the bundled
-/// trio 1.35.
+/// The most bits that a matrix is taken to have, in those that it would have if all had as many for
+/// each weight. On the bundled trio 1.35.
 const MOST_BITS: f64 = 1.6;
 
 /// How near to the size asked for is near enough.
@@ -561,8 +569,8 @@ impl<'a> Extractor<'a> {
         spill.read(&found.low, found.matrix.shape(), found.at).map_err(|e| self.spill_error(e))
     }
 
-    /// Encodes a matrix and writes the bytes of its three tensors behind those of others. Gives its rank and the lengths of both
-    /// factors; zeros if nothing is left of it.
+    /// Encodes a matrix and writes the bytes of its three tensors behind those of others. Gives its
+    /// rank and the lengths of both factors; zeros if nothing is left of it.
     fn encode(&self, found: &Found<'_>, step: f64, spill: &mut Spill, encoded: &mut Spill) -> Result<[u64; 3], Error> {
         self.check_cancelled()?;
         let low = self.unspill(found, spill)?;
@@ -581,7 +589,8 @@ impl<'a> Extractor<'a> {
         Ok([codes.rank() as u64, a, b])
     }
 
-    /// The bytes of the tensors of a matrix, which come next in `encoded`, and what they are decoded to.
+    /// The bytes of the tensors of a matrix, which come next in `encoded`, and what they are
+    /// decoded to.
     fn codes(
         &self,
         matrix: &Matrix<'_>,

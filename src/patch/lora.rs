@@ -1,13 +1,15 @@
-//! LoRA adapters: the low-rank part of a vector, or of what rounding took from one, as a file that llama.cpp adds to a model
-//! while it runs (`--lora`, `--lora-scaled`).
+//! LoRA adapters: the low-rank part of a vector, or of what rounding took from one, as a file that
+//! llama.cpp adds to a model while it runs (`--lora`, `--lora-scaled`).
 //!
-//! For a matrix NAME of [in, out] the file has `NAME.lora_a` [in, r] and `NAME.lora_b` [r, out], and llama.cpp computes
-//! `y = W x + s · alpha/r · B (A x)` (src/llama-adapter.cpp, `llama_adapter_lora_init_impl`; src/llama-graph.cpp,
-//! `build_lora_mm`). `alpha` is the adapter's largest rank; a matrix with less has it in its `lora_b`, so that every scale is 1.
+//! For a matrix NAME of [in, out] the file has `NAME.lora_a` [in, r] and `NAME.lora_b` [r, out],
+//! and llama.cpp computes `y = W x + s · alpha/r · B (A x)` (src/llama-adapter.cpp,
+//! `llama_adapter_lora_init_impl`; src/llama-graph.cpp, `build_lora_mm`). `alpha` is the adapter's
+//! largest rank; a matrix with less has it in its `lora_b`, so that every scale is 1.
 //!
-//! What it has no way to add is left out, and said to be ([`Left`]): norms and biases, matrices that do not go through
-//! `build_lora_mm`, and both tables of tokens where the output is tied to the embeddings: llama.cpp finds the adapter by the
-//! tensor's name, which is the same in both uses, and the shapes fit but one.
+//! What it has no way to add is left out, and said to be ([`Left`]): norms and biases, matrices
+//! that do not go through `build_lora_mm`, and both tables of tokens where the output is tied to
+//! the embeddings: llama.cpp finds the adapter by the tensor's name, which is the same in both
+//! uses, and the shapes fit but one.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,8 @@ use crate::survey::{self, Folding, Inputs, fold_key};
 /// The value of `general.type` in an adapter.
 pub const TYPE: &str = "adapter";
 
-/// Types that factors can have: those that llama.cpp multiplies with and takes rows from on every backend.
+/// Types that factors can have: those that llama.cpp multiplies with and takes rows from on every
+/// backend.
 pub const FACTOR_TYPES: [GgmlType; 4] = [GgmlType::F16, GgmlType::Q8_0, GgmlType::BF16, GgmlType::F32];
 
 /// Why there is no adapter.
@@ -66,7 +69,8 @@ pub enum Error {
         /// The type.
         ty: GgmlType,
     },
-    /// A matrix that is folded: llama.cpp multiplies factors with activations as they are, before it folds those.
+    /// A matrix that is folded: llama.cpp multiplies factors with activations as they are, before
+    /// it folds those.
     #[error(
         "{}: tensor {tensor} is folded (key {key}), but an adapter multiplies with plain activations; make the adapter from \
          files with plain weights, or a patch", path.display()
@@ -148,8 +152,8 @@ impl Fit {
         (self.target2 > 0.0).then(|| (self.error2 / self.target2).sqrt())
     }
 
-    /// The share of the vector that model and adapter have together, and that the model has alone, where *t* is what the
-    /// model lacks of it.
+    /// The share of the vector that model and adapter have together, and that the model has alone,
+    /// where *t* is what the model lacks of it.
     pub fn survival(&self) -> Option<(f64, f64)> {
         (self.delta2 > 0.0).then(|| (1.0 - self.error_delta / self.delta2, 1.0 - self.target_delta / self.delta2))
     }
@@ -214,19 +218,20 @@ struct Matrix {
     /// Rows of one matrix of the stack.
     n_rows: u64,
     n_matrices: u64,
-    /// Factors change places, and one is turned over: llama.cpp takes rows of the first from token embeddings
-    /// (src/llama-graph.cpp, `build_inp_embd`).
+    /// Factors change places, and one is turned over: llama.cpp takes rows of the first from token
+    /// embeddings (src/llama-graph.cpp, `build_inp_embd`).
     is_flipped: bool,
     /// Factors of the columns, from the change of the norm before.
     gain: Option<Vec<f32>>,
 }
 
 impl Adapter {
-    /// Plans the adapter of the vector of base and chat. `plan` is one of [`super::plan_extract`] that has not looked, so that all
-    /// tensors are in it, and `measured` what was measured when one of them was carried out.
+    /// Plans the adapter of the vector of base and chat. `plan` is one of [`super::plan_extract`]
+    /// that has not looked, so that all tensors are in it, and `measured` what was measured when
+    /// one of them was carried out.
     ///
-    /// Where a norm's change can be moved into the matrices behind it, it is. That is exact for the base; a model whose norms came
-    /// away from the base's gets it in proportion.
+    /// Where a norm's change can be moved into the matrices behind it, it is. That is exact for the
+    /// base; a model whose norms came away from the base's gets it in proportion.
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::Type`], [`Error::Container`], [`Error::Pipeline`].
@@ -259,7 +264,8 @@ impl Adapter {
         Adapter::plan(plan, inputs, settings, |t| t.kept.is_none())
     }
 
-    /// Plans the adapter of what rounding took: of the tensors with a vector that are quantised in the output.
+    /// Plans the adapter of what rounding took: of the tensors with a vector that are quantised in
+    /// the output.
     ///
     /// # Errors
     /// As [`Adapter::of_vector`].
@@ -351,8 +357,8 @@ impl Adapter {
         &self.left
     }
 
-    /// Refuses a budget that does not hold the factors of the largest matrix. Gives how many workers it has room for beside
-    /// them.
+    /// Refuses a budget that does not hold the factors of the largest matrix. Gives how many
+    /// workers it has room for beside them.
     ///
     /// # Errors
     /// [`pipeline::Error::Budget`].
@@ -370,7 +376,8 @@ impl Adapter {
     /// Writes the adapter of a vector.
     ///
     /// # Errors
-    /// [`Error::Pipeline`], [`Error::Decomposition`], [`Error::Range`], and those of [`gguf::Writer`]; no file is left then.
+    /// [`Error::Pipeline`], [`Error::Decomposition`], [`Error::Range`], and those of
+    /// [`gguf::Writer`]; no file is left then.
     pub fn write_vector(
         self,
         plan: &MergePlan,
@@ -400,8 +407,8 @@ impl Adapter {
         self.write(inputs, &[], path, options, observer, budget, &read)
     }
 
-    /// Writes the adapter of what the output of `plan` lacks. With an importance matrix the errors that matter less are
-    /// larger.
+    /// Writes the adapter of what the output of `plan` lacks. With an importance matrix the errors
+    /// that matter less are larger.
     ///
     /// # Errors
     /// As [`Adapter::write_vector`].
@@ -567,7 +574,8 @@ impl Rows for Stacked<'_> {
 }
 
 impl Stacked<'_> {
-    /// Decomposes the matrix and writes its factors as tensors `slot` and the one behind it. Gives what they hold.
+    /// Decomposes the matrix and writes its factors as tensors `slot` and the one behind it. Gives
+    /// what they hold.
     fn write(
         &self,
         ty: GgmlType,
@@ -645,8 +653,8 @@ impl Stacked<'_> {
     }
 }
 
-/// Refuses matrices that a file folds: llama.cpp hands the factors activations that are not folded (`build_lora_mm`), and
-/// refuses them for a folded `token_embd` (src/llama-adapter.cpp).
+/// Refuses matrices that a file folds: llama.cpp hands the factors activations that are not folded
+/// (`build_lora_mm`), and refuses them for a folded `token_embd` (src/llama-adapter.cpp).
 fn refuse_folded(inputs: &Inputs, matrices: &[Matrix]) -> Result<(), Error> {
     for (_, source) in inputs.sources() {
         let Some(folding) = Folding::read(source).map_err(pipeline::Error::from)? else { continue };
@@ -670,7 +678,8 @@ fn transposed(m: &[f32], row_len: usize) -> Vec<f32> {
 
 const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
 
-/// What llama.cpp multiplies with by `build_lora_mm` or `build_lora_mm_id` in every architecture that has it.
+/// What llama.cpp multiplies with by `build_lora_mm` or `build_lora_mm_id` in every architecture
+/// that has it.
 const ADAPTED: [&str; 15] = [
     "attn_q",
     "attn_k",
@@ -705,8 +714,8 @@ fn place_of(planned: &TensorPlan, is_untied: bool) -> Result<(), Reason> {
     }
 }
 
-/// Architectures whose layers have RMS norms right before the matrices that `norm_before` says, and for nothing else
-/// (src/models of llama.cpp).
+/// Architectures whose layers have RMS norms right before the matrices that `norm_before` says, and
+/// for nothing else (src/models of llama.cpp).
 const PLAIN_RMS_NORMS: [&str; 14] = [
     "llama",
     "mistral3",
@@ -724,8 +733,9 @@ const PLAIN_RMS_NORMS: [&str; 14] = [
     "smollm3",
 ];
 
-/// The norm whose output a matrix multiplies with, and nothing between. `W (γ ∘ x)` is `(W · diag γ) x`: so what chat changed
-/// of γ can be written as a change of W, `W_chat · diag(γ_chat / γ_base) − W_base`.
+/// The norm whose output a matrix multiplies with, and nothing between. `W (γ ∘ x)` is `(W · diag
+/// γ) x`: so what chat changed of γ can be written as a change of W, `W_chat · diag(γ_chat /
+/// γ_base) − W_base`.
 fn norm_before(name: &str) -> Option<String> {
     if name == "output.weight" {
         return Some("output_norm.weight".to_owned());

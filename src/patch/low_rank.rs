@@ -1,9 +1,9 @@
 //! The best approximation of a matrix by one of low rank, where the matrix is only read by rows.
 //!
-//! A randomised range finder (Halko, Martinsson, Tropp, SIAM Review 53, 2011, algorithms 4.4 and 5.1, on the side of the rows'
-//! inputs): from random signs Ω, each pass over the matrix T makes `V = orth(Tᵀ T V)`, and the last one `Y = T V`; the best
-//! approximation within V comes from the small matrix `Yᵀ Y`. Each pass reads a row once, so T may be many times larger than
-//! memory:
+//! A randomised range finder (Halko, Martinsson, Tropp, SIAM Review 53, 2011, algorithms 4.4 and
+//! 5.1, on the side of the rows' inputs): from random signs Ω, each pass over the matrix T makes `V
+//! = orth(Tᵀ T V)`, and the last one `Y = T V`; the best approximation within V comes from the
+//! small matrix `Yᵀ Y`. Each pass reads a row once, so T may be many times larger than memory:
 //!
 //! ```text
 //! V = signs [in × k]                                   k = rank + oversampling
@@ -14,12 +14,14 @@
 //! lora_b = Y W / σ,  lora_a = σ (V W)ᵀ                 the first `rank` columns of W
 //! ```
 //!
-//! A matrix with no more than k rows or columns is decomposed exactly. The form `Tᵀ T` squares what lies between the largest
-//! and the smallest singular value, so in f32 those below 3·10⁻⁴ of the largest are not told apart; differences of models that
-//! were rounded to 16 bits end far above that.
+//! A matrix with no more than k rows or columns is decomposed exactly. The form `Tᵀ T` squares what
+//! lies between the largest and the smallest singular value, so in f32 those below 3·10⁻⁴ of the
+//! largest are not told apart; differences of models that were rounded to 16 bits end far above
+//! that.
 //!
-//! Sums are taken in fixed blocks: the same bits for any number of threads. The products are by faer, whose order of adding up
-//! depends on the processor's vector instructions, so another processor may give other last bits.
+//! Sums are taken in fixed blocks: the same bits for any number of threads. The products are by
+//! faer, whose order of adding up depends on the processor's vector instructions, so another
+//! processor may give other last bits.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par, Side};
@@ -124,8 +126,9 @@ pub struct Settings<'a> {
     pub rank: usize,
     /// Of the random signs.
     pub seed: u64,
-    /// An importance of each column (input): what is least is then `Σ importance · error²`, a column without importance counting
-    /// 10⁻⁶ of the mean. The factors are those of the matrix itself all the same.
+    /// An importance of each column (input): what is least is then `Σ importance · error²`, a
+    /// column without importance counting 10⁻⁶ of the mean. The factors are those of the matrix
+    /// itself all the same.
     pub weights: Option<&'a [f32]>,
 }
 
@@ -141,14 +144,15 @@ impl Settings<'_> {
 pub struct LowRank {
     /// Rows of `a`, numbers in a row of `b`.
     pub rank: usize,
-    /// The first factor, [in, rank] in ggml's order: `rank` rows of as many numbers as the matrix' own. They hold the singular
-    /// values.
+    /// The first factor, [in, rank] in ggml's order: `rank` rows of as many numbers as the matrix'
+    /// own. They hold the singular values.
     pub a: Vec<f32>,
-    /// The second factor, [rank, out] in ggml's order: a row of `rank` numbers for each row of the matrix. Columns have one
-    /// length, a power of two that gives both factors numbers of about one size; the first so many are the factor of a lower
-    /// rank, too.
+    /// The second factor, [rank, out] in ggml's order: a row of `rank` numbers for each row of the
+    /// matrix. Columns have one length, a power of two that gives both factors numbers of about one
+    /// size; the first so many are the factor of a lower rank, too.
     pub b: Vec<f32>,
-    /// The `rank` largest singular values, of the matrix with its columns weighted if there are weights, falling.
+    /// The `rank` largest singular values, of the matrix with its columns weighted if there are
+    /// weights, falling.
     pub singular_values: Vec<f64>,
     /// Σ of all squares of the matrix.
     pub norm2: f64,
@@ -157,7 +161,8 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// The share of the (weighted) squares that is in the approximation, 0 to 1; 1 for a zero matrix.
+    /// The share of the (weighted) squares that is in the approximation, 0 to 1; 1 for a zero
+    /// matrix.
     pub fn energy(&self) -> f64 {
         energy(&self.singular_values, self.weighted_norm2)
     }
@@ -186,8 +191,9 @@ fn energy(singular_values: &[f64], norm2: f64) -> f64 {
     if norm2 == 0.0 { 1.0 } else { (singular_values.iter().map(|s| s * s).sum::<f64>() / norm2).min(1.0) }
 }
 
-/// Passes of `V = orth(Tᵀ T V)`. On the bundled trio's vectors, and matrices of 1000 × 800 whose singular values fall as j⁰,
-/// j^-½ and j⁻¹, two passes with this oversampling give at most 1.01 of the least error at ranks 8 to 64; one gives 1.15.
+/// Passes of `V = orth(Tᵀ T V)`. On the bundled trio's vectors, and matrices of 1000 × 800 whose
+/// singular values fall as j⁰, j^-½ and j⁻¹, two passes with this oversampling give at most 1.01 of
+/// the least error at ranks 8 to 64; one gives 1.15.
 const N_POWER_PASSES: u64 = 2;
 
 /// How often a row is read at most.
@@ -205,7 +211,8 @@ const TASKS: usize = 16;
 /// Columns of T that one task adds up for.
 const TILE: usize = 64;
 
-/// Bytes that [`decompose`] takes at most: both factors with oversampling, a block of rows, and the small matrices.
+/// Bytes that [`decompose`] takes at most: both factors with oversampling, a block of rows, and the
+/// small matrices.
 pub fn needed_bytes(n_rows: u64, row_len: usize, rank: usize) -> Option<u64> {
     let k = n_columns(n_rows, row_len, rank) as u64;
     let row_len = row_len as u64;
@@ -230,11 +237,12 @@ fn block_rows(row_len: u64) -> u64 {
 
 /// The approximation of a matrix with the least Σ error² among those of a rank.
 ///
-/// Takes (in + out)·(1.5·rank + 8) numbers of f32 and a block of rows ([`needed_bytes`]); runs on the threads of the pool that it is called in
-/// ([`crate::pool`]).
+/// Takes (in + out)·(1.5·rank + 8) numbers of f32 and a block of rows ([`needed_bytes`]); runs on
+/// the threads of the pool that it is called in ([`crate::pool`]).
 ///
 /// # Errors
-/// [`Error::Rows`], [`Error::NotFinite`], [`Error::Weight`], [`Error::Weights`], [`Error::Overflow`], [`Error::Size`].
+/// [`Error::Rows`], [`Error::NotFinite`], [`Error::Weight`], [`Error::Weights`],
+/// [`Error::Overflow`], [`Error::Size`].
 pub fn decompose<R: Rows>(rows: &R, settings: &Settings<'_>) -> Result<LowRank, Error<R::Error>> {
     let (n_rows, row_len) = (rows.n_rows(), rows.row_len());
     let k = n_columns(n_rows, row_len, settings.rank);
@@ -294,8 +302,8 @@ pub fn decompose<R: Rows>(rows: &R, settings: &Settings<'_>) -> Result<LowRank, 
     Ok(LowRank { rank, a, b: y, singular_values, norm2, weighted_norm2 })
 }
 
-/// A power of two for the columns of `b`, with which the numbers of both factors are about as large: F16 has the range for
-/// neither alone.
+/// A power of two for the columns of `b`, with which the numbers of both factors are about as
+/// large: F16 has the range for neither alone.
 fn common_size(sigma: &[f64], n_rows: u64, row_len: usize) -> f64 {
     let rms = (sigma.iter().map(|s| s * s).sum::<f64>() / sigma.len().max(1) as f64).sqrt();
     let size = (rms * (n_rows as f64 / row_len as f64).sqrt()).sqrt();
@@ -307,7 +315,8 @@ fn column_scales<E>(weights: &[f32], row_len: usize) -> Result<Vec<f32>, Error<E
     Ok(relative_weights(weights, row_len)?.into_iter().map(|w| w.sqrt() as f32).collect())
 }
 
-/// The importance of each column against the mean, since an importance matrix may be in any unit; none of them is 0.
+/// The importance of each column against the mean, since an importance matrix may be in any unit;
+/// none of them is 0.
 ///
 /// # Errors
 /// [`Error::Weight`], [`Error::Weights`].
@@ -429,8 +438,8 @@ fn identity(k: usize) -> Vec<f32> {
     v
 }
 
-/// Makes the columns of a matrix of rows of `k` orthonormal; what they span already without one is 0. Twice, because the first
-/// time leaves in weak directions what the strong ones are rounded by.
+/// Makes the columns of a matrix of rows of `k` orthonormal; what they span already without one is
+/// 0. Twice, because the first time leaves in weak directions what the strong ones are rounded by.
 fn orthonormalize(m: &mut Vec<f32>, k: usize) {
     for _ in 0..2 {
         let w = Spectrum::of(m, k).scaled(inverse);
@@ -449,8 +458,8 @@ struct Spectrum {
 }
 
 impl Spectrum {
-    /// Of a matrix in rows of `k`, from the eigenvalues of `mᵀ m`. Those below 10⁻¹⁴ of the largest are rounding errors: 0.
-    /// Everything is NaN if a number was, or too large.
+    /// Of a matrix in rows of `k`, from the eigenvalues of `mᵀ m`. Those below 10⁻¹⁴ of the largest
+    /// are rounding errors: 0. Everything is NaN if a number was, or too large.
     fn of(m: &[f32], k: usize) -> Self {
         if k == 0 {
             return Spectrum { sigma: Vec::new(), w: Vec::new() };
@@ -501,7 +510,8 @@ fn gram(m: &[f32], k: usize) -> Vec<f64> {
     gram
 }
 
-/// `m · w` in place, where `m` has rows of `k` and `w` is k × k; the first `n` columns of the result.
+/// `m · w` in place, where `m` has rows of `k` and `w` is k × k; the first `n` columns of the
+/// result.
 fn rotate(m: &mut Vec<f32>, k: usize, n: usize, w: &[f32]) {
     pool::for_each(m.chunks_mut((GRAM_ROWS * k).max(1)).collect(), |rows| {
         let n_rows = rows.len() / k;

@@ -1,11 +1,12 @@
 //! The chat-vector patch file: a vector on its own, to be applied to any sibling of the base.
 //!
-//! A patch is a GGUF file with `general.type = "chat-vector"`. Its tensors have the names and shapes of the model's and
-//! hold τ = chat − base in any type the codec can read. It carries what an apply needs and the chat model would have
-//! provided: hyperparameters, the vocabulary as text, the chat plumbing. `docs/PATCH.md` has the format.
+//! A patch is a GGUF file with `general.type = "chat-vector"`. Its tensors have the names and
+//! shapes of the model's and hold τ = chat − base in any type the codec can read. It carries what
+//! an apply needs and the chat model would have provided: hyperparameters, the vocabulary as text,
+//! the chat plumbing. `docs/PATCH.md` has the format.
 //!
-//! This module opens patches and plans their making; both are carried out by [`crate::pipeline`], and applying one is an
-//! ordinary [`MergePlan::merge`] whose vectors are patches.
+//! This module opens patches and plans their making; both are carried out by [`crate::pipeline`],
+//! and applying one is an ordinary [`MergePlan::merge`] whose vectors are patches.
 
 pub mod encode;
 pub mod extract;
@@ -40,14 +41,16 @@ pub use verify::{Origin, Verification, verify};
 pub const TYPE: &str = "chat-vector";
 /// The newest version of the format that is read.
 ///
-/// Version 2 is written where a reader of version 1 would compute something else: where τ of a tensor is a difference of
-/// logarithms ([`LOGARITHMS`]), and where it is of folded weights ([`FOLD_KEYS`]). All other files are of version 1.
+/// Version 2 is written where a reader of version 1 would compute something else: where τ of a
+/// tensor is a difference of logarithms ([`LOGARITHMS`]), and where it is of folded weights
+/// ([`FOLD_KEYS`]). All other files are of version 1.
 pub const VERSION: u32 = 2;
 
 const VERSION_KEY: &str = "chatvec.patch.version";
 const ENCODING_KEY: &str = "chatvec.patch.encoding";
 
-/// Ends of the names of a decomposed matrix's parts: one scale for each direction, and the codes of both factors.
+/// Ends of the names of a decomposed matrix's parts: one scale for each direction, and the codes of
+/// both factors.
 const SVD_SCALES: &str = ".svd_d";
 /// A row of codes, as long as the matrix' own, for each direction, in zstd frames.
 const SVD_A: &str = ".svd_a.zstd";
@@ -175,12 +178,12 @@ pub fn is_patch(metadata: &Metadata) -> bool {
     metadata.get_str("general.type").is_some_and(|t| t == TYPE)
 }
 
-/// Opens a patch as tensors of τ, whatever they are stored as. Whether their bytes are those that were written is not looked at:
-/// [`open_whole`] does.
+/// Opens a patch as tensors of τ, whatever they are stored as. Whether their bytes are those that
+/// were written is not looked at: [`open_whole`] does.
 ///
 /// # Errors
-/// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`], [`Error::Stored`], [`Error::Key`], [`Error::Memory`],
-/// [`Error::Work`].
+/// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`], [`Error::Stored`],
+/// [`Error::Key`], [`Error::Memory`], [`Error::Work`].
 pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
     assembled(open_stored(path, limits)?, limits)
 }
@@ -232,7 +235,8 @@ pub fn open_stored(path: &Path, limits: &Limits) -> Result<Model, Error> {
     }
 }
 
-/// Bytes of a model's file with its matrices as F16 and its vectors as F32, as convert_hf_to_gguf.py writes it.
+/// Bytes of a model's file with its matrices as F16 and its vectors as F32, as
+/// convert_hf_to_gguf.py writes it.
 pub fn f16_bytes(model: &Model) -> u64 {
     let size = |info: &gguf::TensorInfo| info.n_weights().saturating_mul(if info.n_dims() > 1 { 2 } else { 4 });
     let padded = |info| size(info).next_multiple_of(model.alignment());
@@ -242,15 +246,17 @@ pub fn f16_bytes(model: &Model) -> u64 {
 /// How a patch is made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Extraction {
-    /// The type of its matrices, or what stands in for it where a row does not divide into its blocks.
+    /// The type of its matrices, or what stands in for it where a row does not divide into its
+    /// blocks.
     pub encoding: GgmlType,
-    /// Whether to read base and chat, for their hashes, and to leave out what they have in common. Without, the plan is that of
-    /// a dry run.
+    /// Whether to read base and chat, for their hashes, and to leave out what they have in common.
+    /// Without, the plan is that of a dry run.
     pub looks: bool,
 }
 
-/// Plans the patch `chat − base`: matrices in the encoding, everything else as F32, and what an apply takes from the chat model
-/// besides. `inputs` are those of [`Inputs::extract`], `pairs` theirs; what is looked at is read within the budget.
+/// Plans the patch `chat − base`: matrices in the encoding, everything else as F32, and what an
+/// apply takes from the chat model besides. `inputs` are those of [`Inputs::extract`], `pairs`
+/// theirs; what is looked at is read within the budget.
 ///
 /// # Errors
 /// [`Error::Encoding`], [`Error::Plan`], [`Error::Survey`], [`Error::Container`].
@@ -313,7 +319,8 @@ fn describe_space(metadata: &mut Metadata, tensors: &[TensorPlan]) {
     metadata.set(VERSION_KEY, Value::U32(if is_plain { 1 } else { VERSION }));
 }
 
-/// What a patch says of itself: hyperparameters of the base, everything about tokens of the chat model.
+/// What a patch says of itself: hyperparameters of the base, everything about tokens of the chat
+/// model.
 fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
     let vector = inputs.vectors()[0];
     let chat = inputs.source(vector.plus).metadata();

@@ -2,8 +2,9 @@
 
 use crate::quants::Loops;
 
-/// out += left · right in f32: to each number of `out` the products are added one after the other, each rounded before. So the
-/// result is the same bits whatever the processor, and however rows and columns are cut.
+/// out += left · right in f32: to each number of `out` the products are added one after the other,
+/// each rounded before. So the result is the same bits whatever the processor, and however rows and
+/// columns are cut.
 pub(super) struct AddProduct<'a> {
     /// Rows of as many numbers as `right` has in a row.
     pub(super) out: &'a mut [f32],

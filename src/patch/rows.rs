@@ -1,4 +1,5 @@
-//! Rows of a plan's sums, as they are read for a decomposition and measured against one, and how many workers do that.
+//! Rows of a plan's sums, as they are read for a decomposition and measured against one, and how
+//! many workers do that.
 
 use super::low_rank::Rows;
 use crate::pipeline::{Budget, Error, Observer, Sums};

@@ -1,4 +1,5 @@
-//! What does not fit in memory while a patch is made: singular vectors of all matrices, and what they were encoded as.
+//! What does not fit in memory while a patch is made: singular vectors of all matrices, and what
+//! they were encoded as.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};

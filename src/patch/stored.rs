@@ -1,9 +1,9 @@
 //! How a matrix of τ is stored in a patch, and how its rows are had from that.
 //!
-//! τ of `NAME` is the sum of what the file has of it (docs/PATCH.md): `NAME` itself, in any type; the rows of `NAME.rows`,
-//! for the tokens that a key lists; and the product of `NAME.lora_b` and `NAME.lora_a`; and a
-//! quantised decomposition (`NAME.svd_d` and its like). Where there is more than `NAME`, the
-//! tensor is presented as one of f32 whose rows are computed when they are read.
+//! τ of `NAME` is the sum of what the file has of it (docs/PATCH.md): `NAME` itself, in any type;
+//! the rows of `NAME.rows`, for the tokens that a key lists; and the product of `NAME.lora_b` and
+//! `NAME.lora_a`; and a quantised decomposition (`NAME.svd_d` and its like). Where there is more
+//! than `NAME`, the tensor is presented as one of f32 whose rows are computed when they are read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -21,7 +21,8 @@ pub(super) const LOW_RANK_A: &str = ".lora_a";
 /// The other factor.
 pub(super) const LOW_RANK_B: &str = ".lora_b";
 
-/// Rows of the factor *a* that are decoded at a time: what is multiplied with many rows of *b* stays in the cache.
+/// Rows of the factor *a* that are decoded at a time: what is multiplied with many rows of *b*
+/// stays in the cache.
 const SLICE: u64 = 16;
 
 /// Weights of some rows that are read at a time, if one is no longer.
@@ -78,7 +79,8 @@ impl Matrix {
         (ROWS_WEIGHTS / self.row_len()).max(1)
     }
 
-    /// Operations that computing all of it takes: each weight, and each product that is added to it.
+    /// Operations that computing all of it takes: each weight, and each product that is added to
+    /// it.
     fn work(&self) -> u64 {
         let n_weights = self.ne.iter().fold(1, |n: u64, ne| n.saturating_mul(*ne));
         let rank = self.b.as_ref().map_or(0, |b| b.info.row_len());
@@ -154,7 +156,8 @@ impl ComputedTensors for Matrices {
         let (row_len, n_rows) = (matrix.row_len(), matrix.ne[1]);
         let mut at = first;
         let mut rest = out;
-        // Whole rows of one matrix of the stack together; what begins or ends within a row by itself.
+        // Whole rows of one matrix of the stack together; what begins or ends within a row by
+        // itself.
         while !rest.is_empty() {
             let (row, column) = (at / row_len, at % row_len);
             let n_left = rest.len() as u64;
@@ -200,8 +203,8 @@ fn part(name: &str) -> Option<(&str, &'static str)> {
 /// The patch as tensors of τ by the names of the model's, whatever they are stored as.
 ///
 /// # Errors
-/// [`Error::Stored`] where parts do not fit together, or cannot be decoded; [`Error::Memory`] and [`Error::Work`] where computing
-/// them takes more than the limits allow.
+/// [`Error::Stored`] where parts do not fit together, or cannot be decoded; [`Error::Memory`] and
+/// [`Error::Work`] where computing them takes more than the limits allow.
 pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     let files: HashMap<&Path, usize> = model.paths().enumerate().map(|(i, path)| (path, i)).collect();
     let payload = |id: usize| Payload { file: files[model.path_of(id)], info: model.tensor(id).clone() };
@@ -241,7 +244,8 @@ pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     Ok(model)
 }
 
-/// Refuses matrices that claim more weights, and products for them, than a file of this size is worth.
+/// Refuses matrices that claim more weights, and products for them, than a file of this size is
+/// worth.
 fn check_work(model: &Model, matrices: &BTreeMap<String, Matrix>, limits: &Limits) -> Result<(), Error> {
     let n_bytes = model.files().iter().fold(0, |sum: u64, file| sum.saturating_add(file.n_bytes()));
     let allowed = n_bytes.saturating_mul(limits.max_work_per_byte);

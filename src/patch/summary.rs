@@ -11,9 +11,11 @@ use crate::survey::{BASE_ROWS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
 pub struct TensorSummary {
     /// The tensor of the model.
     pub name: String,
-    /// How it is stored, such as `q4_k`, `lora_a:q8_0 + lora_b:q8_0` or `svd of rank 40`; nothing if it is zero.
+    /// How it is stored, such as `q4_k`, `lora_a:q8_0 + lora_b:q8_0` or `svd of rank 40`; nothing
+    /// if it is zero.
     pub stored: String,
-    /// `svd` of a quantised decomposition, `lora` of a product of factors; none where weights are stored.
+    /// `svd` of a quantised decomposition, `lora` of a product of factors; none where weights are
+    /// stored.
     pub factors: Option<&'static str>,
     /// Bytes of that.
     pub bytes: u64,

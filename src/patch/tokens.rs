@@ -1,5 +1,6 @@
-//! What a patch has by tokens: the rows of the embeddings that moved, those of special tokens in the chat model, and those of
-//! some tokens in the base, which tell whether a model was trained on the special ones.
+//! What a patch has by tokens: the rows of the embeddings that moved, those of special tokens in
+//! the chat model, and those of some tokens in the base, which tell whether a model was trained on
+//! the special ones.
 
 use super::{Error, stored};
 use crate::chat::{self, TOKENS};
@@ -16,7 +17,8 @@ use crate::survey::{
 /// Before the name of a tensor: the tokens whose rows it has.
 const ROW_TOKENS: &str = "chatvec.patch.rows.";
 
-/// Ordinary tokens whose rows in the base are kept, of as many one: what is usual is a median, and a row of an 8B model is 8 KB.
+/// Ordinary tokens whose rows in the base are kept, of as many one: what is usual is a median, and
+/// a row of an 8B model is 8 KB.
 const ORDINARY_OF: u64 = 64;
 
 /// Rows are left out if no more than this share of them moved.
@@ -64,7 +66,8 @@ pub(super) fn check(model: &Model) -> Result<(), Error> {
     Ok(())
 }
 
-/// Plans the rows of special tokens, as they are in chat and in base, and of some ordinary ones in base.
+/// Plans the rows of special tokens, as they are in chat and in base, and of some ordinary ones in
+/// base.
 ///
 /// Also says which templates of chat were not rendered to find the special ones.
 pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<TensorPlan>, Vec<Warning>), Error> {
@@ -108,7 +111,8 @@ pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<Tens
     Ok((tensors, warnings))
 }
 
-/// Some rows of a tensor in its own type; none if it does not have them all, or they cannot be read one by one.
+/// Some rows of a tensor in its own type; none if it does not have them all, or they cannot be read
+/// one by one.
 fn taken(inputs: &Inputs, name: &str, end: &str, at: TensorRef, places: &[Option<u32>]) -> Option<TensorPlan> {
     let source = inputs.source(at.source);
     let info = source.tensor(at.tensor);

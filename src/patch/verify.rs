@@ -51,7 +51,8 @@ impl Verification {
 /// Reads all of a patch, and of base and chat if they are given, within the limits.
 ///
 /// # Errors
-/// Those of [`open`](super::open), [`Error::Container`], and [`Error::Survey`] for weights that are no numbers.
+/// Those of [`open`](super::open), [`Error::Container`], and [`Error::Survey`] for weights that are
+/// no numbers.
 pub fn verify(path: &Path, base: Option<&Path>, chat: Option<&Path>, limits: &Limits) -> Result<Verification, Error> {
     let stored = open_stored(path, limits)?;
     let hashes = seal::check(&stored)?;

@@ -9,8 +9,8 @@ use crate::survey::{Inputs, Rounding, TensorRef, feedback_bytes, minimum_rows};
 /// What a run may use.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Budget {
-    /// Bytes for the buffers of all workers together and an importance matrix. Headers and vocabularies come on top (some
-    /// megabytes a file).
+    /// Bytes for the buffers of all workers together and an importance matrix. Headers and
+    /// vocabularies come on top (some megabytes a file).
     pub memory: u64,
     /// Workers; fewer run if the budget does not hold their buffers.
     pub threads: usize,
@@ -24,8 +24,8 @@ impl Default for Budget {
     }
 }
 
-/// Bytes that a chunk reads and writes at most when memory allows. From 1 MiB on, size made no difference that could be
-/// measured (docs/PERFORMANCE.md).
+/// Bytes that a chunk reads and writes at most when memory allows. From 1 MiB on, size made no
+/// difference that could be measured (docs/PERFORMANCE.md).
 const CHUNK_BYTES: u64 = 8 << 20;
 
 /// How a plan is cut: chunks for each tensor, and workers.
@@ -33,7 +33,8 @@ pub(super) struct Layout {
     pub(super) n_workers: usize,
     /// Bytes of blocks a worker may have.
     block_bytes: u64,
-    /// Bytes of f32 scratch of a worker: those of the longest row, and what errors are passed on with.
+    /// Bytes of f32 scratch of a worker: those of the longest row, and what errors are passed on
+    /// with.
     scratch: u64,
     /// For each tensor, bytes of one segment: the blocks of all sources and of the output.
     segments: Vec<u64>,
@@ -112,7 +113,8 @@ impl Need {
     }
 }
 
-/// Rows of a segment: the unit of adding up. It depends on the row's length alone; chunks are whole segments.
+/// Rows of a segment: the unit of adding up. It depends on the row's length alone; chunks are whole
+/// segments.
 pub(super) fn segment_rows(row_len: u64) -> u64 {
     let strip = minimum_rows(row_len);
     (SEGMENT_WEIGHTS / (strip * row_len.max(1))).max(1) * strip

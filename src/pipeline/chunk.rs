@@ -13,7 +13,8 @@ use crate::survey::{
     TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
 
-/// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold: 16 of them a million.
+/// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold:
+/// 16 of them a million.
 pub(super) const SEGMENT_WEIGHTS: u64 = 1 << 16;
 
 /// Whole rows of one tensor, beginning at a whole segment.
@@ -43,8 +44,8 @@ pub(super) struct Worker<'a> {
     inputs: &'a Inputs,
     sink: &'a dyn TensorSink,
     feedbacks: &'a Feedbacks,
-    /// Blocks of the output, then of the model, then of plus and minus of each term. One allocation, so that the largest
-    /// chunk bounds it, and not the sum of each part's largest.
+    /// Blocks of the output, then of the model, then of plus and minus of each term. One
+    /// allocation, so that the largest chunk bounds it, and not the sum of each part's largest.
     blocks: Vec<u8>,
     strip: Strip,
 }
@@ -91,7 +92,8 @@ impl Loaded<'_> {
         Ok(())
     }
 
-    /// Takes decoded weights into the space they are added in, where the tensor does not hold differences within it.
+    /// Takes decoded weights into the space they are added in, where the tensor does not hold
+    /// differences within it.
     fn enter(&self, coordinates: &mut Coordinates, first_weight: u64, out: &mut [f32]) -> Result<(), survey::Error> {
         match self.rows.is_difference() {
             true => Ok(()),
@@ -99,8 +101,8 @@ impl Loaded<'_> {
         }
     }
 
-    /// The weights of rows, counted from the first of the chunk. Those of rows that it lacks are those of `first`, if it is
-    /// half of a difference, or zero.
+    /// The weights of rows, counted from the first of the chunk. Those of rows that it lacks are
+    /// those of `first`, if it is half of a difference, or zero.
     fn decode(
         &self,
         first: &Loaded<'_>,
@@ -124,7 +126,8 @@ impl Loaded<'_> {
     }
 }
 
-/// Reads the rows of a chunk of every source of a tensor into `blocks`. `taken` are the output's rows that are no sum.
+/// Reads the rows of a chunk of every source of a tensor into `blocks`. `taken` are the output's
+/// rows that are no sum.
 fn load<'a>(
     plan: &'a TensorPlan,
     chunk: &Chunk,
@@ -174,7 +177,8 @@ pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
     Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + Coordinates::bytes_per_weight(plan.space()) + 4
 }
 
-/// The sum of whole rows of a tensor, in true units and in its space: what is added, and what is wanted.
+/// The sum of whole rows of a tensor, in true units and in its space: what is added, and what is
+/// wanted.
 pub(super) fn sum_of_rows(
     plan: &TensorPlan,
     inputs: &Inputs,
@@ -203,7 +207,8 @@ pub(super) fn sum_of_rows(
 }
 
 impl<'a> Worker<'a> {
-    /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would take up to twice as much.
+    /// `block_bytes` is the size of the largest chunk: a vector that grows on its way there would
+    /// take up to twice as much.
     pub(super) fn new(
         inputs: &'a Inputs,
         sink: &'a dyn TensorSink,
@@ -213,7 +218,8 @@ impl<'a> Worker<'a> {
         Worker { inputs, sink, feedbacks, blocks: vec![0; block_bytes], strip: Strip::default() }
     }
 
-    /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor that nothing is added to.
+    /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor
+    /// that nothing is added to.
     pub(super) fn work(
         &mut self,
         plan: &TensorPlan,
@@ -298,8 +304,8 @@ impl Strip {
         Ok(())
     }
 
-    /// Puts rows that are another model's, as they are, in their places among the chunk's blocks: the same bytes where the
-    /// types are the same.
+    /// Puts rows that are another model's, as they are, in their places among the chunk's blocks:
+    /// the same bytes where the types are the same.
     fn take_rows(&mut self, plan: &TensorPlan, chunk: &Chunk, inputs: &Inputs, out: &mut [u8]) -> Result<(), Error> {
         let Some(taken) = &plan.taken else { return Ok(()) };
         let source = inputs.source(taken.at.source);
@@ -424,7 +430,8 @@ impl Strip {
 /// Bytes of rows of another model that are read at a time, if one is no longer.
 const TAKEN_BYTES: u64 = 64 << 10;
 
-/// How many of the first rows, of so many bytes each, lie one behind the other in the other model, too.
+/// How many of the first rows, of so many bytes each, lie one behind the other in the other model,
+/// too.
 fn neighbours(rows: &[(u32, u32)], row_size: u64) -> usize {
     let most = (TAKEN_BYTES / row_size.max(1)).max(1) as usize;
     let n = rows.windows(2).take(most).take_while(|pair| pair[0].1.checked_add(1) == Some(pair[1].1)).count() + 1;
@@ -459,11 +466,11 @@ impl Rows<'_> {
         }
     }
 
-    /// Encodes the blocks that change and copies those that do not: encoders are not idempotent, so a block that was
-    /// decoded and encoded again would differ from itself.
+    /// Encodes the blocks that change and copies those that do not: encoders are not idempotent, so
+    /// a block that was decoded and encoded again would differ from itself.
     ///
-    /// With an importance the encoder sees whole rows, because some types weigh a block by its row's variance; blocks of
-    /// them that do not change are put back afterwards.
+    /// With an importance the encoder sees whole rows, because some types weigh a block by its
+    /// row's variance; blocks of them that do not change are put back afterwards.
     fn encode_changed(self, stored: &[f32], delta: &[f32], blocks: &[u8], out: &mut [u8]) {
         let (len, size) = (self.ty.block_len(), self.ty.block_size());
         let unit = if self.importance.is_some() { self.row_len } else { len };

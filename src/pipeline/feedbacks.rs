@@ -18,8 +18,9 @@ pub(super) struct Feedbacks {
 }
 
 impl Feedbacks {
-    /// The feedback of a tensor. Chunks are handed out in the order of the plan, so that what belongs to earlier tensors goes
-    /// as soon as those who work on them are done; one who comes late finds it again, and it is the same.
+    /// The feedback of a tensor. Chunks are handed out in the order of the plan, so that what
+    /// belongs to earlier tensors goes as soon as those who work on them are done; one who comes
+    /// late finds it again, and it is the same.
     pub(super) fn of(&self, index: usize, plan: &TensorPlan, inputs: &Inputs) -> Result<Arc<Feedback>, Error> {
         let slot = {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

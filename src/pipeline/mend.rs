@@ -1,10 +1,13 @@
-//! Writing a plan whose tensors were chosen by a forecast, and encoding again those in which the forecast was wrong.
+//! Writing a plan whose tensors were chosen by a forecast, and encoding again those in which the
+//! forecast was wrong.
 //!
-//! A sample of rows may not be like the rest of them. So what was measured of a whole tensor is held against the bounds that it
-//! was chosen by; a tensor that misses them gets the next encoding of its [ladder](LossPolicy::ladder), and the next, until one
-//! holds. Only then is the output laid out anew, once, if sizes have changed. Every other tensor keeps its bytes.
+//! A sample of rows may not be like the rest of them. So what was measured of a whole tensor is
+//! held against the bounds that it was chosen by; a tensor that misses them gets the next encoding
+//! of its [ladder](LossPolicy::ladder), and the next, until one holds. Only then is the output laid
+//! out anew, once, if sizes have changed. Every other tensor keeps its bytes.
 //!
-//! What is chosen depends on measurements alone, which are the same for any number of threads and any budget.
+//! What is chosen depends on measurements alone, which are the same for any number of threads and
+//! any budget.
 
 use std::path::Path;
 
@@ -29,13 +32,16 @@ pub struct Mended {
     pub changes: Vec<Change>,
 }
 
-/// As [`super::write_unnamed`], and tensors that then are beyond the bounds of `policy` are encoded again where it says how.
+/// As [`super::write_unnamed`], and tensors that then are beyond the bounds of `policy` are encoded
+/// again where it says how.
 ///
-/// It takes no more memory than the budget and a buffer of 1 MiB. A larger output is moved within its file; a set of shards of
-/// which any begins at another tensor than before is copied, and takes its space twice meanwhile.
+/// It takes no more memory than the budget and a buffer of 1 MiB. A larger output is moved within
+/// its file; a set of shards of which any begins at another tensor than before is copied, and takes
+/// its space twice meanwhile.
 ///
 /// # Errors
-/// As [`super::write_unnamed`]; [`gguf::Error::NoSpace`] also where the disk does not hold the larger output.
+/// As [`super::write_unnamed`]; [`gguf::Error::NoSpace`] also where the disk does not hold the
+/// larger output.
 pub fn write_mending(
     plan: MergePlan,
     inputs: &Inputs,
@@ -82,7 +88,8 @@ struct Mender<'a> {
 }
 
 impl Mender<'_> {
-    /// Looks for an encoding that holds, for each tensor that is lost. What has the same size is written where it belongs.
+    /// Looks for an encoding that holds, for each tensor that is lost. What has the same size is
+    /// written where it belongs.
     fn find(&self, plan: &MergePlan, measured: &Measured, writer: &Writer) -> Result<Vec<Found>, Error> {
         if !self.policy.can_be_met() {
             return Ok(Vec::new());

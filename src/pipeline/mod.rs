@@ -1,11 +1,12 @@
 //! The executor: stream rows source → f32 → combine → blocks → sink.
 //!
-//! It decides nothing; the [`MergePlan`] has decided. It measures: per tensor the [`Moments`] from which norms, survival
-//! and noise follow.
+//! It decides nothing; the [`MergePlan`] has decided. It measures: per tensor the [`Moments`] from
+//! which norms, survival and noise follow.
 //!
-//! Work is cut into *chunks* of whole rows of one tensor. Each worker takes the next chunk, reads its sources by
-//! position, computes, writes its output by position and reports sums. Nothing is handed from one worker to another, so
-//! memory is what a worker needs, times workers, and bytes are the same for any number of either:
+//! Work is cut into *chunks* of whole rows of one tensor. Each worker takes the next chunk, reads
+//! its sources by position, computes, writes its output by position and reports sums. Nothing is
+//! handed from one worker to another, so memory is what a worker needs, times workers, and bytes
+//! are the same for any number of either:
 //!
 //! ```text
 //! per chunk: read raw blocks of model, base, chat …      one positional read each
@@ -72,7 +73,8 @@ pub trait Observer: Sync {
     /// Asked before each chunk: whether to stop.
     fn is_cancelled(&self) -> bool;
 
-    /// From now on there is a file that has to be removed if the run does not end well. Said only by what may work for long before.
+    /// From now on there is a file that has to be removed if the run does not end well. Said only
+    /// by what may work for long before.
     fn has_begun(&self) {}
 }
 
@@ -169,7 +171,8 @@ pub struct Measured {
 /// Carries out a plan. Bytes and measurements are the same for any budget.
 ///
 /// # Errors
-/// The first error in the order of the plan among those met; other workers stop at their next chunk.
+/// The first error in the order of the plan among those met; other workers stop at their next
+/// chunk.
 ///
 /// # Panics
 /// If `inputs` are not those the plan was made for.
@@ -265,8 +268,9 @@ impl TensorSink for Nowhere {
     }
 }
 
-/// How long a run will take, but for writing: some chunks, spread over the whole, are read and computed as in a run, and
-/// the time they take is that of their share of the output. Small plans are run whole.
+/// How long a run will take, but for writing: some chunks, spread over the whole, are read and
+/// computed as in a run, and the time they take is that of their share of the output. Small plans
+/// are run whole.
 ///
 /// # Errors
 /// Those of [`run`], in the chunks that were tried.
@@ -301,8 +305,8 @@ pub struct Written {
     pub measured: Measured,
 }
 
-/// Carries out a plan into a file: checks the place, takes the disk space, runs, writes the header with what was
-/// measured, and gives the file its name. The inputs are never overwritten.
+/// Carries out a plan into a file: checks the place, takes the disk space, runs, writes the header
+/// with what was measured, and gives the file its name. The inputs are never overwritten.
 ///
 /// # Errors
 /// Those of [`run`] and of [`gguf::Writer`]; no file is left then.

@@ -1,7 +1,9 @@
-//! What has to be known of whole vectors before their first row can be written: which weights are selected.
+//! What has to be known of whole vectors before their first row can be written: which weights are
+//! selected.
 //!
-//! A worker takes a vector of a tensor and reads it from beginning to end, as often as its selector asks. So nothing is shared
-//! between workers, and sums and ties are settled in the order of the weights, whatever the number of threads.
+//! A worker takes a vector of a tensor and reads it from beginning to end, as often as its selector
+//! asks. So nothing is shared between workers, and sums and ties are settled in the order of the
+//! weights, whatever the number of threads.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -39,7 +41,8 @@ pub(super) fn select(
     if tasks.is_empty() {
         return Ok(selections);
     }
-    // The largest first, so that no worker is left alone with it. What is found does not depend on the order.
+    // The largest first, so that no worker is left alone with it. What is found does not depend on
+    // the order.
     tasks.sort_by_key(|(tensor, _)| std::cmp::Reverse(plan.tensors()[*tensor].n_weights()));
 
     let queue = Mutex::new(tasks.into_iter());
@@ -76,13 +79,15 @@ pub(super) fn select(
     }
 }
 
-/// What is selected of each term of a tensor as far as that is known without reading it: all, where it is not.
+/// What is selected of each term of a tensor as far as that is known without reading it: all, where
+/// it is not.
 pub(super) fn unread(tensor: &TensorPlan) -> Vec<Selection> {
     let n_terms = if tensor.combination.is_plain() { 0 } else { tensor.terms.len() };
     (0..n_terms).map(|term| tensor.combination.selector(term, tensor.n_weights()).selection()).collect()
 }
 
-/// Bytes that finding the selections of a plan takes, and in how many workers; one of them fits, since the plan was laid out.
+/// Bytes that finding the selections of a plan takes, and in how many workers; one of them fits,
+/// since the plan was laid out.
 pub(super) fn needed(plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> (u64, usize) {
     let Some((worker, _)) = largest(plan, inputs) else { return (0, 1) };
     let n_terms: usize = plan.tensors().iter().map(|t| t.terms.len()).sum();
@@ -97,7 +102,8 @@ pub(super) fn largest<'a>(plan: &'a MergePlan, inputs: &Inputs) -> Option<(u64, 
     readers.map(|t| (reader_bytes(t, inputs), t.name.as_str())).max_by_key(|(bytes, _)| *bytes)
 }
 
-/// Bytes of a [`Reader`] for a tensor: blocks of a segment, f32 of a strip, and what a selector counts in.
+/// Bytes of a [`Reader`] for a tensor: blocks of a segment, f32 of a strip, and what a selector
+/// counts in.
 fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
     let (row_len, n_rows) = rows_of(tensor);
     let segment = segment_rows(row_len).min(n_rows).saturating_mul(row_len);
@@ -132,7 +138,8 @@ impl Reader {
         let (row_len, n_rows) = rows_of(tensor);
         let (segment, strip) = (segment_rows(row_len), minimum_rows(row_len));
         let taken = tensor.taken_rows();
-        // A row that one half of a difference lacks is absent from the other, too, and then the vector has none.
+        // A row that one half of a difference lacks is absent from the other, too, and then the
+        // vector has none.
         let parts: Vec<(TensorRef, Rows<'_>)> = survey::operands(None, &tensor.terms[term..=term])
             .map(|operand| (operand.at, inputs.rows(&operand, &taken)))
             .collect();
@@ -189,7 +196,8 @@ fn read(inputs: &Inputs, at: TensorRef, rows: Rows<'_>, wanted: Range<u64>, bloc
     Ok(())
 }
 
-/// Decodes rows of the output; those that the tensor lacks are zero. `blocks` begin at the row `first`.
+/// Decodes rows of the output; those that the tensor lacks are zero. `blocks` begin at the row
+/// `first`.
 fn decode_rows(
     inputs: &Inputs,
     at: TensorRef,

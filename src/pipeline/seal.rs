@@ -1,5 +1,5 @@
-//! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each tensor, and of the header with
-//! zeros for its own hash.
+//! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each
+//! tensor, and of the header with zeros for its own hash.
 
 use super::{Budget, Error};
 use crate::gguf::{self, Array, Header, Metadata, Model, TensorId, Value, Writer};
@@ -16,7 +16,8 @@ const N_DIGITS: usize = 64;
 /// Bytes that are read at a time, and those of a thread.
 const PIECE: usize = 1 << 20;
 
-/// Gives `metadata` the places for the hashes of as many tensors; they are filled by [`super::describe`].
+/// Gives `metadata` the places for the hashes of as many tensors; they are filled by
+/// [`super::describe`].
 pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
     let none = "0".repeat(N_DIGITS);
     metadata.set(HEADER, none.as_str());
@@ -26,8 +27,8 @@ pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
 /// Fills in the hashes of what was written; nothing else of the header may change afterwards.
 ///
 /// # Errors
-/// [`gguf::Error::Io`], and [`gguf::Error::Layout`] for an output of several files, whose headers no one of them has;
-/// [`Error::Threads`].
+/// [`gguf::Error::Io`], and [`gguf::Error::Layout`] for an output of several files, whose headers
+/// no one of them has; [`Error::Threads`].
 pub(super) fn seal(writer: &Writer, mut metadata: Metadata, budget: &Budget) -> Result<Metadata, Error> {
     if writer.n_files() > 1 {
         let (check, place) = (gguf::Check::Split, "a file with hashes of itself".to_owned());

@@ -33,8 +33,8 @@ impl<'a> Sums<'a> {
         rows_of(&self.plan.tensors()[tensor])
     }
 
-    /// The sum of `n_rows` whole rows, beginning with `first`, in f32. Rows that are taken from another model
-    /// ([`crate::plan::TensorPlan::taken`]) have nothing added to.
+    /// The sum of `n_rows` whole rows, beginning with `first`, in f32. Rows that are taken from
+    /// another model ([`crate::plan::TensorPlan::taken`]) have nothing added to.
     ///
     /// # Errors
     /// [`Error::Source`], [`Error::Container`].

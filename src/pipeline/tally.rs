@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::survey::Moments;
 
-/// The sums of one tensor. Those of its segments are added strictly one after the other, whoever computed them and when,
-/// because sums of floating-point numbers depend on their order. While one worker is slow with a chunk, the sums of the
-/// chunks behind it wait: 48 bytes for every 65,536 weights.
+/// The sums of one tensor. Those of its segments are added strictly one after the other, whoever
+/// computed them and when, because sums of floating-point numbers depend on their order. While one
+/// worker is slow with a chunk, the sums of the chunks behind it wait: 48 bytes for every 65,536
+/// weights.
 #[derive(Default)]
 pub(super) struct Tally {
     total: Moments,

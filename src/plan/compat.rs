@@ -105,7 +105,8 @@ pub enum Warning {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Tensors that are not written as they would be by the types asked for, because rounding would take the vector.
+    /// Tensors that are not written as they would be by the types asked for, because rounding would
+    /// take the vector.
     Protected {
         /// What is done about each.
         changes: Vec<Protected>,
@@ -131,7 +132,8 @@ pub enum Warning {
         /// Whether it is known that nobody trained the model on them.
         is_untrained: bool,
     },
-    /// The base of the vector is the model, so that nothing says which tokens the model was trained on.
+    /// The base of the vector is the model, so that nothing says which tokens the model was trained
+    /// on.
     BaseIsModel,
     /// A ratio beyond all that is usual.
     LargeRatio {
@@ -276,10 +278,12 @@ impl fmt::Display for Warning {
     }
 }
 
-/// A hyperparameter in which siblings cannot differ, because it gives tensors their shape or their meaning.
+/// A hyperparameter in which siblings cannot differ, because it gives tensors their shape or their
+/// meaning.
 struct Fixed {
     suffix: &'static str,
-    /// The key whose value stands in where this one is absent (llama.cpp src/llama-model.cpp, `load_hparams`).
+    /// The key whose value stands in where this one is absent (llama.cpp src/llama-model.cpp,
+    /// `load_hparams`).
     default: Option<&'static str>,
     /// What that value is divided by.
     divisor: Option<&'static str>,
@@ -315,21 +319,24 @@ const FIXED: [Fixed; 15] = [
 const NOT_SIBLINGS: &str = "the files are no siblings";
 const VOCABULARY_HINT: &str = "tokens of different algorithms cannot be told to be the same";
 
-/// Vocabularies with less than this share of the smaller one in common are not of one family. Extended ones have nearly all
-/// of it, those of different families a fifth to a half: single letters, and frequent words in one spelling.
+/// Vocabularies with less than this share of the smaller one in common are not of one family.
+/// Extended ones have nearly all of it, those of different families a fifth to a half: single
+/// letters, and frequent words in one spelling.
 const FAMILY: f64 = 0.6;
 
-/// Compares the headers of all inputs with the model's (or the chat model's, when a vector is extracted).
+/// Compares the headers of all inputs with the model's (or the chat model's, when a vector is
+/// extracted).
 ///
 /// # Errors
-/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::NoTensors`], [`Error::Mismatch`] where siblings cannot differ,
-/// and [`Error::Container`] for a big-endian file.
+/// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::NoTensors`], [`Error::Mismatch`] where
+/// siblings cannot differ, and [`Error::Container`] for a big-endian file.
 pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
     inputs.require_little_endian()?;
     let mut warnings = Vec::new();
     let (own, own_role) = (inputs.source(inputs.template()), inputs.role(inputs.template()));
     for (id, (role, other)) in inputs.sources().enumerate() {
-        // Adapters, importance matrices and patches have a type of their own; models often have none.
+        // Adapters, importance matrices and patches have a type of their own; models often have
+        // none.
         let kind = other.metadata().get_str("general.type").filter(|t| *t != "model").map(ToString::to_string);
         // What sees for a model had no type once, but an architecture of its own.
         let kind = kind.or_else(|| (other.metadata().architecture() == Some("clip")).then(|| "mmproj".to_owned()));
@@ -398,7 +405,8 @@ impl Compare<'_> {
         let (own, other) = (self.own.metadata(), self.other.metadata());
         for fixed in &FIXED {
             let value = |m: &Metadata| fixed.value(m, architecture);
-            // Absent in one and without a rule for that: nothing to compare. The shapes still have to agree.
+            // Absent in one and without a rule for that: nothing to compare. The shapes still have
+            // to agree.
             let (Some(expected), Some(found)) = (value(own), value(other)) else { continue };
             if !same(&expected, &found) {
                 let key = format!("{architecture}.{}", fixed.suffix);
@@ -411,7 +419,8 @@ impl Compare<'_> {
         let mut others: HashMap<&str, &Value> = other.iter().filter(|(key, _)| is_told(key)).collect();
         let mut differs = |key: &str, model: Option<&Value>, other: Option<&Value>| {
             let fixed = FIXED.iter().any(|f| key.strip_prefix(&prefix) == Some(f.suffix));
-            // What is fixed was compared above if both say something, and has a default in some of the other cases.
+            // What is fixed was compared above if both say something, and has a default in some of
+            // the other cases.
             if fixed && (model.is_some() == other.is_some() || stands_in(key, &prefix)) {
                 return;
             }

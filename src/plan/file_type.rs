@@ -1,8 +1,9 @@
 //! Output types by the names of llama-quantize.
 //!
-//! Ids are `enum llama_ftype` (include/llama.h), names and default types those of tools/quantize/quantize.cpp and
-//! src/llama-quant.cpp. Most names mean a mixture: llama-quantize gives some tensors a finer type than the name says,
-//! unless `--pure` is given; [`mixture`] has the rules.
+//! Ids are `enum llama_ftype` (include/llama.h), names and default types those of
+//! tools/quantize/quantize.cpp and src/llama-quant.cpp. Most names mean a mixture: llama-quantize
+//! gives some tensors a finer type than the name says, unless `--pure` is given; [`mixture`] has
+//! the rules.
 
 use std::collections::BTreeMap;
 
@@ -107,8 +108,8 @@ pub enum OutputType {
 }
 
 impl OutputType {
-    /// From a name or a number that llama-quantize takes (`try_parse_ftype`), or `keep`, or its `COPY`, which is the same.
-    /// `pure` is its `--pure`.
+    /// From a name or a number that llama-quantize takes (`try_parse_ftype`), or `keep`, or its
+    /// `COPY`, which is the same. `pure` is its `--pure`.
     ///
     /// # Errors
     /// As [`OutputType::new`].
@@ -119,8 +120,8 @@ impl OutputType {
     /// As [`OutputType::parse`], with everything else that can be asked for.
     ///
     /// # Errors
-    /// [`Error::NoRules`] for NVFP4 without `pure`, [`Error::UnknownType`] for anything that is no type,
-    /// [`Error::NoMixture`] for options that have nothing to change.
+    /// [`Error::NoRules`] for NVFP4 without `pure`, [`Error::UnknownType`] for anything that is no
+    /// type, [`Error::NoMixture`] for options that have nothing to change.
     pub fn new(name: &str, options: Options) -> Result<Self, Error> {
         if name.eq_ignore_ascii_case("keep") || name.eq_ignore_ascii_case("copy") {
             return match options == (Options { pure: options.pure, ..Options::default() }) {
@@ -181,11 +182,12 @@ impl OutputType {
         }
     }
 
-    /// Writes `general.file_type` and `general.quantization_version`. `types` has the type and the number of dimensions
-    /// (trailing ones left out) of every tensor.
+    /// Writes `general.file_type` and `general.quantization_version`. `types` has the type and the
+    /// number of dimensions (trailing ones left out) of every tensor.
     ///
-    /// With [`OutputType::Keep`] the model's own claim stays if its type is among the tensors'; a claim that was wrong (a
-    /// tool forgot to change it) gives way to the type that most tensors have, as llama.cpp guesses it.
+    /// With [`OutputType::Keep`] the model's own claim stays if its type is among the tensors'; a
+    /// claim that was wrong (a tool forgot to change it) gives way to the type that most tensors
+    /// have, as llama.cpp guesses it.
     pub(super) fn describe(&self, metadata: &mut Metadata, types: &[(GgmlType, usize)]) {
         let matrices = || types.iter().filter(|t| t.1 > 1).map(|t| t.0);
         let file_type = match self {

@@ -1,4 +1,5 @@
-//! What an importance matrix means for a plan: which tensors it is for, and what the output says of it.
+//! What an importance matrix means for a plan: which tensors it is for, and what the output says of
+//! it.
 
 use super::{Error, TensorPlan, Warning};
 use crate::gguf::{Metadata, Value};
@@ -48,11 +49,12 @@ pub(super) fn check(inputs: &Inputs, tensors: &[TensorPlan]) -> Result<Vec<Warni
     Ok(warnings)
 }
 
-/// Writes the keys that llama-quantize writes of its matrix (tools/quantize/quantize.cpp), in place of those of an earlier
-/// one: file, text, entries and chunks. Without a matrix there are none.
+/// Writes the keys that llama-quantize writes of its matrix (tools/quantize/quantize.cpp), in place
+/// of those of an earlier one: file, text, entries and chunks. Without a matrix there are none.
 ///
-/// llama-quantize writes the path of the matrix as it was given; here it is the file's name, and a text by its absolute path
-/// is its name too, so that an output does not depend on where its inputs lie.
+/// llama-quantize writes the path of the matrix as it was given; here it is the file's name, and a
+/// text by its absolute path is its name too, so that an output does not depend on where its inputs
+/// lie.
 pub(super) fn describe(metadata: &mut Metadata, matrix: Option<&ImportanceMatrix>) {
     metadata.retain(|key| !key.starts_with(PREFIX));
     let Some(matrix) = matrix else { return };

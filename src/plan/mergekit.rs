@@ -1,8 +1,9 @@
 //! mergekit's recipes on GGUF files.
 //!
-//! What is understood of mergekit 0.1.5 (its mergekit/config.py and mergekit/plan.py): the methods that [`Method`] has, with
-//! `models` or one slice of whole models, `parameters` at every level with filters and gradients, `base_model`, `dtype` and
-//! `out_dtype`. Everything else is refused by name rather than left out.
+//! What is understood of mergekit 0.1.5 (its mergekit/config.py and mergekit/plan.py): the methods
+//! that [`Method`] has, with `models` or one slice of whole models, `parameters` at every level
+//! with filters and gradients, `base_model`, `dtype` and `out_dtype`. Everything else is refused by
+//! name rather than left out.
 //!
 //! Sums are f32 whatever `dtype` says; it names the types of the output.
 
@@ -97,7 +98,8 @@ impl RecipeFile {
     /// Reads a recipe of mergekit's.
     ///
     /// # Errors
-    /// [`Error::RecipeSyntax`], [`Error::RecipeTooLong`], and [`Error::RecipeKey`] for what is understood but not done.
+    /// [`Error::RecipeSyntax`], [`Error::RecipeTooLong`], and [`Error::RecipeKey`] for what is
+    /// understood but not done.
     pub fn from_mergekit(text: &str) -> Result<Self, Error> {
         if text.len() as u64 > MAX_BYTES {
             return Err(Error::RecipeTooLong { limit: MAX_BYTES });

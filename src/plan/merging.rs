@@ -16,7 +16,8 @@ pub struct Merging {
     pub method: Method,
     /// What all ratios are multiplied by.
     pub ratios: Ratios,
-    /// What is particular to each vector, in the order of the inputs; vectors beyond them have nothing.
+    /// What is particular to each vector, in the order of the inputs; vectors beyond them have
+    /// nothing.
     pub vectors: Vec<VectorSettings>,
     /// Whether ratios are divided by their sum; the method's own way if none.
     pub normalize: Option<Setting<bool>>,
@@ -32,8 +33,8 @@ pub struct Merging {
     pub n_layers: Option<u64>,
 }
 
-/// A ratio beyond this is said. On the bundled trio `merge` and `smoke` find .62 of the answers right at 1, .33 at 2, and none
-/// from 3 on; what is published adds .5 to 1.5.
+/// A ratio beyond this is said. On the bundled trio `merge` and `smoke` find .62 of the answers
+/// right at 1, .33 at 2, and none from 3 on; what is published adds .5 to 1.5.
 const LARGEST_USUAL_RATIO: f32 = 3.0;
 
 /// Where the tensors are, and how many layers there are.
@@ -45,7 +46,8 @@ fn places(inputs: &Inputs, pairs: &[Pair]) -> (Vec<Place>, u64) {
     (pairs.iter().map(|pair| Place::new(architecture, &pair.name, n_layers)).collect(), n_layers)
 }
 
-/// Which vectors reach which tensors: those whose ratio there is not 0. Of a vector that reaches none nothing is taken.
+/// Which vectors reach which tensors: those whose ratio there is not 0. Of a vector that reaches
+/// none nothing is taken.
 pub(super) struct Reach {
     by_tensor: HashMap<String, Vec<usize>>,
     heard: BTreeSet<usize>,
@@ -57,8 +59,8 @@ impl Reach {
         self.by_tensor.get(tensor).is_some_and(|all| all.iter().any(|v| inputs.vectors()[*v].plus == source))
     }
 
-    /// The source whose chat the output has: that of the first vector with a template, or else of the first, of those that
-    /// reach a tensor.
+    /// The source whose chat the output has: that of the first vector with a template, or else of
+    /// the first, of those that reach a tensor.
     pub(super) fn talker(&self, inputs: &Inputs) -> Option<SourceId> {
         let mut sources = self.heard.iter().map(|vector| inputs.vectors()[*vector].plus);
         let first = sources.clone().next();
@@ -84,12 +86,12 @@ pub struct VectorSettings {
 }
 
 impl Merging {
-    /// Gives the terms of all pairs their ratios and their combination. Terms of ratio 0 go away, and tensors without another
-    /// are kept.
+    /// Gives the terms of all pairs their ratios and their combination. Terms of ratio 0 go away,
+    /// and tensors without another are kept.
     ///
     /// # Errors
-    /// [`Error::Ratio`], [`Error::NoWeight`], [`Error::NothingMatches`], [`Error::Layers`], [`Error::LinearGap`],
-    /// [`Error::LinearZero`].
+    /// [`Error::Ratio`], [`Error::NoWeight`], [`Error::NothingMatches`], [`Error::Layers`],
+    /// [`Error::LinearGap`], [`Error::LinearZero`].
     pub(super) fn apply(&self, inputs: &Inputs, pairs: &mut [Pair], warnings: &mut Vec<Warning>) -> Result<(), Error> {
         let (places, n_layers) = places(inputs, pairs);
         if let Some(expected) = self.n_layers.filter(|n| *n != n_layers) {
@@ -120,14 +122,16 @@ impl Merging {
         Ok(())
     }
 
-    /// The vectors of which something reaches the output, tensor by tensor. `pairs` are as [`crate::survey::pair`] found them.
+    /// The vectors of which something reaches the output, tensor by tensor. `pairs` are as
+    /// [`crate::survey::pair`] found them.
     pub(super) fn reach(&self, inputs: &Inputs, pairs: &[Pair]) -> Reach {
         let (places, _) = places(inputs, pairs);
         let mut reach = Reach { by_tensor: HashMap::new(), heard: BTreeSet::new() };
         for (pair, place) in pairs.iter().zip(&places) {
             let reaching = (0..inputs.vectors().len()).filter(|vector| self.reaches(inputs, *vector, place));
             let reaching: Vec<usize> = reaching.collect();
-            // What a patch says is zero is part of its vector; what a vector has no tensor for is not.
+            // What a patch says is zero is part of its vector; what a vector has no tensor for is
+            // not.
             let has_part = |v: &usize| pair.kept == Some(Kept::Zero) || pair.terms.iter().any(|term| term.vector == *v);
             reach.heard.extend(reaching.iter().copied().filter(has_part));
             reach.by_tensor.insert(pair.name.clone(), reaching);
@@ -144,7 +148,8 @@ impl Merging {
         self.factors(inputs, vector, place).is_some_and(|factors| !factors.contains(&0.0)) && is_selected && is_added
     }
 
-    /// What the ratio of a vector at a place is the product of; none where the recipe gives it no weight.
+    /// What the ratio of a vector at a place is the product of; none where the recipe gives it no
+    /// weight.
     fn factors(&self, inputs: &Inputs, vector: usize, place: &Place) -> Option<[f64; 3]> {
         let weight = match self.vectors.get(vector).and_then(|settings| settings.weight.as_ref()) {
             Some(weight) => weight.at(place)?,

@@ -1,7 +1,7 @@
 //! The output's metadata: what is dropped, and where it comes from.
 //!
-//! Nothing here depends on the time or the place, and only the recipe on the names of files, so that the same inputs give the
-//! same bytes.
+//! Nothing here depends on the time or the place, and only the recipe on the names of files, so
+//! that the same inputs give the same bytes.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,14 @@ use super::{Embeddings, Recipe, SpecialRow};
 use crate::gguf::{Array, Metadata, Value};
 use crate::survey::{Inputs, Moments, PATCH_TENSORS, whole_name};
 
-/// Keys whose values are known only when the run ends. They are float64 from the start, so that the header keeps its
-/// size; NaN says that there is no such number, as with the survival of a zero vector.
+/// Keys whose values are known only when the run ends. They are float64 from the start, so that the
+/// header keeps its size; NaN says that there is no such number, as with the survival of a zero
+/// vector.
 pub const MEASURED_KEYS: [&str; 4] =
     ["chatvec.delta_ratio", "chatvec.drift_cosine", "chatvec.survival", "chatvec.noise"];
 
-/// Keys of a patch with a number (float32) for each of [`PATCH_TENSORS`], in their order; NaN where there is none, as of the
-/// gain of a τ that is zero.
+/// Keys of a patch with a number (float32) for each of [`PATCH_TENSORS`], in their order; NaN where
+/// there is none, as of the gain of a τ that is zero.
 pub const PER_TENSOR_KEYS: [&str; 5] = [
     "chatvec.patch.base_norm",
     "chatvec.patch.norm",
@@ -26,7 +27,8 @@ pub const PER_TENSOR_KEYS: [&str; 5] = [
     "chatvec.patch.cosine",
 ];
 
-/// What they hold, of the rows that are stored: ‖base‖, ‖τ‖, ⟨stored, τ⟩ / ⟨τ, τ⟩, ‖stored − τ‖ / ‖τ‖ and the cosine of stored and τ.
+/// What they hold, of the rows that are stored: ‖base‖, ‖τ‖, ⟨stored, τ⟩ / ⟨τ, τ⟩, ‖stored − τ‖ /
+/// ‖τ‖ and the cosine of stored and τ.
 const PER_TENSOR: [fn(&Moments) -> Option<f64>; 5] = [
     |m| Some(m.model2.sqrt()),
     |m| Some(m.delta2.sqrt()),
@@ -48,12 +50,14 @@ const PROVENANCE_VERSION: u32 = 1;
 /// What `general.base_model.N.*` may say of a source (gguf-py/gguf/constants.py, `Keys.General`).
 const ABOUT: [&str; 9] = ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
 
-/// The least alignment of an output, in bytes. llama.cpp takes a file of 16 or 8 but computes on the mapped tensors in
-/// place, and its CPU backend aborts on a buffer that does not begin at a multiple of 32 (`TENSOR_ALIGNMENT`,
-/// ggml/src/ggml-impl.h): such files load only by luck, when the header happens to end right.
+/// The least alignment of an output, in bytes. llama.cpp takes a file of 16 or 8 but computes on
+/// the mapped tensors in place, and its CPU backend aborts on a buffer that does not begin at a
+/// multiple of 32 (`TENSOR_ALIGNMENT`, ggml/src/ggml-impl.h): such files load only by luck, when
+/// the header happens to end right.
 const LEAST_ALIGNMENT: u32 = 32;
 
-/// What names or describes the model that was added to and nothing else. It is kept in `general.base_model.0.*`.
+/// What names or describes the model that was added to and nothing else. It is kept in
+/// `general.base_model.0.*`.
 const IDENTITY: [&str; 7] = [
     "general.description",
     "general.url",
@@ -64,8 +68,8 @@ const IDENTITY: [&str; 7] = [
     "general.version",
 ];
 
-/// Drops what is true of the input file only: its place in a split set, its ancestors, its identity. One that something is
-/// added to gets a name that says so.
+/// Drops what is true of the input file only: its place in a split set, its ancestors, its
+/// identity. One that something is added to gets a name that says so.
 pub(super) fn clean(metadata: &mut Metadata, is_changed: bool) {
     let stale = ["split.", "general.base_model.", "general.source.", "chatvec."];
     metadata.retain(|key| !IDENTITY.contains(&key) && !stale.iter().any(|prefix| key.starts_with(prefix)));
@@ -136,7 +140,8 @@ pub fn base_models(metadata: &mut Metadata, inputs: &Inputs) {
     }
 }
 
-/// The metadata with [`MEASURED_KEYS`] and [`PER_TENSOR_KEYS`] filled in; those that are absent stay so.
+/// The metadata with [`MEASURED_KEYS`] and [`PER_TENSOR_KEYS`] filled in; those that are absent
+/// stay so.
 pub fn fill_measured<'a>(
     metadata: &Metadata,
     total: &Moments,

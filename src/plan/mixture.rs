@@ -1,11 +1,13 @@
 //! The type of each tensor in a file of a given type: the rules of llama-quantize.
 //!
-//! Most file types are mixtures. Which tensors get a finer type than the name says depends on the tensor's part in the
-//! model, on the layer, on hyperparameters, and on whether there is an importance matrix. The rules are those of
-//! src/llama-quant.cpp (`llama_tensor_get_type`, `llama_tensor_get_type_impl`, `tensor_type_fallback`); where they count
-//! tensors, they count in the order of `weight_name_comparer` (src/llama-model-loader.h) and not in that of the file.
+//! Most file types are mixtures. Which tensors get a finer type than the name says depends on the
+//! tensor's part in the model, on the layer, on hyperparameters, and on whether there is an
+//! importance matrix. The rules are those of src/llama-quant.cpp (`llama_tensor_get_type`,
+//! `llama_tensor_get_type_impl`, `tensor_type_fallback`); where they count tensors, they count in
+//! the order of `weight_name_comparer` (src/llama-model-loader.h) and not in that of the file.
 //!
-//! Everything here is a function of the header: a test compares it with what llama-quantize says of the same headers.
+//! Everything here is a function of the header: a test compares it with what llama-quantize says of
+//! the same headers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -62,8 +64,9 @@ pub struct Override {
 }
 
 impl Override {
-    /// Reads `REGEX=TYPE`. As in llama-quantize (`parse_tensor_type` of tools/quantize/quantize.cpp) the expression is made
-    /// lower-case, and matches anywhere in a name.
+    /// Reads `REGEX=TYPE`. As in llama-quantize (`parse_tensor_type` of
+    /// tools/quantize/quantize.cpp) the expression is made lower-case, and matches anywhere in a
+    /// name.
     ///
     /// # Errors
     /// [`Error::Override`].
@@ -158,7 +161,8 @@ const LOWEST: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_
 const FINER_OUTPUT_OF_EIGHT: [&str; 11] =
     ["Q2_K", "IQ3_XS", "IQ3_XXS", "Q3_K_S", "Q3_K_M", "IQ4_NL", "Q4_K_S", "Q4_K_M", "IQ3_S", "IQ3_M", "IQ4_XS"];
 
-/// What the rules want to know of a model (`load_hparams` of src/llama-model.cpp and `load_arch_hparams` of src/models).
+/// What the rules want to know of a model (`load_hparams` of src/llama-model.cpp and
+/// `load_arch_hparams` of src/models).
 struct Hyperparameters<'a> {
     architecture: &'a str,
     n_layers: i64,
@@ -203,11 +207,13 @@ impl<'a> Hyperparameters<'a> {
     }
 }
 
-/// The type of every tensor in a file of this type, in the order of `tensors`, which are all of the model.
+/// The type of every tensor in a file of this type, in the order of `tensors`, which are all of the
+/// model.
 ///
 /// # Errors
-/// [`Error::NoNumber`] if the model does not say how many layers it has, [`Error::NoLayer`] for a tensor of a mixture of
-/// experts that is in none of them, [`Error::Rows`] where llama.cpp has no type for rows of such a length.
+/// [`Error::NoNumber`] if the model does not say how many layers it has, [`Error::NoLayer`] for a
+/// tensor of a mixture of experts that is in none of them, [`Error::Rows`] where llama.cpp has no
+/// type for rows of such a length.
 pub fn choose(
     metadata: &Metadata,
     tensors: &[Tensor<'_>],
@@ -327,8 +333,8 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// The type of a tensor by the rules of the mixture (`llama_tensor_get_type_impl`). To be asked for each tensor once,
-    /// in llama-quantize's order.
+    /// The type of a tensor by the rules of the mixture (`llama_tensor_get_type_impl`). To be asked
+    /// for each tensor once, in llama-quantize's order.
     fn mixed(&mut self, tensor: &Tensor<'_>, part: Part, default: GgmlType) -> Result<GgmlType, Error> {
         let inside = |parts: [&str; 3]| parts.iter().any(|part| tensor.name.contains(part));
         if self.model.architecture == "glm5-next" && inside(["attn_q_a", "attn_q_b", "nextn.eh_proj"]) {
@@ -382,7 +388,8 @@ impl<'a> Rules<'a> {
         Ok(finer.unwrap_or(default))
     }
 
-    /// The layer of a tensor: how many of its kind came before, unless experts make more than one of them in a layer.
+    /// The layer of a tensor: how many of its kind came before, unless experts make more than one
+    /// of them in a layer.
     fn layer(&self, seen: i64, name: &str) -> Result<i64, Error> {
         if self.model.n_experts <= 1 {
             return Ok(seen);

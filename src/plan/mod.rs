@@ -1,7 +1,8 @@
-//! The planner: headers and a recipe → a [`MergePlan`] that says everything about the output before a weight is read.
+//! The planner: headers and a recipe → a [`MergePlan`] that says everything about the output before
+//! a weight is read.
 //!
-//! It is pure: it looks at headers and nothing else, opens nothing and writes nothing. The same plan is printed by a dry run
-//! and carried out by [`crate::pipeline`].
+//! It is pure: it looks at headers and nothing else, opens nothing and writes nothing. The same
+//! plan is printed by a dry run and carried out by [`crate::pipeline`].
 
 mod compat;
 mod file_type;
@@ -84,7 +85,8 @@ pub enum Error {
         /// Its `general.type`.
         found: String,
     },
-    /// A file with metadata alone, such as the vocabularies that convert_hf_to_gguf.py makes with --vocab-only.
+    /// A file with metadata alone, such as the vocabularies that convert_hf_to_gguf.py makes with
+    /// --vocab-only.
     #[error("{}: the file has no tensors, only metadata such as a vocabulary; give the model's own file", path.display())]
     NoTensors {
         /// The file.
@@ -368,7 +370,8 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A ratio that is no number, or too large or too small to be one in f32; also a product of such, or a sum that is divided by.
+    /// A ratio that is no number, or too large or too small to be one in f32; also a product of
+    /// such, or a sum that is divided by.
     #[error("a ratio must be a finite number that f32 can hold and that does not become 0 in it, found {ratio:e}")]
     Ratio {
         /// The ratio.
@@ -376,7 +379,8 @@ pub enum Error {
     },
 }
 
-/// What to do with a file of this kind (gguf-py/gguf/constants.py, `GGUFType`, and this crate's own).
+/// What to do with a file of this kind (gguf-py/gguf/constants.py, `GGUFType`, and this crate's
+/// own).
 fn advice_for(kind: &str) -> &'static str {
     match kind {
         "chat-vector" => "it is a patch, which goes to chatvec apply",
@@ -387,11 +391,13 @@ fn advice_for(kind: &str) -> &'static str {
     }
 }
 
-/// Which rows of the tensors with a row for each token take part: `token_embd`, `output`, `per_layer_token_embd`.
+/// Which rows of the tensors with a row for each token take part: `token_embd`, `output`,
+/// `per_layer_token_embd`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Embeddings {
-    /// [`Embeddings::All`] where every token of the model is in all other files, else [`Embeddings::Shared`].
+    /// [`Embeddings::All`] where every token of the model is in all other files, else
+    /// [`Embeddings::Shared`].
     #[default]
     Auto,
     /// Every row; a token of the model that another file lacks is an error.
@@ -434,8 +440,9 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// The source whose chat the output has: that of the first vector with a template, or else of the first. Vectors whose
-    /// ratio is 0 in every tensor do not count; none if there is no other. `pairs` are as [`survey::pair`] found them.
+    /// The source whose chat the output has: that of the first vector with a template, or else of
+    /// the first. Vectors whose ratio is 0 in every tensor do not count; none if there is no other.
+    /// `pairs` are as [`survey::pair`] found them.
     pub fn talker(&self, inputs: &Inputs, pairs: &[Pair]) -> Option<SourceId> {
         self.merging.reach(inputs, pairs).talker(inputs)
     }
@@ -466,7 +473,8 @@ pub struct TensorPlan {
     pub taken: Option<Taken>,
 }
 
-/// Rows of an output tensor that are those of another model, unscaled: special tokens that nobody trained the model on.
+/// Rows of an output tensor that are those of another model, unscaled: special tokens that nobody
+/// trained the model on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Taken {
     /// The tensor with these rows.
@@ -489,15 +497,17 @@ pub struct MergePlan {
 }
 
 impl MergePlan {
-    /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed. `special` are the chat
-    /// model's special tokens, as [`survey::special_tokens`] finds them for [`Recipe::talker`]; without them no row is special.
+    /// Plans `model + Σ ratio · vector`. `pairs` are those of `inputs`, and [`check`] has passed.
+    /// `special` are the chat model's special tokens, as [`survey::special_tokens`] finds them for
+    /// [`Recipe::talker`]; without them no row is special.
     ///
     /// # Errors
-    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`], [`Error::Importance`],
-    /// [`Error::ImportanceMissing`], [`Error::NothingMatches`], [`Error::NoWeight`], [`Error::Layers`], [`Error::LinearGap`],
-    /// [`Error::LinearZero`], those of [`mixture::choose`]; and where vocabularies differ [`Error::Unshared`],
-    /// [`Error::MissingTokens`], [`Error::UnknownToken`], [`Error::NoRows`], [`Error::CannotAddTokens`],
-    /// [`Error::SilentTokens`].
+    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], [`Error::Ratio`],
+    /// [`Error::Importance`], [`Error::ImportanceMissing`], [`Error::NothingMatches`],
+    /// [`Error::NoWeight`], [`Error::Layers`], [`Error::LinearGap`], [`Error::LinearZero`], those
+    /// of [`mixture::choose`]; and where vocabularies differ [`Error::Unshared`],
+    /// [`Error::MissingTokens`], [`Error::UnknownToken`], [`Error::NoRows`],
+    /// [`Error::CannotAddTokens`], [`Error::SilentTokens`].
     ///
     /// # Panics
     /// If the inputs have no model to add to, or no vector.
@@ -554,13 +564,15 @@ impl MergePlan {
         Ok(MergePlan { special_rows, ..plan })
     }
 
-    /// Plans the model itself in other types, as llama-quantize does it: nothing is added, and of the metadata only what
-    /// follows from the types changes. `inputs` are those of [`Inputs::new`], `pairs` theirs, and [`check`] has passed.
+    /// Plans the model itself in other types, as llama-quantize does it: nothing is added, and of
+    /// the metadata only what follows from the types changes. `inputs` are those of
+    /// [`Inputs::new`], `pairs` theirs, and [`check`] has passed.
     ///
     /// Whether that should be done is another question: [`MergePlan::check_quantize`].
     ///
     /// # Errors
-    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], and those of [`mixture::choose`].
+    /// [`Error::CannotDecode`], [`Error::CannotEncode`], [`Error::Container`], and those of
+    /// [`mixture::choose`].
     ///
     /// # Panics
     /// If the inputs have no model.
@@ -581,8 +593,9 @@ impl MergePlan {
         Self::from_parts(metadata, tensors, warnings, Vec::new())
     }
 
-    /// Refuses to do what would spoil a model, as llama-quantize does: quantised tensors quantised once more, unless that is
-    /// allowed, and types that are worthless without an importance matrix.
+    /// Refuses to do what would spoil a model, as llama-quantize does: quantised tensors quantised
+    /// once more, unless that is allowed, and types that are worthless without an importance
+    /// matrix.
     ///
     /// # Errors
     /// [`Error::Requantize`], [`Error::ImportanceMissing`].
@@ -683,9 +696,9 @@ fn check_importance(tensors: &[TensorPlan], inputs: &Inputs, recipe: &Recipe) ->
     }
 }
 
-/// Removes the scales of an `output.weight` that is NVFP4 no more: llama.cpp looks for them beside that type alone, and
-/// refuses files with tensors it does not look for (src/llama-model.cpp, `load_tensors`). The weights are then written as
-/// they are; see [`TensorPlan::keeps_scale`].
+/// Removes the scales of an `output.weight` that is NVFP4 no more: llama.cpp looks for them beside
+/// that type alone, and refuses files with tensors it does not look for (src/llama-model.cpp,
+/// `load_tensors`). The weights are then written as they are; see [`TensorPlan::keeps_scale`].
 fn drop_lost_scales(tensors: &mut Vec<TensorPlan>, model: &Model) {
     let is_nvfp4 = |ty| ty == GgmlType::NVFP4;
     let was = model.find("output.weight").is_some_and(|id| is_nvfp4(model.tensor(id).ty()));
@@ -735,7 +748,8 @@ impl TensorPlan {
         Ok(())
     }
 
-    /// Every tensor that is read for this one, once: the model's, then those of the terms in their order.
+    /// Every tensor that is read for this one, once: the model's, then those of the terms in their
+    /// order.
     pub fn sources(&self) -> impl Iterator<Item = TensorRef> {
         self.operands().into_iter().map(|operand| operand.at)
     }
@@ -751,7 +765,8 @@ impl TensorPlan {
         operands
     }
 
-    /// An operand as [`TensorPlan::operands`] has it: what it is half of matters only where rows belong to tokens.
+    /// An operand as [`TensorPlan::operands`] has it: what it is half of matters only where rows
+    /// belong to tokens.
     pub fn operand(&self, operand: Operand) -> Operand {
         if has_row_per_token(&self.name) { operand } else { Operand { partner: None, ..operand } }
     }
@@ -777,8 +792,8 @@ impl TensorPlan {
         self.terms.is_empty() && self.model.is_some_and(same_type)
     }
 
-    /// Whether the model's scales of these weights ([`Model::scale_of`]) are beside them in the output, too: the blocks then
-    /// hold weight / scale.
+    /// Whether the model's scales of these weights ([`Model::scale_of`]) are beside them in the
+    /// output, too: the blocks then hold weight / scale.
     pub fn keeps_scale(&self, inputs: &Inputs) -> bool {
         let is_dropped = self.name == "output.weight" && self.ty != GgmlType::NVFP4;
         !is_dropped && self.model.is_some_and(|at| inputs.source(at.source).scale_of(at.tensor).is_some())

@@ -27,13 +27,16 @@ pub struct Protected {
     pub more_bytes: u64,
     /// The survival that was forecast without that.
     pub survival_before: f64,
-    /// The survival that is forecast now; of a tensor that was encoded again, the one that was measured.
+    /// The survival that is forecast now; of a tensor that was encoded again, the one that was
+    /// measured.
     pub survival: f64,
 }
 
-/// The next finer type on the way to F32; of those with blocks of 32 weights, one of the same. None for F32 itself.
+/// The next finer type on the way to F32; of those with blocks of 32 weights, one of the same. None
+/// for F32 itself.
 ///
-/// Types whose codes are points on a lattice go to IQ3_S first, which needs no importance matrix, as llama-quantize does.
+/// Types whose codes are points on a lattice go to IQ3_S first, which needs no importance matrix,
+/// as llama-quantize does.
 pub fn finer(ty: GgmlType) -> Option<GgmlType> {
     Some(match ty {
         IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | TQ1_0 | TQ2_0 => IQ3_S,
@@ -53,8 +56,9 @@ pub fn finer(ty: GgmlType) -> Option<GgmlType> {
 }
 
 impl LossPolicy {
-    /// What is to be tried for each tensor at risk, and in which order it is preferred: its own encoding first, of which the
-    /// survey may have been too little sure. Nothing for policies that change nothing.
+    /// What is to be tried for each tensor at risk, and in which order it is preferred: its own
+    /// encoding first, of which the survey may have been too little sure. Nothing for policies that
+    /// change nothing.
     pub fn remedies(&self, plan: &MergePlan, pairs: &[Pair], at_risk: &[Loss]) -> Vec<(Pair, Vec<Encoding>)> {
         let by_name: HashMap<&str, &Pair> = pairs.iter().map(|p| (p.name.as_str(), p)).collect();
         let planned: HashMap<&str, Encoding> = plan.tensors().iter().map(|t| (t.name.as_str(), t.encoding())).collect();
@@ -68,7 +72,8 @@ impl LossPolicy {
         names.filter_map(of_tensor).collect()
     }
 
-    /// The encodings that a tensor which was asked for in this type may get instead, the preferred ones first.
+    /// The encodings that a tensor which was asked for in this type may get instead, the preferred
+    /// ones first.
     pub fn ladder(&self, plan: &MergePlan, name: &str, ty: GgmlType) -> Vec<Encoding> {
         // llama.cpp refuses scales beside an output of any type but NVFP4.
         let is_bound =
@@ -81,7 +86,8 @@ impl LossPolicy {
         }
     }
 
-    /// The encoding that a trial speaks for: the first that keeps the vector, or, if none does, the one that keeps most.
+    /// The encoding that a trial speaks for: the first that keeps the vector, or, if none does, the
+    /// one that keeps most.
     pub fn choose<'a>(&self, trial: &'a Trial) -> Option<&'a (Encoding, Estimate)> {
         let survival = |e: &Estimate| e.moments.survival().unwrap_or(0.0);
         let enough = trial.tried.iter().find(|(_, estimate)| self.look(estimate) == Look::Enough);
@@ -112,7 +118,8 @@ pub struct Change {
 }
 
 impl MergePlan {
-    /// The plan in which each tensor that was tried has the encoding that [`LossPolicy::choose`] speaks for.
+    /// The plan in which each tensor that was tried has the encoding that [`LossPolicy::choose`]
+    /// speaks for.
     ///
     /// # Errors
     /// [`Error::Container`] if no header can be laid out.
@@ -140,7 +147,8 @@ impl MergePlan {
         self.with_changes(output, policy, &changes)
     }
 
-    /// The plan in which these tensors have other encodings. What the header and the warning say of changes is brought up to date.
+    /// The plan in which these tensors have other encodings. What the header and the warning say of
+    /// changes is brought up to date.
     ///
     /// # Errors
     /// [`Error::Container`] if no header can be laid out.

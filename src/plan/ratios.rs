@@ -1,4 +1,5 @@
-//! How much of the vectors each tensor gets: rules by name, presets of such rules, and a gradient over the layers.
+//! How much of the vectors each tensor gets: rules by name, presets of such rules, and a gradient
+//! over the layers.
 
 use std::fmt;
 
@@ -18,8 +19,9 @@ pub struct Rule {
 const REGEX_BYTES: usize = 1 << 20;
 
 impl Rule {
-    /// Reads `REGEX=R`. The expression is tried on the tensor's name, and on the name with the layer counted from the end
-    /// (`blk.-1.attn_q.weight` in the last one); a match anywhere is a match.
+    /// Reads `REGEX=R`. The expression is tried on the tensor's name, and on the name with the
+    /// layer counted from the end (`blk.-1.attn_q.weight` in the last one); a match anywhere is a
+    /// match.
     ///
     /// # Errors
     /// [`Error::RatioRule`].
@@ -136,7 +138,8 @@ impl Ratios {
         Ok(Ratios { rules: parse(&rules)?, presets: presets?, gradient: gradient.to_vec() })
     }
 
-    /// The factor for a tensor: that of the first rule that matches; where none does, the gradient's times that of each preset.
+    /// The factor for a tensor: that of the first rule that matches; where none does, the
+    /// gradient's times that of each preset.
     pub fn factor(&self, place: &Place) -> f64 {
         let first = |rules: &[Rule]| rules.iter().find(|rule| rule.matches(place)).map(|rule| rule.factor);
         first(&self.rules).unwrap_or_else(|| {

@@ -1,7 +1,8 @@
 //! Recipes as files: everything about a merge but where its output goes.
 //!
-//! A recipe of our own is TOML, and what is stored in an output (`chatvec.recipe`) is one, too: run again beside the same
-//! files, it gives the same bytes. mergekit's YAML is read into the same form ([`RecipeFile::from_mergekit`]).
+//! A recipe of our own is TOML, and what is stored in an output (`chatvec.recipe`) is one, too: run
+//! again beside the same files, it gives the same bytes. mergekit's YAML is read into the same form
+//! ([`RecipeFile::from_mergekit`]).
 //!
 //! ```toml
 //! model = "cp.gguf"
@@ -83,7 +84,8 @@ pub struct RecipeFile {
     /// The least share of the vector that a tensor has to hold; that of [`LossPolicy`] if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_survival: Option<f64>,
-    /// The most rounding error that it may have, in units of the vector; that of [`LossPolicy`] if none.
+    /// The most rounding error that it may have, in units of the vector; that of [`LossPolicy`] if
+    /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_noise: Option<f64>,
     /// `keep`, or a file type of llama-quantize.
@@ -121,7 +123,8 @@ pub struct RecipeFile {
     pub n_layers: Option<u64>,
 }
 
-/// A vector in words: `chat` − `base`, or a `patch`; in a linear merge a `chat` alone, which is then a model.
+/// A vector in words: `chat` − `base`, or a `patch`; in a linear merge a `chat` alone, which is
+/// then a model.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct VectorFile {
@@ -242,9 +245,11 @@ impl RecipeFile {
         self
     }
 
-    /// With names of files in place of paths, so that the recipe means the same beside the files elsewhere. A file has one name,
-    /// that of its first mention, however it is spelled and whatever links lead to it. Where several files have one name, all are
-    /// named from the folder that they have in common; if that is the root, each with as many folders as tell it from the others.
+    /// With names of files in place of paths, so that the recipe means the same beside the files
+    /// elsewhere. A file has one name, that of its first mention, however it is spelled and
+    /// whatever links lead to it. Where several files have one name, all are named from the folder
+    /// that they have in common; if that is the root, each with as many folders as tell it from the
+    /// others.
     #[must_use]
     pub fn portable(mut self) -> Self {
         let spelled: Vec<PathBuf> = self.paths().map(|path| path.clone()).collect();
@@ -268,7 +273,8 @@ impl RecipeFile {
         OutputType::new(&self.ty, options)
     }
 
-    /// What the plan needs of it. The inputs are to have its vectors in their order, with [`VectorFile::plain_ratio`].
+    /// What the plan needs of it. The inputs are to have its vectors in their order, with
+    /// [`VectorFile::plain_ratio`].
     ///
     /// # Errors
     /// Those of [`RecipeFile::output_type`], [`Ratios::new`] and [`RecipeFile::check`].
@@ -381,13 +387,15 @@ fn names_of(paths: &[PathBuf]) -> Vec<String> {
     of_paths.into_iter().map(|file| names[file].clone()).collect()
 }
 
-/// Whether two paths lead to one file. Nothing but files is opened for that: a pipe would be waited for.
+/// Whether two paths lead to one file. Nothing but files is opened for that: a pipe would be waited
+/// for.
 fn is_same_file(a: &Path, b: &Path) -> bool {
     let are_files = [a, b].into_iter().all(|path| fs::metadata(path).is_ok_and(|about| about.is_file()));
     parts(a) == parts(b) || (are_files && same_file::is_same_file(a, b).unwrap_or(false))
 }
 
-/// The folders of a path from the root on, and the file's own name. Links among the folders are followed as far as these exist.
+/// The folders of a path from the root on, and the file's own name. Links among the folders are
+/// followed as far as these exist.
 fn parts(path: &Path) -> Vec<String> {
     let (folder, name) = match (path.parent(), path.file_name()) {
         (Some(folder), Some(name)) if folder.as_os_str().is_empty() => (Path::new("."), Path::new(name)),

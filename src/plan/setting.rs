@@ -1,13 +1,14 @@
 //! Numbers that depend on the tensor, as mergekit's recipes have them.
 //!
-//! The rules are those of mergekit 0.1.5 (`evaluate_setting` of mergekit/config.py, `plan_slice` and `plan_module` of
-//! mergekit/plan.py): one value; a list of values spread over the layers, in between interpolated; or a list of values with
-//! filters, of which the first that is part of the tensor's name counts. Tensors in no layer are where the first layer is.
+//! The rules are those of mergekit 0.1.5 (`evaluate_setting` of mergekit/config.py, `plan_slice`
+//! and `plan_module` of mergekit/plan.py): one value; a list of values spread over the layers, in
+//! between interpolated; or a list of values with filters, of which the first that is part of the
+//! tensor's name counts. Tensors in no layer are where the first layer is.
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A number as sums are made with it, in f32. None where it is none, or becomes infinite, or becomes 0 though it was not: then it
-/// would do something else than was asked for.
+/// A number as sums are made with it, in f32. None where it is none, or becomes infinite, or
+/// becomes 0 though it was not: then it would do something else than was asked for.
 pub fn in_f32(value: f64) -> Option<f32> {
     let rounded = value as f32;
     (rounded.is_finite() && (rounded != 0.0 || value == 0.0)).then_some(rounded)
@@ -60,8 +61,8 @@ pub(super) fn n_layers<'a>(names: impl Iterator<Item = &'a str>) -> u64 {
     names.filter_map(layer_of).map(|(layer, _)| layer.saturating_add(1)).max().unwrap_or(0)
 }
 
-/// The name that a tensor has in the files mergekit reads, where it is one of the usual (gguf-py/gguf/tensor_mapping.py,
-/// `TensorNameMap`): filters are written for it.
+/// The name that a tensor has in the files mergekit reads, where it is one of the usual
+/// (gguf-py/gguf/tensor_mapping.py, `TensorNameMap`): filters are written for it.
 fn transformers_name(architecture: &str, name: &str) -> Option<String> {
     #[rustfmt::skip]
     const WHOLE: [(&str, &str); 3] =

@@ -55,7 +55,8 @@ pub struct SpecialRow {
     pub is_added: bool,
     /// How far the model's row had gone from the base's, in units of what is usual.
     pub drift: Option<f64>,
-    /// Whether its row in `output` is a sum all the same, where it can be one: the model had learnt something there.
+    /// Whether its row in `output` is a sum all the same, where it can be one: the model had learnt
+    /// something there.
     pub is_output_sum: bool,
 }
 
@@ -72,14 +73,15 @@ pub(super) struct Wanted {
 pub(super) struct TakenRows {
     /// The tokens whose rows are the chat model's in one tensor at least.
     pub(super) rows: Vec<SpecialRow>,
-    /// Tokens that a conversation needs and nobody trained the model on, which keep the model's rows all the same, and the
-    /// tensors in which they do, since the ratio there is 0.
+    /// Tokens that a conversation needs and nobody trained the model on, which keep the model's
+    /// rows all the same, and the tensors in which they do, since the ratio there is 0.
     pub(super) kept: Vec<String>,
     pub(super) kept_in: Vec<String>,
 }
 
-/// Decides which rows are taken, and gives `metadata` the tokens that are missing if that is asked for. `found` are the
-/// special tokens of the chat model; without a talker there is none whose rows could be taken.
+/// Decides which rows are taken, and gives `metadata` the tokens that are missing if that is asked
+/// for. `found` are the special tokens of the chat model; without a talker there is none whose rows
+/// could be taken.
 pub(super) fn decide(
     inputs: &Inputs,
     recipe: &Recipe,
@@ -160,8 +162,9 @@ fn shown(text: &BString) -> String {
     text.to_str_lossy().into_owned()
 }
 
-/// Gives the tensors that have a row for each token the rows of special ones. Where the ratio of the talker's vector is 0, those
-/// alone that were asked for by their texts, and those of tokens that are added.
+/// Gives the tensors that have a row for each token the rows of special ones. Where the ratio of
+/// the talker's vector is 0, those alone that were asked for by their texts, and those of tokens
+/// that are added.
 pub(super) fn take(
     inputs: &Inputs,
     recipe: &Recipe,

@@ -1,14 +1,16 @@
 //! When a vector counts as lost: one bound, for what is expected and for what is measured.
 //!
-//! A tensor *misses* 1 − survival of its vector, or nothing if it holds all. What an output misses is the root of the mean
-//! square of that over its matrices, weighed by ‖δ‖²/‖W‖² or by ‖δ‖², whichever mean is larger. The first counts what the vector changes
-//! in a matrix relative to itself, so that a small matrix has its say; the second lets embeddings have theirs, which are one
-//! matrix among hundreds but in every token. An output is *rejected* if it misses more than 1 − [`LossPolicy::min_survival`],
-//! if all of its weights together hold less than `min_survival`, or if the same means of rounding error are more than
-//! [`LossPolicy::max_noise`]. An output of which every tensor holds `min_survival` is never rejected for what it misses.
+//! A tensor *misses* 1 − survival of its vector, or nothing if it holds all. What an output misses
+//! is the root of the mean square of that over its matrices, weighed by ‖δ‖²/‖W‖² or by ‖δ‖²,
+//! whichever mean is larger. The first counts what the vector changes in a matrix relative to
+//! itself, so that a small matrix has its say; the second lets embeddings have theirs, which are
+//! one matrix among hundreds but in every token. An output is *rejected* if it misses more than 1 −
+//! [`LossPolicy::min_survival`], if all of its weights together hold less than `min_survival`, or
+//! if the same means of rounding error are more than [`LossPolicy::max_noise`]. An output of which
+//! every tensor holds `min_survival` is never rejected for what it misses.
 //!
-//! A tensor is *lost* if it alone is beyond these bounds. Lost tensors are dithered or get finer types where the policy has that;
-//! they are no reason to reject an output by themselves.
+//! A tensor is *lost* if it alone is beyond these bounds. Lost tensors are dithered or get finer
+//! types where the policy has that; they are no reason to reject an output by themselves.
 //!
 //! docs/SURVIVAL.md has the study behind the measure and the defaults.
 
@@ -22,14 +24,16 @@ use crate::survey::{Estimate, Look, Moments, Survey};
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnLoss {
-    /// Codes are chosen anew on the grid, so that the size stays; where that cannot be or does not help, a finer type.
+    /// Codes are chosen anew on the grid, so that the size stays; where that cannot be or does not
+    /// help, a finer type.
     #[default]
     Dither,
     /// The next finer type that keeps the vector.
     Promote,
     /// Nothing; it is said.
     Warn,
-    /// Nothing; the run fails if the output would be rejected, before anything is written where it can be known.
+    /// Nothing; the run fails if the output would be rejected, before anything is written where it
+    /// can be known.
     Fail,
 }
 
@@ -67,8 +71,8 @@ impl Default for LossPolicy {
 /// Standard errors of a sample within which what it says is not taken for sure.
 const ERRORS: f64 = 3.0;
 
-/// No matrix counts more than this many times the median one: one that was replaced altogether must not hide the rest. In the
-/// bundled trio the largest is 4 times the median.
+/// No matrix counts more than this many times the median one: one that was replaced altogether must
+/// not hide the rest. In the bundled trio the largest is 4 times the median.
 const LARGEST: f64 = 16.0;
 
 /// What is known of one tensor of an output, or expected.
@@ -76,7 +80,8 @@ const LARGEST: f64 = 16.0;
 pub struct Held<'a> {
     /// The tensor.
     pub name: &'a str,
-    /// Whether it has rows and columns: other tensors, which are never quantised, have no part in what an output misses.
+    /// Whether it has rows and columns: other tensors, which are never quantised, have no part in
+    /// what an output misses.
     pub is_matrix: bool,
     /// Its sums.
     pub estimate: Estimate,
@@ -203,7 +208,8 @@ impl LossPolicy {
         self.judge(held(plan, survey))
     }
 
-    /// The tensors of a plan that may be lost: a survey expects that, or is not sure of the contrary.
+    /// The tensors of a plan that may be lost: a survey expects that, or is not sure of the
+    /// contrary.
     pub fn at_risk(&self, plan: &MergePlan, survey: &Survey) -> Vec<Loss> {
         let tensors: Vec<Held<'_>> = held(plan, survey).collect();
         let cautious = |e: &Estimate, survival: f64, noise: f64| {
@@ -226,7 +232,8 @@ impl LossPolicy {
         }
     }
 
-    /// Whether any encoding may hold enough: none holds more of the vector than all of it, but for chance.
+    /// Whether any encoding may hold enough: none holds more of the vector than all of it, but for
+    /// chance.
     pub fn can_be_met(&self) -> bool {
         self.min_survival <= 1.0
     }
@@ -236,14 +243,16 @@ impl LossPolicy {
         !(survival >= self.min_survival && noise <= self.max_noise)
     }
 
-    /// Tensors whose vector is smaller than this, relative to the weights, against the root of the mean square of all, have no
-    /// verdict of their own: all of them together miss at most half of what an output may miss, and to keep what is nearly
-    /// nothing would take noise that is something.
+    /// Tensors whose vector is smaller than this, relative to the weights, against the root of the
+    /// mean square of all, have no verdict of their own: all of them together miss at most half of
+    /// what an output may miss, and to keep what is nearly nothing would take noise that is
+    /// something.
     fn negligible(&self) -> f64 {
         (1.0 - self.min_survival).max(0.0) / 2.0
     }
 
-    /// The tensors that are lost by their survival and noise, as `numbers` make them of an estimate and its own.
+    /// The tensors that are lost by their survival and noise, as `numbers` make them of an estimate
+    /// and its own.
     fn lost(
         &self,
         tensors: &[Held<'_>],
@@ -325,7 +334,8 @@ mod tests {
         };
         lost(&with_one_lost(101), &["lost"], false);
         lost(&with_one_lost(99), &["lost"], true);
-        // Ten tensors lost outright are worse than a tenth of each, although both leave nine tenths.
+        // Ten tensors lost outright are worse than a tenth of each, although both leave nine
+        // tenths.
         lost(&vec![tensor("tenth", 0.9001, 1.0, 0.05); 100], &[], false);
         let mut ten = vec![tensor("held", 1.0, 1.0, 0.05); 100];
         ten[..9].fill(tensor("lost", 0.0, 1.0, 0.05));

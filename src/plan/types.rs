@@ -1,6 +1,7 @@
 //! Which tensors a file type may touch, and what stands in where a row does not divide into blocks.
 //!
-//! The rules of src/llama-quant.cpp: `tensor_allows_quantization` `tensor_type_fallback` and `tensor_requires_imatrix`.
+//! The rules of src/llama-quant.cpp: `tensor_allows_quantization` `tensor_type_fallback` and
+//! `tensor_requires_imatrix`.
 
 use super::OutputType;
 use crate::ggml::GgmlType::{self, *};
@@ -18,7 +19,8 @@ const NEVER: [&str; 36] = [
     "time_mix_decay_w1.weight", "time_mix_decay_w2.weight", "time_mix_lerp_fused.weight",
     ".position_embd", "sam.pos_embd", "sam.neck.", "sam.net_", ".rel_pos", ".patch_embd", ".patch_merger",
     "a.rvq.codebook", "mm.a.code_embd",
-    // Not in llama.cpp's list because its loader hands it no such tensor as a matrix: rope factors are no weights.
+    // Not in llama.cpp's list because its loader hands it no such tensor as a matrix: rope factors
+    // are no weights.
     "rope_f",
 ];
 
@@ -33,8 +35,8 @@ const NEVER_IN_GLM5_NEXT: [&str; 14] = [
     "attn_kv_a_mqa.weight", "attn_k_b.weight", "attn_v_b.weight",
 ];
 
-/// Whether llama-quantize would give this tensor the type asked for. `n_dims` leaves trailing ones out; `architecture` is
-/// the value of `general.architecture`.
+/// Whether llama-quantize would give this tensor the type asked for. `n_dims` leaves trailing ones
+/// out; `architecture` is the value of `general.architecture`.
 pub fn is_quantizable(architecture: &str, name: &str, n_dims: usize) -> bool {
     let never = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
     n_dims >= 2
@@ -44,8 +46,8 @@ pub fn is_quantizable(architecture: &str, name: &str, n_dims: usize) -> bool {
         && !(architecture == "glm5-next" && never(&NEVER_IN_GLM5_NEXT))
 }
 
-/// The type that stands in for `ty` where rows of `row_len` weights are no whole number of its blocks
-/// (`tensor_type_fallback`); none for types for which llama.cpp has no rule.
+/// The type that stands in for `ty` where rows of `row_len` weights are no whole number of its
+/// blocks (`tensor_type_fallback`); none for types for which llama.cpp has no rule.
 pub fn fallback(ty: GgmlType, row_len: u64) -> Option<GgmlType> {
     let divides = |ty: GgmlType| row_len.is_multiple_of(ty.block_len() as u64);
     if divides(ty) {
@@ -63,8 +65,9 @@ pub fn fallback(ty: GgmlType, row_len: u64) -> Option<GgmlType> {
     Some(if divides(finer) { finer } else { F16 })
 }
 
-/// Whether llama-quantize refuses to write a tensor in this type without an importance matrix, because the result would be
-/// worthless (`tensor_requires_imatrix`). Embeddings and output are rough at worst.
+/// Whether llama-quantize refuses to write a tensor in this type without an importance matrix,
+/// because the result would be worthless (`tensor_requires_imatrix`). Embeddings and output are
+/// rough at worst.
 pub fn requires_importance(name: &str, ty: GgmlType, output: &OutputType) -> bool {
     match ty {
         _ if quants::requires_importance(ty) => true,

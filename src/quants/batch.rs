@@ -25,7 +25,8 @@ pub(super) struct Batch<'a, const LEN: usize> {
 }
 
 impl<'a, const LEN: usize> Batch<'a, LEN> {
-    /// The weights of each block, and how much their errors count, for encoders that take one block at a time.
+    /// The weights of each block, and how much their errors count, for encoders that take one block
+    /// at a time.
     #[inline(always)]
     pub(super) fn each_block(self) -> impl Iterator<Item = (&'a [f32; LEN], Option<&'a [f32; LEN]>)> {
         self.x.iter().enumerate().map(move |(k, x)| (x, self.importance.map(|importance| &importance[k])))
@@ -37,7 +38,8 @@ pub(super) trait Encoder<const LEN: usize, const SIZE: usize> {
     /// Whether it has to know the mean square of each row, where there is an importance matrix.
     const ASKS_FOR_MEAN_SQUARES: bool = false;
 
-    /// Encodes as many blocks as there are in the batch; every byte is written. Implementations are `#[inline(always)]`.
+    /// Encodes as many blocks as there are in the batch; every byte is written. Implementations are
+    /// `#[inline(always)]`.
     fn encode<S: Simd>(simd: S, batch: Batch<'_, LEN>, blocks: &mut [[u8; SIZE]]);
 }
 
@@ -114,7 +116,8 @@ impl<'a> MeanSquares<'a> {
     }
 }
 
-/// Up to [`LANES`] runs of `N` numbers side by side: number i of each in vector i. Lanes without a run repeat the last.
+/// Up to [`LANES`] runs of `N` numbers side by side: number i of each in vector i. Lanes without a
+/// run repeat the last.
 #[inline(always)]
 pub(super) fn group<S: Simd, const N: usize>(simd: S, runs: &[[f32; N]]) -> [S::F; N] {
     let last = runs.len() - 1;
@@ -155,8 +158,8 @@ pub(super) fn ungroup<S: Simd, const N: usize>(simd: S, codes: &[S::F; N]) -> [[
     bytes
 }
 
-/// The sum of squares of each of up to [`LANES`] runs of `len` numbers, from the first to the last; `len` is a multiple of
-/// 16.
+/// The sum of squares of each of up to [`LANES`] runs of `len` numbers, from the first to the last;
+/// `len` is a multiple of 16.
 #[inline(always)]
 pub(super) fn sums_of_squares<S: Simd>(simd: S, runs: &[f32], len: usize) -> S::F {
     let last = runs.len() / len - 1;

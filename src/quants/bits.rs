@@ -7,8 +7,8 @@
 //! | Q2_0 | 0..2 | `d` | f16: scale; w = d·(q − 1) |
 //! |      | 2..18 | `qs` | codes of weights 4·j to 4·j + 3 from the low bits of byte j up |
 //!
-//! The encoders are `quantize_row_q1_0_ref` and `quantize_row_q2_0_ref`, the decoders `dequantize_row_q1_0` and
-//! `dequantize_row_q2_0` of ggml-quants.c.
+//! The encoders are `quantize_row_q1_0_ref` and `quantize_row_q2_0_ref`, the decoders
+//! `dequantize_row_q1_0` and `dequantize_row_q2_0` of ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
 use super::rounding::{farthest, inverse};
@@ -68,7 +68,8 @@ pub(super) fn decode_q2_0(block: &[u8; 18], w: &mut [f32; QK2]) {
     }
 }
 
-/// The scale is the largest absolute value, so that of the values −d, 0, d and 2·d the last is never used.
+/// The scale is the largest absolute value, so that of the values −d, 0, d and 2·d the last is
+/// never used.
 #[inline(always)]
 pub(super) fn encode_q2_0(w: &[f32; QK2], block: &mut [u8; 18]) {
     let d = farthest(w);
@@ -78,7 +79,8 @@ pub(super) fn encode_q2_0(w: &[f32; QK2], block: &mut [u8; 18]) {
     for (word, w) in qs.as_chunks_mut::<4>().0.iter_mut().zip(w.as_chunks::<16>().0) {
         let mut codes = 0;
         for (j, w) in w.iter().enumerate() {
-            // Rounded with ties away from zero. What is no number becomes 0, the least code, as on x86-64 in C.
+            // Rounded with ties away from zero. What is no number becomes 0, the least code, as on
+            // x86-64 in C.
             let x = w * id;
             codes |= (u32::from(x > -0.5) + u32::from(x >= 0.5)) << (2 * j);
         }

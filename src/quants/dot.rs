@@ -1,9 +1,11 @@
-//! Dot products of stored rows with activations, for the types that candle multiplies without vector instructions on x86
-//! unless it is compiled for one processor: F16, BF16, Q4_1, Q5_0 and Q5_1.
+//! Dot products of stored rows with activations, for the types that candle multiplies without
+//! vector instructions on x86 unless it is compiled for one processor: F16, BF16, Q4_1, Q5_0 and
+//! Q5_1.
 //!
-//! The arithmetic is ggml's (ggml-cpu, `ggml_vec_dot_f16`, `quantize_row_q8_1`, `ggml_vec_dot_q4_1_q8_1` and their like):
-//! activations are rounded to the halves of the row, or to 8 bits in blocks of 32. Products of 8-bit codes are summed as
-//! integers, and scales are applied per block. The order of sums differs between processors, as it does in ggml.
+//! The arithmetic is ggml's (ggml-cpu, `ggml_vec_dot_f16`, `quantize_row_q8_1`,
+//! `ggml_vec_dot_q4_1_q8_1` and their like): activations are rounded to the halves of the row, or
+//! to 8 bits in blocks of 32. Products of 8-bit codes are summed as integers, and scales are
+//! applied per block. The order of sums differs between processors, as it does in ggml.
 
 use half::{bf16, f16};
 
@@ -19,7 +21,8 @@ const LEN: usize = 32;
 pub struct Block8 {
     /// The scale, rounded to F16.
     pub(super) d: f32,
-    /// `d · Σ codes` before `d` was rounded, itself rounded to F16: what a type's minimum is multiplied with.
+    /// `d · Σ codes` before `d` was rounded, itself rounded to F16: what a type's minimum is
+    /// multiplied with.
     pub(super) s: f32,
     /// −127 to 127.
     pub(super) codes: [i8; LEN],
@@ -44,7 +47,8 @@ pub fn round_activations(ty: GgmlType, x: &mut [f32]) {
     }
 }
 
-/// The dot product of a row of F16 or BF16 with activations; 0 for another type. The shorter of both counts.
+/// The dot product of a row of F16 or BF16 with activations; 0 for another type. The shorter of
+/// both counts.
 pub fn dot_halves(ty: GgmlType, row: &[u8], x: &[f32]) -> f32 {
     match ty {
         GgmlType::F16 => simd::dot::dot_halves::<F16>(row, x),
@@ -82,9 +86,11 @@ impl Half for BF16 {
     }
 }
 
-/// Appends the activations of a row to `out`, block by block. What is left over of `row` after whole blocks is ignored.
+/// Appends the activations of a row to `out`, block by block. What is left over of `row` after
+/// whole blocks is ignored.
 ///
-/// An activation that is no number makes the scale of its block no number, so that the dot product says so too.
+/// An activation that is no number makes the scale of its block no number, so that the dot product
+/// says so too.
 pub fn quantize_activations(row: &[f32], out: &mut Vec<Block8>) {
     for x in row.chunks_exact(LEN) {
         let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
@@ -100,8 +106,8 @@ pub fn quantize_activations(row: &[f32], out: &mut Vec<Block8>) {
     }
 }
 
-/// The dot products of a stored row with several rows of activations, which are all as long as the row; 0 for a type
-/// without [`has_dot`].
+/// The dot products of a stored row with several rows of activations, which are all as long as the
+/// row; 0 for a type without [`has_dot`].
 ///
 /// `x` holds the activations of `out.len()` tokens, one after the other.
 pub fn dot(ty: GgmlType, row: &[u8], x: &[Block8], out: &mut [f32]) {
@@ -128,8 +134,8 @@ fn dot_blocks<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8], out: 
     }
 }
 
-/// A block of 32 weights: `scale · code + minimum`, or `scale · (code − offset)`; codes of 4 bits and perhaps a fifth.
-/// The scale is the first F16 of the block.
+/// A block of 32 weights: `scale · code + minimum`, or `scale · (code − offset)`; codes of 4 bits
+/// and perhaps a fifth. The scale is the first F16 of the block.
 pub(super) trait Block<const SIZE: usize> {
     /// Where the F16 minimum is.
     const MINIMUM: Option<usize>;

@@ -1,17 +1,19 @@
 //! Which weights make up for the rounding error of which others.
 //!
-//! A row w of a matrix acts on inputs x by ⟨w, x⟩. With errors e the output is off by ⟨e, x⟩, in the mean square by e·H·eᵀ, where
-//! H is the mean of x·xᵀ. If weights are rounded one after the other and each is first moved by what its predecessors' errors
-//! ask for, that sum becomes less than by rounding each to the nearest value (Frantar et al., GPTQ, 2022). With the factors
-//! H = (U + I)·D·(U + I)ᵀ, U strictly upper triangular and D diagonal, the move of weight k is Σ e_j·U_jk over j before it
-//! (Chee et al., QuIP, 2023, theorem 1: no other linear move does better).
+//! A row w of a matrix acts on inputs x by ⟨w, x⟩. With errors e the output is off by ⟨e, x⟩, in
+//! the mean square by e·H·eᵀ, where H is the mean of x·xᵀ. If weights are rounded one after the
+//! other and each is first moved by what its predecessors' errors ask for, that sum becomes less
+//! than by rounding each to the nearest value (Frantar et al., GPTQ, 2022). With the factors H = (U
+//! + I)·D·(U + I)ᵀ, U strictly upper triangular and D diagonal, the move of weight k is Σ e_j·U_jk
+//! over j before it (Chee et al., QuIP, 2023, theorem 1: no other linear move does better).
 //!
-//! Nobody has the inputs at hand when a vector is added. But training moves a row along the inputs it sees, so that the vector's
-//! own rows span what the model will be fed as a chat model: H is taken to be δᵀδ, summed over rows, and a small
-//! multiple of the identity that stands for all other inputs. docs/SURVIVAL.md has what that is worth.
+//! Nobody has the inputs at hand when a vector is added. But training moves a row along the inputs
+//! it sees, so that the vector's own rows span what the model will be fed as a chat model: H is
+//! taken to be δᵀδ, summed over rows, and a small multiple of the identity that stands for all
+//! other inputs. docs/SURVIVAL.md has what that is worth.
 //!
-//! H is cut into squares of [`Feedback::GROUP`] weights on the diagonal, so that its size grows with the row and not with its
-//! square.
+//! H is cut into squares of [`Feedback::GROUP`] weights on the diagonal, so that its size grows
+//! with the row and not with its square.
 
 /// H of a tensor while rows are added to it.
 #[derive(Clone, Debug)]
@@ -36,8 +38,8 @@ pub(super) struct Group<'a> {
     upper: &'a [f32],
 }
 
-/// How much all inputs that the vector does not know of count, against the mean of those it knows. The bundled trio does
-/// not tell 0.01 to 0.2 apart; 1 is worse (docs/SURVIVAL.md).
+/// How much all inputs that the vector does not know of count, against the mean of those it knows.
+/// The bundled trio does not tell 0.01 to 0.2 apart; 1 is worse (docs/SURVIVAL.md).
 const RIDGE: f64 = 0.1;
 
 impl Gram {
@@ -68,8 +70,8 @@ impl Gram {
         self.feedback_with(None)
     }
 
-    /// The same, where inputs that the vector does not know of are as large as `importance` says of each weight of a row, in any
-    /// unit.
+    /// The same, where inputs that the vector does not know of are as large as `importance` says of
+    /// each weight of a row, in any unit.
     ///
     /// # Panics
     /// If that has another length.
@@ -156,7 +158,8 @@ impl Feedback {
         self.row_len
     }
 
-    /// Bytes that it takes for rows of this length, with those of the [`Gram`] it is made from and of making it.
+    /// Bytes that it takes for rows of this length, with those of the [`Gram`] it is made from and
+    /// of making it.
     pub fn bytes_to_make(row_len: u64) -> u64 {
         let group = Self::GROUP as u64;
         let square = |n: u64| n * (n + 1) / 2 * 4;

@@ -1,7 +1,8 @@
 //! F32, F16 and BF16: one number a block, and the f16 scales inside all other blocks.
 //!
-//! Conversions are arithmetic without branches, which the compiler turns into vectors of every level. For rows of F16 many
-//! processors have instructions (`simd::decode_f16`), which give the same bits.
+//! Conversions are arithmetic without branches, which the compiler turns into vectors of every
+//! level. For rows of F16 many processors have instructions (`simd::decode_f16`), which give the
+//! same bits.
 
 #[inline(always)]
 pub(super) fn decode_f32(bytes: &[u8; 4], w: &mut [f32; 1]) {
@@ -67,8 +68,8 @@ fn f16_value(bits: u16) -> f32 {
     f32::from_bits(sign | value)
 }
 
-/// The nearest number, ties to even. There is one NaN for each sign, as in ggml (`ggml_compute_fp32_to_fp16` in ggml-impl.h);
-/// processors keep what a NaN says.
+/// The nearest number, ties to even. There is one NaN for each sign, as in ggml
+/// (`ggml_compute_fp32_to_fp16` in ggml-impl.h); processors keep what a NaN says.
 #[inline(always)]
 fn f16_bits(x: f32) -> u16 {
     let (sign, size) = (x.to_bits() >> 16 & 0x8000, x.to_bits() & 0x7fff_ffff);

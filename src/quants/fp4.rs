@@ -7,12 +7,13 @@
 //! | NVFP4 | 0..4 | `d` | UE4M3: the scales of 4 sub-blocks of 16 weights |
 //! |       | 4..36 | `qs` | 8 bytes a sub-block: codes of weights j and j + 8 in the low and high half of byte j |
 //!
-//! A code is E2M1: a sign, two bits of exponent, one of mantissa. Like ggml, everything here counts halves, so that the
-//! values are integers (`kvalues_fp4` in ggml-common.h) and the scales half of what they are elsewhere. A model may hold
-//! another scale for a whole NVFP4 tensor in a tensor of its own; blocks do not know of it.
+//! A code is E2M1: a sign, two bits of exponent, one of mantissa. Like ggml, everything here counts
+//! halves, so that the values are integers (`kvalues_fp4` in ggml-common.h) and the scales half of
+//! what they are elsewhere. A model may hold another scale for a whole NVFP4 tensor in a tensor of
+//! its own; blocks do not know of it.
 //!
-//! The encoders are `quantize_row_mxfp4_ref` and `quantize_row_nvfp4_ref`, the decoders `dequantize_row_mxfp4` and
-//! `dequantize_row_nvfp4` of ggml-quants.c.
+//! The encoders are `quantize_row_mxfp4_ref` and `quantize_row_nvfp4_ref`, the decoders
+//! `dequantize_row_mxfp4` and `dequantize_row_nvfp4` of ggml-quants.c.
 
 use super::rounding::farthest;
 use super::{field, field_mut};
@@ -58,8 +59,8 @@ fn decode<const N: usize>(qs: &[u8; N], d: f32, w: &mut [f32]) {
     }
 }
 
-/// What a code counts: 0, 1, 2, 3, 4, 6, 8, 12 and the same negative. Written as arithmetic, which vectorises where a table
-/// does not.
+/// What a code counts: 0, 1, 2, 3, 4, 6, 8, 12 and the same negative. Written as arithmetic, which
+/// vectorises where a table does not.
 #[inline(always)]
 fn value(code: u8) -> i8 {
     let size = code & 7;
@@ -71,8 +72,8 @@ fn value(code: u8) -> i8 {
 #[inline(always)]
 fn encode<const N: usize>(w: &[f32], amax: f32, d: f32, qs: &mut [u8; N]) {
     let (low, high) = w.split_at(N);
-    // Beyond this, differences are rounded so much that several values are equally near, or values are infinite; see
-    // `nearest_far`.
+    // Beyond this, differences are rounded so much that several values are equally near, or values
+    // are infinite; see `nearest_far`.
     if amax <= 24.0 * d && (24.0 * d).is_finite() {
         let d = THRESHOLDS.map(|t| t * d);
         for ((q, &low), &high) in qs.iter_mut().zip(low).zip(high) {
@@ -85,11 +86,12 @@ fn encode<const N: usize>(w: &[f32], amax: f32, d: f32, qs: &mut [u8; N]) {
     }
 }
 
-/// Half way between neighbouring values. Multiplied with a scale they are exact: it has at most four bits.
+/// Half way between neighbouring values. Multiplied with a scale they are exact: it has at most
+/// four bits.
 const THRESHOLDS: [f32; 7] = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0];
 
-/// The code of the nearest value, of two that are equally near the smaller (`best_index_mxfp4`, which takes the first of the
-/// least difference). Near a threshold both differences are exact.
+/// The code of the nearest value, of two that are equally near the smaller (`best_index_mxfp4`,
+/// which takes the first of the least difference). Near a threshold both differences are exact.
 #[inline(always)]
 fn nearest(x: f32, thresholds: &[f32; 7]) -> u8 {
     let size = thresholds.iter().map(|&t| u32::from(x.abs() > t)).sum::<u32>();
@@ -111,19 +113,20 @@ fn half_e8m0(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 
-/// The E8M0 exponent that puts `amax` between values 8 and 16. In C an exponent out of range is undefined, and so is that of
-/// infinity; on x86-64 the low byte of the integer is stored, and 0.
+/// The E8M0 exponent that puts `amax` between values 8 and 16. In C an exponent out of range is
+/// undefined, and so is that of infinity; on x86-64 the low byte of the integer is stored, and 0.
 #[inline(always)]
 fn exponent(amax: f32) -> u8 {
     if amax > 0.0 && amax < f32::INFINITY { (floor_log2(amax) - 2 + 127) as u8 } else { 0 }
 }
 
-/// `floorf(log2f(x))` of a positive number, for a `log2f` that is rounded to nearest, as that of glibc is in all places that
-/// matter here.
+/// `floorf(log2f(x))` of a positive number, for a `log2f` that is rounded to nearest, as that of
+/// glibc is in all places that matter here.
 ///
-/// For an `x` a little below 2^k, the logarithm rounds up to k. With x = 2^k·(1 − n·2⁻²⁴) it is k − n·2⁻²⁴/ln 2, and half of
-/// the distance from k to the number below it is 2^m·2⁻²⁴, where 2^m ≤ |k| < 2^(m+1) for negative k, and
-/// 2^m < k ≤ 2^(m+1) for positive k. So it rounds up for n < 2^m·ln 2, and never does for k = 0.
+/// For an `x` a little below 2^k, the logarithm rounds up to k. With x = 2^k·(1 − n·2⁻²⁴) it is k −
+/// n·2⁻²⁴/ln 2, and half of the distance from k to the number below it is 2^m·2⁻²⁴, where 2^m ≤ |k|
+/// < 2^(m+1) for negative k, and 2^m < k ≤ 2^(m+1) for positive k. So it rounds up for n < 2^m·ln
+/// 2, and never does for k = 0.
 #[inline(always)]
 fn floor_log2(x: f32) -> i32 {
     const N: [u32; 8] = [0, 1, 2, 5, 11, 22, 44, 88];
@@ -136,8 +139,8 @@ fn floor_log2(x: f32) -> i32 {
     if n <= N[(m & 7) as usize] { k } else { floor }
 }
 
-/// UE4M3 scales, halved, by their byte (`ggml_ue4m3_to_fp32` in ggml-impl.h): bit 7 is not looked at but for 0x7f, which is
-/// NaN in the format and 0 here.
+/// UE4M3 scales, halved, by their byte (`ggml_ue4m3_to_fp32` in ggml-impl.h): bit 7 is not looked
+/// at but for 0x7f, which is NaN in the format and 0 here.
 const HALF_UE4M3: [f32; 256] = {
     let mut table = [0.0; 256];
     let mut byte = 0;
@@ -151,8 +154,8 @@ const HALF_UE4M3: [f32; 256] = {
     table
 };
 
-/// The UE4M3 byte of a scale (`ggml_fp32_to_ue4m3` in ggml-impl.h): half up by the first bit that is cut off, and the
-/// largest, 448, for all from 248 on.
+/// The UE4M3 byte of a scale (`ggml_fp32_to_ue4m3` in ggml-impl.h): half up by the first bit that
+/// is cut off, and the largest, 448, for all from 248 on.
 #[inline(always)]
 fn to_ue4m3(x: f32) -> u8 {
     const LARGEST: u32 = 0x7e;

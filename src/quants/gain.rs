@@ -1,15 +1,17 @@
 //! Blocks that hold as much of a vector as there is of it.
 //!
-//! Types of one and two bits have one scale for a block, and the scale with the least error makes weights too small: of a normal
-//! vector one bit holds .64. A chat vector that is too small by a third does not make a model chat, while its rounding errors
-//! average out, so here the scale is that with which ⟨stored, w⟩ = ⟨w, w⟩ in each block. ggml decodes the blocks as any others.
+//! Types of one and two bits have one scale for a block, and the scale with the least error makes
+//! weights too small: of a normal vector one bit holds .64. A chat vector that is too small by a
+//! third does not make a model chat, while its rounding errors average out, so here the scale is
+//! that with which ⟨stored, w⟩ = ⟨w, w⟩ in each block. ggml decodes the blocks as any others.
 
 use half::f16;
 
 use super::{Error, dequantize_row, quantize_row};
 use crate::ggml::GgmlType::{self, *};
 
-/// Whether a type has one scale for a block of a few values, so that [`quantize_to_unit_gain`] is for it.
+/// Whether a type has one scale for a block of a few values, so that [`quantize_to_unit_gain`] is
+/// for it.
 pub fn has_few_values(ty: GgmlType) -> bool {
     matches!(ty, TQ1_0 | TQ2_0 | Q1_0 | Q2_0)
 }
@@ -19,8 +21,8 @@ fn scale_at(ty: GgmlType) -> usize {
     if matches!(ty, TQ1_0 | TQ2_0) { ty.block_size() - 2 } else { 0 }
 }
 
-/// Encodes whole blocks, so that each holds as much of its weights as there is. In blocks of three values those weights are not 0
-/// with which the error is least.
+/// Encodes whole blocks, so that each holds as much of its weights as there is. In blocks of three
+/// values those weights are not 0 with which the error is least.
 ///
 /// # Errors
 /// As [`quantize_row`].
@@ -50,7 +52,8 @@ pub fn quantize_to_unit_gain(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Resul
     Ok(())
 }
 
-/// −d, 0 or d for each weight, with the least error: d is the mean size of those that are not 0, the largest ones.
+/// −d, 0 or d for each weight, with the least error: d is the mean size of those that are not 0,
+/// the largest ones.
 fn three_values(weights: &[f32]) -> Vec<f32> {
     let mut sizes: Vec<f32> = weights.iter().map(|w| w.abs()).collect();
     sizes.sort_by(|a, b| b.total_cmp(a));
@@ -81,7 +84,8 @@ mod tests {
     fn blocks_have_unit_gain_and_the_least_error_for_it() {
         let weights = normal(2048);
         let norm2: f64 = weights.iter().map(|w| f64::from(*w).powi(2)).sum();
-        // Of a normal vector with unit gain: √(π/2 − 1) in one bit, and .485 in three values (by numpy).
+        // Of a normal vector with unit gain: √(π/2 − 1) in one bit, and .485 in three values (by
+        // numpy).
         for (ty, most) in [(Q1_0, 0.77), (Q2_0, 0.50), (TQ1_0, 0.50), (TQ2_0, 0.50)] {
             let mut blocks = vec![0; ty.size_of(2048).unwrap() as usize];
             let mut got = vec![0.0; 2048];

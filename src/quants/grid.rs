@@ -1,15 +1,16 @@
 //! Choosing codes anew on the grid that blocks already have.
 //!
-//! A block says which values its weights may have: its scales and minimums are a *grid*, its codes pick from it. An encoder
-//! looks for both. Here the grid stays and only codes change, which is what weights need that lie on a grid and are
-//! moved by less than half a step: rounding to the nearest value puts each of them back where it was, on any grid
-//! that an encoder finds again.
+//! A block says which values its weights may have: its scales and minimums are a *grid*, its codes
+//! pick from it. An encoder looks for both. Here the grid stays and only codes change, which is
+//! what weights need that lie on a grid and are moved by less than half a step: rounding to the
+//! nearest value puts each of them back where it was, on any grid that an encoder finds again.
 //!
-//! [`round_to_grid`] takes the weights of a row in their order and passes the error of each on to those that come after it, as
-//! [`Feedback`] says, with a [`Dither`] if a weight's own fraction of a step is to count too.
+//! [`round_to_grid`] takes the weights of a row in their order and passes the error of each on to
+//! those that come after it, as [`Feedback`] says, with a [`Dither`] if a weight's own fraction of
+//! a step is to count too.
 //!
-//! Types whose blocks have no value for each weight by itself, but points on a lattice for several (IQ1, IQ2, IQ3), and those of
-//! two or three values have no grid in this sense: [`has_grid`].
+//! Types whose blocks have no value for each weight by itself, but points on a lattice for several
+//! (IQ1, IQ2, IQ3), and those of two or three values have no grid in this sense: [`has_grid`].
 
 use super::feedback::Feedback;
 use super::planes::{self, Codes};
@@ -55,7 +56,8 @@ impl Values {
         }
     }
 
-    /// The rank of the value below `x`, of the last but one at most, and how far `x` is from it towards the next.
+    /// The rank of the value below `x`, of the last but one at most, and how far `x` is from it
+    /// towards the next.
     fn place(self, x: f32) -> (usize, f32) {
         let last = self.count() - 2;
         match self {
@@ -193,8 +195,8 @@ fn layout(ty: GgmlType) -> Option<Layout> {
     })
 }
 
-/// Whether blocks of this type have a value of its own for each code of each weight, so that [`round_to_grid`] can choose among
-/// them.
+/// Whether blocks of this type have a value of its own for each code of each weight, so that
+/// [`round_to_grid`] can choose among them.
 pub fn has_grid(ty: GgmlType) -> bool {
     layout(ty).is_some()
 }
@@ -204,8 +206,8 @@ pub fn has_grid(ty: GgmlType) -> bool {
 pub struct Dither {
     /// Which numbers; a tensor has its own.
     pub seed: u64,
-    /// From 0, where every weight is rounded to the nearest value, to 1, where it is rounded up with the probability of its
-    /// fraction of a step.
+    /// From 0, where every weight is rounded to the nearest value, to 1, where it is rounded up
+    /// with the probability of its fraction of a step.
     pub amplitude: f32,
 }
 
@@ -215,8 +217,8 @@ impl Dither {
         name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
     }
 
-    /// What is added to the fraction of a step of the `index`-th weight before it is cut off: 0.5, and up to half the
-    /// amplitude more or less. The mixing is that of SplitMix64.
+    /// What is added to the fraction of a step of the `index`-th weight before it is cut off: 0.5,
+    /// and up to half the amplitude more or less. The mixing is that of SplitMix64.
     fn at(&self, index: u64) -> f32 {
         let mut x = self.seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -232,16 +234,20 @@ impl Dither {
 pub struct Place {
     /// Weights in a row.
     pub row_len: usize,
-    /// The number of the first weight in the tensor: at the beginning of a row, or a multiple of [`Feedback::GROUP`] after it.
+    /// The number of the first weight in the tensor: at the beginning of a row, or a multiple of
+    /// [`Feedback::GROUP`] after it.
     pub first_weight: u64,
 }
 
-/// Chooses the codes of blocks anew, so that they come near the `wanted` weights; scales and minimums stay.
+/// Chooses the codes of blocks anew, so that they come near the `wanted` weights; scales and
+/// minimums stay.
 ///
-/// In the order of the row, each weight is moved by what `feedback` says of the errors before it and rounded as `dither` says.
-/// A block with nothing to add, whose `delta` is ±0 throughout, stays as it is, and no error is passed on to it.
+/// In the order of the row, each weight is moved by what `feedback` says of the errors before it
+/// and rounded as `dither` says. A block with nothing to add, whose `delta` is ±0 throughout, stays
+/// as it is, and no error is passed on to it.
 ///
-/// Every operation is f32 in a fixed order; what comes out depends on the arguments alone, and for a row on no other row.
+/// Every operation is f32 in a fixed order; what comes out depends on the arguments alone, and for
+/// a row on no other row.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for types without a grid, and lengths that do not fit.

@@ -1,11 +1,12 @@
-//! The codebooks of the IQ1, IQ2 and IQ3 types: which groups of codes can be stored, and the nearest of them for a
-//! group that cannot.
+//! The codebooks of the IQ1, IQ2 and IQ3 types: which groups of codes can be stored, and the
+//! nearest of them for a group that cannot.
 //!
-//! A *grid* is a set of points, each a group of 8 codes from 0 to 2 (2 bits a code) or of 4 codes from 0 to 7 (3 bits);
-//! a block stores the number of a point. Points are written here as u16, the first code in the lowest bits. The sets
-//! are data of ggml (`iq2xs_init_impl`, `iq3xs_init_impl` of ggml-quants.c, `iq2xxs_grid` and its like of
-//! ggml-common.h), where the numbers of the points ascend with their bits; so one bit for every possible point says all
-//! of a grid: 4.3 KB in place of 9 KB as u16, or 33 KB as ggml's decoders have them.
+//! A *grid* is a set of points, each a group of 8 codes from 0 to 2 (2 bits a code) or of 4 codes
+//! from 0 to 7 (3 bits); a block stores the number of a point. Points are written here as u16, the
+//! first code in the lowest bits. The sets are data of ggml (`iq2xs_init_impl`, `iq3xs_init_impl`
+//! of ggml-quants.c, `iq2xxs_grid` and its like of ggml-common.h), where the numbers of the points
+//! ascend with their bits; so one bit for every possible point says all of a grid: 4.3 KB in place
+//! of 9 KB as u16, or 33 KB as ggml's decoders have them.
 
 use std::sync::OnceLock;
 
@@ -70,8 +71,8 @@ impl<const DIM: usize> Grid<DIM> {
         self.neighbours.get_or_init(|| self.find_neighbours())
     }
 
-    /// For each group of codes that is no point of the grid, the points at the least distances from it, ordered by
-    /// distance, then number. A point of the grid is its only neighbour.
+    /// For each group of codes that is no point of the grid, the points at the least distances from
+    /// it, ordered by distance, then number. A point of the grid is its only neighbour.
     fn find_neighbours(&self) -> Neighbours {
         let last = (0..DIM as u32).fold(0, |u, i| u | (Self::N_CODES as usize - 1) << (Self::BITS * i));
         let mut places = vec![Place::default(); last + 1].into_boxed_slice();
@@ -119,8 +120,8 @@ impl<const DIM: usize> Grid<DIM> {
 }
 
 impl Neighbours {
-    /// The points near this one, in the order in which ggml tries them, and the last one again until they fill
-    /// [`Grid::CHUNK`]s: at least one. A point of the grid is its only neighbour.
+    /// The points near this one, in the order in which ggml tries them, and the last one again
+    /// until they fill [`Grid::CHUNK`]s: at least one. A point of the grid is its only neighbour.
     #[inline(always)]
     pub(super) fn of(&self, point: Point) -> &[Point] {
         let place = self.places[usize::from(point)];
@@ -153,7 +154,8 @@ pub(super) const fn values<const DIM: usize, const N: usize, const M: usize>(
     all
 }
 
-/// The points of a set: bit u stands for the point whose codes are the digits of u, lowest first, to the base `N_CODES`.
+/// The points of a set: bit u stands for the point whose codes are the digits of u, lowest first,
+/// to the base `N_CODES`.
 const fn points<const DIM: usize, const N: usize>(set: &[u64]) -> [Point; N] {
     let mut points = [0; N];
     let mut at = 0;

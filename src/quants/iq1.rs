@@ -1,4 +1,5 @@
-//! IQ1_S, IQ1_M: groups of 8 weights as points of a grid of signs and zeros, moved an eighth up or down.
+//! IQ1_S, IQ1_M: groups of 8 weights as points of a grid of signs and zeros, moved an eighth up or
+//! down.
 //!
 //! | IQ1_S | field | meaning |
 //! |---|---|---|
@@ -12,12 +13,14 @@
 //! | 32..48 | `qh` | for each group 4 bits: 3 high bits, 1 for down |
 //! | 48..56 | `scales` | four u16: four scales of 3 bits each, then 4 bits of `d`, the low ones first |
 //!
-//! w = (d·(2·scale + 1))·(value ± ⅛), where codes 0, 1 and 2 have values −1, 0 and 1. Encoders `quantize_row_iq1_s_impl`
-//! and `quantize_row_iq1_m_impl`, decoders `dequantize_row_iq1_s` and `dequantize_row_iq1_m` of ggml-quants.c.
+//! w = (d·(2·scale + 1))·(value ± ⅛), where codes 0, 1 and 2 have values −1, 0 and 1. Encoders
+//! `quantize_row_iq1_s_impl` and `quantize_row_iq1_m_impl`, decoders `dequantize_row_iq1_s` and
+//! `dequantize_row_iq1_m` of ggml-quants.c.
 //!
-//! Both encoders sort the weights of a sub-block, with C's `qsort` by value alone. Where values are equal, the order is
-//! up to the C library, and the sums and so the bytes depend on it. Here equal values stay in their order, as they do with
-//! glibc, which merges arrays of this size in every release.
+//! Both encoders sort the weights of a sub-block, with C's `qsort` by value alone. Where values are
+//! equal, the order is up to the C library, and the sums and so the bytes depend on it. Here equal
+//! values stay in their order, as they do with glibc, which merges arrays of this size in every
+//! release.
 
 use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
@@ -231,7 +234,8 @@ fn ascending<S: Simd, const N: usize>(simd: S, x: &[f32; N]) -> [u8; N] {
 /// As [`ascending`], for any weights.
 #[cold]
 fn sorted<const N: usize>(x: &[f32; N]) -> [u8; N] {
-    // What is sorted are integers that ascend with the float, the same for both zeros, and then with the place.
+    // What is sorted are integers that ascend with the float, the same for both zeros, and then
+    // with the place.
     let mut keys = [0; N];
     for ((i, key), x) in keys.iter_mut().enumerate().zip(x) {
         let bits = (x + 0.0).to_bits();
@@ -250,7 +254,8 @@ struct Split {
     /// Which of the ways to move the groups, in ggml's order.
     way: usize,
     scale: f32,
-    /// By which splits are compared: the square of the sum of products, divided by the sum of squares.
+    /// By which splits are compared: the square of the sum of products, divided by the sum of
+    /// squares.
     score: f32,
 }
 
@@ -262,8 +267,8 @@ struct Sums<S: Simd, const WAYS: usize> {
 }
 
 impl<S: Simd, const WAYS: usize> Sums<S, WAYS> {
-    /// The lanes whose score is above in any way. Where a sum of squares is not positive, a lane may be among them that has
-    /// no score.
+    /// The lanes whose score is above in any way. Where a sum of squares is not positive, a lane
+    /// may be among them that has no score.
     #[inline(always)]
     fn lanes_above(&self, simd: S, score: f32) -> u32 {
         let score = simd.splat(score);
@@ -290,9 +295,9 @@ impl Split {
     /// No split at all, worse than any.
     const NONE: Self = Self { first: 0, second: 0, way: usize::MAX, scale: 0.0, score: f32::MIN };
 
-    /// Becomes the best of itself and the splits at `cuts`. ggml takes them in turn, first by cut, then by way, and keeps
-    /// each that is better than the one it has. Most are not: vectors find the next one that is. Those not above `floor` may
-    /// be passed over.
+    /// Becomes the best of itself and the splits at `cuts`. ggml takes them in turn, first by cut,
+    /// then by way, and keeps each that is better than the one it has. Most are not: vectors find
+    /// the next one that is. Those not above `floor` may be passed over.
     #[inline(always)]
     fn improve<S: Simd, const WAYS: usize>(&mut self, simd: S, cuts: [Cuts; 2], sums: &Sums<S, WAYS>, floor: f32) {
         let mut lanes = sums.lanes_above(simd, self.score.max(floor));
@@ -318,13 +323,16 @@ impl Split {
     }
 }
 
-/// A score so far below `highest`, the score of some split, that passing over all splits not above it changes nothing.
+/// A score so far below `highest`, the score of some split, that passing over all splits not above
+/// it changes nothing.
 ///
-/// ggml's comparison is that of exact quotients but for rounding, a factor of 1 ± 2⁻²¹. A split that is passed over can be
-/// the last one kept only if no other is clearly better, and there is the one with `highest`. It can keep another out only
-/// if that is no better than it by such a factor; and that other the next, by one more. There are at most 33·34 splits
-/// after one another, so all that may come out otherwise is below 1 + 2⁻¹⁰ times the floor, and the split with `highest`
-/// replaces it. This holds where nothing underflows or overflows; elsewhere there is no floor.
+/// ggml's comparison is that of exact quotients but for rounding, a factor of 1 ± 2⁻²¹. A split
+/// that is passed over can be the last one kept only if no other is clearly better, and there is
+/// the one with `highest`. It can keep another out only if that is no better than it by such a
+/// factor; and that other the next, by one more. There are at most 33·34 splits after one another,
+/// so all that may come out otherwise is below 1 + 2⁻¹⁰ times the floor, and the split with
+/// `highest` replaces it. This holds where nothing underflows or overflows; elsewhere there is no
+/// floor.
 #[inline(always)]
 fn floor_below(highest: f32, importance: &[f32], sum_importance: f32) -> f32 {
     let is_tame = |x: f32| (1e-12..1e12).contains(&x);
@@ -343,7 +351,8 @@ struct Cuts {
     second: usize,
 }
 
-/// All splits of `N` weights, in ggml's order; filled up with second cuts beyond the last, which are none.
+/// All splits of `N` weights, in ggml's order; filled up with second cuts beyond the last, which
+/// are none.
 const fn all_cuts<const N: usize, const LEN: usize>() -> [[Cuts; 2]; LEN] {
     let mut all = [[Cuts { first: N, second: N + 1 }; 2]; LEN];
     let (mut at, mut first) = (0, 0);

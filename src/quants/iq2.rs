@@ -19,9 +19,9 @@
 //! | 66..74 | `qh` | for each group 2 high bits of its point number |
 //! | 74..82 | `scales` | for each 16 weights 4 bits |
 //!
-//! w = ±(d·(½ + scale)·¼)·value, where codes 0, 1 and 2 have values 8, 25 and 43. Seven bits of signs tell eight: their
-//! number is even. Encoders `quantize_row_iq2_xxs_impl` and its like, decoders `dequantize_row_iq2_xxs` and its like of
-//! ggml-quants.c.
+//! w = ±(d·(½ + scale)·¼)·value, where codes 0, 1 and 2 have values 8, 25 and 43. Seven bits of
+//! signs tell eight: their number is even. Encoders `quantize_row_iq2_xxs_impl` and its like,
+//! decoders `dequantize_row_iq2_xxs` and its like of ggml-quants.c.
 
 use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
@@ -224,7 +224,8 @@ fn write_sub_scales(scales: &[f32; QK_K / SUB], id: f32, out: &mut [u8; 8]) {
     }
 }
 
-/// The scale for magnitudes as codes from 0 to 4, before the grid constrains them (`make_qp_quants`).
+/// The scale for magnitudes as codes from 0 to 4, before the grid constrains them
+/// (`make_qp_quants`).
 fn positive_scale(x: &[f32; 32], importance: &[f32; 32]) -> f32 {
     const NMAX: i32 = 4;
     let max = x.iter().fold(0.0f32, |max, &x| if max > x { max } else { x });

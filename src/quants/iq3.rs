@@ -14,9 +14,10 @@
 //! | 74..106 | `signs` | for each 8 weights 8 signs |
 //! | 106..110 | `scales` | for each 32 weights 4 bits |
 //!
-//! In IQ3_XXS w = ±(d·(½ + scale)·½)·value, with values 4, 12, 20, 28, 36, 44, 52 and 62, and signs as in IQ2_XXS; in IQ3_S
-//! w = ±(d·(1 + 2·scale))·(2·code + 1). Encoders `quantize_row_iq3_xxs_impl` and `quantize_row_iq3_s_impl`, decoders
-//! `dequantize_row_iq3_xxs` and `dequantize_row_iq3_s` of ggml-quants.c.
+//! In IQ3_XXS w = ±(d·(½ + scale)·½)·value, with values 4, 12, 20, 28, 36, 44, 52 and 62, and signs
+//! as in IQ2_XXS; in IQ3_S w = ±(d·(1 + 2·scale))·(2·code + 1). Encoders
+//! `quantize_row_iq3_xxs_impl` and `quantize_row_iq3_s_impl`, decoders `dequantize_row_iq3_xxs` and
+//! `dequantize_row_iq3_s` of ggml-quants.c.
 
 use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
@@ -133,8 +134,9 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
     let weights = Weights::new(w, importance(w, matrix));
 
     let mut scales = [0.0; QK_K / SUB];
-    // ggml's pointers into `qs` and `signs` stay where they are at a sub-block of zeros, and all that follow write one
-    // place too early: such weights decode to others. The bytes are ggml's here too.
+    // ggml's pointers into `qs` and `signs` stay where they are at a sub-block of zeros, and all
+    // that follow write one place too early: such weights decode to others. The bytes are ggml's
+    // here too.
     let mut at = 0;
     for (ib, stored) in scales.iter_mut().enumerate() {
         let sub_block = weights.sub_block::<SUB>(ib);

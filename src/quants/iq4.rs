@@ -9,7 +9,8 @@
 //! |        | 4..8 | `scales_l` | low four bits of scales 2·j and 2·j + 1 in the low and high half of byte j |
 //! |        | 8..136 | `qs` | 16 bytes for each sub-block, as IQ4_NL |
 //!
-//! Encoder `quantize_row_iq4_nl_impl`, decoders `dequantize_row_iq4_nl` and `dequantize_row_iq4_xs` of ggml-quants.c.
+//! Encoder `quantize_row_iq4_nl_impl`, decoders `dequantize_row_iq4_nl` and `dequantize_row_iq4_xs`
+//! of ggml-quants.c.
 
 use super::batch::{Batch, Decoder, Encoder, group, ungroup};
 use super::float::{read_f16, write_f16};
@@ -105,8 +106,9 @@ fn inverse<S: Simd>(simd: S, x: S::F) -> S::F {
     x.equal(zero).select(zero, simd.splat(1.0) / x)
 }
 
-/// Stores the scales of a super-block of IQ4_XS: the one farthest from zero becomes −32. Gives back what codes are to be
-/// computed with, which is not what a decoder will read: ggml does not round `d` to f16 before.
+/// Stores the scales of a super-block of IQ4_XS: the one farthest from zero becomes −32. Gives back
+/// what codes are to be computed with, which is not what a decoder will read: ggml does not round
+/// `d` to f16 before.
 fn store_scales(scales: &[f32; N_SUB], block: &mut [u8; 136]) -> [f32; N_SUB] {
     let d = -super::super_block::farthest(scales) / 32.0;
     write_f16(d, field_mut(block, 0));
@@ -123,7 +125,8 @@ fn store_scales(scales: &[f32; N_SUB], block: &mut [u8; 136]) -> [f32; N_SUB] {
     codes.map(|code| d * code as f32)
 }
 
-/// The scale that leaves the least error, of a few that give the weight farthest from zero about the least value.
+/// The scale that leaves the least error, of a few that give the weight farthest from zero about
+/// the least value.
 #[inline(always)]
 fn find_scale<S: Simd>(simd: S, x: &[S::F; SUB], weights: &[S::F; SUB]) -> S::F {
     let zero = simd.splat(0.0);
@@ -169,11 +172,12 @@ fn codes<S: Simd>(simd: S, x: &[S::F; SUB], iscale: S::F) -> [[u8; SUB]; LANES] 
     ungroup(simd, &codes)
 }
 
-/// What finds the nearest of [`VALUES`] (`best_index_int8`): four comparisons, each with the middle between two values that
-/// halves what is left. Of two values that are as near it is the larger one, for NaN the largest.
+/// What finds the nearest of [`VALUES`] (`best_index_int8`): four comparisons, each with the middle
+/// between two values that halves what is left. Of two values that are as near it is the larger
+/// one, for NaN the largest.
 ///
-/// ggml compares the distances from both neighbours. These are exact where they are nearly the same, so that the comparison
-/// with their middle says the same.
+/// ggml compares the distances from both neighbours. These are exact where they are nearly the
+/// same, so that the comparison with their middle says the same.
 #[derive(Clone, Copy)]
 struct Nearest<S: Simd> {
     first: S::F,

@@ -1,5 +1,5 @@
-//! The search of the IQ2 and IQ3 encoders: a scale for each sub-block, and for each of its groups of codes the best point
-//! of a grid.
+//! The search of the IQ2 and IQ3 encoders: a scale for each sub-block, and for each of its groups
+//! of codes the best point of a grid.
 //!
 //! ggml takes one sub-block at a time (`quantize_row_iq2_xs_impl` and its like in ggml-quants.c):
 //!
@@ -12,8 +12,9 @@
 //! round once more with the best scale, fit the scale to the codes
 //! ```
 //!
-//! Here the loops over groups and candidates have changed places. Nothing passes from one candidate to the next but
-//! which was the best, so that the sums of all can be computed side by side and compared afterwards, in ggml's order.
+//! Here the loops over groups and candidates have changed places. Nothing passes from one candidate
+//! to the next but which was the best, so that the sums of all can be computed side by side and
+//! compared afterwards, in ggml's order.
 
 use super::QK_K;
 use super::grids::{Grid, Neighbours, Point};
@@ -64,8 +65,8 @@ impl Weights {
         Self { x, root: importance.map(f32::sqrt), importance, signs }
     }
 
-    /// Makes the number of negative signs in each group of 8 even, so that 7 bits tell them: where it is odd, the weight
-    /// that matters least gets the wrong sign.
+    /// Makes the number of negative signs in each group of 8 even, so that 7 bits tell them: where
+    /// it is odd, the weight that matters least gets the wrong sign.
     #[inline(always)]
     pub(super) fn with_even_signs(mut self) -> Self {
         let groups = self.x.as_chunks_mut::<8>().0.iter_mut().zip(self.importance.as_chunks::<8>().0);
@@ -117,7 +118,8 @@ pub(super) struct Candidates {
     pub(super) again: Again,
 }
 
-/// Which groups of a sub-block are rounded again for the best candidate's scale, fitted to its codes.
+/// Which groups of a sub-block are rounded again for the best candidate's scale, fitted to its
+/// codes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
     /// Every one.
@@ -148,8 +150,8 @@ pub(super) struct Found {
     pub(super) points: [Point; MAX_GROUPS],
 }
 
-/// The best scale and points for a sub-block. `span` is what the largest odd code is tried for, and `scale` what it is if
-/// all candidates fail.
+/// The best scale and points for a sub-block. `span` is what the largest odd code is tried for, and
+/// `scale` what it is if all candidates fail.
 #[inline(always)]
 pub(super) fn search<S: Simd, const N: usize, const DIM: usize>(
     simd: S,
@@ -279,8 +281,8 @@ fn nearest_int_lanes<S: Simd>(simd: S, x: S::F) -> S::F {
     ((x + magic).bits() & simd.splat_int(0x007f_ffff) | simd.splat_int(0x4b00_0000)).float_of_bits() - magic
 }
 
-/// What each code adds to the weighted distance: vector i for place i of a group, in the lanes of each task. `values` are
-/// what the codes stand for, times the scale.
+/// What each code adds to the weighted distance: vector i for place i of a group, in the lanes of
+/// each task. `values` are what the codes stand for, times the scale.
 #[inline(always)]
 fn errors<S: Simd, const DIM: usize>(simd: S, x: &[f32; DIM], importance: &[f32; DIM], values: S::F) -> [S::F; DIM] {
     let mut errors = [values; DIM];
@@ -291,11 +293,12 @@ fn errors<S: Simd, const DIM: usize>(simd: S, x: &[f32; DIM], importance: &[f32;
     errors
 }
 
-/// Replaces the codes of each task by the neighbour with the least weighted distance, the first of equals
-/// (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`, `iq1_find_best_neighbour2`).
+/// Replaces the codes of each task by the neighbour with the least weighted distance, the first of
+/// equals (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`, `iq1_find_best_neighbour2`).
 ///
-/// ggml squares and adds for each neighbour. But a code adds one of three (or eight) values, so those come computed,
-/// and neighbours only look them up and add; which they do in ggml's order, a neighbour a lane.
+/// ggml squares and adds for each neighbour. But a code adds one of three (or eight) values, so
+/// those come computed, and neighbours only look them up and add; which they do in ggml's order, a
+/// neighbour a lane.
 #[inline(always)]
 pub(super) fn nearest<S: Simd, const DIM: usize>(
     simd: S,
@@ -327,7 +330,8 @@ pub(super) fn nearest<S: Simd, const DIM: usize>(
     let best_points = best_points.bits().to_array();
     for (t, task) in tasks.iter_mut().enumerate() {
         let lanes = lanes >> (n * t) & ((1 << n) - 1);
-        // Where lanes tie, the first has the first neighbour, unless they have it from different chunks.
+        // Where lanes tie, the first has the first neighbour, unless they have it from different
+        // chunks.
         if n_chunks == 1 || lanes.is_power_of_two() {
             *task = best_points[n * t + lanes.trailing_zeros() as usize % n] as Point;
         } else {
@@ -336,7 +340,8 @@ pub(super) fn nearest<S: Simd, const DIM: usize>(
     }
 }
 
-/// The first neighbour that is in one of the lanes; the first of all if the weights are NaN and no lane has any.
+/// The first neighbour that is in one of the lanes; the first of all if the weights are NaN and no
+/// lane has any.
 #[cold]
 fn first_of(near: &[Point], points: &[i32], lanes: u32) -> Point {
     let is_tied =
@@ -405,7 +410,8 @@ pub(super) fn scale_code(scale: f32, id: f32, highest: i32) -> u8 {
     nearest_int(0.5 * (id * scale - 1.0)).clamp(0, highest) as u8
 }
 
-/// What the scales of a super-block count if the largest has code `highest`, and its inverse; none if all are zero.
+/// What the scales of a super-block count if the largest has code `highest`, and its inverse; none
+/// if all are zero.
 #[inline(always)]
 pub(super) fn unit(scales: &[f32], highest: f32) -> Option<(f32, f32)> {
     let max = scales.iter().fold(0.0f32, |max, &scale| if max > scale { max } else { scale });

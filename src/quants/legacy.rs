@@ -121,8 +121,8 @@ pub(super) fn pack<const BITS: u32>(q: &Codes, bytes: &mut [u8]) {
     }
 }
 
-/// Codes of Q4_0 and Q5_0. The weight farthest from zero, of two with both signs the first, becomes code 0; its scale
-/// is thus of the opposite sign, and the code range is used whole on that side.
+/// Codes of Q4_0 and Q5_0. The weight farthest from zero, of two with both signs the first, becomes
+/// code 0; its scale is thus of the opposite sign, and the code range is used whole on that side.
 #[inline(always)]
 fn encode_symmetric(w: &Weights, half_range: u8, d_bytes: &mut [u8; 2]) -> Codes {
     let (min, max) = extremes(w);
@@ -166,8 +166,8 @@ fn each_code(w: &Weights, code: impl Fn(f32) -> u8) -> Codes {
     q
 }
 
-/// The least and the largest weight; of two zeros, either. The compiler may not reorder comparisons of floats by itself,
-/// because of NaN and the zeros.
+/// The least and the largest weight; of two zeros, either. The compiler may not reorder comparisons
+/// of floats by itself, because of NaN and the zeros.
 #[inline(always)]
 fn extremes(w: &Weights) -> (f32, f32) {
     let (mut min, mut max) = ([f32::MAX; 8], [-f32::MAX; 8]);

@@ -1,4 +1,5 @@
-//! Q4_0, Q4_1, Q5_0 and Q5_1 with an importance matrix: searches in place of the formulas of `legacy`.
+//! Q4_0, Q4_1, Q5_0 and Q5_1 with an importance matrix: searches in place of the formulas of
+//! `legacy`.
 
 use super::batch::{Batch, Encoder, group, ungroup};
 use super::field_mut;
@@ -8,7 +9,8 @@ use super::search::{Candidates, scale_and_min, symmetric_scale};
 use super::simd::{Floats, Simd};
 use super::weighting::{ErrorWeights, Weighting};
 
-/// Q4_0 (`BITS` 4, `SIZE` 18) and Q5_0 (5, 22) with an importance matrix (`quantize_row_q4_0_impl`, `quantize_row_q5_0_impl`).
+/// Q4_0 (`BITS` 4, `SIZE` 18) and Q5_0 (5, 22) with an importance matrix (`quantize_row_q4_0_impl`,
+/// `quantize_row_q5_0_impl`).
 pub(super) struct Symmetric<const BITS: u32>;
 
 impl<const BITS: u32, const SIZE: usize> Encoder<QK, SIZE> for Symmetric<BITS> {
@@ -28,7 +30,8 @@ impl<const BITS: u32, const SIZE: usize> Encoder<QK, SIZE> for Symmetric<BITS> {
     }
 }
 
-/// Q4_1 (`BITS` 4, `SIZE` 20) and Q5_1 (5, 24) with an importance matrix (`quantize_row_q4_1_impl`, `quantize_row_q5_1_impl`).
+/// Q4_1 (`BITS` 4, `SIZE` 20) and Q5_1 (5, 24) with an importance matrix (`quantize_row_q4_1_impl`,
+/// `quantize_row_q5_1_impl`).
 pub(super) struct WithMin<const BITS: u32>;
 
 impl<const BITS: u32, const SIZE: usize> Encoder<QK, SIZE> for WithMin<BITS> {

@@ -1,17 +1,21 @@
 //! The codec: rows of f32 to blocks and back, to ggml's bits.
 //!
-//! A *row* is what ggml stores as `ne[0]` neighbouring weights; it is a whole number of blocks, and no block knows of
-//! its neighbours. So everything here works on any whole number of blocks: a part of a row, a row, or many rows that
-//! lie one after the other. Encoding with an importance matrix is the exception: it takes whole rows, because some types
-//! weigh a block by the variance of its row. Blocks are little-endian byte slices of no particular alignment, as a file holds them.
+//! A *row* is what ggml stores as `ne[0]` neighbouring weights; it is a whole number of blocks, and
+//! no block knows of its neighbours. So everything here works on any whole number of blocks: a part
+//! of a row, a row, or many rows that lie one after the other. Encoding with an importance matrix
+//! is the exception: it takes whole rows, because some types weigh a block by the variance of its
+//! row. Blocks are little-endian byte slices of no particular alignment, as a file holds them.
 //!
-//! Decoding gives the bits of ggml's `to_float`; encoding gives the bytes of `ggml_quantize_chunk`, with or without an
-//! importance matrix, for finite weights at any [`Level`] of vector instructions. That is a promise about the order of f32 operations: no fused multiply-add, no reassociated sum. The rules
-//! are those of ggml/src/ggml-quants.c at ggml 0.26, cited by function name beside the code.
+//! Decoding gives the bits of ggml's `to_float`; encoding gives the bytes of `ggml_quantize_chunk`,
+//! with or without an importance matrix, for finite weights at any [`Level`] of vector
+//! instructions. That is a promise about the order of f32 operations: no fused multiply-add, no
+//! reassociated sum. The rules are those of ggml/src/ggml-quants.c at ggml 0.26, cited by function
+//! name beside the code.
 //!
-//! The codec refuses types whose blocks it does not know ([`Error::Unsupported`]). It does not look for NaN or infinity:
-//! such weights give blocks without meaning, but never a panic. Nothing here allocates,
-//! but for the neighbours in a grid (`grids`), which are found once, and a [`Gram`] and its [`Feedback`].
+//! The codec refuses types whose blocks it does not know ([`Error::Unsupported`]). It does not look
+//! for NaN or infinity: such weights give blocks without meaning, but never a panic. Nothing here
+//! allocates, but for the neighbours in a grid (`grids`), which are found once, and a [`Gram`] and
+//! its [`Feedback`].
 //!
 //! | part | types |
 //! |---|---|
@@ -75,7 +79,8 @@ pub(crate) use simd::{Loops, vectorized};
 use crate::ggml::GgmlType;
 use batch::Rows;
 
-/// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is an error.
+/// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is
+/// an error.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -141,7 +146,8 @@ pub fn supported() -> impl Iterator<Item = GgmlType> {
 
 /// Decodes whole blocks of `ty` to f32, bit for bit as ggml's `to_float`.
 ///
-/// `src` holds exactly the blocks of `dst.len()` weights. Any bytes are legal; what they mean may be NaN.
+/// `src` holds exactly the blocks of `dst.len()` weights. Any bytes are legal; what they mean may
+/// be NaN.
 ///
 /// # Errors
 /// [`Error::Unsupported`], or a length that does not fit; `dst` is then untouched.
@@ -160,7 +166,8 @@ pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), E
     dequantize_row_at(Level::current(), ty, src, dst)
 }
 
-/// As [`dequantize_row`], by the instructions of `level`, to measure or test them; the bits do not depend on it.
+/// As [`dequantize_row`], by the instructions of `level`, to measure or test them; the bits do not
+/// depend on it.
 ///
 /// # Errors
 /// As [`dequantize_row`], and [`Error::LevelMissing`].
@@ -201,10 +208,11 @@ pub fn dequantize_row_at(level: Level, ty: GgmlType, src: &[u8], dst: &mut [f32]
     Ok(())
 }
 
-/// Encodes f32 weights as whole blocks of `ty`, byte for byte as `ggml_quantize_chunk` without an importance matrix.
+/// Encodes f32 weights as whole blocks of `ty`, byte for byte as `ggml_quantize_chunk` without an
+/// importance matrix.
 ///
-/// `dst` holds exactly the blocks of `src.len()` weights, and every byte of it is written. Decoding the result does not
-/// encode to the same bytes again for the K types.
+/// `dst` holds exactly the blocks of `src.len()` weights, and every byte of it is written. Decoding
+/// the result does not encode to the same bytes again for the K types.
 ///
 /// # Errors
 /// [`Error::Unsupported`], or a length that does not fit; `dst` is then untouched.
@@ -212,21 +220,22 @@ pub fn quantize_row(ty: GgmlType, src: &[f32], dst: &mut [u8]) -> Result<(), Err
     quantize_rows(ty, src, None, dst)
 }
 
-/// Encodes whole rows as [`quantize_row`] does, with an importance matrix if there is one: byte for byte as
-/// `ggml_quantize_chunk`.
+/// Encodes whole rows as [`quantize_row`] does, with an importance matrix if there is one: byte for
+/// byte as `ggml_quantize_chunk`.
 ///
-/// `importance` says how much the error of each weight of a row counts; it has the length of a row and serves every row
-/// of `src`. Types for which ggml has no use for it are encoded as without.
+/// `importance` says how much the error of each weight of a row counts; it has the length of a row
+/// and serves every row of `src`. Types for which ggml has no use for it are encoded as without.
 ///
 /// # Errors
-/// As [`quantize_row`]; [`Error::ImportanceMissing`] for types that [require](requires_importance) one,
-/// [`Error::ImportanceLength`] if `src` is no whole number of rows, or a row no whole number of blocks. `dst` is then
-/// untouched.
+/// As [`quantize_row`]; [`Error::ImportanceMissing`] for types that [require](requires_importance)
+/// one, [`Error::ImportanceLength`] if `src` is no whole number of rows, or a row no whole number
+/// of blocks. `dst` is then untouched.
 pub fn quantize_rows(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst: &mut [u8]) -> Result<(), Error> {
     quantize_rows_at(Level::current(), ty, src, importance, dst)
 }
 
-/// As [`quantize_rows`], by the instructions of `level`, to measure or test them; the bytes do not depend on it.
+/// As [`quantize_rows`], by the instructions of `level`, to measure or test them; the bytes do not
+/// depend on it.
 ///
 /// # Errors
 /// As [`quantize_rows`], and [`Error::LevelMissing`].
@@ -295,7 +304,8 @@ pub fn quantize_rows_at(
     Ok(())
 }
 
-/// Whether ggml refuses to encode this type without an importance matrix (`ggml_quantize_requires_imatrix`).
+/// Whether ggml refuses to encode this type without an importance matrix
+/// (`ggml_quantize_requires_imatrix`).
 pub fn requires_importance(ty: GgmlType) -> bool {
     matches!(ty, GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ1_S)
 }
@@ -303,8 +313,8 @@ pub fn requires_importance(ty: GgmlType) -> bool {
 /// Why an encoder may expect an importance.
 const REQUIRED: &str = "a type that requires importance is refused without";
 
-/// Whether an importance matrix changes how this type is encoded (`ggml_quantize_chunk`: the other types' functions do not
-/// look at it).
+/// Whether an importance matrix changes how this type is encoded (`ggml_quantize_chunk`: the other
+/// types' functions do not look at it).
 pub fn uses_importance(ty: GgmlType) -> bool {
     use GgmlType::*;
     let searches = matches!(ty, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_NL | IQ4_XS);
@@ -321,7 +331,8 @@ fn check_lengths(ty: GgmlType, n_weights: usize, found_bytes: usize) -> Result<(
     if !n_weights.is_multiple_of(ty.block_len()) {
         return Err(Error::PartialBlock { ty, n_weights });
     }
-    // No supported block takes more bytes than its weights as f32, which are in memory: the product fits.
+    // No supported block takes more bytes than its weights as f32, which are in memory: the product
+    // fits.
     let expected_bytes = n_weights / ty.block_len() * ty.block_size();
     if found_bytes != expected_bytes {
         return Err(Error::Length { ty, n_weights, expected_bytes, found_bytes });
@@ -333,8 +344,9 @@ fn check_level(level: Level) -> Result<(), Error> {
     if level.is_available() { Ok(()) } else { Err(Error::LevelMissing { level }) }
 }
 
-/// Runs `decode` over blocks of `SIZE` bytes and `LEN` weights. The sizes come from the signature of `decode`, so a
-/// block function that disagrees with the type table leaves weights unwritten, which the golden vectors would show.
+/// Runs `decode` over blocks of `SIZE` bytes and `LEN` weights. The sizes come from the signature
+/// of `decode`, so a block function that disagrees with the type table leaves weights unwritten,
+/// which the golden vectors would show.
 ///
 /// A block function that is `#[inline(always)]` is compiled for the instructions of each level.
 fn decode_blocks<const SIZE: usize, const LEN: usize>(
@@ -363,8 +375,8 @@ fn encode_q1_0(level: Level, src: &[f32], dst: &mut [u8]) {
     simd::convert(level, rest.as_chunks::<1>().0, rest_dst.as_chunks_mut().0, bits::encode_q1_0);
 }
 
-/// The `N` bytes of a block from `at`, a field of a layout table. Both are constants at every call, so the check is
-/// made by the compiler.
+/// The `N` bytes of a block from `at`, a field of a layout table. Both are constants at every call,
+/// so the check is made by the compiler.
 #[inline(always)]
 fn field<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..].first_chunk().expect("a field ends within its block: the layout tables say so")

@@ -1,7 +1,8 @@
 //! How the codes of a super-block lie in bytes: in planes of 1, 2 or 4 bits of each code.
 //!
-//! Every K type cuts the bits of its 256 codes into such planes, and there is one way for each width. In all of them
-//! neighbouring weights lie in neighbouring bytes, so that one shift serves many:
+//! Every K type cuts the bits of its 256 codes into such planes, and there is one way for each
+//! width. In all of them neighbouring weights lie in neighbouring bytes, so that one shift serves
+//! many:
 //!
 //! | plane | bytes | byte | holds, from its low bits up, weights |
 //! |---|---|---|---|
@@ -9,9 +10,11 @@
 //! | `pairs` | 64 | 32·h + i | 128·h + (i, i + 32, i + 64, i + 96) |
 //! | `nibbles` | 128 | 32·g + i | 64·g + (i, i + 32) |
 //!
-//! with i below 32. Q6_K is the exception: its 4-bit plane pairs weights 64 apart and is in its own file.
+//! with i below 32. Q6_K is the exception: its 4-bit plane pairs weights 64 apart and is in its own
+//! file.
 //!
-//! The functions stay calls: 256 codes are worth one, and inlined into a decoder the compiler unpacked code by code.
+//! The functions stay calls: 256 codes are worth one, and inlined into a decoder the compiler
+//! unpacked code by code.
 
 use super::QK_K;
 

@@ -7,7 +7,8 @@
 //! | 80..82 | `d` | f16: what the scales count |
 //! | 82..84 | `dmin` | f16: what the minimums count |
 //!
-//! w = (d·scale)·q − dmin·minimum. Encoders `quantize_row_q2_K_ref` and `_impl`, decoder `dequantize_row_q2_K` of ggml-quants.c.
+//! w = (d·scale)·q − dmin·minimum. Encoders `quantize_row_q2_K_ref` and `_impl`, decoder
+//! `dequantize_row_q2_K` of ggml-quants.c.
 
 use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
@@ -65,8 +66,8 @@ impl WithMin<SUB, N_SUB, 84> for Q2K {
         Self::store_codes((max_scale / Self::MAX_SCALE, &ls), (max_min / Self::MAX_SCALE, &lm), block)
     }
 
-    /// The low byte of a code is stored as it is, so it spills into the minimum's bits, in ggml too: what counts is what a
-    /// decoder will read.
+    /// The low byte of a code is stored as it is, so it spills into the minimum's bits, in ggml
+    /// too: what counts is what a decoder will read.
     fn store_codes(
         (d, ls): (f32, &[u8; N_SUB]),
         (dmin, lm): (f32, &[u8; N_SUB]),

@@ -8,7 +8,8 @@
 //! | 104..108 |  | byte j: bits 4 and 5 of scales j, j + 4, j + 8 and j + 12, from the low bits up |
 //! | 108..110 | `d` | f16: what the scales count |
 //!
-//! w = (d·(scale − 32))·(q − 4). Encoders `quantize_row_q3_K_ref` and `_impl`, decoder `dequantize_row_q3_K` of ggml-quants.c.
+//! w = (d·(scale − 32))·(q − 4). Encoders `quantize_row_q3_K_ref` and `_impl`, decoder
+//! `dequantize_row_q3_K` of ggml-quants.c.
 
 use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
@@ -54,7 +55,8 @@ impl WithoutMin<110> for Q3K {
     const SEARCHES_SCALES: bool = true;
 
     fn store(scales: &[f32; N_SUB], block: &mut [u8; 110]) -> Option<[f32; N_SUB]> {
-        // The scale farthest from zero becomes −32. Without any scale ggml stores zeros, which read as −32.
+        // The scale farthest from zero becomes −32. Without any scale ggml stores zeros, which read
+        // as −32.
         let max_scale = farthest(scales);
         if max_scale == 0.0 {
             return Some(Self::store_codes((0.0, &[0; N_SUB]), block));

@@ -7,7 +7,8 @@
 //! | 4..16 | `scales` | scales and minimums, packed as in `scales` |
 //! | 16..144 | `qs` | codes, a plane of 4 bits |
 //!
-//! w = (d·scale)·q − dmin·minimum. Encoders `quantize_row_q4_K_ref` and `_impl`, decoder `dequantize_row_q4_K` of ggml-quants.c.
+//! w = (d·scale)·q − dmin·minimum. Encoders `quantize_row_q4_K_ref` and `_impl`, decoder
+//! `dequantize_row_q4_K` of ggml-quants.c.
 
 use super::batch::{Batch, Encoder};
 use super::float::read_f16;
@@ -69,7 +70,8 @@ pub(super) fn decode_codes(head: &[u8; 16], codes: &Codes, w: &mut [f32; QK_K]) 
     let (scales, mins) = scales::unpack(field(head, 4));
     let sub_blocks = w.as_chunks_mut::<SUB>().0.iter_mut().zip(codes.as_chunks::<SUB>().0);
     for ((w, codes), (scale, min)) in sub_blocks.zip(scales.into_iter().zip(mins)) {
-        // The compiler would take one weight of each of four sub-blocks together, which is four times as slow.
+        // The compiler would take one weight of each of four sub-blocks together, which is four
+        // times as slow.
         let (dl, ml) = std::hint::black_box((d * f32::from(scale), dmin * f32::from(min)));
         for (w, &q) in w.iter_mut().zip(codes) {
             *w = dl * f32::from(q) - ml;

@@ -1,4 +1,5 @@
-//! Q5_K: 8 sub-blocks of 32 weights, each with a scale and a minimum of 6 bits; Q4_K with a fifth bit.
+//! Q5_K: 8 sub-blocks of 32 weights, each with a scale and a minimum of 6 bits; Q4_K with a fifth
+//! bit.
 //!
 //! | bytes | field | meaning |
 //! |---|---|---|
@@ -8,7 +9,8 @@
 //! | 16..48 | `qh` | bit 4 of each code, a plane of 1 bit |
 //! | 48..176 | `qs` | bits 0 to 3 of each code, a plane of 4 bits |
 //!
-//! w = (d·scale)·q − dmin·minimum. Encoders `quantize_row_q5_K_ref` and `_impl`, decoder `dequantize_row_q5_K` of ggml-quants.c.
+//! w = (d·scale)·q − dmin·minimum. Encoders `quantize_row_q5_K_ref` and `_impl`, decoder
+//! `dequantize_row_q5_K` of ggml-quants.c.
 
 use super::batch::{Batch, Encoder};
 use super::planes::{self, Codes};

@@ -7,7 +7,8 @@
 //! | 192..208 | `scales` | i8 |
 //! | 208..210 | `d` | f16: what the scales count |
 //!
-//! w = (d·scale)·(q − 32). Encoders `quantize_row_q6_K_ref` and `_impl`, decoder `dequantize_row_q6_K` of ggml-quants.c.
+//! w = (d·scale)·(q − 32). Encoders `quantize_row_q6_K_ref` and `_impl`, decoder
+//! `dequantize_row_q6_K` of ggml-quants.c.
 
 use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};

@@ -1,25 +1,29 @@
 //! Rounding floats to codes without leaving the float registers.
 //!
-//! C's conversions are undefined where Rust's saturate, and saturating costs more than the conversion. The trick of
-//! ggml's `nearest_int` serves for all roundings here: it says what happens to any bits, and it vectorises.
+//! C's conversions are undefined where Rust's saturate, and saturating costs more than the
+//! conversion. The trick of ggml's `nearest_int` serves for all roundings here: it says what
+//! happens to any bits, and it vectorises.
 
-/// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the low bits of the sum.
+/// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the
+/// low bits of the sum.
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
-/// The nearest integer, ties to even (`nearest_int`). Beyond 2²² and for NaN the result is without meaning but the same as
-/// in ggml, whose callers clamp it.
+/// The nearest integer, ties to even (`nearest_int`). Beyond 2²² and for NaN the result is without
+/// meaning but the same as in ggml, whose callers clamp it.
 #[inline(always)]
 pub(super) fn nearest_int(x: f32) -> i32 {
     ((x + MAGIC).to_bits() & 0x007f_ffff).cast_signed() - 0x0040_0000
 }
 
-/// [`nearest_int`] as a float: 2²³ with the low bits of the sum is always a number, MAGIC away from the integer.
+/// [`nearest_int`] as a float: 2²³ with the low bits of the sum is always a number, MAGIC away from
+/// the integer.
 #[inline(always)]
 fn nearest(x: f32) -> f32 {
     f32::from_bits((x + MAGIC).to_bits() & 0x007f_ffff | 0x4b00_0000) - MAGIC
 }
 
-/// The code of the integer below `x`, for `x` from 0 up, at most `highest`; 0 for NaN as arithmetic makes it.
+/// The code of the integer below `x`, for `x` from 0 up, at most `highest`; 0 for NaN as arithmetic
+/// makes it.
 #[inline(always)]
 pub(super) fn whole_code(x: f32, highest: f32) -> u8 {
     let sum = x + MAGIC;
@@ -45,9 +49,9 @@ pub(super) fn code_byte(code: f32) -> u8 {
 
 /// 1/d, or 0 for a scale of 0.
 ///
-/// A denormal d may have no finite inverse, and then ggml's conversion of infinity to an integer is undefined in C; on
-/// x86-64 it gives the least integer, as that of NaN does, of which the encoders store the low bits. With NaN as the
-/// inverse, every code is made in the same way.
+/// A denormal d may have no finite inverse, and then ggml's conversion of infinity to an integer is
+/// undefined in C; on x86-64 it gives the least integer, as that of NaN does, of which the encoders
+/// store the low bits. With NaN as the inverse, every code is made in the same way.
 #[inline(always)]
 pub(super) fn inverse(d: f32) -> f32 {
     let id = 1.0 / d;

@@ -1,5 +1,5 @@
-//! The twelve bytes of Q4_K and Q5_K that hold 8 scales and 8 minimums of 6 bits, one of each for 32 weights
-//! (`get_scale_min_k4` in ggml-quants.c).
+//! The twelve bytes of Q4_K and Q5_K that hold 8 scales and 8 minimums of 6 bits, one of each for
+//! 32 weights (`get_scale_min_k4` in ggml-quants.c).
 //!
 //! | byte | bits 0..6 or 0..4 | bits 4..8 or 6..8 |
 //! |---|---|---|
@@ -35,8 +35,8 @@ pub(super) fn pack(scales: &[u8; N_SUB], mins: &[u8; N_SUB], bytes: &mut [u8; 12
     }
 }
 
-/// Stores `d`, `dmin` and the packed scales in the first 16 bytes of a Q4_K or Q5_K block, and gives back the scale and
-/// minimum of each sub-block as a decoder will compute them.
+/// Stores `d`, `dmin` and the packed scales in the first 16 bytes of a Q4_K or Q5_K block, and
+/// gives back the scale and minimum of each sub-block as a decoder will compute them.
 pub(super) fn encode(scales: &[f32; N_SUB], mins: &[f32; N_SUB], head: &mut [u8; 16]) -> [(f32, f32); N_SUB] {
     let max_scale = largest(scales);
     let max_min = largest(mins);
@@ -48,8 +48,8 @@ pub(super) fn encode(scales: &[f32; N_SUB], mins: &[f32; N_SUB], head: &mut [u8;
     store((max_scale / 63.0, &ls), (max_min / 63.0, &lm), head)
 }
 
-/// Stores codes with their scales as [`encode`] does. A code that has more than six bits spills, in ggml too: what counts is
-/// what a decoder will read.
+/// Stores codes with their scales as [`encode`] does. A code that has more than six bits spills, in
+/// ggml too: what counts is what a decoder will read.
 pub(super) fn store(
     (d, ls): (f32, &[u8; N_SUB]),
     (dmin, lm): (f32, &[u8; N_SUB]),
@@ -62,7 +62,8 @@ pub(super) fn store(
     std::array::from_fn(|j| (d * f32::from(ls[j]), dmin * f32::from(lm[j])))
 }
 
-/// The largest of some scales, or 0 if none is positive. Not `f32::max`: ggml's comparison passes over NaN in any place.
+/// The largest of some scales, or 0 if none is positive. Not `f32::max`: ggml's comparison passes
+/// over NaN in any place.
 pub(super) fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |max, &x| if x > max { x } else { max })
 }

@@ -1,7 +1,8 @@
-//! The searches of the K encoders: for each sub-block the scale (and minimum) that leaves the least error.
+//! The searches of the K encoders: for each sub-block the scale (and minimum) that leaves the least
+//! error.
 //!
-//! ggml takes one sub-block at a time (`make_qkx2_quants` and its like in ggml-quants.c), and for each candidate sums over
-//! its weights:
+//! ggml takes one sub-block at a time (`make_qkx2_quants` and its like in ggml-quants.c), and for
+//! each candidate sums over its weights:
 //!
 //! ```text
 //! for each sub-block
@@ -10,24 +11,27 @@
 //!         if the candidate is better: keep it                      and the next candidate may start from it
 //! ```
 //!
-//! The additions may not be reordered, since f32 sums depend on order and the bytes on the sums. But sub-blocks know
-//! nothing of each other. So here the outer loop is the innermost: [`LANES`](super::simd::LANES) sub-blocks are searched
-//! side by side, weight i of each in the lanes of `x[i]`, every lane doing the operations of ggml in its order. Lanes differ
-//! only where ggml branches; there both ways are computed and each lane selects. A candidate that ggml would skip costs its
-//! time, and nothing else: what it computes, often NaN, is dropped.
+//! The additions may not be reordered, since f32 sums depend on order and the bytes on the sums.
+//! But sub-blocks know nothing of each other. So here the outer loop is the innermost:
+//! [`LANES`](super::simd::LANES) sub-blocks are searched side by side, weight i of each in the
+//! lanes of `x[i]`, every lane doing the operations of ggml in its order. Lanes differ only where
+//! ggml branches; there both ways are computed and each lane selects. A candidate that ggml would
+//! skip costs its time, and nothing else: what it computes, often NaN, is dropped.
 //!
-//! The codes of the best candidate are not kept, but what they can be computed from once more: they are only wanted where
-//! the stored scale is zero.
+//! The codes of the best candidate are not kept, but what they can be computed from once more: they
+//! are only wanted where the stored scale is zero.
 
 use super::simd::{Floats, Ints, Mask, Simd};
 
 /// Scales below this count as zero (`GROUP_MAX_EPS`).
 pub(super) const GROUP_MAX_EPS: f32 = 1e-15;
 
-/// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the low bits of the sum.
+/// 1.5·2²³: a number of a few digits added to this is rounded to an integer, which is then in the
+/// low bits of the sum.
 const MAGIC: f32 = 12_582_912.0;
 
-/// The nearest integer of any number, as ggml's `nearest_int` has it: without meaning beyond 2²² and for NaN, but the same.
+/// The nearest integer of any number, as ggml's `nearest_int` has it: without meaning beyond 2²²
+/// and for NaN, but the same.
 #[inline(always)]
 fn nearest<S: Simd>(simd: S, x: S::F) -> S::F {
     let bits = (x + simd.splat(MAGIC)).bits() & simd.splat_int(0x007f_ffff) | simd.splat_int(0x4b00_0000);
@@ -41,7 +45,8 @@ fn nearest_u8<S: Simd>(simd: S, x: S::F) -> S::F {
     bits.float_of_bits() - simd.splat(8_388_608.0)
 }
 
-/// What a search for scale and minimum tries (`rmin`, `rdelta`, `nstep`, `use_mad` of `make_qkx2_quants`).
+/// What a search for scale and minimum tries (`rmin`, `rdelta`, `nstep`, `use_mad` of
+/// `make_qkx2_quants`).
 #[derive(Clone, Copy)]
 pub(super) struct Candidates {
     /// Largest code.
@@ -54,8 +59,8 @@ pub(super) struct Candidates {
     pub(super) nstep: usize,
     /// Whether the error is the mean absolute difference rather than the mean square.
     pub(super) use_mad: bool,
-    /// Whether what a candidate rounds is first brought into the range of codes, as `make_qkx3_quants` does since ggml 0.26.
-    /// Elsewhere numbers beyond 2²² become any code.
+    /// Whether what a candidate rounds is first brought into the range of codes, as
+    /// `make_qkx3_quants` does since ggml 0.26. Elsewhere numbers beyond 2²² become any code.
     pub(super) is_bounded: bool,
 }
 
@@ -82,8 +87,9 @@ pub(super) struct ScaleAndMin<S: Simd> {
     is_bounded: S::M,
 }
 
-/// Scale and minimum for w ≈ scale·code − min, with codes from 0 to `nmax` (`make_qkx2_quants`; `make_qkx3_quants` is the
-/// same for weights that are given). `weights` says how much each weight's error counts.
+/// Scale and minimum for w ≈ scale·code − min, with codes from 0 to `nmax` (`make_qkx2_quants`;
+/// `make_qkx3_quants` is the same for weights that are given). `weights` says how much each
+/// weight's error counts.
 #[inline(always)]
 pub(super) fn scale_and_min<S: Simd, const N: usize>(
     simd: S,
@@ -131,7 +137,8 @@ pub(super) fn scale_and_min<S: Simd, const N: usize>(
             sum_xl = sum_xl + wl * x;
         }
 
-        // The least-squares line through the codes; if its minimum has the wrong sign, the best line through 0.
+        // The least-squares line through the codes; if its minimum has the wrong sign, the best
+        // line through 0.
         let determinant = sum_w * sum_l2 - sum_l * sum_l;
         let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
         let mut this_min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
@@ -158,7 +165,8 @@ pub(super) fn scale_and_min<S: Simd, const N: usize>(
     best
 }
 
-/// The codes at `iscale` from `min` up, for weights between `least` and `max`. Those of flat lanes do not matter.
+/// The codes at `iscale` from `min` up, for weights between `least` and `max`. Those of flat lanes
+/// do not matter.
 #[inline(always)]
 fn trial_codes<S: Simd, const N: usize>(
     simd: S,
@@ -183,7 +191,8 @@ fn trial_codes<S: Simd, const N: usize>(
     }
 }
 
-/// The codes at `iscale` from `min` up, of products that are brought into range before they are rounded.
+/// The codes at `iscale` from `min` up, of products that are brought into range before they are
+/// rounded.
 #[inline(always)]
 fn bounded_codes<S: Simd, const N: usize>(
     simd: S,
@@ -234,8 +243,8 @@ impl<S: Simd> ScaleAndMin<S> {
         }
     }
 
-    /// The codes for the scale and minimum that were stored, from 0 to `nmax`. A scale of zero leaves the codes of the
-    /// search in place, as ggml does.
+    /// The codes for the scale and minimum that were stored, from 0 to `nmax`. A scale of zero
+    /// leaves the codes of the search in place, as ggml does.
     #[inline(always)]
     pub(super) fn codes<const N: usize>(self, simd: S, x: &[S::F; N], scale: S::F, min: S::F, nmax: f32) -> [S::F; N] {
         let (zero, nmax) = (simd.splat(0.0), simd.splat(nmax));
@@ -274,8 +283,8 @@ pub(super) struct Symmetric<S: Simd, const N: usize> {
     pub(super) scale: S::F,
     /// Codes less nmax.
     codes: [S::F; N],
-    /// No weight is worth the name: all codes are 0, not the code that stands for 0, for ggml leaves the search before it
-    /// adds nmax.
+    /// No weight is worth the name: all codes are 0, not the code that stands for 0, for ggml
+    /// leaves the search before it adds nmax.
     is_empty: S::M,
 }
 
@@ -290,8 +299,9 @@ pub(super) fn farthest<S: Simd, const N: usize>(simd: S, x: &[S::F; N]) -> (S::F
     (max, amax)
 }
 
-/// The scale for w ≈ scale·(code − nmax), with codes from 0 to 2·nmax − 1, where `weights` says how much each weight's error
-/// counts (`make_qx_quants` with `rmse_type` 1, for which the weights are the squares if none are given).
+/// The scale for w ≈ scale·(code − nmax), with codes from 0 to 2·nmax − 1, where `weights` says how
+/// much each weight's error counts (`make_qx_quants` with `rmse_type` 1, for which the weights are
+/// the squares if none are given).
 #[inline(always)]
 pub(super) fn symmetric_scale<S: Simd, const N: usize>(
     simd: S,
@@ -340,8 +350,9 @@ pub(super) fn symmetric_scale<S: Simd, const N: usize>(
     Symmetric { scale: is_empty.select(zero, scale), codes, is_empty }
 }
 
-/// The scale for w ≈ scale·(code − nmax) as [`symmetric_scale`] has it, errors counted by the square of the weight, found by
-/// changing one code at a time while that helps, in at most five rounds (`make_q3_quants` with `do_rmse`).
+/// The scale for w ≈ scale·(code − nmax) as [`symmetric_scale`] has it, errors counted by the
+/// square of the weight, found by changing one code at a time while that helps, in at most five
+/// rounds (`make_q3_quants` with `do_rmse`).
 #[inline(always)]
 pub(super) fn symmetric_scale_by_rounds<S: Simd, const N: usize>(simd: S, x: &[S::F; N], nmax: f32) -> Symmetric<S, N> {
     let zero = simd.splat(0.0);
@@ -360,8 +371,8 @@ pub(super) fn symmetric_scale_by_rounds<S: Simd, const N: usize>(simd: S, x: &[S
         sumlx = sumlx + lx[i];
         suml2 = suml2 + l2[i];
     }
-    // ggml stops a sub-block after a round without a change. Another round would change nothing either, as it starts from
-    // the same sums: a lane that is done may run along.
+    // ggml stops a sub-block after a round without a change. Another round would change nothing
+    // either, as it starts from the same sums: a lane that is done may run along.
     for _ in 0..5 {
         let mut is_changed = false;
         for (i, &x) in x.iter().enumerate() {
@@ -412,8 +423,8 @@ impl<S: Simd, const N: usize> Symmetric<S, N> {
         codes
     }
 
-    /// The codes for the scale that was stored, from 0 to 2·nmax − 1. A scale of zero leaves the codes of the search in
-    /// place, as ggml does.
+    /// The codes for the scale that was stored, from 0 to 2·nmax − 1. A scale of zero leaves the
+    /// codes of the search in place, as ggml does.
     #[inline(always)]
     pub(super) fn codes(&self, simd: S, x: &[S::F; N], scale: S::F, nmax: f32) -> [S::F; N] {
         let zero = simd.splat(0.0);
@@ -432,8 +443,9 @@ impl<S: Simd, const N: usize> Symmetric<S, N> {
     }
 }
 
-/// The scale for x ≈ scale·code and its codes, from 0 to `nmax`, for a few numbers that are mostly positive: the scales, or
-/// minimums, of sub-blocks (`make_qp_quants`). Codes of negative numbers are what is left of them in a byte.
+/// The scale for x ≈ scale·code and its codes, from 0 to `nmax`, for a few numbers that are mostly
+/// positive: the scales, or minimums, of sub-blocks (`make_qp_quants`). Codes of negative numbers
+/// are what is left of them in a byte.
 #[inline(always)]
 pub(super) fn positive_scale<S: Simd, const N: usize>(
     simd: S,

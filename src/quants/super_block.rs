@@ -1,9 +1,9 @@
-//! What the encoders of the K types have in common: super-blocks of 256 weights, whose sub-blocks of 16 or 32 have scales
-//! that are themselves stored as codes.
+//! What the encoders of the K types have in common: super-blocks of 256 weights, whose sub-blocks
+//! of 16 or 32 have scales that are themselves stored as codes.
 //!
-//! [`LANES`] super-blocks are encoded together: first the sub-blocks are searched, as many at a time; then the scales that
-//! were found become codes; then the weights. With an importance matrix the second step is a search as well, and takes all
-//! super-blocks side by side.
+//! [`LANES`] super-blocks are encoded together: first the sub-blocks are searched, as many at a
+//! time; then the scales that were found become codes; then the weights. With an importance matrix
+//! the second step is a search as well, and takes all super-blocks side by side.
 
 use super::QK_K;
 use super::batch::{Batch, group, ungroup};
@@ -28,7 +28,8 @@ pub(super) trait WithMin<const SUB: usize, const N_SUB: usize, const SIZE: usize
     /// The largest code of a scale or minimum.
     const MAX_SCALE: f32;
 
-    /// Stores scales and minimums, and gives back those of each sub-block as a decoder will compute them.
+    /// Stores scales and minimums, and gives back those of each sub-block as a decoder will compute
+    /// them.
     fn store(scales: &[f32; N_SUB], mins: &[f32; N_SUB], block: &mut [u8; SIZE]) -> [(f32, f32); N_SUB];
 
     /// As [`store`](Self::store), for codes with their scales.
@@ -138,8 +139,8 @@ pub(super) trait WithoutMin<const SIZE: usize> {
     /// Whether an importance matrix makes a search of the scales as well.
     const SEARCHES_SCALES: bool;
 
-    /// Stores scales, and gives back those of each sub-block as a decoder will compute them; none if the whole block is
-    /// done with that.
+    /// Stores scales, and gives back those of each sub-block as a decoder will compute them; none
+    /// if the whole block is done with that.
     fn store(scales: &[f32; LANES], block: &mut [u8; SIZE]) -> Option<[f32; LANES]>;
 
     /// As [`store`](Self::store), for codes with their scale.

@@ -8,9 +8,10 @@
 //! | TQ2_0 | 0..64 | `qs` | codes, a plane of 2 bits |
 //! |       | 64..66 | `d` | f16: scale; w = d·(q − 1), also for a code of 3 |
 //!
-//! The number of five digits, below 243, is stored as the 8-bit fraction of it: multiplied by three, a digit is what leaves
-//! the byte. Encoders `quantize_row_tq1_0_ref` and `quantize_row_tq2_0_ref`, decoders `dequantize_row_tq1_0` and
-//! `dequantize_row_tq2_0` of ggml-quants.c.
+//! The number of five digits, below 243, is stored as the 8-bit fraction of it: multiplied by
+//! three, a digit is what leaves the byte. Encoders `quantize_row_tq1_0_ref` and
+//! `quantize_row_tq2_0_ref`, decoders `dequantize_row_tq1_0` and `dequantize_row_tq2_0` of
+//! ggml-quants.c.
 
 use super::float::{read_f16, write_f16};
 use super::rounding::{farthest, inverse};
@@ -50,7 +51,8 @@ pub(super) fn encode_tq2_0(w: &[f32; QK_K], block: &mut [u8; 66]) {
     planes::pack_pairs(&codes, 0, field_mut(block, 0));
 }
 
-/// The scale is the largest absolute value; each weight is rounded to −1, 0 or 1 of it, ties away from zero (`lroundf`).
+/// The scale is the largest absolute value; each weight is rounded to −1, 0 or 1 of it, ties away
+/// from zero (`lroundf`).
 #[inline(always)]
 fn encode_codes(w: &[f32; QK_K], d_bytes: &mut [u8; 2]) -> planes::Codes {
     let d = farthest(w);

@@ -12,7 +12,8 @@ pub(super) enum Weighting {
     SizeAndRms,
     /// As its square.
     Square,
-    /// As its importance times √(w² + s·`times`/`over`), where s is the sum of squares of its block.
+    /// As its importance times √(w² + s·`times`/`over`), where s is the sum of squares of its
+    /// block.
     Importance { times: f32, over: f32 },
     /// As its importance times √(w² + mean square of its row).
     ImportanceInRow,

@@ -224,7 +224,8 @@ fn value_json(value: &Value) -> Json {
     }
 }
 
-/// Short arrays whole, long ones by length and beginning: a vocabulary is in the file for who wants it.
+/// Short arrays whole, long ones by length and beginning: a vocabulary is in the file for who wants
+/// it.
 fn array_json(array: &Array) -> Json {
     let head = |n: usize| -> Vec<Json> { array.iter().take(n).map(|v| value_json(&v)).collect() };
     match array.len() {

@@ -20,7 +20,8 @@ pub struct Plan<'a> {
     pub plan: &'a MergePlan,
     /// What was seen of the weights.
     pub survey: &'a Survey,
-    /// Types to forecast, besides the plan's own, by name: those that the tensors would have. The survey has tried them.
+    /// Types to forecast, besides the plan's own, by name: those that the tensors would have. The
+    /// survey has tried them.
     pub types: &'a [(&'a str, Vec<GgmlType>)],
     /// Whether the output is a patch: then survival is its gain and noise its relative error.
     pub is_patch: bool,
@@ -36,7 +37,8 @@ pub struct Plan<'a> {
     pub time: Option<Duration>,
 }
 
-/// Bytes of a process that holds nothing yet: code, libraries, stacks. Measured (docs/PERFORMANCE.md, forecasts).
+/// Bytes of a process that holds nothing yet: code, libraries, stacks. Measured
+/// (docs/PERFORMANCE.md, forecasts).
 const PROCESS: u64 = 8 << 20;
 
 /// Bytes for each token of two vocabularies while one is found in the other.
@@ -114,7 +116,8 @@ impl Range {
     }
 }
 
-/// What each vector is multiplied by, part by part in the order of the output; none where nothing could be added.
+/// What each vector is multiplied by, part by part in the order of the output; none where nothing
+/// could be added.
 pub(super) fn ratios(plan: &MergePlan) -> Vec<(&str, Vec<Range>)> {
     let n_vectors = plan.tensors().iter().flat_map(|t| &t.terms).map(|term| term.vector + 1).max().unwrap_or(0);
     let mut parts: Vec<(&str, Vec<Range>)> = Vec::new();

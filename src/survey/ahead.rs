@@ -4,11 +4,12 @@ use super::source::{Error, TensorSource, decode};
 use crate::gguf;
 use crate::gguf::TensorId;
 
-/// Bytes between two places that are read, too, rather than asking the system twice: that costs as much as some of them.
+/// Bytes between two places that are read, too, rather than asking the system twice: that costs as
+/// much as some of them.
 const GAP: u64 = 16 << 10;
 
-/// Bytes of a tensor that were read together. Who asks for places in their order is given more and more at a time; who asks for
-/// one here and one there is given those, or [`GAP`] bytes.
+/// Bytes of a tensor that were read together. Who asks for places in their order is given more and
+/// more at a time; who asks for one here and one there is given those, or [`GAP`] bytes.
 #[derive(Default, Debug)]
 pub(super) struct Ahead {
     start: u64,

@@ -1,7 +1,9 @@
-//! How several vectors become one: task arithmetic, linear, TIES and DARE, as mergekit defines them.
+//! How several vectors become one: task arithmetic, linear, TIES and DARE, as mergekit defines
+//! them.
 //!
-//! The definitions are those of mergekit 0.1.5 (`GeneralizedTaskArithmeticMerge`, `linear_merge`, and the functions of
-//! `mergekit/sparsify.py`), in f32 and in its order of operations. With *τᵢ* the i-th vector of a tensor and *wᵢ* its ratio:
+//! The definitions are those of mergekit 0.1.5 (`GeneralizedTaskArithmeticMerge`, `linear_merge`,
+//! and the functions of `mergekit/sparsify.py`), in f32 and in its order of operations. With *τᵢ*
+//! the i-th vector of a tensor and *wᵢ* its ratio:
 //!
 //! ```text
 //! τᵢ ← selected τᵢ · scaleᵢ          ties: the ⌊density·n⌋ largest; dare: each weight with the probability density
@@ -11,12 +13,13 @@
 //! δ  ← λ·δ
 //! ```
 //!
-//! scaleᵢ is 1, or with `rescale` Σ|τᵢ| before the selection over Σ|τᵢ| after it. `linear` has no vectors but models xᵢ:
-//! Σ wᵢ·xᵢ, over Σ wᵢ if normalised. Its products are not rounded before they are added (`addcmul_` of torch, which fuses the
-//! two on every processor that can).
+//! scaleᵢ is 1, or with `rescale` Σ|τᵢ| before the selection over Σ|τᵢ| after it. `linear` has no
+//! vectors but models xᵢ: Σ wᵢ·xᵢ, over Σ wᵢ if normalised. Its products are not rounded before
+//! they are added (`addcmul_` of torch, which fuses the two on every processor that can).
 //!
-//! What is selected depends on all of a tensor, so that its rows are read more than once: [`Combination::n_passes`] says how
-//! often, and a [`Selector`] is shown all weights in their order, pass by pass, in memory that does not grow with the tensor.
+//! What is selected depends on all of a tensor, so that its rows are read more than once:
+//! [`Combination::n_passes`] says how often, and a [`Selector`] is shown all weights in their
+//! order, pass by pass, in memory that does not grow with the tensor.
 
 use std::sync::Arc;
 
@@ -71,7 +74,8 @@ impl Method {
         matches!(self, Method::Linear | Method::Ties)
     }
 
-    /// Whether what is selected is scaled up to the sum of magnitudes of all, unless something else is asked for.
+    /// Whether what is selected is scaled up to the sum of magnitudes of all, unless something else
+    /// is asked for.
     pub fn rescales(self) -> bool {
         matches!(self, Method::DareLinear | Method::DareTies)
     }
@@ -81,8 +85,8 @@ impl Method {
         self.sparsity().is_some()
     }
 
-    /// The least density, beside 0, with which a weight can be selected at all. Chances are whole numbers of 2⁻³²; of the largest
-    /// weights one is selected always.
+    /// The least density, beside 0, with which a weight can be selected at all. Chances are whole
+    /// numbers of 2⁻³²; of the largest weights one is selected always.
     pub fn least_density(self) -> f64 {
         match self.sparsity() {
             Some(Sparsity::Random) => 1.0 / DRAWS,
@@ -173,8 +177,8 @@ impl Combination {
         }
     }
 
-    /// Adds up. `taus` has `delta.len()` weights for each of the `ratios`, selected already, and is used up; `sums` is scratch
-    /// for twice as many as `delta`.
+    /// Adds up. `taus` has `delta.len()` weights for each of the `ratios`, selected already, and is
+    /// used up; `sums` is scratch for twice as many as `delta`.
     pub(super) fn add_up(&self, ratios: &[f32], taus: &mut [f32], sums: &mut [f32], delta: &mut [f32]) {
         let n = delta.len();
         for (tau, ratio) in taus.chunks_exact_mut(n.max(1)).zip(ratios) {
@@ -234,16 +238,16 @@ const LEAST_SUM: f32 = 1e-7;
 /// Who decides which weights are drawn.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Mask {
-    /// A generator that is a function of the weight's index: word *i* of the ChaCha8 stream of this key, drawn if it is less
-    /// than density · 2³².
+    /// A generator that is a function of the weight's index: word *i* of the ChaCha8 stream of this
+    /// key, drawn if it is less than density · 2³².
     Key([u8; 32]),
     /// A list, one byte a weight: drawn if it is not 0. What lies beyond its end is not drawn.
     List(Arc<[u8]>),
 }
 
 impl Mask {
-    /// The mask of a seed for one tensor of one vector. The key is four little-endian words: the seed, FNV-1a of the tensor's
-    /// name, the vector's number, and `chatvec1` in ASCII.
+    /// The mask of a seed for one tensor of one vector. The key is four little-endian words: the
+    /// seed, FNV-1a of the tensor's name, the vector's number, and `chatvec1` in ASCII.
     pub fn seeded(seed: u64, tensor: &str, vector: usize) -> Self {
         let words = [seed, Dither::seed_of(tensor), vector as u64, u64::from_le_bytes(*b"chatvec1")];
         let mut key = [0; 32];
@@ -251,7 +255,8 @@ impl Mask {
         Mask::Key(key)
     }
 
-    /// Calls `drop` with every position that is not drawn, of those of `tau` whose first has the index `first`.
+    /// Calls `drop` with every position that is not drawn, of those of `tau` whose first has the
+    /// index `first`.
     fn drop_others(&self, threshold: u64, first: u64, tau: &mut [f32]) {
         match self {
             Mask::Key(key) => {
@@ -320,7 +325,8 @@ fn magnitude(t: f32) -> u32 {
     t.to_bits() & 0x7fff_ffff
 }
 
-/// Magnitudes have 31 bits. The upper ones are counted first, the lower ones of the bucket in question next.
+/// Magnitudes have 31 bits. The upper ones are counted first, the lower ones of the bucket in
+/// question next.
 const HIGH_BITS: u32 = 16;
 const LOW_BITS: u32 = 31 - HIGH_BITS;
 
@@ -341,11 +347,11 @@ enum Stage {
     Done,
 }
 
-/// Finds a [`Selection`]: [`see`](Selector::see) takes all weights of the vector in their order, then
-/// [`end_pass`](Selector::end_pass), until it [is done](Selector::is_done).
+/// Finds a [`Selection`]: [`see`](Selector::see) takes all weights of the vector in their order,
+/// then [`end_pass`](Selector::end_pass), until it [is done](Selector::is_done).
 ///
-/// The largest are found by counting bits of magnitudes, exactly and in half a megabyte. Of equal ones those of lower index
-/// are kept, as by a stable sort.
+/// The largest are found by counting bits of magnitudes, exactly and in half a megabyte. Of equal
+/// ones those of lower index are kept, as by a stable sort.
 #[derive(Debug)]
 pub struct Selector {
     stage: Stage,
@@ -372,7 +378,8 @@ impl Selector {
         self.stage == Stage::Done
     }
 
-    /// Takes the next weights of a pass; `first` is the index in the tensor of `tau[0]`. They are used up.
+    /// Takes the next weights of a pass; `first` is the index in the tensor of `tau[0]`. They are
+    /// used up.
     pub fn see(&mut self, first: u64, tau: &mut [f32]) {
         let size = |t: f32| f64::from(t.abs());
         match self.stage {

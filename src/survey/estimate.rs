@@ -2,7 +2,8 @@
 
 use super::moments::Moments;
 
-/// Sums of a tensor as a sample has them, scaled to all of it, with the standard error of what follows from them.
+/// Sums of a tensor as a sample has them, scaled to all of it, with the standard error of what
+/// follows from them.
 #[derive(Clone, Copy, PartialEq, Default, Debug, serde::Serialize)]
 pub struct Estimate {
     /// The sums.
@@ -53,11 +54,13 @@ impl Tried {
         self.delta4 += piece.delta2 * piece.delta2;
     }
 
-    /// The estimate for a tensor of `n_in_all` pieces, in which there are `factor` times as many weights.
+    /// The estimate for a tensor of `n_in_all` pieces, in which there are `factor` times as many
+    /// weights.
     ///
-    /// Survival is a ratio of two sums over pieces, R = Σ y / Σ x. Its variance, for pieces drawn without putting them back, is
-    /// about (1 − n/N)·n/(n − 1)·Σ (y − R·x)² / (Σ x)² (Cochran, Sampling Techniques, 1977, section 6.3). Pieces are not
-    /// drawn but evenly spread, which makes the error no larger where neighbours are alike. Of one piece nothing is known.
+    /// Survival is a ratio of two sums over pieces, R = Σ y / Σ x. Its variance, for pieces drawn
+    /// without putting them back, is about (1 − n/N)·n/(n − 1)·Σ (y − R·x)² / (Σ x)² (Cochran,
+    /// Sampling Techniques, 1977, section 6.3). Pieces are not drawn but evenly spread, which makes
+    /// the error no larger where neighbours are alike. Of one piece nothing is known.
     pub(super) fn estimate(&self, n_in_all: u64, factor: f64) -> Estimate {
         let moments = self.sums.scaled(factor);
         let (Some(survival), Some(noise)) = (moments.survival(), moments.noise()) else {

@@ -1,14 +1,16 @@
 //! What looks wrong with a set of inputs, judged from the sampled weights and from the templates.
 //!
-//! The thresholds leave a wide gap on both sides. Real chat vectors have ‖τ‖/‖W‖ of 1–12 % and continual pre-training
-//! goes 3–40 % away; two models trained apart from each other differ by √2 times their norm, and so do the query and key
-//! weights of one model written by two converters, of which one permutes their rows for rope and the other does not.
+//! The thresholds leave a wide gap on both sides. Real chat vectors have ‖τ‖/‖W‖ of 1–12 % and
+//! continual pre-training goes 3–40 % away; two models trained apart from each other differ by √2
+//! times their norm, and so do the query and key weights of one model written by two converters, of
+//! which one permutes their rows for rope and the other does not.
 
 use std::fmt;
 
 use super::moments::Moments;
 
-/// Above this ‖chat − base‖/‖base‖ the two are no pair. Unrelated models: 1.41; Q2_K noise in both: 0.37.
+/// Above this ‖chat − base‖/‖base‖ the two are no pair. Unrelated models: 1.41; Q2_K noise in both:
+/// 0.37.
 const UNRELATED_PAIR: f64 = 0.7;
 /// Above this ‖model − base‖/‖base‖ the model does not come from the base.
 const UNRELATED_MODEL: f64 = 1.0;
@@ -30,7 +32,8 @@ pub enum Finding {
     },
     /// Chat is nearer to the model than to base.
     NearerToModel {
-        /// ⟨chat − base, model − base⟩ / ‖model − base‖²: 0 for an unrelated direction, above 0.5 when nearer to the model.
+        /// ⟨chat − base, model − base⟩ / ‖model − base‖²: 0 for an unrelated direction, above 0.5
+        /// when nearer to the model.
         overlap: f64,
     },
     /// Special tokens were trained in the model, and are untrained in chat.
@@ -199,8 +202,8 @@ pub(super) struct Distances {
     pub(super) tau_drift: f64,
     /// Whether there is a model.
     pub(super) has_model: bool,
-    /// The sides of the triangle of base, chat and model as they were before the files were rounded; none if the error of a
-    /// type is not known.
+    /// The sides of the triangle of base, chat and model as they were before the files were
+    /// rounded; none if the error of a type is not known.
     pub(super) sides: Option<Sides>,
 }
 
@@ -215,11 +218,13 @@ pub(super) struct Sides {
     pub(super) far2: f64,
 }
 
-/// Where less than this share of a distance's square is left when rounding errors are taken away, it says nothing of roles.
+/// Where less than this share of a distance's square is left when rounding errors are taken away,
+/// it says nothing of roles.
 const LEAST_TRUE: f64 = 0.1;
 
-/// Above this overlap, chat or model is nearer to the other than to base. In the right order it is cos(τ, drift) times the ratio of
-/// their lengths (|−.08| at most in the bundled trio), in every wrong one 1 but for that: .5 is as far from both.
+/// Above this overlap, chat or model is nearer to the other than to base. In the right order it is
+/// cos(τ, drift) times the ratio of their lengths (|−.08| at most in the bundled trio), in every
+/// wrong one 1 but for that: .5 is as far from both.
 const NEARER: f64 = 0.5;
 
 impl Distances {
@@ -234,7 +239,8 @@ impl Distances {
         Distances { sides: Some(Sides::default()), ..Distances::default() }
     }
 
-    /// ⟨τ, model − base⟩ over ‖τ‖² and over ‖model − base‖², as they were before rounding; none where that cannot be said.
+    /// ⟨τ, model − base⟩ over ‖τ‖² and over ‖model − base‖², as they were before rounding; none
+    /// where that cannot be said.
     pub(super) fn overlaps(&self) -> Option<(f64, f64)> {
         let (tau2, drift2, inner) = match self.sides {
             None => (self.tau2, self.drift2, self.tau_drift),
@@ -263,7 +269,8 @@ pub(super) fn judge_distance(ratio: f64) -> Option<Finding> {
     (ratio > UNRELATED_MODEL).then_some(Finding::FarFromBase { ratio })
 }
 
-/// Judges the distances of a trio: `query_key` sums over attn_q and attn_k weights, `others` over the rest.
+/// Judges the distances of a trio: `query_key` sums over attn_q and attn_k weights, `others` over
+/// the rest.
 pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
     let mut all = *query_key;
     all.add(*others);
@@ -271,7 +278,8 @@ pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
     let relative = |d2: f64, base2: f64| if base2 > 0.0 { (d2 / base2).sqrt() } else { 0.0 };
     let permuted = |d2: fn(&Distances) -> f64, between| {
         let (qk, rest) = (relative(d2(query_key), query_key.base2), relative(d2(others), others.base2));
-        // Without others, because the recipe leaves them out, there is nothing to hold them against.
+        // Without others, because the recipe leaves them out, there is nothing to hold them
+        // against.
         (qk > PERMUTED && others.base2 > 0.0 && rest < qk / 4.0).then_some(Finding::PermutedQueryKey {
             between,
             query_key: qk,
@@ -309,8 +317,8 @@ pub(super) fn judge(query_key: &Distances, others: &Distances) -> Vec<Finding> {
     findings
 }
 
-/// Says if another file than the one given as base is the one that both others were made from: the corner of the triangle with the
-/// right angle, opposite to its longest side.
+/// Says if another file than the one given as base is the one that both others were made from: the
+/// corner of the triangle with the right angle, opposite to its longest side.
 fn judge_roles(all: &Distances) -> Option<Finding> {
     let (with_tau, with_drift) = all.overlaps()?;
     match with_tau.max(with_drift) > NEARER {
@@ -345,7 +353,8 @@ mod tests {
 
     #[test]
     fn swapped_unrelated_and_permuted_inputs_are_told_apart() {
-        // Swapped: τ' = −τ and model − base' = (model − base) − τ, so that the overlap is 1 for orthogonal directions.
+        // Swapped: τ' = −τ and model − base' = (model − base) − τ, so that the overlap is 1 for
+        // orthogonal directions.
         let swapped = judge(&d(1.0, 0.002, 0.012, 0.002), &d(5.0, 0.01, 0.06, 0.01));
         assert!(matches!(swapped[..], [Finding::NearerToChat { .. }]), "{swapped:?}");
         // The model is the base: τ' = chat − model and model − base' = −(base' − model).

@@ -1,8 +1,9 @@
 //! Folded weights: files that hold W·D·H in place of W.
 //!
-//! Since version 0.8 llama.cpp reads files whose matrices are multiplied by signs D and by a block-diagonal Hadamard matrix H
-//! along their rows; the engine transforms the activations to match. Keys say which (src/llama-model.cpp,
-//! `load_hparams_hadamard` and `load_tensors_hadamard`), each behind `prism.hadamard.`:
+//! Since version 0.8 llama.cpp reads files whose matrices are multiplied by signs D and by a
+//! block-diagonal Hadamard matrix H along their rows; the engine transforms the activations to
+//! match. Keys say which (src/llama-model.cpp, `load_hparams_hadamard` and
+//! `load_tensors_hadamard`), each behind `prism.hadamard.`:
 //!
 //! | key | what it says |
 //! |---|---|
@@ -14,11 +15,12 @@
 //! | `inverse_weight_names` | folded tables whose rows are looked up: `token_embd.weight` |
 //! | `gdn_v_grouped` | `ssm_out` was folded with its value heads in another order |
 //!
-//! A fold is one linear map F for all rows of a matrix, so that F(m) + r·(F(c) − F(b)) = F(m + r·(c − b)): where all files fold
-//! a tensor alike, it is added as it stands and the output is folded like them. F keeps lengths and angles, so that norms,
-//! cosines and survival are those of plain weights. Where files fold a tensor differently, a sum would be of numbers that have
-//! nothing to do with each other, and is refused. So is a form that is not in this table, even where files agree in
-//! every key: what it does to weights is not known, and it may hang on more than keys.
+//! A fold is one linear map F for all rows of a matrix, so that F(m) + r·(F(c) − F(b)) = F(m + r·(c
+//! − b)): where all files fold a tensor alike, it is added as it stands and the output is folded
+//! like them. F keeps lengths and angles, so that norms, cosines and survival are those of plain
+//! weights. Where files fold a tensor differently, a sum would be of numbers that have nothing to
+//! do with each other, and is refused. So is a form that is not in this table, even where files
+//! agree in every key: what it does to weights is not known, and it may hang on more than keys.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -284,8 +286,8 @@ impl Foldings {
         require_one_fold(parts.into_iter().map(part))
     }
 
-    /// The same of rows of this tensor, whole or only some, whatever becomes of them: rows of special tokens are taken and
-    /// held against each other also where the tensor has no vector.
+    /// The same of rows of this tensor, whole or only some, whatever becomes of them: rows of
+    /// special tokens are taken and held against each other also where the tensor has no vector.
     pub(super) fn check_rows(&self, inputs: &Inputs, at: TensorRef) -> Result<(), Error> {
         let own = FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
         let of_source = |(id, (_, model)): (usize, (Role, &'_ Model))| {

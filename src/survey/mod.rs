@@ -1,8 +1,9 @@
 //! Looking at weights before deciding.
 //!
-//! [`Inputs`] says which models take part and what each is for, [`pair`] finds for every output tensor what is added to
-//! it, and [`survey`] reads a sample of rows and measures: how large the vector is against the model, how much of it will
-//! survive each type, and what looks wrong. It writes nothing and decides nothing; [`crate::plan`] does.
+//! [`Inputs`] says which models take part and what each is for, [`pair`] finds for every output
+//! tensor what is added to it, and [`survey`] reads a sample of rows and measures: how large the
+//! vector is against the model, how much of it will survive each type, and what looks wrong. It
+//! writes nothing and decides nothing; [`crate::plan`] does.
 
 mod ahead;
 mod combine;

@@ -6,8 +6,8 @@ use crate::quants::{self, Loops};
 
 /// Sums in f64 over some weights of a tensor, from which norms, cosines, survival and noise follow.
 ///
-/// *m* is the continual-pretrained weight, *b* the base's, *δ* what is added (Σ ratio·τ), *o* = *m* + *δ* the weight
-/// wanted and *q* the weight that the output holds after encoding.
+/// *m* is the continual-pretrained weight, *b* the base's, *δ* what is added (Σ ratio·τ), *o* = *m*
+/// + *δ* the weight wanted and *q* the weight that the output holds after encoding.
 #[derive(Clone, Copy, PartialEq, Default, Debug, serde::Serialize)]
 pub struct Moments {
     /// Σ δ²
@@ -30,7 +30,8 @@ impl Moments {
         (self.model2 > 0.0).then(|| (self.delta2 / self.model2).sqrt())
     }
 
-    /// ‖m − b‖ / ‖m‖: how far continual pre-training went. None without a base, and where model and base are the same.
+    /// ‖m − b‖ / ‖m‖: how far continual pre-training went. None without a base, and where model and
+    /// base are the same.
     pub fn drift_ratio(&self) -> Option<f64> {
         (self.model2 > 0.0 && self.drift2 > 0.0).then(|| (self.drift2 / self.model2).sqrt())
     }
@@ -41,7 +42,8 @@ impl Moments {
         (norms > 0.0).then(|| self.delta_drift / norms)
     }
 
-    /// ⟨q − m, δ⟩ / ⟨δ, δ⟩: the share of the vector that the output has. None where the vector is zero.
+    /// ⟨q − m, δ⟩ / ⟨δ, δ⟩: the share of the vector that the output has. None where the vector is
+    /// zero.
     pub fn survival(&self) -> Option<f64> {
         (self.delta2 > 0.0).then(|| self.kept / self.delta2)
     }
@@ -63,8 +65,9 @@ impl Moments {
         }
     }
 
-    /// Adds weights, all slices of one length. `wanted` is what was encoded and `got` what the blocks decode to. Without a
-    /// model the output is the vector itself; without a model or a base there is no drift.
+    /// Adds weights, all slices of one length. `wanted` is what was encoded and `got` what the
+    /// blocks decode to. Without a model the output is the vector itself; without a model or a base
+    /// there is no drift.
     ///
     /// The order of the additions follows from the length alone.
     pub fn add(&mut self, weights: &Weights<'_>) {
@@ -87,7 +90,8 @@ pub struct Weights<'a> {
     pub got: &'a [f32],
 }
 
-/// Running sums side by side, as many f64 as a register of AVX2 holds: with twice as many the compiler runs out of registers.
+/// Running sums side by side, as many f64 as a register of AVX2 holds: with twice as many the
+/// compiler runs out of registers.
 const LANES: usize = 4;
 
 type Lanes = [f64; LANES];
@@ -150,7 +154,8 @@ struct Sums {
 }
 
 impl Sums {
-    /// One operation on all lanes after the other: of a loop over lanes that does them all the compiler makes no vectors.
+    /// One operation on all lanes after the other: of a loop over lanes that does them all the
+    /// compiler makes no vectors.
     #[inline(always)]
     fn add<const MODEL: bool, const BASE: bool>(
         &mut self,

@@ -54,8 +54,8 @@ pub struct Vector {
     pub minus: Option<SourceId>,
 }
 
-/// The models of a run: at most one that is added to, and the vectors in the order in which they are added. There is at
-/// least one of either.
+/// The models of a run: at most one that is added to, and the vectors in the order in which they
+/// are added. There is at least one of either.
 #[derive(Debug)]
 pub struct Inputs {
     sources: Vec<(Role, Model)>,
@@ -69,8 +69,8 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// A model and nothing that is added to it: to be quantised, or given sources and vectors by [`Inputs::add_source`] and
-    /// [`Inputs::add_vector`].
+    /// A model and nothing that is added to it: to be quantised, or given sources and vectors by
+    /// [`Inputs::add_source`] and [`Inputs::add_vector`].
     pub fn new(model: Model) -> Self {
         Inputs {
             sources: vec![(Role::Model, model)],
@@ -89,7 +89,8 @@ impl Inputs {
         self.sources.len() - 1
     }
 
-    /// Adds a vector behind those there are. Vectors may have models in common, with each other and with what is added to.
+    /// Adds a vector behind those there are. Vectors may have models in common, with each other and
+    /// with what is added to.
     ///
     /// # Panics
     /// If it names a source that there is not.
@@ -153,9 +154,9 @@ impl Inputs {
         self.importance.as_ref()
     }
 
-    /// The importance of the rows of an output tensor, row length first. An entry that does not fit is none here; the
-    /// plan has refused it. Some rows of a matrix (`NAME.rows` of a patch) have the entry of the whole, since all rows of a
-    /// matrix have one.
+    /// The importance of the rows of an output tensor, row length first. An entry that does not fit
+    /// is none here; the plan has refused it. Some rows of a matrix (`NAME.rows` of a patch) have
+    /// the entry of the whole, since all rows of a matrix have one.
     pub fn importance_of(&self, tensor: &str, ne: &[u64]) -> Option<RowImportance<'_>> {
         self.importance.as_ref()?.of_tensor(whole_name(tensor), ne).ok().flatten()
     }
@@ -202,8 +203,8 @@ impl Inputs {
         self.sources.iter().flat_map(|(_, model)| model.paths()).chain(matrix)
     }
 
-    /// Where a source has the tokens of the output's vocabulary, before any is added to that. None if one of the two files
-    /// has no tokens: rows then belong together by their number.
+    /// Where a source has the tokens of the output's vocabulary, before any is added to that. None
+    /// if one of the two files has no tokens: rows then belong together by their number.
     ///
     /// # Panics
     /// If there is no such source.
@@ -220,7 +221,8 @@ impl Inputs {
         (0..self.sources.len()).any(|id| self.token_map(id).is_some_and(|map| !map.is_identity()))
     }
 
-    /// Whether rows of this tensor belong to tokens, and the output has those in another order or others.
+    /// Whether rows of this tensor belong to tokens, and the output has those in another order or
+    /// others.
     ///
     /// # Panics
     /// If there is no such tensor.
@@ -229,8 +231,9 @@ impl Inputs {
         differ && is_by_token(self.source(at.source), at.tensor)
     }
 
-    /// Where a tensor of an input has the rows of the output tensor it is a part of. Rows that its partner lacks are
-    /// absent from it too, since the difference of the two is what counts; so are those of the tokens in `except`, sorted.
+    /// Where a tensor of an input has the rows of the output tensor it is a part of. Rows that its
+    /// partner lacks are absent from it too, since the difference of the two is what counts; so are
+    /// those of the tokens in `except`, sorted.
     ///
     /// # Panics
     /// If there are no such tensors.
@@ -248,7 +251,8 @@ impl Inputs {
         }
     }
 
-    /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight is read without.
+    /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight
+    /// is read without.
     ///
     /// # Errors
     /// [`gguf::Error::BigEndian`].
@@ -287,8 +291,9 @@ impl<'a> Rows<'a> {
         Rows { selected, ..self }
     }
 
-    /// Whether the tensor holds differences: rows that it lacks are then zero. Others are those of the output's own tensor, so
-    /// that the difference of two is zero and the mean of many is not drawn anywhere.
+    /// Whether the tensor holds differences: rows that it lacks are then zero. Others are those of
+    /// the output's own tensor, so that the difference of two is zero and the mean of many is not
+    /// drawn anywhere.
     pub fn is_difference(&self) -> bool {
         self.is_difference
     }
@@ -309,8 +314,8 @@ impl<'a> Rows<'a> {
         self.map.map_or(Some(row), in_map).filter(|row| *row < self.n_rows)
     }
 
-    /// Rows of the output in groups that lie one behind the other in the input too, with the first of them there; none for
-    /// a group that is absent.
+    /// Rows of the output in groups that lie one behind the other in the input too, with the first
+    /// of them there; none for a group that is absent.
     pub fn runs(self, rows: Range<u64>) -> impl Iterator<Item = (Range<u64>, Option<u64>)> {
         let is_plain =
             self.map.is_none() && self.partner.is_none() && self.except.is_empty() && self.selected.is_none();
@@ -371,7 +376,8 @@ impl Term {
     }
 }
 
-/// The tensors of a sum in the order in which they are read: the model's, then plus and minus of each term.
+/// The tensors of a sum in the order in which they are read: the model's, then plus and minus of
+/// each term.
 pub fn operands(model: Option<TensorRef>, terms: &[Term]) -> impl Iterator<Item = Operand> {
     let terms = terms.iter().flat_map(|term| {
         let (plus, minus) = term.operands();
@@ -384,8 +390,8 @@ pub fn operands(model: Option<TensorRef>, terms: &[Term]) -> impl Iterator<Item 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kept {
-    /// It is no weight: rope frequencies and factors belong to the model's own context length, and scales of weights that
-    /// lie beside them say what those weights are, in one file.
+    /// It is no weight: rope frequencies and factors belong to the model's own context length, and
+    /// scales of weights that lie beside them say what those weights are, in one file.
     NotAWeight,
     /// Its type has no arithmetic.
     NoArithmetic,
@@ -418,16 +424,18 @@ pub struct Pair {
     pub kept: Option<Kept>,
     /// Whether an `output.weight` of its own meets the tied `token_embd.weight` of another file.
     pub tied: bool,
-    /// Rows that are no sums, sorted: the plan takes them from elsewhere. None before there is a plan.
+    /// Rows that are no sums, sorted: the plan takes them from elsewhere. None before there is a
+    /// plan.
     pub except: Vec<u32>,
 }
 
-/// Finds for every tensor of the output what it is made of: by name, and `output.weight` from `token_embd.weight` in
-/// files whose embeddings are tied. A vector that is extracted has an `output.weight` if either side has one.
+/// Finds for every tensor of the output what it is made of: by name, and `output.weight` from
+/// `token_embd.weight` in files whose embeddings are tied. A vector that is extracted has an
+/// `output.weight` if either side has one.
 ///
 /// # Errors
-/// [`Error::Shape`], [`Error::OneSided`], [`Error::NoPlace`], [`Error::Folded`], [`Error::FoldKey`], [`Error::PatchSpace`], and
-/// [`Error::Container`] for a big-endian file.
+/// [`Error::Shape`], [`Error::OneSided`], [`Error::NoPlace`], [`Error::Folded`],
+/// [`Error::FoldKey`], [`Error::PatchSpace`], and [`Error::Container`] for a big-endian file.
 pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     inputs.require_little_endian()?;
     let template = inputs.template();
@@ -483,8 +491,8 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     Ok(pairs)
 }
 
-/// Refuses sums of numbers that do not belong together: tensors that are folded differently, and differences in a patch that
-/// are of other numbers than those that are added.
+/// Refuses sums of numbers that do not belong together: tensors that are folded differently, and
+/// differences in a patch that are of other numbers than those that are added.
 fn check_coordinates(inputs: &Inputs, pairs: &[Pair]) -> Result<(), Error> {
     for (pair, term) in pairs.iter().flat_map(|pair| pair.terms.iter().map(move |term| (pair, term))) {
         if inputs.role(term.plus.source) == Role::Patch {
@@ -585,7 +593,8 @@ pub fn is_by_token(model: &Model, id: TensorId) -> bool {
     has_row_per_token(info.name()) && n_tokens == Some(info.n_rows())
 }
 
-/// Whether the rows of two tensors belong together: by their tokens where those differ, else by their shape.
+/// Whether the rows of two tensors belong together: by their tokens where those differ, else by
+/// their shape.
 fn fits(inputs: &Inputs, own: TensorRef, other: TensorRef) -> bool {
     let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
     let is_mapped = |at: TensorRef| is_by_token(inputs.source(at.source), at.tensor);
@@ -615,7 +624,8 @@ pub fn find_or_tied(inputs: &Inputs, source: SourceId, name: &str) -> Option<Ten
     find(inputs, source, name).0
 }
 
-/// Refuses a vector with tensors that the output lacks, an untied `output.weight` aside, which the plan reports.
+/// Refuses a vector with tensors that the output lacks, an untied `output.weight` aside, which the
+/// plan reports.
 fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
     let (plus, own) = (inputs.source(vector.plus), inputs.source(inputs.template()));
     let names = |model: &Model| -> Vec<String> {
@@ -635,7 +645,8 @@ fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
     }
 }
 
-/// The part of a model that a tensor belongs to, for tables: the last word of its name, norms and biases together.
+/// The part of a model that a tensor belongs to, for tables: the last word of its name, norms and
+/// biases together.
 pub fn part_of(name: &str) -> &str {
     let name = whole_name(name);
     let stem = name.strip_suffix(".weight").unwrap_or(name);

@@ -11,10 +11,12 @@ use crate::gguf::{TensorId, TensorInfo};
 /// A piece of a row: the row, its first weight there, and how many.
 pub(super) type Piece = (u64, u64, u64);
 
-/// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every type.
+/// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every
+/// type.
 pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
 
-/// Pieces of a tensor that are looked at, if there are as many: the standard error of fewer would say little.
+/// Pieces of a tensor that are looked at, if there are as many: the standard error of fewer would
+/// say little.
 const LEAST_PIECES: u64 = 8;
 
 /// Pieces of a tensor, evenly spread over it.
@@ -27,7 +29,8 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    /// About this share of a tensor's pieces: some at least, so that the sample tells how far it may be off.
+    /// About this share of a tensor's pieces: some at least, so that the sample tells how far it
+    /// may be off.
     pub(super) fn new(info: &TensorInfo, share: f64) -> Self {
         let row_len = info.row_len();
         let n_pieces = info.n_rows() * row_len.div_ceil(PIECE_WEIGHTS);
@@ -40,8 +43,8 @@ impl Spread {
         Spread { n_sampled: n_sampled.min(self.n_pieces), ..self }
     }
 
-    /// All pieces of the tensor in an order of which every beginning is spread over it, so that a sample can grow: steps of
-    /// about the golden section of all.
+    /// All pieces of the tensor in an order of which every beginning is spread over it, so that a
+    /// sample can grow: steps of about the golden section of all.
     pub(super) fn in_steps(self) -> impl Iterator<Item = Piece> {
         let n = self.n_pieces;
         let section = (n as f64 * 0.618_033_988_749_894_8) as u64;
@@ -127,8 +130,8 @@ const LEAST_AHEAD: u64 = 2 * 4 * PIECE_WEIGHTS;
 /// Bytes beyond which more made no difference.
 const MOST_AHEAD: u64 = 256 << 10;
 
-/// How many threads run in a memory, where each takes so many bytes, and of them so many for blocks of one piece; and what each
-/// of them then has to read ahead with, for all of as many operands.
+/// How many threads run in a memory, where each takes so many bytes, and of them so many for blocks
+/// of one piece; and what each of them then has to read ahead with, for all of as many operands.
 pub(super) fn share_out(memory: u64, threads: usize, thread_bytes: u64, n_operands: u64) -> (usize, u64) {
     let least = thread_bytes.saturating_add(n_operands * LEAST_AHEAD);
     let threads = (memory / least).clamp(1, threads.max(1) as u64);
@@ -138,8 +141,9 @@ pub(super) fn share_out(memory: u64, threads: usize, thread_bytes: u64, n_operan
 }
 
 impl<'a> Pieces<'a> {
-    /// For `model`, if there is one, and what `terms` add to rows of this length, those of `except` aside. `ahead` are the bytes
-    /// that may be used to read more than a piece at a time, besides those of one.
+    /// For `model`, if there is one, and what `terms` add to rows of this length, those of `except`
+    /// aside. `ahead` are the bytes that may be used to read more than a piece at a time, besides
+    /// those of one.
     pub(super) fn new(
         inputs: &'a Inputs,
         model: Option<TensorRef>,
@@ -168,7 +172,8 @@ impl<'a> Pieces<'a> {
         }
     }
 
-    /// Finds what is selected of each term, if these are all pieces of the tensor; about that, if they are not.
+    /// Finds what is selected of each term, if these are all pieces of the tensor; about that, if
+    /// they are not.
     ///
     /// # Errors
     /// Those of the sources.
@@ -287,7 +292,8 @@ mod tests {
             let mut sorted = rows.clone();
             sorted.sort_unstable();
             assert!(sorted.iter().copied().eq(0..n), "{n}");
-            // No gap is five times as long as if the beginning were even: a step that is prime to n is not quite golden.
+            // No gap is five times as long as if the beginning were even: a step that is prime to n
+            // is not quite golden.
             for begin in [4, 16, 100].into_iter().filter(|begin| *begin < n as usize / 4) {
                 let mut some = rows[..begin].to_vec();
                 some.extend([0, n]);

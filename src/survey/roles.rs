@@ -1,9 +1,10 @@
 //! Which of two files that left the same base is the one that chats.
 //!
-//! Distances tell which file is the base: chat and pre-training go nearly orthogonal ways, so that the two models they lead to are
-//! further from each other than each is from the base ([`super::findings`]). They say nothing of which of the two is which. That
-//! is told by who has a chat template, and else by the rows of special tokens in `token_embd`: whoever trained on conversations
-//! moved them, and plain text leaves them where they were.
+//! Distances tell which file is the base: chat and pre-training go nearly orthogonal ways, so that
+//! the two models they lead to are further from each other than each is from the base
+//! ([`super::findings`]). They say nothing of which of the two is which. That is told by who has a
+//! chat template, and else by the rows of special tokens in `token_embd`: whoever trained on
+//! conversations moved them, and plain text leaves them where they were.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +17,8 @@ use crate::chat::{self, TokenMap};
 /// A token's row that went at least this share of the usual way was trained.
 const TRAINED: f64 = 0.5;
 
-/// Says if chat and model look swapped, or if nothing tells them apart. Only of vectors that are a difference.
+/// Says if chat and model look swapped, or if nothing tells them apart. Only of vectors that are a
+/// difference.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
@@ -25,7 +27,8 @@ pub(super) fn tell(inputs: &Inputs, vector: &Vector) -> Result<Option<Finding>, 
     let has_template = |id| chat::has_template(inputs.source(id).metadata());
     let templates = (has_template(vector.plus), has_template(model));
     if templates.0 != templates.1 {
-        // A template in chat alone says that all is well; one in the model alone is refused by another finding.
+        // A template in chat alone says that all is well; one in the model alone is refused by
+        // another finding.
         return Ok(None);
     }
     // Embeddings that the recipe leaves out may hold anything.
@@ -63,8 +66,9 @@ struct Rows {
     untrained: BTreeSet<u32>,
 }
 
-/// What a file did to the rows of the tokens that chat or model need for a conversation. None if the file's ordinary rows did not
-/// move, or cannot be compared: then nothing is learnt from special ones.
+/// What a file did to the rows of the tokens that chat or model need for a conversation. None if
+/// the file's ordinary rows did not move, or cannot be compared: then nothing is learnt from
+/// special ones.
 fn trained(inputs: &Inputs, own: SourceId, vector: &Vector) -> Result<Option<Rows>, Error> {
     let Some(drift) = Drift::new(inputs, own, vector.plus, TOKEN_EMBEDDINGS)?.filter(Drift::is_any) else {
         return Ok(None);
@@ -80,8 +84,8 @@ fn trained(inputs: &Inputs, own: SourceId, vector: &Vector) -> Result<Option<Row
     Ok(Some(rows))
 }
 
-/// The tokens that chat or model need for a conversation, as ids of the model. What ends a text in the base is none of them: plain
-/// text trains it too.
+/// The tokens that chat or model need for a conversation, as ids of the model. What ends a text in
+/// the base is none of them: plain text trains it too.
 fn needed(inputs: &Inputs, vector: &Vector) -> BTreeSet<u32> {
     let own = |source: SourceId, ids: Vec<u32>| -> BTreeSet<u32> {
         let to_own = inputs.token_map(source).map(TokenMap::inverted);

@@ -1,20 +1,23 @@
 //! How much of a difference between quantised files is rounding error.
 //!
-//! τ̂ = Q(chat) − Q(base) is measured, τ is wanted. Were the two rounding errors independent, ‖τ̂‖² would be ‖τ‖² and both
-//! errors' squares. But where τ is smaller than a step, chat mostly rounds as base does, and the errors go together: with
-//! steps of width Δ a weight that moves by t moves by floor(t/Δ) or one step more, the latter with the probability of the
-//! remainder f, which is right on average and has the variance Δ²·f·(1 − f). For normal t of deviation σ the mean of
-//! f·(1 − f) has a closed form (a Fourier series in σ/Δ), so that σ follows from what is measured.
+//! τ̂ = Q(chat) − Q(base) is measured, τ is wanted. Were the two rounding errors independent, ‖τ̂‖²
+//! would be ‖τ‖² and both errors' squares. But where τ is smaller than a step, chat mostly rounds
+//! as base does, and the errors go together: with steps of width Δ a weight that moves by t moves
+//! by floor(t/Δ) or one step more, the latter with the probability of the remainder f, which is
+//! right on average and has the variance Δ²·f·(1 − f). For normal t of deviation σ the mean of f·(1
+//! − f) has a closed form (a Fourier series in σ/Δ), so that σ follows from what is measured.
 //!
-//! On the bundled trio (‖τ‖/‖W‖ 4.7 %) this gives .989 .894 .716 .543 .371 for Q8_0, Q6_K, Q5_K, Q4_K and Q3_K; the true
-//! cosines are .989 .895 .708 .483 .343. Independent errors would give .989 .893 .694 .347 0.
+//! On the bundled trio (‖τ‖/‖W‖ 4.7 %) this gives .989 .894 .716 .543 .371 for Q8_0, Q6_K, Q5_K,
+//! Q4_K and Q3_K; the true cosines are .989 .895 .708 .483 .343. Independent errors would give .989
+//! .893 .694 .347 0.
 
 use std::f64::consts::PI;
 
 use crate::ggml::GgmlType::{self, *};
 
-/// Root mean square rounding error of normally distributed weights, relative to theirs (a test holds these to the codec). The
-/// types of one bit and of three values are left out: they do not round to the nearest step.
+/// Root mean square rounding error of normally distributed weights, relative to theirs (a test
+/// holds these to the codec). The types of one bit and of three values are left out: they do not
+/// round to the nearest step.
 const RELATIVE_ERROR: [(GgmlType, f64); 22] = [
     (F32, 0.0),
     (F16, 0.000_207),
@@ -40,8 +43,9 @@ const RELATIVE_ERROR: [(GgmlType, f64); 22] = [
     (IQ2_XXS, 0.343_7),
 ];
 
-/// What ‖τ‖² was before rounding, from the ‖τ̂‖² that is found between base and chat of these types. All are means over
-/// weights; `base2` is the mean square of the base's weights. None for a type whose error is not known.
+/// What ‖τ‖² was before rounding, from the ‖τ̂‖² that is found between base and chat of these
+/// types. All are means over weights; `base2` is the mean square of the base's weights. None for a
+/// type whose error is not known.
 pub(super) fn true_square(found2: f64, base2: f64, base: GgmlType, chat: GgmlType) -> Option<f64> {
     let error = |ty| RELATIVE_ERROR.iter().find(|e| e.0 == ty).map(|e| e.1);
     let (base_error, chat_error) = (error(base)?, error(chat)?);

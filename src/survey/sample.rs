@@ -78,8 +78,8 @@ impl TensorSurvey {
 pub struct Survey {
     /// One entry for each tensor that something is added to, in the order of the pairs.
     pub tensors: Vec<TensorSurvey>,
-    /// cos(τ̂, τ), about: how much of the vector that is read from quantised files is vector rather than rounding error.
-    /// None for a patch, a zero vector, or types whose error is not known.
+    /// cos(τ̂, τ), about: how much of the vector that is read from quantised files is vector rather
+    /// than rounding error. None for a patch, a zero vector, or types whose error is not known.
     pub cosine: Option<f64>,
     /// What looks wrong.
     pub findings: Vec<Finding>,
@@ -93,7 +93,8 @@ impl Survey {
         total
     }
 
-    /// As [`forecast`](Self::forecast), where tensors for which another encoding was chosen are written in that.
+    /// As [`forecast`](Self::forecast), where tensors for which another encoding was chosen are
+    /// written in that.
     pub fn forecast_chosen(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
         let mut total = Moments::default();
         for t in &self.tensors {
@@ -103,8 +104,8 @@ impl Survey {
         TypeForecast { survival: total.survival(), noise: total.noise() }
     }
 
-    /// What becomes of the vector if each tensor is written in the type that `ty_of` names; tensors without a type, or
-    /// with one that was not tried, are left out.
+    /// What becomes of the vector if each tensor is written in the type that `ty_of` names; tensors
+    /// without a type, or with one that was not tried, are left out.
     pub fn forecast(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
         let mut total = Moments::default();
         for t in &self.tensors {
@@ -116,8 +117,8 @@ impl Survey {
     }
 }
 
-/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones of one piece, and what rows are
-/// computed in.
+/// Bytes of buffers that each thread uses at most: those of a sum, τ, decoded blocks and raw ones
+/// of one piece, and what rows are computed in.
 fn thread_bytes(inputs: &Inputs, pairs: &[&Pair]) -> u64 {
     let sums = pairs.iter().map(|pair| Sum::bytes_per_weight(pair.terms.len(), &pair.combination));
     let selector = if pairs.iter().any(|pair| pair.combination.n_passes() > 1) { Selector::N_BYTES } else { 0 };
@@ -133,10 +134,12 @@ pub(super) fn n_operands(pair: &Pair) -> u64 {
     operands(pair.model, &pair.terms).count() as u64
 }
 
-/// Samples rows of every tensor that something is added to, evenly spread over it, and measures, in a pool of its own.
+/// Samples rows of every tensor that something is added to, evenly spread over it, and measures, in
+/// a pool of its own.
 ///
 /// # Errors
-/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`] in a sampled row, [`Error::Threads`].
+/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`] in a sampled row,
+/// [`Error::Threads`].
 pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Result<Survey, Error> {
     let added: Vec<&Pair> = pairs.iter().filter(|p| p.kept.is_none()).collect();
     let n_weights: u64 = added.iter().map(|p| p.info(inputs).n_weights()).sum();
@@ -167,7 +170,8 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
             found2 += seen.distances.tau2;
             true2 = true2.zip(seen.true2).map(|(a, b): (f64, f64)| a + b);
         }
-        // A model that vectors are taken from, as in mergekit's recipes, is no further away from itself than it should be.
+        // A model that vectors are taken from, as in mergekit's recipes, is no further away from
+        // itself than it should be.
         if inputs.vectors().len() > 1 && Some(base) == inputs.model() {
             (query_key.has_model, others.has_model) = (false, false);
         }
@@ -295,7 +299,8 @@ fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[Ggm
         let true2 = true_of(sums.unit.delta2, base, chat);
         let mut distances = Distances::new(sums.base2 * factor, &sums.unit.scaled(factor), pair.model.is_some());
         distances.sides = match pair.model_type(inputs) {
-            // Of norms and biases there are few, and all files learn alike in them: they say nothing of roles.
+            // Of norms and biases there are few, and all files learn alike in them: they say
+            // nothing of roles.
             _ if info.n_rows() == 1 => Some(Sides::default()),
             None => None,
             Some(model) => {

@@ -15,7 +15,8 @@ pub trait TensorSource: Sync {
     /// The file to name when something is wrong with a tensor.
     fn path_of(&self, id: TensorId) -> &Path;
 
-    /// The tensor of f32 that decoded weights of a tensor have to be multiplied by, one for each of its matrices.
+    /// The tensor of f32 that decoded weights of a tensor have to be multiplied by, one for each of
+    /// its matrices.
     fn scale_of(&self, id: TensorId) -> Option<TensorId>;
 
     /// Reads `buf.len()` bytes of a tensor's blocks, from `offset` bytes after its start.
@@ -216,11 +217,12 @@ pub enum Error {
     },
 }
 
-/// Decodes whole blocks of a tensor to weights as its model computes with them, and refuses what is no number. `first` is
-/// the index in the tensor of `out[0]`.
+/// Decodes whole blocks of a tensor to weights as its model computes with them, and refuses what is
+/// no number. `first` is the index in the tensor of `out[0]`.
 ///
 /// # Errors
-/// [`Error::Type`], [`Error::NotFinite`]; for a tensor with factors of its own also [`Error::Scale`], [`Error::Container`].
+/// [`Error::Type`], [`Error::NotFinite`]; for a tensor with factors of its own also
+/// [`Error::Scale`], [`Error::Container`].
 pub fn decode(source: &dyn TensorSource, id: TensorId, first: u64, raw: &[u8], out: &mut [f32]) -> Result<(), Error> {
     decode_stored(source, id, raw, out)?;
     multiply_scale(source, id, first, out)?;
@@ -263,7 +265,8 @@ pub fn read_row(source: &dyn TensorSource, id: TensorId, row: u64) -> Result<Vec
     Ok(weights)
 }
 
-/// Multiplies weights by the factors of their tensor, if it has any. `first` is the index in the tensor of `weights[0]`.
+/// Multiplies weights by the factors of their tensor, if it has any. `first` is the index in the
+/// tensor of `weights[0]`.
 ///
 /// # Errors
 /// [`Error::Scale`], [`Error::Container`].
@@ -338,8 +341,8 @@ impl Loops for AllFinite<'_> {
     }
 }
 
-/// Rows that are computed on together: one, or as many short ones as make 4096 weights. Depends on the row's length
-/// alone, so that sums over these groups are the same however a tensor is cut up.
+/// Rows that are computed on together: one, or as many short ones as make 4096 weights. Depends on
+/// the row's length alone, so that sums over these groups are the same however a tensor is cut up.
 pub fn minimum_rows(row_len: u64) -> u64 {
     (4096 / row_len.max(1)).max(1)
 }

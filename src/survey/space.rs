@@ -1,22 +1,25 @@
 //! In which numbers a tensor is added.
 //!
-//! A vector is a difference of what training adds to: the parameters of the checkpoint. Nearly every tensor of a GGUF file
-//! is such a parameter, in another order or with a constant added, so that differences are the same numbers. Where the
-//! converter stores another function of a parameter, weights become parameters again when they are loaded, everything
-//! between is computed on those (ratios, selections, means, survival, noise), and the sum is stored as that function.
+//! A vector is a difference of what training adds to: the parameters of the checkpoint. Nearly
+//! every tensor of a GGUF file is such a parameter, in another order or with a constant added, so
+//! that differences are the same numbers. Where the converter stores another function of a
+//! parameter, weights become parameters again when they are loaded, everything between is computed
+//! on those (ratios, selections, means, survival, noise), and the sum is stored as that function.
 //!
 //! | tensor | what a file holds | added as | source |
 //! |---|---|---|---|
 //! | `blk.N.ssm_a` | −exp(A_log), +exp(A_log) in bailingmoe3: how fast a state decays | ln of the magnitude, which is A_log | llama.cpp: `modify_tensors` in conversion/mamba.py (Mamba, Mamba 2, Falcon-H1, Granite, Nemotron-H), jamba, plamo, qwen (Qwen3-Next, Qwen 3.5) and kimi_linear; names in src/llama-arch.cpp (`LLM_TENSOR_SSM_A`, `LLM_TENSOR_SSM_A_NOSCAN`) |
 //! | all others | the parameter itself, permuted or plus a constant (+1 in norms of Gemma) | as it is stored | the same files |
 //!
-//! With *m*, *b* and *c* the model's, the base's and the chat's weight, a ratio r gives m · (c / b)^r, and several vectors
-//! give the product. A sum of the weights themselves may have the other sign, at which a state grows without bound.
+//! With *m*, *b* and *c* the model's, the base's and the chat's weight, a ratio r gives m · (c /
+//! b)^r, and several vectors give the product. A sum of the weights themselves may have the other
+//! sign, at which a state grows without bound.
 //!
-//! **Precision.** Logarithms and powers are computed in f64 and rounded to f32 once, by the same code on every machine
-//! (`libm`); the system's own differ in the last bit from one to the next. What is stored is `m · exp(δ)`, so that δ = 0 gives
-//! the model's weight, bit for bit. Between them is f32: rounding ln b, ln c, their difference and its product with r moves the result
-//! by at most r · 2⁻²⁴ · (|ln b| + |ln c| + 2·|ln(c / b)|) of its size, and storing it by 2⁻²⁴.
+//! **Precision.** Logarithms and powers are computed in f64 and rounded to f32 once, by the same
+//! code on every machine (`libm`); the system's own differ in the last bit from one to the next.
+//! What is stored is `m · exp(δ)`, so that δ = 0 gives the model's weight, bit for bit. Between
+//! them is f32: rounding ln b, ln c, their difference and its product with r moves the result by at
+//! most r · 2⁻²⁴ · (|ln b| + |ln c| + 2·|ln(c / b)|) of its size, and storing it by 2⁻²⁴.
 
 use std::path::{Path, PathBuf};
 
@@ -48,8 +51,8 @@ impl Space {
     }
 }
 
-/// Refuses a tensor of a patch whose differences are of other numbers than those that are added. What an earlier version made
-/// of base and chat cannot be told from c − b alone.
+/// Refuses a tensor of a patch whose differences are of other numbers than those that are added.
+/// What an earlier version made of base and chat cannot be told from c − b alone.
 ///
 /// # Errors
 /// [`Error::PatchSpace`].
@@ -71,8 +74,8 @@ pub fn require_space(patch: &Model, tensor: &str) -> Result<(), Error> {
 
 /// The way of some weights of one tensor into its space, and back.
 ///
-/// A sum is computed on one piece of a tensor after the other: [`begin`](Coordinates::begin) one, then let
-/// [`enter`](Coordinates::enter) see the weights of every source, the model's first.
+/// A sum is computed on one piece of a tensor after the other: [`begin`](Coordinates::begin) one,
+/// then let [`enter`](Coordinates::enter) see the weights of every source, the model's first.
 #[derive(Default, Debug)]
 pub struct Coordinates {
     space: Space,
@@ -97,8 +100,9 @@ impl Coordinates {
         self.first.clear();
     }
 
-    /// Takes weights of a source, as they are stored, into the space. `first_weight` is the index in the tensor of the first.
-    /// A patch holds differences within the space already, and has no need of it.
+    /// Takes weights of a source, as they are stored, into the space. `first_weight` is the index
+    /// in the tensor of the first. A patch holds differences within the space already, and has no
+    /// need of it.
     ///
     /// # Errors
     /// [`Error::Zero`]; [`Error::Sign`] if the first source has a weight with the other sign there.
@@ -131,8 +135,8 @@ impl Coordinates {
         Ok(())
     }
 
-    /// Whether what an output stores is the sum itself: without a model it is a difference, which a patch stores within the
-    /// space.
+    /// Whether what an output stores is the sum itself: without a model it is a difference, which a
+    /// patch stores within the space.
     pub fn is_as_stored(&self, sum: &Sum) -> bool {
         self.space == Space::AsStored || !sum.has_model()
     }
@@ -153,7 +157,8 @@ impl Coordinates {
         }
     }
 
-    /// Takes what an output has stored for a sum back into the space. A weight that came to be zero, or has another sign, is NaN.
+    /// Takes what an output has stored for a sum back into the space. A weight that came to be
+    /// zero, or has another sign, is NaN.
     pub fn enter_stored(&self, sum: &Sum, weights: &mut [f32]) {
         if self.is_as_stored(sum) {
             return;

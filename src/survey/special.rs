@@ -1,8 +1,9 @@
 //! Special tokens of the chat model, and whether anyone trained the model on them.
 //!
-//! Continual pre-training sees plain text: the rows of `<|im_start|>` and its like get no gradient in `token_embd`, and in
-//! `output` only the one that makes them rarer. A row that nobody trained lies where the base has it, and then the chat
-//! model's own is the better one, whatever the ratio. `docs/ARCHITECTURE.md` has what this was tried on.
+//! Continual pre-training sees plain text: the rows of `<|im_start|>` and its like get no gradient
+//! in `token_embd`, and in `output` only the one that makes them rarer. A row that nobody trained
+//! lies where the base has it, and then the chat model's own is the better one, whatever the ratio.
+//! `docs/ARCHITECTURE.md` has what this was tried on.
 
 use std::cell::RefCell;
 
@@ -20,16 +21,18 @@ use crate::gguf::{Metadata, Model, TensorInfo};
 use crate::pool;
 use crate::quants;
 
-/// A row that went less far from the base than this share of what an ordinary row did is untrained. The trio's: 0 for the
-/// tokens of its template, .7 for its end of text, which it was trained on; a tenth of its ordinary tokens, too rare to have
-/// been met, has 0 too.
+/// A row that went less far from the base than this share of what an ordinary row did is untrained.
+/// The trio's: 0 for the tokens of its template, .7 for its end of text, which it was trained on; a
+/// tenth of its ordinary tokens, too rare to have been met, has 0 too.
 const UNTRAINED: f64 = 0.1;
 
-/// The same where a file is quantised: of rows that were rounded twice, by other encoders, something is left. The trio as Q4_K from
-/// Q8_0 files has .14 at most in its two, and .8 in the one that was trained.
+/// The same where a file is quantised: of rows that were rounded twice, by other encoders,
+/// something is left. The trio as Q4_K from Q8_0 files has .14 at most in its two, and .8 in the
+/// one that was trained.
 const UNTRAINED_QUANTIZED: f64 = 0.3;
 
-/// Bytes of a row at most that are read for this: a row of 16 million weights of 4 bytes is no token's.
+/// Bytes of a row at most that are read for this: a row of 16 million weights of 4 bytes is no
+/// token's.
 const LONGEST_ROW: u64 = 64 << 20;
 
 /// Rows that are looked at for what is usual.
@@ -37,16 +40,20 @@ const ORDINARY: u64 = 1024;
 
 /// Behind the name of a tensor of a patch: its rows of some tokens, where few moved.
 pub const MOVED_ROWS: &str = ".rows";
-/// Behind the name of a tensor of a patch: its rows in the chat model, of the tokens that [`SPECIAL_TOKENS`] lists.
+/// Behind the name of a tensor of a patch: its rows in the chat model, of the tokens that
+/// [`SPECIAL_TOKENS`] lists.
 pub const SPECIAL_ROWS: &str = ".special_rows";
-/// Behind the name of a tensor of a patch: its rows in the base, of the tokens that [`BASE_TOKENS`] lists.
+/// Behind the name of a tensor of a patch: its rows in the base, of the tokens that [`BASE_TOKENS`]
+/// lists.
 pub const BASE_ROWS: &str = ".base_rows";
 /// Key of a patch: ids of the chat's special tokens, in ascending order.
 pub const SPECIAL_TOKENS: &str = "chatvec.patch.special_tokens";
-/// Key of a patch: ids of the special tokens that the base has, and of some ordinary ones, in ascending order.
+/// Key of a patch: ids of the special tokens that the base has, and of some ordinary ones, in
+/// ascending order.
 pub const BASE_TOKENS: &str = "chatvec.patch.base_tokens";
 
-/// Key of a patch: the names of all tensors of the vector, also of those that are zero and left out.
+/// Key of a patch: the names of all tensors of the vector, also of those that are zero and left
+/// out.
 pub const PATCH_TENSORS: &str = "chatvec.patch.tensors";
 
 /// The name of the tensor that a patch has all or [some rows](MOVED_ROWS) of.
@@ -75,7 +82,8 @@ pub struct TokenRows {
 }
 
 impl TokenRows {
-    /// The rows of a tensor in the chat model of a source, by that model's ids. A patch has those of special tokens.
+    /// The rows of a tensor in the chat model of a source, by that model's ids. A patch has those
+    /// of special tokens.
     pub fn of_chat(inputs: &Inputs, source: SourceId, name: &str) -> Option<Self> {
         // Without an output of its own the vector is of a chat model with tied embeddings.
         let is_tied = name == OUTPUT && !is_listed(inputs.source(source), name);
@@ -85,8 +93,9 @@ impl TokenRows {
             .filter(|rows| rows.tokens.is_some() || inputs.role(source) != Role::Patch)
     }
 
-    /// The rows of a tensor in the base of the vector that ends in a source, by that base's ids. Where its embeddings are tied,
-    /// those of `token_embd` are what its output is. A patch has some.
+    /// The rows of a tensor in the base of the vector that ends in a source, by that base's ids.
+    /// Where its embeddings are tied, those of `token_embd` are what its output is. A patch has
+    /// some.
     fn of_base(inputs: &Inputs, plus: SourceId, name: &str) -> Option<Self> {
         let vector = inputs.vectors().iter().find(|vector| vector.plus == plus)?;
         if let Some(base) = vector.minus {
@@ -94,7 +103,8 @@ impl TokenRows {
         }
         let patch = inputs.source(plus);
         let listed = |name| Self::listed(inputs, plus, name, BASE_ROWS, BASE_TOKENS);
-        // The base is tied if the vector has no output of its own, or if chat alone brought rows of one.
+        // The base is tied if the vector has no output of its own, or if chat alone brought rows of
+        // one.
         let has_chat_rows = || patch.find(&format!("{OUTPUT}{SPECIAL_ROWS}")).is_some();
         let is_tied = name == OUTPUT && (!is_listed(patch, OUTPUT) || has_chat_rows());
         listed(name).or_else(|| listed(TOKEN_EMBEDDINGS).filter(|_| is_tied))
@@ -140,17 +150,20 @@ pub struct SpecialToken {
     pub id: Option<u32>,
     /// Whether a conversation cannot do without it.
     pub is_needed: bool,
-    /// How far its row in the model's `token_embd` is from the base's, in units of what is usual; none where one of them has
-    /// no such row.
+    /// How far its row in the model's `token_embd` is from the base's, in units of what is usual;
+    /// none where one of them has no such row.
     pub drift: Option<f64>,
     /// The same of its row in `output`.
     pub output_drift: Option<f64>,
-    /// Whether the model has the token and nobody trained it on that. Where the base has no row for it, or the files have none
-    /// that can be compared, it is so for tokens that a conversation needs.
+    /// Whether the model has the token and nobody trained it on that. Where the base has no row for
+    /// it, or the files have none that can be compared, it is so for tokens that a conversation
+    /// needs.
     pub is_untrained: bool,
-    /// Whether its row in `output` holds what the model learnt, as it does where text without the token made it rarer.
+    /// Whether its row in `output` holds what the model learnt, as it does where text without the
+    /// token made it rarer.
     pub is_output_trained: bool,
-    /// The tensors in which the chat model's row is the base's: the chat learnt nothing there that could be taken.
+    /// The tensors in which the chat model's row is the base's: the chat learnt nothing there that
+    /// could be taken.
     pub unmoved: Vec<String>,
 }
 
@@ -167,13 +180,13 @@ pub struct SpecialTokens {
     pub tokens: Vec<SpecialToken>,
     /// Templates that were not rendered to find them.
     pub unrendered: Vec<Unrendered>,
-    /// Whether the base of the vector is the model itself, so that nothing says what the model was trained on: every token of
-    /// it then counts as trained.
+    /// Whether the base of the vector is the model itself, so that nothing says what the model was
+    /// trained on: every token of it then counts as trained.
     pub is_base_model: bool,
 }
 
-/// Finds the special tokens of the talking model (a chat model or a patch) in the model that is added to, and reads their
-/// rows of the embeddings.
+/// Finds the special tokens of the talking model (a chat model or a patch) in the model that is
+/// added to, and reads their rows of the embeddings.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
@@ -226,12 +239,13 @@ pub fn special_tokens(inputs: &Inputs, talker: Option<SourceId>) -> Result<Optio
     Ok(Some(SpecialTokens { source, tokens: found, unrendered: ids.unrendered, is_base_model }))
 }
 
-/// Pieces of a tensor that are compared to tell whether two files hold the same bytes, and their length.
+/// Pieces of a tensor that are compared to tell whether two files hold the same bytes, and their
+/// length.
 const PIECES: u64 = 16;
 const PIECE_BYTES: u64 = 4096;
 
-/// Whether another file has every tensor of the model, with the same bytes in pieces that are evenly spread over it. Whatever is
-/// trained, there is a matrix that changes nearly everywhere.
+/// Whether another file has every tensor of the model, with the same bytes in pieces that are
+/// evenly spread over it. Whatever is trained, there is a matrix that changes nearly everywhere.
 fn has_same_bytes(inputs: &Inputs, model: SourceId, other: SourceId) -> Result<bool, Error> {
     let (model, other) = (inputs.source(model), inputs.source(other));
     let (mut own_bytes, mut other_bytes) = (Vec::new(), Vec::new());
@@ -281,7 +295,8 @@ impl<'a> Moves<'a> {
         names.filter_map(of).collect()
     }
 
-    /// Whether the chat model has the base's row of a token, whose place in the chat model and in the model are given.
+    /// Whether the chat model has the base's row of a token, whose place in the chat model and in
+    /// the model are given.
     fn is_still(&self, chat: u32, id: Option<u32>) -> Result<bool, Error> {
         let in_base = id.and_then(|id| place(self.inputs, &self.base, id));
         let (Some(in_chat), Some(in_base)) = (self.chat.find(chat), in_base) else { return Ok(false) };
@@ -311,7 +326,8 @@ pub fn is_readable_row(info: &TensorInfo) -> bool {
     quants::is_supported(info.ty()) && info.row_len() * 4 <= LONGEST_ROW && info.row_size() <= LONGEST_ROW
 }
 
-/// The median of a number of rows, of those that have one, over a thousand rows that are evenly spread.
+/// The median of a number of rows, of those that have one, over a thousand rows that are evenly
+/// spread.
 ///
 /// # Errors
 /// Those of `of`.
@@ -337,8 +353,8 @@ const AHEAD: u64 = 256 << 10;
 /// Weights of the rows that a thread looks at one after the other.
 const ROWS_OF_TASK: u64 = 1 << 20;
 
-/// The rows of a vector that are not zero, in ascending order. `threads` look, or as many as the buffers of are no more than
-/// `memory`; one at least, in 192 KiB.
+/// The rows of a vector that are not zero, in ascending order. `threads` look, or as many as the
+/// buffers of are no more than `memory`; one at least, in 192 KiB.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`], [`Error::Threads`].
@@ -404,7 +420,8 @@ pub(super) enum Stay {
     Moved(f64),
 }
 
-/// How far rows of a tensor of a file went from the base. Rows are asked for by the ids of the model.
+/// How far rows of a tensor of a file went from the base. Rows are asked for by the ids of the
+/// model.
 pub(super) struct Drift<'a> {
     inputs: &'a Inputs,
     own: TokenRows,
@@ -413,12 +430,14 @@ pub(super) struct Drift<'a> {
     base_rows: RefCell<RowReader<'a>>,
     /// What is usual: the median of ordinary tokens.
     usual: f64,
-    /// Whether any of them moved. A short training on conversations meets few tokens, so that the median may be 0.
+    /// Whether any of them moved. A short training on conversations meets few tokens, so that the
+    /// median may be 0.
     is_any: bool,
 }
 
 impl<'a> Drift<'a> {
-    /// From the base of the vector that ends in `talker`. None if there is no base, or rows that cannot be compared.
+    /// From the base of the vector that ends in `talker`. None if there is no base, or rows that
+    /// cannot be compared.
     pub(super) fn new(inputs: &'a Inputs, own: SourceId, talker: SourceId, name: &str) -> Result<Option<Self>, Error> {
         let Some(mut drift) = Self::between(inputs, own, talker, name) else { return Ok(None) };
         let mut is_any = false;
@@ -447,7 +466,8 @@ impl<'a> Drift<'a> {
         is_usable.then_some(Drift { inputs, own, base, own_rows, base_rows, usual: 0.0, is_any: false })
     }
 
-    /// The tokens of the model among those that the base's rows are known of, special ones aside; none if they are of all.
+    /// The tokens of the model among those that the base's rows are known of, special ones aside;
+    /// none if they are of all.
     fn ordinary(&self) -> Option<Vec<u32>> {
         let (source, tokens) = (self.base.at.source, self.base.tokens.as_ref()?);
         let special = token_list(self.inputs.source(source).metadata(), SPECIAL_TOKENS).unwrap_or_default();
@@ -494,8 +514,8 @@ impl<'a> Drift<'a> {
         Ok(own.zip(self.row(self.base.at, &self.base_rows, base)?))
     }
 
-    /// ‖own − base‖ of one row. Where the file is quantised and the base is finer, the base as it would be in that type
-    /// is the nearer of two to an untrained row.
+    /// ‖own − base‖ of one row. Where the file is quantised and the base is finer, the base as it
+    /// would be in that type is the nearer of two to an untrained row.
     fn distance(&self, id: u32) -> Result<Option<f64>, Error> {
         let Some((own, base)) = self.rows(id)? else { return Ok(None) };
         let (ty, plain) = (self.info(self.own.at).ty(), distance(&own, &base));
@@ -519,8 +539,8 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
 }
 
-/// How far the model is from the base of a patch, ‖model − base‖ / ‖base‖, in the rows of the embeddings that the patch has of its
-/// base: the median. None where there are none.
+/// How far the model is from the base of a patch, ‖model − base‖ / ‖base‖, in the rows of the
+/// embeddings that the patch has of its base: the median. None where there are none.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].

@@ -33,9 +33,9 @@ impl Sum {
         }
     }
 
-    /// Loads `n` weights of each source and adds them up, in f32: the first term, then + each in order, then the model +
-    /// that. With `keep_zeros` a weight that nothing is added to keeps the sign of its zero, as a copy would; else −0 + 0 is
-    /// +0.
+    /// Loads `n` weights of each source and adds them up, in f32: the first term, then + each in
+    /// order, then the model + that. With `keep_zeros` a weight that nothing is added to keeps the
+    /// sign of its zero, as a copy would; else −0 + 0 is +0.
     ///
     /// # Errors
     /// Those of `load`, which fills a buffer with the weights of a tensor.
@@ -79,8 +79,8 @@ impl Sum {
         Ok(())
     }
 
-    /// As [`Sum::compute`], with the terms combined in this way. `selections` has what is selected of each term, and `first` is
-    /// the index in the tensor of the first weight.
+    /// As [`Sum::compute`], with the terms combined in this way. `selections` has what is selected
+    /// of each term, and `first` is the index in the tensor of the first weight.
     ///
     /// # Errors
     /// As there.
@@ -175,8 +175,8 @@ impl Sum {
     }
 }
 
-/// Gives a buffer this length, and no more memory than that: a vector that grows by itself takes up to twice as much. What
-/// it held is of no use.
+/// Gives a buffer this length, and no more memory than that: a vector that grows by itself takes up
+/// to twice as much. What it held is of no use.
 pub fn resize(buffer: &mut Vec<f32>, n: usize) {
     if buffer.capacity() < n {
         // The old memory goes before the new is taken.
@@ -186,8 +186,8 @@ pub fn resize(buffer: &mut Vec<f32>, n: usize) {
     buffer.resize(n, 0.0);
 }
 
-/// `delta = ratio·(plus − minus)` if `first`, else `delta += ratio·(plus − minus)`; without `minus`, `plus` is a difference
-/// already.
+/// `delta = ratio·(plus − minus)` if `first`, else `delta += ratio·(plus − minus)`; without
+/// `minus`, `plus` is a difference already.
 struct AddTerm<'a> {
     delta: &'a mut [f32],
     first: bool,
@@ -244,7 +244,8 @@ mod tests {
 
     #[test]
     fn every_level_adds_to_the_same_bits() {
-        // Numbers of all sizes, among them zeros of both signs, and some that are equal in plus and minus.
+        // Numbers of all sizes, among them zeros of both signs, and some that are equal in plus and
+        // minus.
         let numbers = |seed: u32| -> Vec<f32> {
             let bits = (0..1003u32).map(|i| (i ^ seed).wrapping_mul(0x9e37_79b1).wrapping_mul((i / 3) | 1));
             bits.map(|bits| if bits % 5 == 0 { f32::from_bits(bits & 1 << 31) } else { f32::from_bits(bits >> 2) })

@@ -1,4 +1,5 @@
-//! Trying ways to encode a tensor, where a first look has shown that rounding would take the vector.
+//! Trying ways to encode a tensor, where a first look has shown that rounding would take the
+//! vector.
 
 use super::combine::Combination;
 use super::estimate::{Estimate, Tried};
@@ -21,13 +22,14 @@ pub enum Rounding {
     /// As ggml's encoder does it.
     #[default]
     Encoder,
-    /// Codes are chosen anew on a grid ([`quants::round_to_grid`]): the model's own where the type stays, else the one that
-    /// the encoder has found.
+    /// Codes are chosen anew on a grid ([`quants::round_to_grid`]): the model's own where the type
+    /// stays, else the one that the encoder has found.
     Dithered {
         /// Of [`Dither`].
         amplitude: f32,
     },
-    /// Scales so that each block holds as much of the weights as there is ([`quants::quantize_to_unit_gain`]).
+    /// Scales so that each block holds as much of the weights as there is
+    /// ([`quants::quantize_to_unit_gain`]).
     UnitGain,
 }
 
@@ -45,7 +47,8 @@ pub struct Encoding {
 pub struct Trial {
     /// The tensor.
     pub name: String,
-    /// Each encoding and what it is expected to hold; none after the first that was [`Look::Enough`].
+    /// Each encoding and what it is expected to hold; none after the first that was
+    /// [`Look::Enough`].
     pub tried: Vec<(Encoding, Estimate)>,
 }
 
@@ -56,23 +59,24 @@ pub enum Look {
     Enough,
     /// It will not do: the next encoding is tried.
     Short,
-    /// The sample does not say: more of the tensor is looked at, if there is more, and the next encoding is tried if not.
+    /// The sample does not say: more of the tensor is looked at, if there is more, and the next
+    /// encoding is tried if not.
     Unsure,
 }
 
-/// Weights of a tensor that a sample grows to at most while it does not say enough; smaller tensors are looked at whole. It
-/// bounds what a tensor may cost to about 20 ms for each encoding.
+/// Weights of a tensor that a sample grows to at most while it does not say enough; smaller tensors
+/// are looked at whole. It bounds what a tensor may cost to about 20 ms for each encoding.
 const MOST_WEIGHTS: u64 = 1 << 19;
 
-/// Rows that H is summed over at most ([`Feedback`]); twice as many as a group has weights. The bundled trio's tensors have
-/// 128 to 768 rows; a quarter of them gave the same KL divergence.
+/// Rows that H is summed over at most ([`Feedback`]); twice as many as a group has weights. The
+/// bundled trio's tensors have 128 to 768 rows; a quarter of them gave the same KL divergence.
 const GRAM_ROWS: u64 = 512;
 
 /// Bytes that rows are read ahead with while H is summed.
 const AHEAD: u64 = 128 << 10;
 
-/// The feedback for what `terms` add to a tensor of this shape, from evenly spaced rows. It allocates
-/// [`feedback_bytes`].
+/// The feedback for what `terms` add to a tensor of this shape, from evenly spaced rows. It
+/// allocates [`feedback_bytes`].
 ///
 /// # Errors
 /// Those of the sources.
@@ -95,9 +99,10 @@ pub fn feedback_bytes(row_len: u64) -> u64 {
     Feedback::bytes_to_make(row_len).saturating_add(rows).saturating_add(AHEAD)
 }
 
-/// Tries encodings of tensors on a sample of their rows, one after the other until `look` says that one will do. Encodings that
-/// the codec cannot do, or that do not divide the rows, are left out. A sample begins as large as that of [`super::survey`] and
-/// doubles while `look` is unsure, to half a million weights.
+/// Tries encodings of tensors on a sample of their rows, one after the other until `look` says that
+/// one will do. Encodings that the codec cannot do, or that do not divide the rows, are left out. A
+/// sample begins as large as that of [`super::survey`] and doubles while `look` is unsure, to half
+/// a million weights.
 ///
 /// # Errors
 /// Those of the sources, [`Error::Threads`].

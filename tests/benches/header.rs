@@ -1,6 +1,8 @@
-//! What the header of a model of today costs: 150,000 tokens with scores, types and as many merges, 400 tensors.
+//! What the header of a model of today costs: 150,000 tokens with scores, types and as many merges,
+//! 400 tensors.
 //!
-//! Reading it should take less than 50 ms, so that every command can open its files before it plans anything.
+//! Reading it should take less than 50 ms, so that every command can open its files before it plans
+//! anything.
 
 use std::fs;
 use std::hint::black_box;

@@ -1,8 +1,8 @@
-//! Merges go by rule: whatever architecture the files name, tensors of equal names and shapes are summed. And files of
-//! other kinds in place of a model are refused by what they are.
+//! Merges go by rule: whatever architecture the files name, tensors of equal names and shapes are
+//! summed. And files of other kinds in place of a model are refused by what they are.
 //!
-//! The lists of tensors are those of llama.cpp's loader (src/models/*.cpp, `load_arch_tensors`), in small;
-//! tests/peers/architectures.py has llama.cpp itself load and run such merges.
+//! The lists of tensors are those of llama.cpp's loader (src/models/*.cpp, `load_arch_tensors`), in
+//! small; tests/peers/architectures.py has llama.cpp itself load and run such merges.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,8 @@ use crate::trio::{
 /// Names and shapes of tensors, row length first.
 type List = &'static [(&'static str, &'static [u64])];
 
-/// What an architecture has: tensors of the whole model besides embeddings, norm and output, and those of each layer.
+/// What an architecture has: tensors of the whole model besides embeddings, norm and output, and
+/// those of each layer.
 struct Architecture {
     name: &'static str,
     is_tied: bool,
@@ -125,8 +126,8 @@ impl Architecture {
         found
     }
 
-    /// A trio with these tensors and the small trio's metadata. Matrices are F16, routers and the rest F32, as converters
-    /// write them.
+    /// A trio with these tensors and the small trio's metadata. Matrices are F16, routers and the
+    /// rest F32, as converters write them.
     fn trio(&self) -> Trio {
         let mut base = Trio::small().base;
         let mut noise = Noise(11);

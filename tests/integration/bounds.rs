@@ -19,7 +19,8 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A patch of one decomposed matrix of zeros, and a tensor of no meaning to make the file as long as this.
+/// A patch of one decomposed matrix of zeros, and a tensor of no meaning to make the file as long
+/// as this.
 fn decomposed(row_len: usize, n_rows: usize, rank: usize, padding: u64) -> Draft {
     let mut draft = Draft::default();
     draft.set("general.architecture", Val::str("llama"));

@@ -464,7 +464,8 @@ fn a_dry_run_of_many_chunks_forecasts_time_and_memory_and_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.gguf");
     for memory in ["2MiB", "1GiB"] {
-        // In two megabytes a chunk is 65,536 weights, and there are more of them than a rehearsal tries.
+        // In two megabytes a chunk is 65,536 weights, and there are more of them than a rehearsal
+        // tries.
         let ran = Paths::bundled().command(&out, &["--dry-run", "--json", "--type", "Q4_K_M", "--memory", memory]);
         let told = ran.says(0, &[]).json();
         let number = |key: &str| told[key].as_f64().unwrap();

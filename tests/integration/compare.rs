@@ -1,9 +1,9 @@
-//! Two models against each other: what llama-perplexity prints and numpy computes of the same logits, and the table of
-//! tensors.
+//! Two models against each other: what llama-perplexity prints and numpy computes of the same
+//! logits, and the table of tensors.
 //!
-//! The logits in fixtures/compare are llama.cpp's. Its `--kl-divergence` saves the reference's log-probabilities in 16
-//! bits; numpy with the same rounding gives its figures to the last digit, so what differs from exact ones beyond the
-//! tolerances here is ours.
+//! The logits in fixtures/compare are llama.cpp's. Its `--kl-divergence` saves the reference's
+//! log-probabilities in 16 bits; numpy with the same rounding gives its figures to the last digit,
+//! so what differs from exact ones beyond the tolerances here is ours.
 
 use std::error::Error as StdError;
 use std::fs;
@@ -152,8 +152,9 @@ fn a_comparison_has_the_figures_of_numpy_in_f64() {
     }
 }
 
-/// Digits of llama-perplexity's figures that do not depend on the 16 bits of its file, and the rest within what these
-/// change. Its perplexity of the reference is taken from the run that computes logits, see `eval::compare`.
+/// Digits of llama-perplexity's figures that do not depend on the 16 bits of its file, and the rest
+/// within what these change. Its perplexity of the reference is taken from the run that computes
+/// logits, see `eval::compare`.
 #[test]
 fn a_comparison_has_the_figures_that_llama_perplexity_prints() {
     let goldens = goldens();

@@ -1,4 +1,5 @@
-//! Which files belong together: what is refused by its header, with both values and both files, and what is only said.
+//! Which files belong together: what is refused by its header, with both values and both files, and
+//! what is only said.
 
 use crate::support::{Draft, Tensor, Val, kind};
 use crate::trio::{Q4_K, Ran, Trio, chatvec, names, read, requantise};
@@ -12,7 +13,8 @@ fn merge(spoil: impl FnOnce(&mut Trio), options: &[&str]) -> (tempfile::TempDir,
     (folder, ran)
 }
 
-/// Panics unless the merge of the changed trio ends with this code, says all of this and writes nothing.
+/// Panics unless the merge of the changed trio ends with this code, says all of this and writes
+/// nothing.
 #[track_caller]
 fn refused(code: i32, words: &[&str], spoil: impl FnOnce(&mut Trio)) {
     refused_with(&[], code, words, spoil);

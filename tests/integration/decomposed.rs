@@ -1,4 +1,5 @@
-//! Patches whose matrices are quantised decompositions: what they hold, how large they are, and what damage does to them.
+//! Patches whose matrices are quantised decompositions: what they hold, how large they are, and
+//! what damage does to them.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -104,7 +105,8 @@ fn a_patch_is_as_large_as_asked_for_and_no_larger() {
         let bits: f64 = bits.parse().unwrap();
         assert!(got <= bits && got > 0.95 * bits, "{bits}: {got}");
     }
-    // A size that is too small for anything is refused before anything is read, one that holds next to nothing is no success.
+    // A size that is too small for anything is refused before anything is read, one that holds next
+    // to nothing is no success.
     let ran = extract(&paths, &patch, &["--size", "3kB"]);
     let least: u64 = ran
         .says(5, &["3000 bytes is impossible", "it takes"])

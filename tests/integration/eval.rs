@@ -1,4 +1,5 @@
-//! Judging: what each check is for, held to answers of real models by llama.cpp and to answers made by hand.
+//! Judging: what each check is for, held to answers of real models by llama.cpp and to answers made
+//! by hand.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -35,7 +36,8 @@ fn reply(text: &str, end: Option<&str>) -> Reply {
     Reply { text: text.to_owned(), raw, end, n_tokens: 1, finite: true }
 }
 
-/// Models of a fixture: name, and the answer to each prompt by its id, with the token that ended it.
+/// Models of a fixture: name, and the answer to each prompt by its id, with the token that ended
+/// it.
 type Recorded = BTreeMap<String, Vec<(String, String, Option<String>)>>;
 
 fn recorded(file: &str) -> Recorded {
@@ -119,7 +121,8 @@ fn broken_models_fail_by_the_checks_meant_for_them() {
     assert_eq!(["language", "keywords"].map(|c| judgement.check(c).unwrap().verdict), [Verdict::Warn; 2]);
 }
 
-/// The rule that the published share of German follows: more words that only German texts have than ones only English ones have.
+/// The rule that the published share of German follows: more words that only German texts have than
+/// ones only English ones have.
 fn by_words(text: &str, words: &BTreeMap<String, HashSet<String>>) -> Option<Language> {
     let text = text.to_lowercase();
     let count = |code: &str| text.split(|c: char| !c.is_alphabetic()).filter(|w| words[code].contains(*w)).count();
@@ -135,7 +138,8 @@ fn detected_languages_never_contradict_the_word_lists() {
     let words =
         serde_json::from_str(&std::fs::read_to_string("fixtures/models/plain-heldout-words.json").unwrap()).unwrap();
     let recorded = recorded("answers-de.json");
-    // Share by word lists as published, answers that both rules decide, and answers of one language that are too short.
+    // Share by word lists as published, answers that both rules decide, and answers of one language
+    // that are too short.
     for (model, published, both, undecided) in
         [("base", 0.6108, 114, 5), ("chat", 0.6287, 164, 3), ("cp", 0.4132, 62, 9), ("merged", 0.9162, 165, 1)]
     {
@@ -239,7 +243,8 @@ fn names_and_single_words_have_no_language() {
     assert_eq!(detector.detect(list), Some(language("de")));
 }
 
-/// Ten German prompts: six instructions, one question with key words and an exact answer, a conversation, two unsafe requests.
+/// Ten German prompts: six instructions, one question with key words and an exact answer, a
+/// conversation, two unsafe requests.
 fn ten() -> PromptSet {
     let mut lines: Vec<String> = (0..6)
         .map(|i| {

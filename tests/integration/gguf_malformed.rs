@@ -100,7 +100,8 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         spoil("-1 keys", Counts, &["key count", "at most", "found -1"], |d| d.n_keys = Some(u64::MAX)),
         spoil("2^60 keys", Counts, &["key count", "at most", "1152921504606846976"], |d| d.n_keys = Some(1 << 60)),
-        // Row 4: everything is read inside the file; every prefix of a file has a test of its own below.
+        // Row 4: everything is read inside the file; every prefix of a file has a test of its own
+        // below.
         spoil("one key too many", Key, &["name of key 10", "found an empty string"], |d| {
             // What follows the last key is read as one more: here a tensor's name of no bytes.
             d.n_keys = Some(11);
@@ -448,7 +449,8 @@ fn survives_any_byte_being_another() {
             for wrong in [0, 1, 7, 8, 9, 0x20, 0x7f, 0x80, 0xff, right ^ 1, right ^ 0x80, right.wrapping_add(1)] {
                 put(at, wrong);
                 if let Ok(model) = open(&path) {
-                    // What was accepted can be used: no size or offset panics, every byte of data is there.
+                    // What was accepted can be used: no size or offset panics, every byte of data
+                    // is there.
                     accepted += 1;
                     for id in 0..model.n_tensors() {
                         let tensor = model.tensor(id);

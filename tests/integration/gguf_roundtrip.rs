@@ -5,7 +5,8 @@ use proptest::prelude::*;
 
 use crate::support::{Draft, TYPES, Tensor, Val, kind, valid, write};
 
-/// Writes the draft, reads it, and compares the header byte for byte, and the layout and data with the draft's.
+/// Writes the draft, reads it, and compares the header byte for byte, and the layout and data with
+/// the draft's.
 fn assert_round_trip(draft: &Draft) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = draft.write(folder.path(), "a.gguf");

@@ -1,7 +1,8 @@
 //! gguf-rs 0.1.8 reads the same files, and what both say is compared.
 //!
-//! Where it is known to be wrong, by ggml's own numbers, a list says so and a test asserts that it still is: an entry
-//! that fails is good news, and is to be removed with the exception it stands for.
+//! Where it is known to be wrong, by ggml's own numbers, a list says so and a test asserts that it
+//! still is: an entry that fails is good news, and is to be removed with the exception it stands
+//! for.
 
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -199,7 +200,8 @@ fn it_still_reads_otherwise() {
             |d| d.version = 1,
             false,
             |m| {
-                // With dimensions and offsets of 64 bits, which version 1 had not: the rest of the header is garbage.
+                // With dimensions and offsets of 64 bits, which version 1 had not: the rest of the
+                // header is garbage.
                 m.is_some_and(|r| r.is_err())
             },
         ),

@@ -438,7 +438,8 @@ fn a_set_is_written_whole_or_not_at_all() {
     let error = write_shards(&path, input).expect_err("a shard is an input");
     assert!(matches!(error, Error::OutputIsInput { .. }), "{error}");
 
-    // One appears while the set is on its way: what is complete is kept, under the name that the error gives.
+    // One appears while the set is on its way: what is complete is kept, under the name that the
+    // error gives.
     fs::remove_file(&last).expect("no file");
     let options = WriteOptions { split_max_size: Some(1600), ..WriteOptions::default() };
     let writer = Writer::create(plan(&valid()), &path, &options).expect("a writer");

@@ -1,5 +1,5 @@
-//! Importance matrices: files of both forms and damaged ones, what is gathered against llama-imatrix, and what an encoder gets
-//! of one, against llama-quantize (fixtures/imatrix).
+//! Importance matrices: files of both forms and damaged ones, what is gathered against
+//! llama-imatrix, and what an encoder gets of one, against llama-quantize (fixtures/imatrix).
 #![allow(clippy::print_stdout, reason = "`--nocapture` shows the figures that the bounds come from")]
 
 use std::fs;
@@ -26,8 +26,9 @@ use crate::trio::{get, requantise, store};
 const MEMORY: u64 = 64 << 20;
 const Q4_0: u32 = 2;
 
-/// How far a sum may be from llama-imatrix's, relative to it, at most and in the mean: twice what was seen. The types are
-/// those of the model; `default` is F16, read by llama.cpp with its cache in halves, and the greater part of that.
+/// How far a sum may be from llama-imatrix's, relative to it, at most and in the mean: twice what
+/// was seen. The types are those of the model; `default` is F16, read by llama.cpp with its cache
+/// in halves, and the greater part of that.
 const BOUNDS: [(&str, f64, f64); 9] = [
     ("F16.gguf", 5e-4, 1.6e-5),
     ("F16.dat", 5e-4, 1.6e-5),
@@ -191,7 +192,8 @@ fn a_matrix_that_is_cut_short_is_refused_wherever_it_is_cut() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["experts.imatrix.dat", "experts.imatrix.gguf"] {
         let bytes = fs::read(fixture(name)).unwrap();
-        // The legacy form may do without chunks and the text, the other without the padding at its end.
+        // The legacy form may do without chunks and the text, the other without the padding at its
+        // end.
         let is_whole = |n: usize| match name.ends_with("dat") {
             true => [bytes.len() - 9, bytes.len() - 13].contains(&n),
             false => n >= bytes.len() - 16,
@@ -413,7 +415,8 @@ fn a_row_that_changes_is_encoded_as_a_whole_and_keeps_its_other_blocks() {
     requantise(&mut base, F32);
     let mut chat = base.clone();
     let name = "blk.0.ffn_up_exps.weight";
-    // Some blocks of the second row, none of the third, all of the 25th, which is the third expert's.
+    // Some blocks of the second row, none of the third, all of the 25th, which is the third
+    // expert's.
     let changed = |i: usize| matches!((i / 256, i % 256), (1, 64..96 | 200..201) | (24, _));
     crate::trio::change(chat.tensor(name), |weights| {
         weights.iter_mut().enumerate().filter(|(i, _)| changed(*i)).for_each(|(_, w)| *w += 0.013);

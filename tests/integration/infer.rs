@@ -1,4 +1,5 @@
-//! Smoke inference against llama.cpp: log-probabilities of given tokens and greedy answers (fixtures/infer).
+//! Smoke inference against llama.cpp: log-probabilities of given tokens and greedy answers
+//! (fixtures/infer).
 #![allow(clippy::print_stdout, reason = "`--nocapture` shows the figures that the bounds come from")]
 
 mod greedy;
@@ -24,13 +25,13 @@ use crate::trio::overwrite;
 /// Memory for a session of a tiny model.
 const MEMORY: u64 = 64 << 20;
 
-/// How far a log-probability may be from llama.cpp's, at most and in the mean: the one table of bounds, twice what was
-/// seen.
+/// How far a log-probability may be from llama.cpp's, at most and in the mean: the one table of
+/// bounds, twice what was seen.
 ///
-/// That is as far as llama.cpp is from itself, between two builds of it and between one token at a time and many
-/// (fixtures/infer/README.md): activations are rounded, and a rounding that falls on the other side moves all that
-/// follows, the more the more layers there are. Who does not round alike is ten times as far in the mean. The bound of F32
-/// is the goldens' six digits.
+/// That is as far as llama.cpp is from itself, between two builds of it and between one token at a
+/// time and many (fixtures/infer/README.md): activations are rounded, and a rounding that falls on
+/// the other side moves all that follows, the more the more layers there are. Who does not round
+/// alike is ten times as far in the mean. The bound of F32 is the goldens' six digits.
 const BOUNDS: [(&str, f64, f64); 10] = [
     ("F32", 1e-4, 2e-5),
     ("F16", 0.012, 1e-3),
@@ -49,7 +50,8 @@ fn fixture(name: &str) -> Json {
     serde_json::from_str(&std::fs::read_to_string(path).expect("a fixture")).expect("JSON")
 }
 
-/// A bundled model, or the merge of the trio in a type, as a file. Merges are made once for all tests.
+/// A bundled model, or the merge of the trio in a type, as a file. Merges are made once for all
+/// tests.
 fn model_file(entry: &Json) -> PathBuf {
     if let Some(file) = entry["file"].as_str() {
         return Path::new("fixtures/models").join(file);
@@ -167,7 +169,8 @@ impl Spread {
     }
 }
 
-/// Every log-probability that the entry of a prompt has; `top_ids` are at `positions`, or everywhere.
+/// Every log-probability that the entry of a prompt has; `top_ids` are at `positions`, or
+/// everywhere.
 fn compare(spread: &mut Spread, rows: &[Vec<f64>], tokens: &[u32], entry: &Json) {
     for ((row, &next), theirs) in rows.iter().zip(&tokens[1..]).zip(floats(&entry["next"])) {
         spread.add(row[next as usize], theirs);

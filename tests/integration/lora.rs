@@ -23,7 +23,8 @@ fn find<'a>(draft: &'a Draft, wanted: &str) -> &'a Tensor {
     draft.tensors.iter().find(|t| name(t) == wanted).unwrap_or_else(|| panic!("no {wanted}"))
 }
 
-/// `scale · lora_b · lora_a` as llama.cpp multiplies it out, in rows of the matrix, for each matrix of a stack.
+/// `scale · lora_b · lora_a` as llama.cpp multiplies it out, in rows of the matrix, for each matrix
+/// of a stack.
 fn product(adapter: &Draft, tensor: &str) -> Vec<f32> {
     let Some(Val::F32(alpha)) = get(adapter, "adapter.lora.alpha") else { panic!("no alpha") };
     let [a, b] = ["lora_a", "lora_b"].map(|suffix| find(adapter, &format!("{tensor}.{suffix}")));
@@ -108,7 +109,8 @@ fn an_adapter_holds_the_best_of_its_rank_with_the_norms_in_the_matrices() {
             let said = entry(&json, tensor)["error"].as_f64().unwrap();
             assert!((said - error / norm(&target)).abs() < 1e-4, "{tensor} {ty}: {said}");
         }
-        // Norms are in the matrices; there is nothing else in a llama that an adapter could not hold.
+        // Norms are in the matrices; there is nothing else in a llama that an adapter could not
+        // hold.
         assert_eq!(json["folded_norms"].as_array().unwrap().len(), 7);
         assert_eq!(json["left_out"], serde_json::json!([]));
     }

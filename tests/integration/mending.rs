@@ -1,4 +1,5 @@
-//! Tensors whose sample promised more than was measured: they are encoded again until they hold the vector.
+//! Tensors whose sample promised more than was measured: they are encoded again until they hold the
+//! vector.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,8 +21,9 @@ const IQ3_S: u32 = 21;
 /// The tensor with the vector.
 const TENSOR: &str = "blk.0.ffn_up.weight";
 
-/// A model in a type, and a vector in one matrix of 256 rows that a sample of 8 gets wrong: rows 1 to 12 have large weights,
-/// hence large steps, and a vector of a sixth of a step, with a third of all its energy. No sample begins there.
+/// A model in a type, and a vector in one matrix of 256 rows that a sample of 8 gets wrong: rows 1
+/// to 12 have large weights, hence large steps, and a vector of a sixth of a step, with a third of
+/// all its energy. No sample begins there.
 fn misleading(ty: u32) -> Trio {
     let mut trio = Trio::small();
     requantise(&mut trio.cp, F16);
@@ -141,7 +143,8 @@ fn shards_are_laid_out_anew_too() {
     merge_of(&paths, OnLoss::Promote, &whole, &WriteOptions::default()).file.publish().unwrap();
     let mut whole = read(&whole);
     let mut counts = Vec::new();
-    // Of shards of 40 kB each matrix has its own whatever its type; of 80 and 120 kB fewer fit into one once they are larger.
+    // Of shards of 40 kB each matrix has its own whatever its type; of 80 and 120 kB fewer fit into
+    // one once they are larger.
     for size in [40_000, 80_000, 120_000] {
         let of = |name: &str, on_loss| {
             let folder = folder.path().join(format!("{name}-{size}"));

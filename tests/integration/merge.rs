@@ -1,4 +1,5 @@
-//! What a merge writes: tensors as numpy and ggml say (`fixtures/merge`), and the metadata around them.
+//! What a merge writes: tensors as numpy and ggml say (`fixtures/merge`), and the metadata around
+//! them.
 
 use std::collections::HashSet;
 use std::fs;

@@ -145,7 +145,8 @@ fn every_tensor_has_the_type_that_llama_quantize_gives_it() {
     assert!(n_cases > 3500 && n_types > 500_000, "{n_cases} cases and {n_types} types are fewer than were recorded");
 }
 
-/// Every file type of llama-quantize is known by name, and by the number that general.file_type holds.
+/// Every file type of llama-quantize is known by name, and by the number that general.file_type
+/// holds.
 #[test]
 fn file_types_are_known_by_name_and_number() {
     let goldens: Json = serde_json::from_str(include_str!("../../fixtures/mixtures/types.json")).unwrap();

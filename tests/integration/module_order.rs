@@ -1,4 +1,5 @@
-//! The order of the crate's modules (each may use only those above it), read from the sources themselves.
+//! The order of the crate's modules (each may use only those above it), read from the sources
+//! themselves.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,8 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-/// Source code with comments and the contents of strings and characters as spaces; lines stay where they are.
+/// Source code with comments and the contents of strings and characters as spaces; lines stay where
+/// they are.
 fn without_text(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -121,7 +123,8 @@ fn string_len(text: &str) -> usize {
     text.len()
 }
 
-/// Modules that a piece of code names behind `crate::`, and where: `crate::a::B`, `crate::{a, b::{C, d}}`.
+/// Modules that a piece of code names behind `crate::`, and where: `crate::a::B`, `crate::{a,
+/// b::{C, d}}`.
 fn named(code: &str) -> Vec<(usize, String)> {
     let mut named = Vec::new();
     for (at, _) in code.match_indices("crate::") {

@@ -1,4 +1,5 @@
-//! Scales that lie beside weights, as in NVFP4 models: what is added, what is written, and what is refused.
+//! Scales that lie beside weights, as in NVFP4 models: what is added, what is written, and what is
+//! refused.
 //!
 //! Expectations are made here from the formats' definitions, in f64 where that is exact.
 
@@ -15,8 +16,9 @@ const NVFP4: u32 = 40;
 const Q: &str = "blk.0.attn_q";
 const EXPERTS: &str = "blk.0.ffn_up_exps";
 
-/// What NVFP4 blocks say: 4 scales of 16 weights each (8 bits: 4 of exponent, 3 of mantissa), then 4 bits a weight (sign, 2
-/// of exponent, 1 of mantissa), of which the first 8 are the low halves of 8 bytes.
+/// What NVFP4 blocks say: 4 scales of 16 weights each (8 bits: 4 of exponent, 3 of mantissa), then
+/// 4 bits a weight (sign, 2 of exponent, 1 of mantissa), of which the first 8 are the low halves of
+/// 8 bytes.
 fn by_definition(data: &[u8]) -> Vec<f32> {
     const E2M1: [f64; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
     let scale = |byte: u8| match (byte >> 3 & 15, f64::from(byte & 7)) {
@@ -83,8 +85,8 @@ fn wanted(trio: &Trio, stem: &str, ratio: f32) -> Vec<f32> {
     m.iter().zip(b.iter().zip(&c)).map(|(m, (b, c))| m + ratio * (c - b)).collect()
 }
 
-/// The small trio with a stack of three experts, and `attn_q`, `output` and the stack in NVFP4, with other scales in each
-/// model. Some rows of base and chat are equal.
+/// The small trio with a stack of three experts, and `attn_q`, `output` and the stack in NVFP4,
+/// with other scales in each model. Some rows of base and chat are equal.
 fn scaled() -> Trio {
     let mut trio = Trio::small();
     let mut noise = Noise(5);

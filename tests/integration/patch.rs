@@ -1,4 +1,5 @@
-//! Patch files: a vector by itself gives what the merge gives, in every encoding, and carries what an apply needs.
+//! Patch files: a vector by itself gives what the merge gives, in every encoding, and carries what
+//! an apply needs.
 
 use std::ffi::OsString;
 use std::fs;
@@ -52,8 +53,8 @@ fn an_f32_patch_gives_the_tensors_of_the_merge() {
 fn every_encoding_can_be_applied_and_holds_most_of_the_vector() {
     let folder = tempfile::tempdir().unwrap();
     let paths = Paths::bundled();
-    // A vector is no more than noise in less than 2.5 bits, and its weights are below the range of NVFP4's scales, which is
-    // said when such a patch is made.
+    // A vector is no more than noise in less than 2.5 bits, and its weights are below the range of
+    // NVFP4's scales, which is said when such a patch is made.
     let holds = |ty: &GgmlType| ty.bits_per_weight() >= 2.5 && *ty != GgmlType::NVFP4;
     for ty in quants::supported().filter(holds) {
         let patch = folder.path().join(format!("{ty}.gguf"));
@@ -92,7 +93,8 @@ fn types_of_few_values_hold_all_of_the_vector() {
     let folder = tempfile::tempdir().unwrap();
     let paths = Paths::bundled();
     let patch = folder.path().join("patch.gguf");
-    // With one factor for a whole tensor, by numpy on this trio: 1 bit .55, three values .37; a factor for each block costs little.
+    // With one factor for a whole tensor, by numpy on this trio: 1 bit .55, three values .37; a
+    // factor for each block costs little.
     for (ty, most) in [("q1_0", 0.57), ("tq1_0", 0.39), ("tq2_0", 0.39), ("q2_0", 0.38)] {
         let mut args: Vec<OsString> =
             vec!["extract".into(), "--json".into(), "--dry-run".into(), "-e".into(), ty.into()];
@@ -320,7 +322,8 @@ fn tensor(name: &str, ne: &[u64], weights: &[f32]) -> Tensor {
 /// A tensor and its weights.
 type Matrix = (&'static str, Vec<f64>);
 
-/// A small patch of f32, and one in which some of its matrices lie in parts, with what they are the sum of.
+/// A small patch of f32, and one in which some of its matrices lie in parts, with what they are the
+/// sum of.
 fn in_parts(folder: &Path) -> (Trio, Paths, Draft, Vec<Matrix>) {
     let trio = Trio::small();
     let paths = trio.write(folder);
@@ -455,7 +458,8 @@ fn plain_factors_hold_what_is_said_of_them() {
     let mut trio = Trio::small();
     let paths = trio.write(folder.path());
     let (patch, out) = (folder.path().join("patch.gguf"), folder.path().join("out.gguf"));
-    // Noise has no low rank: what is left out falls with the rank, to nothing at that of the matrix.
+    // Noise has no low rank: what is left out falls with the rank, to nothing at that of the
+    // matrix.
     let mut last = f64::INFINITY;
     for (rank, most) in [("4", 1.0), ("64", 0.8), ("999", 2e-3)] {
         extract(&paths, &format!("lora:{rank}"), &patch).says(0, &[]);

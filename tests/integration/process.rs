@@ -1,4 +1,5 @@
-//! What a process takes of the system and what it leaves to its parent, by the system's own figures.
+//! What a process takes of the system and what it leaves to its parent, by the system's own
+//! figures.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -14,7 +15,8 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Runs a command and gives the calls by which it read (`syscr` of `/proc/PID/io`: files, and the loader's own).
+/// Runs a command and gives the calls by which it read (`syscr` of `/proc/PID/io`: files, and the
+/// loader's own).
 #[track_caller]
 fn reads(args: &[&str]) -> u64 {
     let mut child = command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
@@ -35,8 +37,8 @@ fn size_of(path: &Path) -> (u64, u64) {
     (fs::metadata(path).unwrap().len(), read(path).tensors.len() as u64)
 }
 
-/// Reads of files from their beginnings to their ends, so often: of each tensor a few until they are long, then 64 KiB or more
-/// each. Headers, the program and its libraries come on top.
+/// Reads of files from their beginnings to their ends, so often: of each tensor a few until they
+/// are long, then 64 KiB or more each. Headers, the program and its libraries come on top.
 fn bound(files: &[&Path], times: u64) -> u64 {
     let of = |path: &&Path| {
         let (bytes, n_tensors) = size_of(path);
@@ -45,7 +47,8 @@ fn bound(files: &[&Path], times: u64) -> u64 {
     200 + files.iter().map(of).sum::<u64>()
 }
 
-/// A model of which the rows of tokens are turned around in groups: as another converter might order them.
+/// A model of which the rows of tokens are turned around in groups: as another converter might
+/// order them.
 fn reordered(draft: &mut Draft, group: usize) {
     let turn = |all: &mut dyn FnMut(usize, usize), n: usize| {
         let starts: Vec<usize> = (0..n).step_by(group).collect();
@@ -109,7 +112,8 @@ fn reads_are_as_long_as_what_is_asked_for() {
     for (name, how) in [("q8.gguf", &["--encoding", "q8_0"][..]), ("lora.gguf", &["--encoding", "lora:16"])] {
         let patch = at(name);
         let n = reads(&[&["extract", "-o", text(&patch)][..], &of_chat, how].concat());
-        // Hashes, rows that moved, survey, and the patch read back; a decomposition goes over its matrix four times in sixteenths.
+        // Hashes, rows that moved, survey, and the patch read back; a decomposition goes over its
+        // matrix four times in sixteenths.
         let tasks = if name == "lora.gguf" { 2 * 4 * 16 * size_of(&chat).1 } else { 0 };
         check(name, n, bound(&trio[..2], 4) + bound(&[&patch], 2) + tasks);
         let apply = ["apply", "--overwrite", "-o", text(&out), "--model", text(&cp), text(&patch)];
@@ -130,8 +134,8 @@ const STACK: u64 = 512 << 20;
 /// Addresses of everything else.
 const BESIDES: u64 = 448 << 20;
 
-/// A command in a process that cannot have more than so many threads besides the first, where everyone who asks the machine
-/// would start 64.
+/// A command in a process that cannot have more than so many threads besides the first, where
+/// everyone who asks the machine would start 64.
 fn with_threads(n: u64, args: &[&str]) -> Ran {
     let limit = (n * STACK + BESIDES) >> 10;
     let mut shell = Command::new("sh");
@@ -173,7 +177,8 @@ fn no_command_starts_more_threads_than_it_was_given() {
     for n in [1, 2] {
         for args in &commands {
             let threads = n.to_string();
-            // Besides: one that waits for signals, and one that renders a template or waits for the disk.
+            // Besides: one that waits for signals, and one that renders a template or waits for the
+            // disk.
             let ran = with_threads(n + 2, &[&args[..], &["--threads", &threads]].concat());
             let is_done = [0, 10, 11].contains(&ran.code);
             assert!(is_done && !ran.err.contains("panicked"), "{n} {args:?}: {ran:#?}");

@@ -1,4 +1,5 @@
-//! The codec against golden vectors of the real ggml (`fixtures/quants`), and what it promises on any input.
+//! The codec against golden vectors of the real ggml (`fixtures/quants`), and what it promises on
+//! any input.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
-//! What of a vector reaches the output: nothing where its ratio is 0, nothing at all where that is everywhere, and of special
-//! tokens only what the chat learnt and the model did not. Expected bytes are the model's own, or sums in f32 made here.
+//! What of a vector reaches the output: nothing where its ratio is 0, nothing at all where that is
+//! everywhere, and of special tokens only what the chat learnt and the model did not. Expected
+//! bytes are the model's own, or sums in f32 made here.
 
 use std::path::Path;
 
@@ -42,7 +43,8 @@ fn extract(paths: &Paths, patch: &Path) {
     chatvec([&["extract", "--overwrite"], &args[..]].concat()).says(0, &[]);
 }
 
-/// Merges, applies the patch, and merges by a recipe, all with these options; what came of each. `ratio` is the patch's.
+/// Merges, applies the patch, and merges by a recipe, all with these options; what came of each.
+/// `ratio` is the patch's.
 fn three_ways(paths: &Paths, ratio: &str, options: &[&str], code: i32) -> Vec<(Ran, Option<Draft>)> {
     let folder = paths.cp.parent().unwrap();
     let at = |name: &str| text(&folder.join(name));
@@ -330,7 +332,8 @@ fn a_blend_that_leaves_the_embeddings_out_says_how_to_get_the_chats_tokens() {
 #[test]
 fn output_rows_of_an_untied_model_are_held_against_the_tied_embeddings_of_its_base() {
     let mut trio = untrained(F16);
-    // The output began as the embeddings, and all of its rows were trained, those of the template too.
+    // The output began as the embeddings, and all of its rows were trained, those of the template
+    // too.
     let start = weights(trio.base.tensor("token_embd.weight"));
     let mut noise = Noise(51);
     let trained: Vec<f32> = start.iter().map(|w| w + noise.normal() * 0.005).collect();

@@ -1,5 +1,5 @@
-//! Recipes: several vectors, ratios by tensor, mergekit's methods against mergekit's own results (`fixtures/recipe`), and files
-//! that reproduce a run.
+//! Recipes: several vectors, ratios by tensor, mergekit's methods against mergekit's own results
+//! (`fixtures/recipe`), and files that reproduce a run.
 
 use std::fs;
 use std::path::Path;
@@ -282,7 +282,8 @@ fn what_an_output_says_of_itself_makes_it_again() {
     assert!(again.tensors.iter().all(|t| t.ty <= 1), "the recipe's --tensor-type went with its type");
 }
 
-/// Merges in a folder, by paths as they are spelled there, and by what the output says of itself. Gives that.
+/// Merges in a folder, by paths as they are spelled there, and by what the output says of itself.
+/// Gives that.
 #[track_caller]
 fn repeated(folder: &Path, args: &[&str]) -> String {
     let run = |args: &[&str]| Ran::new(command(args).current_dir(folder).output().unwrap());

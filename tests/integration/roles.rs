@@ -1,5 +1,5 @@
-//! Base, chat and model in every order: the right one is merged, wrong ones are refused, and where nothing tells chat and model
-//! apart, that is said.
+//! Base, chat and model in every order: the right one is merged, wrong ones are refused, and where
+//! nothing tells chat and model apart, that is said.
 
 use std::path::PathBuf;
 
@@ -44,8 +44,9 @@ fn tried(paths: &Paths, order: [usize; 3]) -> Ran {
 
 const UNTOLD: &str = "which of chat and model is which could not be checked";
 
-/// Panics unless the right order passes and the others are refused; with `is_untold`, chat and model in each other's place pass too,
-/// and both that and the right order say that nothing tells them apart.
+/// Panics unless the right order passes and the others are refused; with `is_untold`, chat and
+/// model in each other's place pass too, and both that and the right order say that nothing tells
+/// them apart.
 #[track_caller]
 fn assert_roles(what: &str, trio: &Trio, is_untold: bool) {
     let folder = tempfile::tempdir().unwrap();
@@ -63,7 +64,8 @@ fn every_wrong_order_of_the_bundled_models_is_refused_whoever_has_a_template() {
     for templates in [Templates::Chat, Templates::All, Templates::None] {
         for same_end in [false, true] {
             let trio = with_templates(Trio::bundled(), templates, same_end);
-            // Without templates and with one end token nothing is left that a conversation alone needs.
+            // Without templates and with one end token nothing is left that a conversation alone
+            // needs.
             let is_untold = templates == Templates::None && same_end;
             assert_roles(&format!("{templates:?}, same end: {same_end}"), &trio, is_untold);
         }
@@ -83,7 +85,8 @@ fn every_wrong_order_of_quantised_models_is_refused() {
 
 #[test]
 fn rounding_of_one_file_is_not_taken_for_what_it_learnt() {
-    // The error of a base of four bits is in τ and in what the model learnt alike, and larger than either.
+    // The error of a base of four bits is in τ and in what the model learnt alike, and larger than
+    // either.
     for types in [[Q4_K, F16, F16], [F16, Q4_K, F16], [F16, F16, Q4_K], [Q4_K, Q8_0, F16], [Q8_0, Q4_K, Q4_K]] {
         let mut trio = Trio::bundled();
         for (draft, ty) in [(&mut trio.base, types[0]), (&mut trio.chat, types[1]), (&mut trio.cp, types[2])] {

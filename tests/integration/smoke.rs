@@ -1,7 +1,8 @@
-//! Asking a model, as a user does: broken files, each by the check that is meant for it; arguments; outputs that are asked
-//! before they get their name.
+//! Asking a model, as a user does: broken files, each by the check that is meant for it; arguments;
+//! outputs that are asked before they get their name.
 //!
-//! The models are the bundled trio's, as F32 where nothing else is said: that is the fastest type to compute with here.
+//! The models are the bundled trio's, as F32 where nothing else is said: that is the fastest type
+//! to compute with here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -849,8 +850,9 @@ fn the_vector_in_a_merge_is_what_the_merge_measured() {
     compare(&paths.cp, &out, &["--base", "missing.gguf", "--chat", text(&paths.chat)]).says(7, &["--base"]);
 }
 
-/// How far a perplexity may be off, relatively: twice what was seen, of all recorded runs. Quantised rows meet activations
-/// that are rounded to 8 bits, where a last bit of f32 decides about a step.
+/// How far a perplexity may be off, relatively: twice what was seen, of all recorded runs.
+/// Quantised rows meet activations that are rounded to 8 bits, where a last bit of f32 decides
+/// about a step.
 fn perplexity_bound(model: &str) -> f64 {
     match model {
         "merged-Q4_K" => 1.6e-3,
@@ -861,7 +863,8 @@ fn perplexity_bound(model: &str) -> f64 {
 
 /// Compares models end to end where the recorded run is one of these, and says how many were.
 ///
-/// F16 weights are written as F32 here, and so computed without rounding activations to F16 as llama.cpp does.
+/// F16 weights are written as F32 here, and so computed without rounding activations to F16 as
+/// llama.cpp does.
 fn compare_recorded(is_wanted: impl Fn(&str, &str, &str, u64) -> bool) -> usize {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(format!("{name}.gguf"));
@@ -901,7 +904,8 @@ fn compare_recorded(is_wanted: impl Fn(&str, &str, &str, u64) -> bool) -> usize 
                 assert!(off.abs() <= perplexity_bound(model), "{what}: {found}, expected {expected}, off by {off:.1e}");
             }
         }
-        // Recorded divergences are rounded by about 1e-5; of some thousand tokens, a handful are as good as tied.
+        // Recorded divergences are rounded by about 1e-5; of some thousand tokens, a handful are as
+        // good as tied.
         let (kl, expected) = (number(&logits["kl"]["mean"]["value"]), number(&figures["kl_mean"][0]));
         assert!((kl - expected).abs() <= 2e-5 + 0.003 * expected, "{what}: mean KL {kl}, expected {expected}");
         let (same, expected) = (number(&logits["same_top"]["value"]) * 100.0, number(&figures["same_top_percent"][0]));

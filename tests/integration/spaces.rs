@@ -1,5 +1,6 @@
-//! Numbers that are not added as they are stored: state-space decays, added as logarithms, and folded weights, which are
-//! added only to weights that are folded alike. Decays are held against numpy (`fixtures/spaces`), folds against the definition.
+//! Numbers that are not added as they are stored: state-space decays, added as logarithms, and
+//! folded weights, which are added only to weights that are folded alike. Decays are held against
+//! numpy (`fixtures/spaces`), folds against the definition.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -87,7 +88,8 @@ fn shown(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// The largest |found / expected − 1|, in units of what f32 may cost of each weight: 2⁻²⁴ of 6·|ln| for every vector, and 2.
+/// The largest |found / expected − 1|, in units of what f32 may cost of each weight: 2⁻²⁴ of 6·|ln|
+/// for every vector, and 2.
 fn worst(found: &[f32], expected: &[f64], given: &Given, ratios: f64) -> f64 {
     assert_eq!(found.len(), expected.len());
     let all = [&given.base, &given.chat, &given.style, &given.cp];
@@ -238,7 +240,8 @@ fn a_patch_says_which_differences_are_of_logarithms_and_applies_as_the_merge() {
     let args = ["--base".to_owned(), shown(&paths.base), "--chat".to_owned(), shown(&paths.chat)];
     chatvec([&["verify".to_owned(), shown(&patch)][..], &args].concat()).says(0, &[]);
 
-    // Without such a tensor, or where it is the same in both, a patch is of version 1, which every reader knows.
+    // Without such a tensor, or where it is the same in both, a patch is of version 1, which every
+    // reader knows.
     let mut plain = files.trio.clone();
     for name in DECAY {
         plain.chat.tensor(name).data = tensor(&plain.base, name).data.clone();
@@ -530,7 +533,8 @@ fn one_fold_may_be_said_in_several_ways() {
     let folder = tempdir().unwrap();
     let (trio, fold) = (plain(), Fold::of_matrices());
     let mut all = folded(&trio, [Some(&fold); 3]);
-    // Names in another order and of tensors that are not there, integers of another width, and signs that are all +.
+    // Names in another order and of tensors that are not there, integers of another width, and
+    // signs that are all +.
     let Some(Val::Array(_, mut names)) = get(&all.base, "prism.hadamard.weight_names").cloned() else { panic!() };
     names.reverse();
     names.push(Val::str("blk.7.ffn_up.weight"));
@@ -640,7 +644,8 @@ fn no_adapter_is_made_of_folded_matrices_and_a_matrix_of_importance_is_warned_of
     paths.command(&out, &options).says(5, &["--residual-lora", "prism.hadamard."]);
     assert!(!lora.exists() && !out.exists());
 
-    // What is only quantised keeps its keys; an importance matrix does not say of which activations it is.
+    // What is only quantised keeps its keys; an importance matrix does not say of which activations
+    // it is.
     let [model, quantized] = [&paths.cp, &out].map(|path| shown(path));
     chatvec(["quantize", &model, "-o", &quantized, "--type", "Q8_0"]).is_quiet();
     let found = read(&out);

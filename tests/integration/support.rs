@@ -1,8 +1,8 @@
 //! A GGUF writer that checks nothing, so that a test can say anything a file may say.
 //!
-//! It shares no code with the crate: a header the crate reads and encodes again is compared with bytes made here. To
-//! make a bad file, take [`valid`] and spoil one thing; to make a file that no list of keys and tensors describes,
-//! change the bytes.
+//! It shares no code with the crate: a header the crate reads and encodes again is compared with
+//! bytes made here. To make a bad file, take [`valid`] and spoil one thing; to make a file that no
+//! list of keys and tensors describes, change the bytes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -110,13 +110,15 @@ impl Tensor {
         Tensor { name: name.as_bytes().to_vec(), ne: ne.to_vec(), ty, offset: None, data: None }
     }
 
-    /// Bytes by ggml's table; nothing if there is no such type. Wraps like the arithmetic of a careless reader.
+    /// Bytes by ggml's table; nothing if there is no such type. Wraps like the arithmetic of a
+    /// careless reader.
     pub(crate) fn size(&self) -> u64 {
         let weights = self.ne.iter().fold(1, |product: u64, &n| product.wrapping_mul(n));
         TYPES.iter().find(|t| t.0 == self.ty).map_or(0, |t| (weights / t.2).wrapping_mul(t.3))
     }
 
-    /// The bytes of its data: those given, or others for each name. None for sizes no test can want.
+    /// The bytes of its data: those given, or others for each name. None for sizes no test can
+    /// want.
     pub(crate) fn data(&self) -> Vec<u8> {
         let seed = self.name.iter().fold(7, |seed: u64, &b| seed.wrapping_mul(31).wrapping_add(b.into()));
         match (&self.data, self.size()) {
@@ -218,7 +220,8 @@ impl Draft {
         bytes
     }
 
-    /// Gives a patch the hashes of what it is now (docs/PATCH.md): of each tensor, and of the header with zeros for its own.
+    /// Gives a patch the hashes of what it is now (docs/PATCH.md): of each tensor, and of the
+    /// header with zeros for its own.
     pub(crate) fn seal(&mut self) {
         let digits = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
         let tensors: Vec<String> = self.tensors.iter().map(|tensor| digits(&tensor.data())).collect();
@@ -305,8 +308,8 @@ impl Out {
     }
 }
 
-/// A small model of one layer that is right in all that a reader can know: four tokens, tensors of five types, one of
-/// them no multiple of the alignment and the last one too.
+/// A small model of one layer that is right in all that a reader can know: four tokens, tensors of
+/// five types, one of them no multiple of the alignment and the last one too.
 pub(crate) fn valid() -> Draft {
     let mut draft = Draft::default();
     draft.set("general.architecture", Val::str("llama"));
@@ -335,7 +338,8 @@ pub(crate) fn shard_name(prefix: &str, no: usize, count: usize) -> String {
     format!("{prefix}-{no:05}-of-{count:05}.gguf")
 }
 
-/// A model in `count` shards as gguf-split makes them: all metadata in the first, the split keys in each.
+/// A model in `count` shards as gguf-split makes them: all metadata in the first, the split keys in
+/// each.
 pub(crate) fn split(whole: &Draft, count: usize) -> Vec<(String, Draft)> {
     let per_shard = whole.tensors.len().div_ceil(count);
     let mut chunks = whole.tensors.chunks(per_shard);

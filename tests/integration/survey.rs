@@ -71,8 +71,8 @@ fn a_model_that_was_not_made_from_the_base_is_refused() {
     refused_unless_forced(&trio, &["the model is 1", "not made from this base"]);
 }
 
-/// Reorders the rows of the query and key weights as one of the converters does for rope: the halves of each head
-/// interleaved.
+/// Reorders the rows of the query and key weights as one of the converters does for rope: the
+/// halves of each head interleaved.
 fn permute(draft: &mut Draft) {
     for name in ["blk.0.attn_q.weight", "blk.0.attn_k.weight"] {
         change(draft.tensor(name), |weights| {

@@ -199,7 +199,8 @@ fn what_is_expected_is_held_against_the_bound_that_was_given() {
     let little = ran("0.01");
     assert!(!little.err.contains("rounding"), "{}", little.err);
     assert!(little.json()["lost"].as_array().unwrap().is_empty());
-    // Twentieths of the mean are no longer left out by a rule of their own: the bound says what is small.
+    // Twentieths of the mean are no longer left out by a rule of their own: the bound says what is
+    // small.
     assert!(
         ran("0.999").json()["lost"].as_array().unwrap().len() >= ran("0.9").json()["lost"].as_array().unwrap().len()
     );
@@ -241,8 +242,8 @@ fn dithered_bytes_do_not_depend_on_threads_or_memory() {
 fn every_type_with_a_grid_keeps_the_vector_at_its_size_and_others_are_promoted() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out.gguf");
-    // Ids of Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, IQ4_NL, IQ4_XS, MXFP4. Of the four codes of Q2_K half are the first or the last,
-    // and cannot go farther.
+    // Ids of Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, IQ4_NL, IQ4_XS, MXFP4. Of the four codes of Q2_K
+    // half are the first or the last, and cannot go farther.
     for ty in [2, 3, 6, 7, Q4_K, 13, 20, 23, 39] {
         let mut trio = Trio::small();
         requantise(&mut trio.cp, ty);
@@ -368,8 +369,8 @@ fn moments_are_those_of_a_plain_loop() {
     }
 }
 
-/// Sums of a few ten thousand products agree to 1e-6 of the vector's or the model's norm: the differences that go in
-/// are f32 in one and f64 in the other.
+/// Sums of a few ten thousand products agree to 1e-6 of the vector's or the model's norm: the
+/// differences that go in are f32 in one and f64 in the other.
 #[track_caller]
 fn assert_near(what: &str, found: &Moments, expected: &Moments) {
     let scale = (expected.delta2 * expected.drift2).sqrt();
@@ -407,8 +408,8 @@ fn shares_follow_from_moments_by_their_definitions() {
 fn a_dry_run_forecasts_the_survival_that_is_measured_then() {
     let folder = tempfile::tempdir().unwrap();
     let quantised = quantised_model(folder.path(), Q4_K);
-    // The survey reads all rows of models below four million weights, so that only blocks without delta, which the run
-    // copies and the survey encodes, make a difference.
+    // The survey reads all rows of models below four million weights, so that only blocks without
+    // delta, which the run copies and the survey encodes, make a difference.
     for (paths, options) in [
         (&quantised, &["--type", "keep"][..]),
         (&quantised, &["--type", "Q8_0"]),
@@ -452,7 +453,8 @@ fn a_sample_of_a_twentieth_forecasts_within_a_tenth() {
 
 #[test]
 fn the_warning_is_about_the_vector_and_not_about_the_noise() {
-    // A vector far below the step of Q4_K, on weights that are on its grid: nothing of it can survive.
+    // A vector far below the step of Q4_K, on weights that are on its grid: nothing of it can
+    // survive.
     let folder = tempfile::tempdir().unwrap();
     let mut trio = Trio::small();
     requantise(&mut trio.cp, Q4_K);

@@ -1,4 +1,5 @@
-//! Chat templates against Python's jinja2 as transformers sets it up, and what a hostile one may cost.
+//! Chat templates against Python's jinja2 as transformers sets it up, and what a hostile one may
+//! cost.
 //!
 //! What Python says is in fixtures/templates, made by tests/peers/template_goldens.py.
 
@@ -320,8 +321,9 @@ fn another_process_gives_what_this_one_gives() {
     }
 }
 
-/// Lists that each hold the one before eight times, and the text of the last, which is eight times as long for each: the engine
-/// does not count what that takes. Other engines need a second or two for eight of them, and 200 MB.
+/// Lists that each hold the one before eight times, and the text of the last, which is eight times
+/// as long for each: the engine does not count what that takes. Other engines need a second or two
+/// for eight of them, and 200 MB.
 fn lists_of_lists(n: usize) -> String {
     let name = |i: usize| char::from(b'a' + i as u8);
     let list = |i| format!("{{% set {}=[{}] %}}", name(i + 1), vec![name(i).to_string(); 8].join(","));
@@ -405,7 +407,8 @@ fn hostile_chats(folder: &Path) -> (Paths, PathBuf) {
     (trio.write(folder), chat.write(folder, "talker.gguf"))
 }
 
-/// The words by which a user finds the template that took too much: of time on a slow machine, of memory on a fast one.
+/// The words by which a user finds the template that took too much: of time on a slow machine, of
+/// memory on a fast one.
 const STOPPED: [&str; 3] = ["tokenizer.chat_template", "the chat template takes more than ", "was stopped"];
 
 #[test]
@@ -467,7 +470,8 @@ fn no_template_renders_nothing_and_says_what_is_unchecked() {
         names(folder.path()),
         ["base.gguf", "chat.gguf", "cp.gguf", "o.gguf", "out.gguf", "p.gguf", "talker.gguf"]
     );
-    // Tokens that the template names are found without rendering it: the output is that of a merge that renders.
+    // Tokens that the template names are found without rendering it: the output is that of a merge
+    // that renders.
     let mut trio = Trio::small();
     trio.chat.set("tokenizer.chat_template", Val::str(crate::trio::TEMPLATE));
     let paths = trio.write(folder.path());

@@ -1,4 +1,5 @@
-//! What files, paths and arguments say cannot act on the terminal, nor hide there, nor pass for a line of ours.
+//! What files, paths and arguments say cannot act on the terminal, nor hide there, nor pass for a
+//! line of ours.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,8 +10,9 @@ use chatvec::cli::Exit;
 use crate::support::{Draft, Tensor, Val, kind, valid};
 use crate::trio::{Ran, Trio, bundled, chatvec, read};
 
-/// Of each kind of what must not come out, one: C0 with a whole sequence, DEL, C1, an override of the direction, a mark and an
-/// isolate, zero width, byte order mark, the separators of lines and paragraphs, a tag, and a line that is not ours.
+/// Of each kind of what must not come out, one: C0 with a whole sequence, DEL, C1, an override of
+/// the direction, a mark and an isolate, zero width, byte order mark, the separators of lines and
+/// paragraphs, a tag, and a line that is not ours.
 const HOSTILE: [&str; 14] = [
     "\u{1b}[31m",
     "\u{7}",

@@ -1,4 +1,5 @@
-//! Text to tokens and back, against what llama.cpp said of the same vocabularies (tests/peers/tokenizer_goldens.py).
+//! Text to tokens and back, against what llama.cpp said of the same vocabularies
+//! (tests/peers/tokenizer_goldens.py).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -322,14 +323,16 @@ fn strings_that_only_merges_know_are_no_tokens() {
     metadata.set("tokenizer.ggml.merges", Value::Array(Array::Strings(merges)));
     let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
     assert_eq!(tokenizer.encode("abc", false, false), [3]);
-    // What ends as no token falls apart; characters without a token are lost. So it is in llama.cpp.
+    // What ends as no token falls apart; characters without a token are lost. So it is in
+    // llama.cpp.
     assert_eq!(tokenizer.encode("ab", false, false), [0, 1]);
     assert_eq!(tokenizer.encode("cd", false, false), [2]);
     assert_eq!(tokenizer.find(b"ab"), None);
     assert_eq!(tokenizer.n_tokens(), 4);
 }
 
-/// Vocabularies without sense: short texts of few characters, bytes that are no characters, any types and scores.
+/// Vocabularies without sense: short texts of few characters, bytes that are no characters, any
+/// types and scores.
 fn any_vocabulary() -> impl Strategy<Value = Metadata> {
     let text = prop_oneof![
         "[ab \u{2581}\u{0120}]{0,4}".prop_map(String::into_bytes),

@@ -1,4 +1,5 @@
-//! Base, chat and continual-pretrained models as drafts, and the crate run on them: as a library and as a process.
+//! Base, chat and continual-pretrained models as drafts, and the crate run on them: as a library
+//! and as a process.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -76,7 +77,8 @@ pub(crate) fn name(tensor: &Tensor) -> &str {
     std::str::from_utf8(&tensor.name).unwrap()
 }
 
-/// The weights of a tensor. Floats are converted here, other types by the codec, which `quants.rs` holds to ggml.
+/// The weights of a tensor. Floats are converted here, other types by the codec, which `quants.rs`
+/// holds to ggml.
 pub(crate) fn weights(tensor: &Tensor) -> Vec<f32> {
     decode(tensor.ty, &tensor.data())
 }
@@ -421,8 +423,8 @@ pub(crate) fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Com
     command
 }
 
-/// The same with signals that end it, whatever ignores them here, as a shell does in the background. It needs GNU's env, without
-/// which the command starts as it is.
+/// The same with signals that end it, whatever ignores them here, as a shell does in the
+/// background. It needs GNU's env, without which the command starts as it is.
 pub(crate) fn interruptible<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     const DEFAULT: &str = "--default-signal=INT,TERM,HUP";
     let has_option = Command::new("env").args([DEFAULT, "true"]).output().is_ok_and(|ran| ran.status.success());

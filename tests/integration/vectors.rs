@@ -1,4 +1,5 @@
-//! The vectors of two patches against each other: as plain subtraction of base and chat has them, by the texts of tokens.
+//! The vectors of two patches against each other: as plain subtraction of base and chat has them,
+//! by the texts of tokens.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Models with different vocabularies: rows go with their tokens, as numpy says (`fixtures/merge/vocabulary.json`), and
-//! special tokens come from the chat model.
+//! Models with different vocabularies: rows go with their tokens, as numpy says
+//! (`fixtures/merge/vocabulary.json`), and special tokens come from the chat model.
 
 use std::path::Path;
 
@@ -31,7 +31,8 @@ fn set_tokens(draft: &mut Draft, texts: &[Vec<u8>], types: &[i32]) {
     draft.set(TYPES, Val::Array(kind::I32, types.iter().copied().map(Val::I32).collect()));
 }
 
-/// The model with these of its tokens in this order, and others behind them: rows halved of its first ones, rows of zeros.
+/// The model with these of its tokens in this order, and others behind them: rows halved of its
+/// first ones, rows of zeros.
 fn vary(draft: &mut Draft, order: &[usize], new: usize, padding: usize) {
     let (old_texts, old_types) = (texts(draft), types(draft));
     let mut texts: Vec<Vec<u8>> = order.iter().map(|&i| old_texts[i].clone()).collect();
@@ -121,7 +122,8 @@ fn rows_go_with_their_tokens_as_numpy_says_under_every_policy() {
     }
 }
 
-/// A small trio whose cp has a token more and another order, and whose chat has another order still.
+/// A small trio whose cp has a token more and another order, and whose chat has another order
+/// still.
 fn shuffled() -> Trio {
     let mut trio = Trio::small();
     vary(&mut trio.chat, &[7, 6, 5, 4, 3, 2, 1, 0], 0, 0);

@@ -1,5 +1,5 @@
-//! Every type: bits of `to_float`, bytes of `ggml_quantize_chunk`, with and without an importance matrix, at every level of
-//! vector instructions that the processor has.
+//! Every type: bits of `to_float`, bytes of `ggml_quantize_chunk`, with and without an importance
+//! matrix, at every level of vector instructions that the processor has.
 
 use chatvec::ggml::GgmlType::{self, *};
 use chatvec::quants::{Level, dequantize_row_at, is_supported, quantize_rows_at, requires_importance, supported};
@@ -10,8 +10,8 @@ use crate::ggml;
 /// Lengths of rows: an odd and an even number of super-blocks.
 const ROW_LENS: [usize; 2] = [768, 2048];
 
-/// Weights of each distribution, if the environment does not say: in all of them together, 4 million, and 256 thousand for
-/// the types whose encoders are slow in ggml.
+/// Weights of each distribution, if the environment does not say: in all of them together, 4
+/// million, and 256 thousand for the types whose encoders are slow in ggml.
 fn n_weights(ty: GgmlType) -> usize {
     let asked = std::env::var("CHATVEC_ORACLE_WEIGHTS").ok();
     let asked = asked.map(|n| n.parse().expect("CHATVEC_ORACLE_WEIGHTS is a number"));

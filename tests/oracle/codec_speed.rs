@@ -1,6 +1,7 @@
 //! The codec against ggml, one thread: `cargo bench -p oracle --bench codec`, with a filter such as
-//! `encode/q4_K` behind `--` if wanted. Ends with a table: how many times faster than ggml each type is, at each level of
-//! vector instructions that the processor has, by the CPU time of the thread.
+//! `encode/q4_K` behind `--` if wanted. Ends with a table: how many times faster than ggml each
+//! type is, at each level of vector instructions that the processor has, by the CPU time of the
+//! thread.
 #![allow(unsafe_code, missing_docs, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
@@ -111,7 +112,8 @@ fn bench(c: &mut Criterion<CpuTime>) {
     }
 }
 
-/// What criterion left on the disk, as a table. Rows that this run filtered out are those of the run before.
+/// What criterion left on the disk, as a table. Rows that this run filtered out are those of the
+/// run before.
 fn table(folder: &Path) {
     let mut medians: BTreeMap<(String, String), BTreeMap<String, f64>> = BTreeMap::new();
     let read = |path: &Path| -> Option<f64> {

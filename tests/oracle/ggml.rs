@@ -16,8 +16,8 @@ pub(crate) fn quantize(ty: GgmlType, weights: &[f32], row_len: usize, importance
     let size = weights.len() / ty.block_len() * ty.block_size();
     let mut blocks = vec![0; size];
     let importance = importance.map_or(ptr::null(), <[f32]>::as_ptr);
-    // SAFETY: `weights` holds whole rows of whole blocks, `blocks` their size, `importance` a row, or is null. ggml builds its
-    // tables under a lock.
+    // SAFETY: `weights` holds whole rows of whole blocks, `blocks` their size, `importance` a row,
+    // or is null. ggml builds its tables under a lock.
     let written = unsafe {
         let n_rows = weights.len() / row_len;
         let dst = blocks.as_mut_ptr().cast();
@@ -31,7 +31,8 @@ pub(crate) fn quantize(ty: GgmlType, weights: &[f32], row_len: usize, importance
 pub(crate) fn dequantize(ty: GgmlType, blocks: &[u8]) -> Vec<f32> {
     let n_weights = blocks.len() / ty.block_size() * ty.block_len();
     let mut weights = vec![0.0; n_weights];
-    // SAFETY: the table has an entry for every id, and lives as long as the program; `weights` holds what `blocks` decode to.
+    // SAFETY: the table has an entry for every id, and lives as long as the program; `weights`
+    // holds what `blocks` decode to.
     unsafe {
         let to_float = (*sys::ggml_get_type_traits(ty.id())).to_float.expect("a type that can be read");
         to_float(blocks.as_ptr().cast(), weights.as_mut_ptr(), n_weights as i64);

@@ -1,6 +1,6 @@
-//! llama-quantize in a few lines, around the same function: `cargo build --release -p oracle --example
-//! llama_quantize`, then `llama_quantize IN OUT FILE_TYPE_ID THREADS`. llama.cpp is compiled as
-//! its releases are: for any x86-64 processor.
+//! llama-quantize in a few lines, around the same function: `cargo build --release -p oracle
+//! --example llama_quantize`, then `llama_quantize IN OUT FILE_TYPE_ID THREADS`. llama.cpp is
+//! compiled as its releases are: for any x86-64 processor.
 #![allow(unsafe_code, clippy::print_stderr)]
 
 use std::ffi::CString;

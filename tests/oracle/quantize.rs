@@ -1,4 +1,5 @@
-//! `chatvec quantize` against `llama_model_quantize`: the same type for every tensor, and the same bytes.
+//! `chatvec quantize` against `llama_model_quantize`: the same type for every tensor, and the same
+//! bytes.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -40,8 +41,8 @@ const LLAMA: Shape = Shape {
     is_tied: false,
 };
 
-/// Of about 20 million weights each. GQA of 4, as in 70B models; 8 experts, as Mixtral; 4 experts; one matrix for
-/// embedding and output; rows that divide by 32 but not by 256, and by neither.
+/// Of about 20 million weights each. GQA of 4, as in 70B models; 8 experts, as Mixtral; 4 experts;
+/// one matrix for embedding and output; rows that divide by 32 but not by 256, and by neither.
 const SHAPES: [Shape; 6] = [
     Shape { name: "gqa", n_head_kv: 2, ..LLAMA },
     Shape { name: "moe8", n_layer: 4, n_embd: 256, n_head_kv: 2, n_ff: 768, n_expert: 8, ..LLAMA },
@@ -52,7 +53,8 @@ const SHAPES: [Shape; 6] = [
 ];
 
 impl Shape {
-    /// A sixteenth of the weights: every width halved, a quarter of the layers (but enough for a mixture to show).
+    /// A sixteenth of the weights: every width halved, a quarter of the layers (but enough for a
+    /// mixture to show).
     fn small(&self) -> Shape {
         let Shape { n_embd, n_ff, .. } = *self;
         // A width keeps what it divides by.

@@ -1,22 +1,26 @@
 //! Chat templates: a conversation becomes the text of a prompt.
 //!
-//! `tokenizer.chat_template` is Jinja as Hugging Face transformers renders it (`render_jinja_template` in
-//! utils/chat_template_utils.py): blocks trimmed, no escaping, Python's methods, and a few names that only chat templates
-//! know. What of this the engine does not do itself is in `python`; what it cannot parse is rewritten in `source`.
+//! `tokenizer.chat_template` is Jinja as Hugging Face transformers renders it
+//! (`render_jinja_template` in utils/chat_template_utils.py): blocks trimmed, no escaping, Python's
+//! methods, and a few names that only chat templates know. What of this the engine does not do
+//! itself is in `python`; what it cannot parse is rewritten in `source`.
 //!
-//! A template comes with a file and is not trusted. It reads no files and no other templates. What it may cost is
-//! counted in the engine's fuel, which pays for instructions and for every byte that they make, and it runs on a stack of
-//! its own that is deep enough for whatever [`MAX_SOURCE_BYTES`] can nest.
+//! A template comes with a file and is not trusted. It reads no files and no other templates. What
+//! it may cost is counted in the engine's fuel, which pays for instructions and for every byte that
+//! they make, and it runs on a stack of its own that is deep enough for whatever
+//! [`MAX_SOURCE_BYTES`] can nest.
 //!
-//! What the engine does not count is the size of shared values: a list that holds one long string many times, or lists
-//! that hold one list twice, are small until something walks them. Printing, `string`, `join`, `tojson`, `escape`, methods
-//! and assignment to a namespace pay for the walk here. `~`, comparisons, `in`, tests, indices, slices of slices and the
-//! remaining filters cannot be reached from outside the engine: a template written for the purpose can still take time, and
+//! What the engine does not count is the size of shared values: a list that holds one long string
+//! many times, or lists that hold one list twice, are small until something walks them. Printing,
+//! `string`, `join`, `tojson`, `escape`, methods and assignment to a namespace pay for the walk
+//! here. `~`, comparisons, `in`, tests, indices, slices of slices and the remaining filters cannot
+//! be reached from outside the engine: a template written for the purpose can still take time, and
 //! by the text of lists (`[s, s] ~ ''`) memory, without bound. It cannot do more than that.
 //!
-//! So whoever must not be held up has templates rendered by a process that can be ended: [`Templates::by`] takes a
-//! [`TemplateRunner`], and everything in this crate that renders takes [`Templates`]. The command does so, with a bound of wall-clock
-//! time and, on Linux, of memory. Without a runner templates are rendered in this process, with the bounds above and no others.
+//! So whoever must not be held up has templates rendered by a process that can be ended:
+//! [`Templates::by`] takes a [`TemplateRunner`], and everything in this crate that renders takes
+//! [`Templates`]. The command does so, with a bound of wall-clock time and, on Linux, of memory.
+//! Without a runner templates are rendered in this process, with the bounds above and no others.
 
 mod python;
 mod runner;
@@ -39,18 +43,19 @@ pub use runner::{Conversation, TemplateRequest, TemplateRunner, Templates};
 /// The longest source taken. The longest of llama.cpp's 70 (models/templates) has 17 KB.
 pub const MAX_SOURCE_BYTES: usize = 64 << 10;
 
-/// Stack of the thread that parses or renders. Lists nested as deep as a source of [`MAX_SOURCE_BYTES`] can say it, 30,000
-/// levels, took 8 MB of it to print, compare and drop.
+/// Stack of the thread that parses or renders. Lists nested as deep as a source of
+/// [`MAX_SOURCE_BYTES`] can say it, 30,000 levels, took 8 MB of it to print, compare and drop.
 const STACK_BYTES: usize = 64 << 20;
 
 /// Frames of loops, `with` blocks and macros. Templates nest about ten.
 const MAX_RECURSION: usize = 200;
 
-/// Fuel for what does not depend on the conversation, for each message, for each pair of messages, and for each byte of
-/// text in them.
+/// Fuel for what does not depend on the conversation, for each message, for each pair of messages,
+/// and for each byte of text in them.
 ///
-/// For 201 messages with 81 KB, 67 of the 69 templates of llama.cpp that take them needed less than 50,000, and the two that
-/// look at every message for each message 180,000 and 677,000, which is 17 a pair.
+/// For 201 messages with 81 KB, 67 of the 69 templates of llama.cpp that take them needed less than
+/// 50,000, and the two that look at every message for each message 180,000 and 677,000, which is 17
+/// a pair.
 const FUEL: u64 = 50_000;
 const FUEL_PER_MESSAGE: u64 = 4_000;
 const FUEL_PER_PAIR: u64 = 40;
@@ -62,7 +67,8 @@ const MAX_OUTPUT_BYTES: usize = 1 << 20;
 /// The name under which the engine knows the template; it shows in no message.
 const NAME: &str = "chat_template";
 
-/// llama.cpp's template for models that bring none (`CHATML_TEMPLATE_SRC` in common/chat.cpp does the same).
+/// llama.cpp's template for models that bring none (`CHATML_TEMPLATE_SRC` in common/chat.cpp does
+/// the same).
 const CHATML: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{{ '\\n' }}{% endfor %}\
                       {% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}";
 
@@ -145,7 +151,8 @@ pub enum TemplateError {
         /// The template's own words.
         message: String,
     },
-    /// The template takes more steps, or makes more text, than a conversation of this size can need.
+    /// The template takes more steps, or makes more text, than a conversation of this size can
+    /// need.
     #[error("line {line} of the chat template: more work than this conversation can need")]
     OutOfFuel {
         /// Where it was, from 1; 0 if that is not known.
@@ -163,7 +170,8 @@ pub enum TemplateError {
         /// Where it was, from 1; 0 if that is not known.
         line: usize,
     },
-    /// Anything else that goes wrong in a template: an undefined value, an unknown filter, a wrong type.
+    /// Anything else that goes wrong in a template: an undefined value, an unknown filter, a wrong
+    /// type.
     #[error("line {line} of the chat template: {message}")]
     Render {
         /// Where it was, from 1; 0 if that is not known.
@@ -208,14 +216,15 @@ pub enum TemplateError {
 }
 
 impl TemplateError {
-    /// Whether a runner gave up on the template, so that nothing is known of it, and the same template will do no better with
-    /// another conversation.
+    /// Whether a runner gave up on the template, so that nothing is known of it, and the same
+    /// template will do no better with another conversation.
     pub fn is_given_up(&self) -> bool {
         use TemplateError::*;
         matches!(self, Time { .. } | Memory { .. } | Process { .. } | Interrupted | Skipped)
     }
 
-    /// Whether the template met a bound that no template in use meets, here or in a runner, or was not rendered at all.
+    /// Whether the template met a bound that no template in use meets, here or in a runner, or was
+    /// not rendered at all.
     pub fn is_bound(&self) -> bool {
         use TemplateError::*;
         self.is_given_up()
@@ -243,7 +252,8 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`TemplateError::TooLong`], [`TemplateError::Syntax`], [`TemplateError::Broken`] and [`TemplateError::Stack`].
+    /// [`TemplateError::TooLong`], [`TemplateError::Syntax`], [`TemplateError::Broken`] and
+    /// [`TemplateError::Stack`].
     pub fn parse(source: &str) -> Result<Self, TemplateError> {
         if source.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::TooLong { len: source.len() });
@@ -282,21 +292,23 @@ impl Template {
         Templates::default().of(metadata)
     }
 
-    /// The template that llama.cpp falls back to: ChatML (common/chat.cpp, `common_chat_templates_init`).
+    /// The template that llama.cpp falls back to: ChatML (common/chat.cpp,
+    /// `common_chat_templates_init`).
     pub fn chatml() -> Self {
         Self::parse_here(CHATML).expect("it is written above, and a test renders it")
     }
 
-    /// The prompt of a conversation, without tools or documents; the date, if the template asks for it, is that of now
-    /// in UTC.
+    /// The prompt of a conversation, without tools or documents; the date, if the template asks for
+    /// it, is that of now in UTC.
     ///
-    /// The prompt is to be tokenised with special tokens parsed. Many templates write the beginning-of-text token
-    /// themselves: a caller whose tokenizer adds one too must leave that out if the prompt begins with it, as llama.cpp
-    /// does (`common_chat_templates_apply_jinja` in common/chat.cpp).
+    /// The prompt is to be tokenised with special tokens parsed. Many templates write the
+    /// beginning-of-text token themselves: a caller whose tokenizer adds one too must leave that
+    /// out if the prompt begins with it, as llama.cpp does (`common_chat_templates_apply_jinja` in
+    /// common/chat.cpp).
     ///
-    /// Memory is bounded by the fuel, but for what the source of this module names: 3 MB, 0.3 MB more a message, 64 bytes
-    /// more a byte of text, and 2.5 KB more a pair of messages. A template of [`Templates::by`] is rendered by its runner, within
-    /// that one's bounds.
+    /// Memory is bounded by the fuel, but for what the source of this module names: 3 MB, 0.3 MB
+    /// more a message, 64 bytes more a byte of text, and 2.5 KB more a pair of messages. A template
+    /// of [`Templates::by`] is rendered by its runner, within that one's bounds.
     ///
     /// # Errors
     ///
@@ -305,8 +317,8 @@ impl Template {
         self.render_at(messages, options, SystemTime::now())
     }
 
-    /// [`Template::render`] with the time that `strftime_now` tells, which is the only thing a prompt depends on besides
-    /// the arguments.
+    /// [`Template::render`] with the time that `strftime_now` tells, which is the only thing a
+    /// prompt depends on besides the arguments.
     ///
     /// # Errors
     ///
@@ -358,8 +370,8 @@ pub fn max_output_bytes(len: usize) -> usize {
     MAX_OUTPUT_BYTES.saturating_add(len.saturating_mul(10))
 }
 
-/// The engine set up as transformers does (`_cached_compile_jinja_template`), with everything that is no business of a
-/// template taken out.
+/// The engine set up as transformers does (`_cached_compile_jinja_template`), with everything that
+/// is no business of a template taken out.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -376,8 +388,8 @@ fn environment() -> Environment<'static> {
 
 /// Runs something that recurses as deep as its input says.
 ///
-/// A panic of the engine becomes an error: minijinja 3.1 slices format strings by bytes where they name a value, and so
-/// falls over a name that is not ASCII, as in `'%(é'|format(1)`.
+/// A panic of the engine becomes an error: minijinja 3.1 slices format strings by bytes where they
+/// name a value, and so falls over a name that is not ASCII, as in `'%(é'|format(1)`.
 fn on_deep_stack<T: Send>(f: impl FnOnce() -> Result<T, TemplateError> + Send) -> Result<T, TemplateError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("chat template".to_owned()).stack_size(STACK_BYTES);

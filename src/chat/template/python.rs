@@ -1,4 +1,5 @@
-//! What templates expect of Python and transformers, and the engine does not do or does at any price.
+//! What templates expect of Python and transformers, and the engine does not do or does at any
+//! price.
 
 use std::fmt::{self, Write as _};
 use std::time::SystemTime;
@@ -11,7 +12,8 @@ use super::source::HELD;
 
 /// Bytes that one unit of fuel pays for (the engine's documentation of `Environment::set_fuel`).
 const BYTES_PER_FUEL: u64 = 64;
-/// Fuel for the text of a byte of a list or map: walking them costs more than copying (as in the engine's vm/fuel.rs).
+/// Fuel for the text of a byte of a list or map: walking them costs more than copying (as in the
+/// engine's vm/fuel.rs).
 const FUEL_PER_CONTAINER_BYTES: u64 = 4;
 /// Levels of lists and maps in JSON and in namespaces.
 const MAX_NESTING: usize = 64;
@@ -59,9 +61,11 @@ fn type_of(value: &Value) -> Option<&'static str> {
     value.as_object().map(|o| o.type_name())
 }
 
-/// Lets only values into a namespace that cannot hold it: no namespaces, and no loops, whose neighbours change.
+/// Lets only values into a namespace that cannot hold it: no namespaces, and no loops, whose
+/// neighbours change.
 ///
-/// So the walk is over a tree, and its fuel ends it before lists that share lists grow beyond bounds.
+/// So the walk is over a tree, and its fuel ends it before lists that share lists grow beyond
+/// bounds.
 fn held(state: &State<'_, '_>, value: &Value, plain: Option<&str>, depth: usize) -> Result<(), Error> {
     state.consume_fuel(1)?;
     let Some(object) = value.as_object() else { return Ok(()) };
@@ -120,7 +124,8 @@ impl<'a, 'b, 'c> Paid<'a, 'b, 'c> {
         Self { out: String::new(), state }
     }
 
-    /// Whether so many more bytes could be paid for. They are charged by the engine when the whole is returned.
+    /// Whether so many more bytes could be paid for. They are charged by the engine when the whole
+    /// is returned.
     fn affords(&self, more: usize) -> bool {
         let left = self.state.fuel_levels().map_or(0, |(_, left)| left);
         (self.out.len() as u64).saturating_add(more as u64) < left.saturating_mul(BYTES_PER_FUEL)
@@ -199,7 +204,8 @@ fn join(
     Ok(out.out)
 }
 
-/// Python's methods, of strings and maps most of all; those whose price the engine does not see pay for it here.
+/// Python's methods, of strings and maps most of all; those whose price the engine does not see pay
+/// for it here.
 fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     for arg in args.iter().filter_map(Value::as_str) {
         state.consume_fuel(arg.len() as u64 / BYTES_PER_FUEL)?;
@@ -386,7 +392,8 @@ impl Json<'_, '_, '_> {
     }
 }
 
-/// A number as Python writes it: Rust's shortest digits, and an exponent with a sign and two digits.
+/// A number as Python writes it: Rust's shortest digits, and an exponent with a sign and two
+/// digits.
 fn number(value: &Value) -> String {
     let float = match f64::try_from(value.clone()) {
         Ok(float) if !value.is_integer() => float,
@@ -405,7 +412,8 @@ fn number(value: &Value) -> String {
     }
 }
 
-/// Python's `datetime.strftime` of a time in UTC; a directive that is not known stays as it is, as in glibc.
+/// Python's `datetime.strftime` of a time in UTC; a directive that is not known stays as it is, as
+/// in glibc.
 pub(super) fn strftime(time: SystemTime, format: &str) -> String {
     const MONTHS: [&str; 12] = [
         "January",
@@ -471,7 +479,8 @@ pub(super) fn strftime(time: SystemTime, format: &str) -> String {
     out
 }
 
-/// Year, month, day of the month and day of the year, in the Gregorian calendar, of a day counted from 1970-01-01.
+/// Year, month, day of the month and day of the year, in the Gregorian calendar, of a day counted
+/// from 1970-01-01.
 fn date(mut day: u64) -> (u64, u64, u64, u64) {
     let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     // 146,097 days are 400 years, after which the calendar repeats itself.

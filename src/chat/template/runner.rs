@@ -1,9 +1,10 @@
 //! Who parses and renders templates: this process, or one that can be ended.
 //!
-//! A caller that must not be held up, nor lose its memory, gives a [`TemplateRunner`] that sends requests
-//! elsewhere. The command has one: a process of its own with limits, [`crate::cli::TemplateProcess`], which
-//! serves all who bring the program along. A library that did the same by itself would start a process that
-//! nobody asked for. So its default stays here, within the bounds that [`super`] states.
+//! A caller that must not be held up, nor lose its memory, gives a [`TemplateRunner`] that sends
+//! requests elsewhere. The command has one: a process of its own with limits,
+//! [`crate::cli::TemplateProcess`], which serves all who bring the program along. A library that
+//! did the same by itself would start a process that nobody asked for. So its default stays here,
+//! within the bounds that [`super`] states.
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,8 +21,9 @@ pub trait TemplateRunner: fmt::Debug + Send + Sync {
     /// Does what [`TemplateRequest::run`] does, with the same result, or gives up.
     ///
     /// # Errors
-    /// Those of [`TemplateRequest::run`], and [`TemplateError::Time`], [`TemplateError::Memory`], [`TemplateError::Process`],
-    /// [`TemplateError::Interrupted`] or [`TemplateError::Skipped`] where it gives up.
+    /// Those of [`TemplateRequest::run`], and [`TemplateError::Time`], [`TemplateError::Memory`],
+    /// [`TemplateError::Process`], [`TemplateError::Interrupted`] or [`TemplateError::Skipped`]
+    /// where it gives up.
     fn run(&self, request: &TemplateRequest) -> Result<String, TemplateError>;
 }
 
@@ -75,8 +77,9 @@ impl Conversation {
 }
 
 impl TemplateRequest {
-    /// Parses the template and renders the conversation, if there is one, in this process. `parsed` is the last template, which
-    /// is parsed once for many requests. The answer to a request without a conversation is empty.
+    /// Parses the template and renders the conversation, if there is one, in this process. `parsed`
+    /// is the last template, which is parsed once for many requests. The answer to a request
+    /// without a conversation is empty.
     ///
     /// # Errors
     /// Those of [`Template::parse`] and [`Template::render_at`].

@@ -1,17 +1,18 @@
 //! What is changed in a template's source before the engine parses it.
 //!
-//! - `{% generation %}` … `{% endgeneration %}`, by which transformers finds the model's own words, becomes a `with`
-//!   block: a scope that does nothing (`AssistantTracker` in utils/chat_template_utils.py).
-//! - In `{% set space.name = value %}` the value goes through [`HELD`], because a namespace is the only thing that can
-//!   come to hold itself, and printing that would not end.
+//! - `{% generation %}` … `{% endgeneration %}`, by which transformers finds the model's own words,
+//!   becomes a `with` block: a scope that does nothing (`AssistantTracker` in
+//!   utils/chat_template_utils.py).
+//! - In `{% set space.name = value %}` the value goes through [`HELD`], because a namespace is the
+//!   only thing that can come to hold itself, and printing that would not end.
 //!
 //! Only tags are looked at, not comments, raw blocks or strings; no line is added or taken away.
 
 /// The function that a value passes on its way into a namespace.
 pub(super) const HELD: &str = "__held";
 
-/// The most code a tag may have, in bytes without the insides of strings: the engine's parser folds constants in time that
-/// grows with the square of it. In 70 templates the longest has 293.
+/// The most code a tag may have, in bytes without the insides of strings: the engine's parser folds
+/// constants in time that grows with the square of it. In 70 templates the longest has 293.
 pub(super) const MAX_TAG_BYTES: usize = 2048;
 
 /// The source with its tags rewritten, and with line breaks as jinja2's lexer makes them.
@@ -151,7 +152,8 @@ impl<'a> Tag<'a> {
     }
 }
 
-/// Whether an attribute is among the targets of an assignment. If not only names are, the `=` is no assignment's.
+/// Whether an attribute is among the targets of an assignment. If not only names are, the `=` is no
+/// assignment's.
 fn is_attribute(target: &str) -> bool {
     target.contains('.') && target.chars().all(|c| c.is_alphanumeric() || " _.,()\t\r\n".contains(c))
 }

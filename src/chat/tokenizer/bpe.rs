@@ -32,7 +32,8 @@ impl Bpe {
         let mut merges = HashMap::with_capacity(list.len());
         let mut joined = Vec::new();
         for (rank, merge) in (0..).zip(list.iter().map(until_nul)) {
-            // The first character may be a space; llama.cpp looks for the one between the halves behind it.
+            // The first character may be a space; llama.cpp looks for the one between the halves
+            // behind it.
             let Some(at) = merge.get(1..).and_then(|rest| rest.find_byte(b' ')) else { continue };
             let (left, right) = (&merge[..at + 1], &merge[at + 2..]);
             joined.clear();
@@ -45,8 +46,8 @@ impl Bpe {
         Ok(Bpe { splitter: pre.splitter(), pre, merges })
     }
 
-    /// The tokens of a text (src/llama-vocab.cpp, `llm_tokenizer_bpe_session::tokenize`). Bytes without a token are
-    /// lost, as they are there.
+    /// The tokens of a text (src/llama-vocab.cpp, `llm_tokenizer_bpe_session::tokenize`). Bytes
+    /// without a token are lost, as they are there.
     pub(super) fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) {
         let mut chain = Chain::default();
         let mut bytes = String::new();
@@ -98,8 +99,8 @@ impl Bpe {
     }
 }
 
-/// GPT-2's alphabet of bytes: the printable characters of Latin-1 stand for themselves, the others for U+0100 and up in
-/// their order.
+/// GPT-2's alphabet of bytes: the printable characters of Latin-1 stand for themselves, the others
+/// for U+0100 and up in their order.
 const ALPHABET: [char; 256] = {
     let mut alphabet = ['\0'; 256];
     let (mut byte, mut next) = (0, 0x100);
@@ -131,11 +132,12 @@ fn byte_of(c: char) -> Option<u8> {
     }
 }
 
-/// Texts up to this length have characters outside the alphabet spelled out with the text, once for each, as llama.cpp
-/// does; longer ones would grow with the square of their length.
+/// Texts up to this length have characters outside the alphabet spelled out with the text, once for
+/// each, as llama.cpp does; longer ones would grow with the square of their length.
 const SPELLED_OUT: usize = 1024;
 
-/// The bytes that a text in the byte alphabet stands for (src/llama-vocab.cpp, `llama_decode_text`).
+/// The bytes that a text in the byte alphabet stands for (src/llama-vocab.cpp,
+/// `llama_decode_text`).
 fn decode_bytes(text: &BStr) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

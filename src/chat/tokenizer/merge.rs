@@ -34,12 +34,13 @@ struct Bond {
 
 /// Symbols in a chain and the pairs among them, in buffers that serve one word after the other.
 ///
-/// The order of merging is llama.cpp's, ties included (src/llama-vocab.cpp, `llm_tokenizer_spm_session::tokenize` and
-/// `llm_tokenizer_bpe_session::tokenize`). Of n symbols at most 2n pairs are ever queued: O(n log n).
+/// The order of merging is llama.cpp's, ties included (src/llama-vocab.cpp,
+/// `llm_tokenizer_spm_session::tokenize` and `llm_tokenizer_bpe_session::tokenize`). Of n symbols
+/// at most 2n pairs are ever queued: O(n log n).
 ///
-/// The BPE of the `tokenizers` crate merges in the same order, but it wants vocabularies in UTF-8 and both halves and
-/// the result of every merge among the tokens, and it lets the last of two equal merges win where llama.cpp takes the
-/// first.
+/// The BPE of the `tokenizers` crate merges in the same order, but it wants vocabularies in UTF-8
+/// and both halves and the result of every merge among the tokens, and it lets the last of two
+/// equal merges win where llama.cpp takes the first.
 #[derive(Default)]
 pub(super) struct Chain {
     symbols: Vec<Symbol>,
@@ -63,7 +64,8 @@ impl Chain {
         self.symbols.push(Symbol { start, len, id, prev, next: END });
     }
 
-    /// Merges until no pair is left that `bond` knows; it returns a priority and the id of the merged text.
+    /// Merges until no pair is left that `bond` knows; it returns a priority and the id of the
+    /// merged text.
     pub(super) fn merge(&mut self, bond: impl Fn(Symbol, Symbol) -> Option<(u32, u32)>) {
         for right in 1..self.symbols.len() {
             self.offer(right - 1, right, &bond);

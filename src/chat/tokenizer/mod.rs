@@ -1,8 +1,9 @@
 //! Text to tokens and back, from the metadata alone, with llama.cpp's results.
 //!
-//! Built in are byte-pair encoding (`tokenizer.ggml.model` `gpt2`, and `gemma4` with text instead of bytes) with most
-//! of llama.cpp's pre-tokenizers, and SentencePiece by scores (`llama`). WordPiece, unigram and RWKV vocabularies belong
-//! to models without a chat and are refused by name.
+//! Built in are byte-pair encoding (`tokenizer.ggml.model` `gpt2`, and `gemma4` with text instead
+//! of bytes) with most of llama.cpp's pre-tokenizers, and SentencePiece by scores (`llama`).
+//! WordPiece, unigram and RWKV vocabularies belong to models without a chat and are refused by
+//! name.
 
 pub(super) mod vocab;
 
@@ -61,8 +62,8 @@ enum Algorithm {
 }
 
 impl Tokenizer {
-    /// Builds the tokenizer of a file. What llama.cpp refuses is refused, and what it would abort on; a pre-tokenizer
-    /// that the file does not name is `default`, as there.
+    /// Builds the tokenizer of a file. What llama.cpp refuses is refused, and what it would abort
+    /// on; a pre-tokenizer that the file does not name is `default`, as there.
     ///
     /// Takes memory and time in proportion to the vocabulary's bytes.
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, Error> {
@@ -118,16 +119,17 @@ impl Tokenizer {
         self.vocab.len()
     }
 
-    /// The name of the pre-tokenizer; none with SentencePiece, and none if the file of a byte-pair vocabulary names
-    /// none. llama.cpp then warns that answers will be worse.
+    /// The name of the pre-tokenizer; none with SentencePiece, and none if the file of a byte-pair
+    /// vocabulary names none. llama.cpp then warns that answers will be worse.
     pub fn pre(&self) -> Option<&str> {
         self.pre.as_deref()
     }
 
     /// The tokens of a text (`llama_tokenize`).
     ///
-    /// With `add_special`, BOS and EOS stand around it if the file wants them. With `parse_special`, the texts of
-    /// control tokens become those tokens: for templates, not for what a person typed.
+    /// With `add_special`, BOS and EOS stand around it if the file wants them. With
+    /// `parse_special`, the texts of control tokens become those tokens: for templates, not for
+    /// what a person typed.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
         let mut out = Vec::new();
         if add_special && self.adds_bos {
@@ -137,8 +139,8 @@ impl Tokenizer {
         for part in self.specials.partition(&self.vocab, text, parse_special) {
             match part {
                 Part::Token(id) => out.push(id),
-                // Ends of parts are ends of characters unless a vocabulary has tokens that are none; then llama.cpp
-                // reads the halves as U+FFFD, and so do we.
+                // Ends of parts are ends of characters unless a vocabulary has tokens that are
+                // none; then llama.cpp reads the halves as U+FFFD, and so do we.
                 Part::Text(ref range) => {
                     let text = text.as_bytes()[range.clone()].to_str_lossy();
                     self.encode_part(&text, after_special, &mut out);
@@ -164,8 +166,9 @@ impl Tokenizer {
         }
     }
 
-    /// The bytes of one token (`llama_token_to_piece`), which need not be UTF-8 by themselves. Control and unknown
-    /// tokens have their text with `special`, else nothing; an id out of range has nothing.
+    /// The bytes of one token (`llama_token_to_piece`), which need not be UTF-8 by themselves.
+    /// Control and unknown tokens have their text with `special`, else nothing; an id out of range
+    /// has nothing.
     pub fn piece(&self, id: u32, special: bool) -> Cow<'_, [u8]> {
         let Some(text) = self.vocab.text(id) else { return Cow::default() };
         match (self.vocab.kind(id), &self.algorithm) {
@@ -178,11 +181,12 @@ impl Tokenizer {
         }
     }
 
-    /// The bytes of tokens, one after the other; one space at the beginning goes if encoding puts one there
-    /// (`llama_detokenize` without `remove_special`).
+    /// The bytes of tokens, one after the other; one space at the beginning goes if encoding puts
+    /// one there (`llama_detokenize` without `remove_special`).
     ///
-    /// What is left out is llama.cpp's "clean-up of spaces", by which `llama_detokenize` drops the space of ` .` and
-    /// ` 's` for some vocabularies: the programs that show answers as they are made do not do that either.
+    /// What is left out is llama.cpp's "clean-up of spaces", by which `llama_detokenize` drops the
+    /// space of ` .` and ` 's` for some vocabularies: the programs that show answers as they are
+    /// made do not do that either.
     pub fn decode(&self, ids: &[u32], special: bool) -> Vec<u8> {
         let mut out = Vec::new();
         for (i, &id) in ids.iter().enumerate() {
@@ -218,8 +222,8 @@ impl Tokenizer {
         self.named.eos
     }
 
-    /// The end of a turn. Of several tokens that are known as one by their text, llama.cpp's choice depends on a hash
-    /// table; all of them end an answer.
+    /// The end of a turn. Of several tokens that are known as one by their text, llama.cpp's choice
+    /// depends on a hash table; all of them end an answer.
     pub fn eot(&self) -> Option<u32> {
         self.named.eot
     }

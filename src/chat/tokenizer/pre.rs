@@ -45,12 +45,14 @@ const QWEN2: &str = contractions!(r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p
 const LINES: &str = r"[^\n]+|[\n]+";
 const NOT_BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 
-/// Every pre-tokenizer that was held against llama.cpp's own, name by name (tests/peers/tokenizer_goldens.py).
+/// Every pre-tokenizer that was held against llama.cpp's own, name by name
+/// (tests/peers/tokenizer_goldens.py).
 ///
-/// Names, patterns and flags are facts of src/llama-vocab.cpp (`llama_vocab::impl::load`, `llm_tokenizer_bpe`). Where
-/// llama.cpp replaces a pattern by a loop of its own (src/unicode.cpp, `unicode_regex_split_custom`), the pattern here
-/// is the one that the loop says it is. Letters of either case by lookahead are written as intersections, and white
-/// space is taken out of ranges of characters, because llama.cpp makes it U+000B before it looks.
+/// Names, patterns and flags are facts of src/llama-vocab.cpp (`llama_vocab::impl::load`,
+/// `llm_tokenizer_bpe`). Where llama.cpp replaces a pattern by a loop of its own (src/unicode.cpp,
+/// `unicode_regex_split_custom`), the pattern here is the one that the loop says it is. Letters of
+/// either case by lookahead are written as intersections, and white space is taken out of ranges of
+/// characters, because llama.cpp makes it U+000B before it looks.
 #[rustfmt::skip]
 pub(super) static PRES: &[Pre] = &[
     Pre {
@@ -252,8 +254,8 @@ pub(super) struct Splitter {
 }
 
 impl Splitter {
-    /// The words of a text, none empty, nothing left out (src/unicode.cpp, `unicode_regex_split`): what a pattern does
-    /// not match stays together as a word too.
+    /// The words of a text, none empty, nothing left out (src/unicode.cpp, `unicode_regex_split`):
+    /// what a pattern does not match stays together as a word too.
     pub(super) fn split<'t>(&self, text: &'t str) -> Vec<&'t str> {
         let mut words = vec![text];
         for stage in &self.stages {
@@ -281,12 +283,13 @@ enum Spaces {
     All,
     /// All but the last, which belongs to the word behind: `\s+(?!\S)`.
     ButLast,
-    /// Likewise; but a run that ends with a newline was matched by `\s*[\r\n]+`, which takes it whole.
+    /// Likewise; but a run that ends with a newline was matched by `\s*[\r\n]+`, which takes it
+    /// whole.
     ButLastUnlessNewline,
 }
 
-/// `\s+(?!\S)|\s+` is matched as `\s+` and cut afterwards, by [`Stage::split`]: a pattern without lookahead is matched
-/// in linear time and constant memory however long the run is.
+/// `\s+(?!\S)|\s+` is matched as `\s+` and cut afterwards, by [`Stage::split`]: a pattern without
+/// lookahead is matched in linear time and constant memory however long the run is.
 const LOOKAHEAD: &str = r"\s+(?!\S)|\s+";
 
 impl Stage {
@@ -297,7 +300,8 @@ impl Stage {
             (true, true) => Spaces::ButLastUnlessNewline,
         };
         let mut pattern = pattern.replace(LOOKAHEAD, r"\s+");
-        // llama.cpp's tables are those of Unicode 15.1 (src/unicode-data.cpp); this engine's are newer.
+        // llama.cpp's tables are those of Unicode 15.1 (src/unicode-data.cpp); this engine's are
+        // newer.
         for class in ["L", "N", "M", "P", "S"] {
             pattern = pattern.replace(&format!(r"\p{{{class}}}"), &format!(r"[\p{{{class}}}&&\p{{age=15.1}}]"));
         }

@@ -8,7 +8,8 @@ use super::vocab::{TokenKind, Vocab, text};
 use crate::chat::error::{Error, shown};
 use crate::gguf::Metadata;
 
-/// Special tokens of a vocabulary, at most: each is looked for in the whole of every text. Gemma 3 has 6,414.
+/// Special tokens of a vocabulary, at most: each is looked for in the whole of every text. Gemma 3
+/// has 6,414.
 pub(in crate::chat) const MOST_SPECIAL: usize = 1 << 16;
 
 /// A part of a text.
@@ -33,9 +34,9 @@ struct Special {
 }
 
 impl Specials {
-    /// The longest first, those of one length by id, where llama.cpp's order is its library's; and white space that
-    /// goes with some of them by the model's name, since files do not say it (src/llama-vocab.cpp,
-    /// `llama_vocab::impl::load`, from "build special tokens cache" on).
+    /// The longest first, those of one length by id, where llama.cpp's order is its library's; and
+    /// white space that goes with some of them by the model's name, since files do not say it
+    /// (src/llama-vocab.cpp, `llama_vocab::impl::load`, from "build special tokens cache" on).
     pub(super) fn load(metadata: &Metadata, vocab: &Vocab) -> Result<Self, Error> {
         use TokenKind::{Control, Unknown, UserDefined};
         let ids = (0..vocab.len() as u32).filter(|&id| matches!(vocab.kind(id), Control | Unknown | UserDefined));
@@ -75,9 +76,10 @@ impl Specials {
         Ok(Specials { list })
     }
 
-    /// The parts of a text, none empty (src/llama-vocab.cpp, `llama_vocab::impl::tokenizer_st_partition`): a token is
-    /// looked for in what the tokens before it in the order left. Control tokens count only if asked for, user-defined
-    /// ones always.
+    /// The parts of a text, none empty (src/llama-vocab.cpp,
+    /// `llama_vocab::impl::tokenizer_st_partition`): a token is looked for in what the tokens
+    /// before it in the order left. Control tokens count only if asked for, user-defined ones
+    /// always.
     pub(super) fn partition(&self, vocab: &Vocab, text: &str, parse_special: bool) -> Vec<Part> {
         if text.is_empty() {
             return Vec::new();
@@ -129,7 +131,8 @@ fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t'..=b'\r')
 }
 
-/// Which pairs of neighbouring bytes a text holds: most of thousands of special tokens are ruled out by it.
+/// Which pairs of neighbouring bytes a text holds: most of thousands of special tokens are ruled
+/// out by it.
 struct Pairs(Box<[u64; 1024]>);
 
 impl Pairs {

@@ -6,10 +6,11 @@ use super::vocab::Vocab;
 /// What a space is in the vocabulary: ▁, U+2581.
 pub(super) const SPACE: &str = "\u{2581}";
 
-/// The tokens of a text, its spaces escaped already (src/llama-vocab.cpp, `llm_tokenizer_spm_session::tokenize`).
+/// The tokens of a text, its spaces escaped already (src/llama-vocab.cpp,
+/// `llm_tokenizer_spm_session::tokenize`).
 ///
-/// A character without a token becomes its bytes; a byte without a token becomes `unknown`, where llama.cpp ends with
-/// an exception.
+/// A character without a token becomes its bytes; a byte without a token becomes `unknown`, where
+/// llama.cpp ends with an exception.
 pub(super) fn encode(vocab: &Vocab, text: &str, unknown: Option<u32>, out: &mut Vec<u32>) {
     let mut chain = Chain::default();
     for (start, c) in text.char_indices() {

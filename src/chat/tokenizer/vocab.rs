@@ -12,7 +12,8 @@ use crate::gguf::{Array, Metadata, StringArray, Value, ValueType};
 
 const SCORES: &str = "tokenizer.ggml.scores";
 
-/// What a token is for (llama.h, `llama_token_type`), after llama.cpp has put right what files say wrongly.
+/// What a token is for (llama.h, `llama_token_type`), after llama.cpp has put right what files say
+/// wrongly.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenKind {
@@ -20,7 +21,8 @@ pub enum TokenKind {
     Normal,
     /// What stands for text without a token.
     Unknown,
-    /// Structure, not text: ends of turns, beginnings of files. In a prompt only where special tokens are parsed.
+    /// Structure, not text: ends of turns, beginnings of files. In a prompt only where special
+    /// tokens are parsed.
     Control,
     /// Text that is always this token, wherever it stands.
     UserDefined,
@@ -147,8 +149,8 @@ impl Vocab {
         self.find(format!("<0x{byte:02X}>").as_bytes())
     }
 
-    /// The byte that a token of kind [`TokenKind::Byte`] stands for (`llama_vocab::impl::token_to_byte`): the two
-    /// digits after `<0x`, as far as they are digits.
+    /// The byte that a token of kind [`TokenKind::Byte`] stands for
+    /// (`llama_vocab::impl::token_to_byte`): the two digits after `<0x`, as far as they are digits.
     pub(super) fn byte(&self, id: u32) -> u8 {
         let digits = self.text(id).and_then(|t| t.get(3..)).unwrap_or_default().iter().take(2);
         digits.map_while(|&d| char::from(d).to_digit(16)).fold(0, |byte, d| byte << 4 | d as u8)
@@ -192,7 +194,8 @@ fn integer(value: &Value) -> i32 {
     }
 }
 
-/// A score as a number that orders like it. NaN is the lowest: llama.cpp's order with it is undefined.
+/// A score as a number that orders like it. NaN is the lowest: llama.cpp's order with it is
+/// undefined.
 fn priority(score: &Value) -> u32 {
     let score = match *score {
         Value::F32(s) if s.is_nan() => f32::NEG_INFINITY,

@@ -1,4 +1,5 @@
-//! Laying out an output anew while it is on its way: some tensors have become larger, all others keep their bytes.
+//! Laying out an output anew while it is on its way: some tensors have become larger, all others
+//! keep their bytes.
 
 use std::io;
 use std::path::Path;
@@ -22,14 +23,17 @@ impl Writer {
         part.written.fetch_sub(part.header.tensors()[tensor].size(), Ordering::Relaxed);
     }
 
-    /// The same output under a header in which the tensors `open`, in ascending order, may have finer types; all of their bytes
-    /// are to be written again. Every other tensor has been written and is moved to its place.
+    /// The same output under a header in which the tensors `open`, in ascending order, may have
+    /// finer types; all of their bytes are to be written again. Every other tensor has been written
+    /// and is moved to its place.
     ///
-    /// Bytes are moved within the files, in a buffer of 1 MiB. A set of shards of which any begins at another tensor than before
-    /// is copied into a second one, which takes its space twice meanwhile. None if `go_on` says to stop.
+    /// Bytes are moved within the files, in a buffer of 1 MiB. A set of shards of which any begins
+    /// at another tensor than before is copied into a second one, which takes its space twice
+    /// meanwhile. None if `go_on` says to stop.
     ///
     /// # Errors
-    /// [`Error::NoSpace`], [`Error::Io`]; those of [`WriteOptions::check`] where shards begin elsewhere.
+    /// [`Error::NoSpace`], [`Error::Io`]; those of [`WriteOptions::check`] where shards begin
+    /// elsewhere.
     ///
     /// # Panics
     /// If the header has other tensors, or one is smaller than before.
@@ -90,8 +94,9 @@ impl Part {
         let written: u64 = (0..old.tensors().len()).filter(|t| is_open(*t)).map(|t| old.tensors()[t].size()).sum();
         self.written.fetch_sub(written, Ordering::Relaxed);
         self.take_room()?;
-        // No tensor moves further up than those behind it, because none shrinks: what moves down, if the header is shorter, comes
-        // first in the file and moves in that order; what moves up moves from the last one on. None meets another on its way.
+        // No tensor moves further up than those behind it, because none shrinks: what moves down,
+        // if the header is shorter, comes first in the file and moves in that order; what moves up
+        // moves from the last one on. None meets another on its way.
         let place = |header: &Header, tensor: usize| header.data_offset() + header.tensors()[tensor].offset();
         let kept: Vec<usize> = (0..old.tensors().len()).filter(|t| !is_open(*t)).collect();
         let (down, up): (Vec<usize>, Vec<usize>) = kept.iter().partition(|t| place(new, **t) < place(&old, **t));
@@ -126,7 +131,8 @@ impl Part {
         file.set_len(len.max(before)).map_err(Error::io(&self.target, "set the length of"))
     }
 
-    /// Moves bytes within the file, piece by piece, in the order in which none is written over before it was read.
+    /// Moves bytes within the file, piece by piece, in the order in which none is written over
+    /// before it was read.
     fn shift(&self, from: u64, to: u64, size: u64, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
         let n_pieces = size.div_ceil(PIECE);
         let mut piece = Vec::new();

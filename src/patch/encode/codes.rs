@@ -25,15 +25,15 @@ pub struct Codes {
 /// The largest whole number.
 const MOST: f64 = 127.0;
 
-/// How much inputs count that τ does not know of, against the mean of those it knows; as in `quants::feedback`. 0.3 is no
-/// worse.
+/// How much inputs count that τ does not know of, against the mean of those it knows; as in
+/// `quants::feedback`. 0.3 is no worse.
 const RIDGE: f64 = 0.1;
 
 /// What is added to importances, against their mean.
 const FLOOR: f64 = 0.25;
 
-/// Directions are kept down to this length, in steps in each weight. On the bundled trio, from 0.4 to 0.8 bits per weight, 0.5
-/// is no better and 1 is worse.
+/// Directions are kept down to this length, in steps in each weight. On the bundled trio, from 0.4
+/// to 0.8 bits per weight, 0.5 is no better and 1 is worse.
 const SHORTEST: f64 = 0.7;
 
 /// Steps of b in those of a. 0.75 and 1 are worse, 1.8 is no better.
@@ -55,8 +55,8 @@ pub(super) struct Direction {
     pub(super) step_b: f64,
 }
 
-/// H = share·AᵀA + ridge·diag(w), A being the rows that were found: how errors of a matrix count. w are the importances of its
-/// inputs against their mean, or 1.
+/// H = share·AᵀA + ridge·diag(w), A being the rows that were found: how errors of a matrix count. w
+/// are the importances of its inputs against their mean, or 1.
 #[derive(Clone, Debug)]
 pub struct Metric {
     share: f64,
@@ -74,8 +74,8 @@ struct Weighted {
 }
 
 impl Metric {
-    /// With 1 + 0.1 on the diagonal in the mean. What of τ is in no direction that was found may be in any other.
-    /// `importance` is that of each input, in any unit.
+    /// With 1 + 0.1 on the diagonal in the mean. What of τ is in no direction that was found may be
+    /// in any other. `importance` is that of each input, in any unit.
     ///
     /// # Errors
     /// [`low_rank::Error::Weights`], [`low_rank::Error::Weight`].
@@ -126,7 +126,8 @@ pub(super) fn directions(
     low.singular_values.iter().enumerate().map(weigh).filter(|d| d.weighted > shortest).collect()
 }
 
-/// Rounds a decomposition of a matrix of `n_rows` rows of `row_len` weights. The same numbers for any number of threads.
+/// Rounds a decomposition of a matrix of `n_rows` rows of `row_len` weights. The same numbers for
+/// any number of threads.
 pub fn encode(low: &LowRank, (row_len, n_rows): (usize, usize), metric: &Metric, step: f64) -> Codes {
     let kept = directions(low, (row_len, n_rows), metric, step);
     if kept.is_empty() || row_len == 0 || n_rows == 0 {
@@ -159,7 +160,8 @@ struct Inputs {
     steps: Vec<f64>,
 }
 
-/// The k-th row of `a` in the length of its singular value, and what the column of `b` is multiplied with for a length of 1.
+/// The k-th row of `a` in the length of its singular value, and what the column of `b` is
+/// multiplied with for a length of 1.
 fn unscaled(low: &LowRank, k: usize) -> f64 {
     let row_len = low.a.len() / low.rank;
     let norm2: f64 = low.a[k * row_len..(k + 1) * row_len].iter().map(|x| f64::from(*x).powi(2)).sum();
@@ -296,7 +298,8 @@ impl Products {
     }
 }
 
-/// The factors of H, with as little added to its diagonal as makes it positive definite: rounded rows may depend on each other.
+/// The factors of H, with as little added to its diagonal as makes it positive definite: rounded
+/// rows may depend on each other.
 fn positive(h: Vec<f64>, n: usize) -> Option<Triangular> {
     let mean = (0..n).map(|j| h[j * n + j]).sum::<f64>() / n as f64;
     [0.0, 1e-9, 1e-6, 1e-3].into_iter().find_map(|part| {

@@ -1,7 +1,9 @@
-//! Rows of small whole numbers, entropy-coded: zstd frames (RFC 8878) of whole rows, one after the other.
+//! Rows of small whole numbers, entropy-coded: zstd frames (RFC 8878) of whole rows, one after the
+//! other.
 //!
-//! Rows of one direction are as large as each other, those of others are not, so a frame, which has one table of code lengths,
-//! should hold few; and each costs some 50 bytes. Frames of [`FRAME_BYTES`] are best on the bundled trio.
+//! Rows of one direction are as large as each other, those of others are not, so a frame, which has
+//! one table of code lengths, should hold few; and each costs some 50 bytes. Frames of
+//! [`FRAME_BYTES`] are best on the bundled trio.
 
 use std::io;
 
@@ -10,7 +12,8 @@ use crate::pool;
 /// Bytes of rows in a frame, at least, of the longer rows one.
 const FRAME_BYTES: usize = 3072;
 
-/// Of zstd. The levels below do not weigh what a match costs against what it saves, and are a tenth larger on such numbers.
+/// Of zstd. The levels below do not weigh what a match costs against what it saves, and are a tenth
+/// larger on such numbers.
 const LEVEL: i32 = 19;
 
 /// Why bytes are no rows.

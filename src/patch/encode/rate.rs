@@ -26,7 +26,8 @@ pub fn expected(low: &LowRank, (row_len, n_rows): (usize, usize), metric: &Metri
     expected
 }
 
-/// Whether so many bits are spent on all directions that were found: then shorter ones would have some, too.
+/// Whether so many bits are spent on all directions that were found: then shorter ones would have
+/// some, too.
 pub fn is_spent_on_all(low: &LowRank, shape: (usize, usize), metric: &Metric, bits: f64) -> bool {
     let step = bisect(|step| expected(low, shape, metric, step).bits, bits);
     directions(low, shape, metric, step).len() == low.rank
@@ -58,7 +59,8 @@ fn entropy(deviation: f64) -> f64 {
     zero + 2.0 * (1..40).map(|i| bits(below(0.5 - f64::from(i)) - below(-0.5 - f64::from(i)))).sum::<f64>()
 }
 
-/// The share of normal numbers below −|x|, to 10⁻⁷ (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.17).
+/// The share of normal numbers below −|x|, to 10⁻⁷ (Abramowitz and Stegun, Handbook of Mathematical
+/// Functions, 26.2.17).
 fn normal_below(x: f64) -> f64 {
     let t = 1.0 / (1.0 + 0.231_641_9 * x.abs());
     let terms = [1.330_274_429, -1.821_255_978, 1.781_477_937, -0.356_563_782, 0.319_381_530];

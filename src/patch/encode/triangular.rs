@@ -1,4 +1,5 @@
-//! H = (U + I)·D·(U + I)ᵀ of a small symmetric matrix, in f64: what passes errors on, and solves for least squares.
+//! H = (U + I)·D·(U + I)ᵀ of a small symmetric matrix, in f64: what passes errors on, and solves
+//! for least squares.
 
 /// The factors of a positive definite matrix. U is strictly upper triangular.
 pub(super) struct Triangular {
@@ -8,7 +9,8 @@ pub(super) struct Triangular {
 }
 
 impl Triangular {
-    /// Factors a matrix given row by row, of which the upper triangle is read; none if it is not positive definite.
+    /// Factors a matrix given row by row, of which the upper triangle is read; none if it is not
+    /// positive definite.
     pub(super) fn of(mut rows: Vec<f64>, n: usize) -> Option<Self> {
         for j in (0..n).rev() {
             let pivot = rows[j * n + j];

@@ -1,4 +1,5 @@
-//! Dot products, whose sums may be taken in any order: by AVX2 with fused multiply-add, or as they are written.
+//! Dot products, whose sums may be taken in any order: by AVX2 with fused multiply-add, or as they
+//! are written.
 
 use half::f16;
 
@@ -6,7 +7,8 @@ use half::f16;
 use super::x86::dot as x86;
 use crate::quants::dot::{self, Block, Block8, Half};
 
-/// The dot products of a row of blocks with the activations of some tokens, all of the row's length.
+/// The dot products of a row of blocks with the activations of some tokens, all of the row's
+/// length.
 pub(in crate::quants) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
     blocks: &[[u8; SIZE]],
     x: [&[Block8]; N],
@@ -34,7 +36,8 @@ pub(in crate::quants) fn dot_halves<H: Half>(row: &[u8], x: &[f32]) -> f32 {
     row.as_chunks().0.iter().zip(x).map(|(&half, x)| H::to_f32(half) * x).sum()
 }
 
-/// The sum of products of one block, for the comparison with that of scalar code; none without vector instructions.
+/// The sum of products of one block, for the comparison with that of scalar code; none without
+/// vector instructions.
 #[cfg(test)]
 pub(in crate::quants) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> Option<i32> {
     #[cfg(target_arch = "x86_64")]

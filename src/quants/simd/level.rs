@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Vector instructions that the codec can use. All levels give the same bits for finite numbers; a higher one is faster.
+/// Vector instructions that the codec can use. All levels give the same bits for finite numbers; a
+/// higher one is faster.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Level {
@@ -83,9 +84,9 @@ impl FromStr for Level {
 
 static LIMIT: AtomicU8 = AtomicU8::new(u8::MAX);
 
-/// Keeps encoders and decoders of the whole process, and a merge's sums, from using more than `level` from now on, to
-/// measure or to look for a fault: results are the same bytes at every level. Dot products of inference always use what
-/// there is, since theirs are not.
+/// Keeps encoders and decoders of the whole process, and a merge's sums, from using more than
+/// `level` from now on, to measure or to look for a fault: results are the same bytes at every
+/// level. Dot products of inference always use what there is, since theirs are not.
 pub fn limit_level(level: Level) {
     LIMIT.store(level as u8, Ordering::Relaxed);
 }

@@ -1,6 +1,8 @@
-//! Vectors of [`LANES`] numbers, by the instructions that the processor has. All `unsafe` of the codec is here.
+//! Vectors of [`LANES`] numbers, by the instructions that the processor has. All `unsafe` of the
+//! codec is here.
 //!
-//! A kernel is written once, generic over a *token* ([`Simd`]), and compiled once for each instruction set:
+//! A kernel is written once, generic over a *token* ([`Simd`]), and compiled once for each
+//! instruction set:
 //!
 //! | token | [`Level`] | a vector is |
 //! |---|---|---|
@@ -8,13 +10,14 @@
 //! | `x86::avx2::Avx2` | `avx2` | two registers of 256 bits |
 //! | `x86::avx512::Avx512` | `avx512` | one register of 512 bits |
 //!
-//! A token of an instruction set is only to be had where the processor has it, and a vector only from a token, so that
-//! neither can be misused and kernels are safe code. All lanes of all tokens do the same IEEE operations: none fuses a
-//! product with a sum. A kernel therefore gives the same bits at every level, and a test that it does is worth having.
+//! A token of an instruction set is only to be had where the processor has it, and a vector only
+//! from a token, so that neither can be misused and kernels are safe code. All lanes of all tokens
+//! do the same IEEE operations: none fuses a product with a sum. A kernel therefore gives the same
+//! bits at every level, and a test that it does is worth having.
 //!
-//! Two rules keep kernels fast. Every function from [`Kernel::run`] down to the vectors is `#[inline(always)]`, because
-//! what is compiled by itself is compiled without the instruction set. And vectors do not pass through closures, which
-//! cannot be marked so.
+//! Two rules keep kernels fast. Every function from [`Kernel::run`] down to the vectors is
+//! `#[inline(always)]`, because what is compiled by itself is compiled without the instruction set.
+//! And vectors do not pass through closures, which cannot be marked so.
 
 use std::ops::{Add, BitAnd, BitOr, Div, Mul, Neg, Not, Sub};
 
@@ -31,7 +34,8 @@ mod x86;
 
 pub use level::{Level, UnknownLevel, limit_level};
 
-/// Numbers in a vector, at every level: sub-blocks of a super-block of Q2_K, Q3_K and Q6_K, or of two of Q4_K.
+/// Numbers in a vector, at every level: sub-blocks of a super-block of Q2_K, Q3_K and Q6_K, or of
+/// two of Q4_K.
 pub(super) const LANES: usize = 16;
 
 /// Work that is done by vectors.
@@ -64,10 +68,12 @@ pub(super) fn run<K: Kernel>(level: Level, kernel: K) -> K::Output {
     kernel.run(scalar::Scalar)
 }
 
-/// Plain loops over slices, of which the compiler makes vectors: arithmetic that is not the codec's, but takes its rows.
+/// Plain loops over slices, of which the compiler makes vectors: arithmetic that is not the
+/// codec's, but takes its rows.
 ///
-/// What is promised of kernels is promised of them: the same bits at every [`Level`], because nothing is fused or
-/// reassociated. A sum is as many running sums, side by side in an array, as the code says.
+/// What is promised of kernels is promised of them: the same bits at every [`Level`], because
+/// nothing is fused or reassociated. A sum is as many running sums, side by side in an array, as
+/// the code says.
 pub(crate) trait Loops {
     /// What they give.
     type Output;
@@ -76,7 +82,8 @@ pub(crate) trait Loops {
     fn run(self) -> Self::Output;
 }
 
-/// Runs `loops` by the vector instructions that the codec uses, up to AVX2: for AVX-512 the compiler makes no faster code.
+/// Runs `loops` by the vector instructions that the codec uses, up to AVX2: for AVX-512 the
+/// compiler makes no faster code.
 pub(crate) fn vectorized<L: Loops>(loops: L) -> L::Output {
     vectorized_at(Level::current(), loops)
 }
@@ -124,12 +131,14 @@ pub(super) fn encode_f16(level: Level, from: &[[f32; 1]], to: &mut [[u8; 2]]) {
     convert_scalar(from, to, float::encode_f16);
 }
 
-/// Converts block by block, with `convert` compiled for the instructions of `level`; it is `#[inline(always)]`.
+/// Converts block by block, with `convert` compiled for the instructions of `level`; it is
+/// `#[inline(always)]`.
 ///
-/// The blocks are arguments here, and not parts of a [`Kernel`], because only of arguments does the compiler know that
-/// what is written is not what is read; without that, few loops become vectors.
+/// The blocks are arguments here, and not parts of a [`Kernel`], because only of arguments does the
+/// compiler know that what is written is not what is read; without that, few loops become vectors.
 pub(super) fn convert<A, B>(level: Level, from: &[A], to: &mut [B], convert: impl Fn(&A, &mut B)) {
-    // For AVX-512 the compiler makes slower code, up to eight times; and with AVX2 the memory is the limit already.
+    // For AVX-512 the compiler makes slower code, up to eight times; and with AVX2 the memory is
+    // the limit already.
     #[cfg(target_arch = "x86_64")]
     if level >= Level::Avx2
         && let Some(token) = x86::avx2::Avx2::new()
@@ -211,9 +220,11 @@ pub(super) trait Floats:
     fn bits(self) -> Self::I;
     /// An integer as integer, for integers below 2²² in size.
     fn int(self) -> Self::I;
-    /// Of each four lanes from a multiple of four on, lane j of vector i becomes lane i of vector j.
+    /// Of each four lanes from a multiple of four on, lane j of vector i becomes lane i of vector
+    /// j.
     fn transpose_quads(vectors: [Self; 4]) -> [Self; 4];
-    /// In each four lanes from a multiple of four on, the least of them; without meaning where one is NaN.
+    /// In each four lanes from a multiple of four on, the least of them; without meaning where one
+    /// is NaN.
     fn least_of_quads(self) -> Self;
     /// In each eight lanes, the least of them; without meaning where one is NaN.
     fn least_of_halves(self) -> Self;
@@ -238,9 +249,11 @@ pub(super) trait Ints:
     fn lookup(self, table: Self::F) -> Self::F;
     /// As [`lookup`](Self::lookup), for lanes from 0 to 7.
     fn lookup_8(self, table: Self::F) -> Self::F;
-    /// The lane of `table` that the low two bits of each lane say, among the four lanes from the same multiple of four on.
+    /// The lane of `table` that the low two bits of each lane say, among the four lanes from the
+    /// same multiple of four on.
     fn lookup_in_quads(self, table: Self::F) -> Self::F;
-    /// The lane of `table` that the low three bits of each lane say, among the eight lanes of the same half.
+    /// The lane of `table` that the low three bits of each lane say, among the eight lanes of the
+    /// same half.
     fn lookup_in_halves(self, table: Self::F) -> Self::F;
 }
 

@@ -45,7 +45,8 @@ fn weight(kind: usize, i: usize, random: &mut Random) -> f32 {
 #[test]
 fn every_level_gives_the_bytes_of_the_scalar_one() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
-    // An odd number of super-blocks in a row, and more blocks than a batch, with a part of one at the end.
+    // An odd number of super-blocks in a row, and more blocks than a batch, with a part of one at
+    // the end.
     let row_len = 3 * 256;
     let n_rows = 11;
     for kind in 0..KINDS {
@@ -90,7 +91,8 @@ fn every_level_decodes_to_the_bits_of_the_scalar_one() {
     }
 }
 
-/// Rows of F16 of every length around a vector's, NaN included: there, too, the bytes of all levels are the same.
+/// Rows of F16 of every length around a vector's, NaN included: there, too, the bytes of all levels
+/// are the same.
 #[test]
 fn every_level_gives_the_halves_of_the_scalar_one() {
     let halves: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
@@ -106,7 +108,8 @@ fn every_level_gives_the_halves_of_the_scalar_one() {
     };
     let bits = |w: &f32| if w.is_nan() { w.to_bits() | 1 << 22 } else { w.to_bits() };
     let weights = decode(Level::Scalar);
-    // Around every number and every middle between two, where rounding changes, and NaN that say something.
+    // Around every number and every middle between two, where rounding changes, and NaN that say
+    // something.
     let near = weights.iter().zip(&weights[1..]).flat_map(|(a, b)| [*a, f32::midpoint(*a, *b)]);
     let near: Vec<f32> = near.flat_map(|x| [x.next_down(), x, x.next_up(), f32::from_bits(x.to_bits() | 1)]).collect();
     for level in Level::available() {

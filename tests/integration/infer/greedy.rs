@@ -5,9 +5,9 @@ use chatvec::infer::{End, Sampler, Sampling, generate};
 
 use super::*;
 
-/// A choice of llama.cpp with this lead, in logits, is clear and has to be ours; smaller leads are recorded. Over three times
-/// the largest that was seen to turn (0.15, of SmolLM2): the bound on single log-probabilities of larger models would let any
-/// choice pass.
+/// A choice of llama.cpp with this lead, in logits, is clear and has to be ours; smaller leads are
+/// recorded. Over three times the largest that was seen to turn (0.15, of SmolLM2): the bound on
+/// single log-probabilities of larger models would let any choice pass.
 const CLEAR: f64 = 0.5;
 
 /// An answer with the token that ended it, and whether one did.
@@ -27,7 +27,8 @@ pub(super) fn answer(session: &mut Session<'_>, tokenizer: &Tokenizer, prompt: &
     }
 }
 
-/// Whether an answer is llama.cpp's; that it differs where a choice was clear is a failure. The session holds the answer.
+/// Whether an answer is llama.cpp's; that it differs where a choice was clear is a failure. The
+/// session holds the answer.
 pub(super) fn is_equal(
     what: &str,
     ty: &str,
@@ -41,7 +42,8 @@ pub(super) fn is_equal(
         assert_eq!(ours.1, theirs["ended"] == true, "{what}");
         return true;
     }
-    // Either has one that the other has not: an answer that goes on where the other ended differs in that token.
+    // Either has one that the other has not: an answer that goes on where the other ended differs
+    // in that token.
     let step = ours.0.iter().zip(&tokens).position(|(a, b)| a != b).expect("neither is the beginning of the other");
     let ties = theirs["near_ties"].as_array().expect("pairs");
     let tie = ties.iter().find(|tie| tie[0].as_u64() == Some(step as u64)).and_then(|tie| tie[1].as_f64());

@@ -1,4 +1,5 @@
-//! Models that people run, against llama.cpp: prompts, tokens, log-probabilities, answers. Their files are not committed.
+//! Models that people run, against llama.cpp: prompts, tokens, log-probabilities, answers. Their
+//! files are not committed.
 
 use chatvec::chat::{Message, RenderOptions, Template, Tokenizer};
 

@@ -1,4 +1,5 @@
-//! What holds of every model that runs: the same bits however tokens come and threads are, errors, and every type.
+//! What holds of every model that runs: the same bits however tokens come and threads are, errors,
+//! and every type.
 
 use chatvec::ggml::GgmlType;
 use chatvec::infer::{End, Error, Generated, Sampler, Sampling, generate};
@@ -26,7 +27,8 @@ pub(super) fn chat_in(ty: u32) -> Draft {
     draft
 }
 
-/// The model with the weights that the codec, which `quants.rs` holds to ggml, reads from it, as F32.
+/// The model with the weights that the codec, which `quants.rs` holds to ggml, reads from it, as
+/// F32.
 fn decoded(draft: &Draft) -> Draft {
     let mut draft = draft.clone();
     for tensor in &mut draft.tensors {
@@ -232,8 +234,9 @@ fn files_run_whatever_they_are_aligned_to() {
     }
 }
 
-/// Mean difference of log-probabilities that rounding activations may make, a few times what it makes llama.cpp
-/// (fixtures/infer/README.md, "at once : exact"), and mean KL divergence from the weights before they were rounded.
+/// Mean difference of log-probabilities that rounding activations may make, a few times what it
+/// makes llama.cpp (fixtures/infer/README.md, "at once : exact"), and mean KL divergence from the
+/// weights before they were rounded.
 fn rounding_bounds(ty: GgmlType) -> (f64, f64) {
     match ty {
         GgmlType::F32 => (1e-6, 1e-9),
@@ -244,7 +247,8 @@ fn rounding_bounds(ty: GgmlType) -> (f64, f64) {
         GgmlType::Q3_K => (0.1, 0.5),
         GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 => (0.1, 0.2),
         GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => (0.1, 0.2),
-        // Rows are decoded and nothing else is rounded; what these types leave of a model this small is not asked.
+        // Rows are decoded and nothing else is rounded; what these types leave of a model this
+        // small is not asked.
         _ => (1e-6, f64::INFINITY),
     }
 }

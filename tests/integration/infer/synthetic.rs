@@ -1,4 +1,5 @@
-//! Models that differ in one thing each, against llama.cpp. Their weights are a rule (fixtures/infer/README.md).
+//! Models that differ in one thing each, against llama.cpp. Their weights are a rule
+//! (fixtures/infer/README.md).
 
 use std::collections::BTreeMap;
 

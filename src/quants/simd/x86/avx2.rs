@@ -82,8 +82,9 @@ fn encode_f16(from: &[[[f32; 1]; 8]], to: &mut [[[u8; 2]; 8]]) {
 /// An expression of intrinsics, on what only a token makes.
 macro_rules! avx2 {
     ($($intrinsics:tt)*) => {
-        // SAFETY: the operands are a token or vectors, which come from a token: the processor has AVX2. No intrinsic
-        // touches memory, but for loads and stores of whole references without alignment.
+        // SAFETY: the operands are a token or vectors, which come from a token: the processor has
+        // AVX2. No intrinsic touches memory, but for loads and stores of whole references without
+        // alignment.
         unsafe { $($intrinsics)* }
     };
 }

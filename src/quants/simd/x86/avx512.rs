@@ -41,8 +41,9 @@ fn enter<K: Kernel>(token: Avx512, kernel: K) -> K::Output {
 /// An expression of intrinsics, on what only a token makes.
 macro_rules! avx512 {
     ($($intrinsics:tt)*) => {
-        // SAFETY: the operands are a token or vectors, which come from a token: the processor has AVX-512 F, BW, DQ and
-        // VL. No intrinsic touches memory, but for loads and stores of whole references without alignment.
+        // SAFETY: the operands are a token or vectors, which come from a token: the processor has
+        // AVX-512 F, BW, DQ and VL. No intrinsic touches memory, but for loads and stores of whole
+        // references without alignment.
         unsafe { $($intrinsics)* }
     };
 }

@@ -36,8 +36,8 @@ fn dot_halves_avx2<H: Half>(row: &[u8], x: &[f32]) -> f32 {
     let mut sums = [_mm256_setzero_ps(); 4];
     for (halves, x) in long.iter().zip(long_x) {
         for (i, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: `i` is below 4: eight halves and eight floats from `8 i` on are within the 32 of the chunk. Neither
-            // load asks for alignment.
+            // SAFETY: `i` is below 4: eight halves and eight floats from `8 i` on are within the 32
+            // of the chunk. Neither load asks for alignment.
             let (w, x) = unsafe {
                 let bytes = _mm_loadu_si128(halves.as_ptr().add(8 * i).cast());
                 (eight::<H>(bytes), _mm256_loadu_ps(x.as_ptr().add(8 * i)))
@@ -101,7 +101,8 @@ fn half(bytes: [u8; 2]) -> f32 {
 #[target_feature(enable = "avx2")]
 fn codes<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE]) -> __m256i {
     let nibbles: &[u8; 16] = block[B::NIBBLES..].first_chunk().unwrap_or(&[0; 16]);
-    // SAFETY: the pointer is of an array of the 16 bytes that are loaded; the load asks for no alignment.
+    // SAFETY: the pointer is of an array of the 16 bytes that are loaded; the load asks for no
+    // alignment.
     let bytes = unsafe { _mm_loadu_si128(nibbles.as_ptr().cast()) };
     let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
     let lower = _mm256_and_si256(both, _mm256_set1_epi8(15));
@@ -116,11 +117,13 @@ fn signed<B: Block<SIZE>, const SIZE: usize>(codes: __m256i) -> __m256i {
     _mm256_sub_epi8(codes, _mm256_set1_epi8(B::OFFSET as i8))
 }
 
-/// Eight partial sums of `Σ weight · x.code`; `maddubs` wants one factor without a sign. Weights have at most five bits, so that a pair of products, at most
-/// 2 · 31 · 127, fits in the 16 bits of `maddubs`.
+/// Eight partial sums of `Σ weight · x.code`; `maddubs` wants one factor without a sign. Weights
+/// have at most five bits, so that a pair of products, at most 2 · 31 · 127, fits in the 16 bits of
+/// `maddubs`.
 #[target_feature(enable = "avx2")]
 fn multiply(weights: __m256i, x: &Block8) -> __m256i {
-    // SAFETY: the pointer is of an array of the 32 bytes that are loaded; the load asks for no alignment.
+    // SAFETY: the pointer is of an array of the 32 bytes that are loaded; the load asks for no
+    // alignment.
     let codes = unsafe { _mm256_loadu_si256(x.codes.as_ptr().cast()) };
     let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights));
     _mm256_madd_epi16(products, _mm256_set1_epi16(1))
