@@ -23,7 +23,8 @@
 //! | [`quants`] | the codec: rows of f32 ↔ blocks, to ggml's bits |
 //! | [`imatrix`] | importance matrices: which weights' errors matter |
 //! | [`chat`] | what the metadata says about talking, and moving it from one model to another |
-//! | [`survey`] | looking at weights before deciding: what is added to what, a sample of it, what looks wrong |
+//! | [`vector`] | the algebra: what is added to what, and its rows |
+//! | [`survey`] | looking at weights before deciding: a sample of what is added, what looks wrong |
 //! | [`plan`] | headers and a recipe → everything about the output, before a weight is read |
 //! | [`pipeline`] | carrying a plan out under a byte budget, and measuring |
 //! | [`patch`] | a vector on its own, in a file |
@@ -33,7 +34,7 @@
 //! | [`cli`] | the command |
 //!
 //! Follow one merge through it: [`gguf::Model::open`] reads three headers, [`plan::check`] asks
-//! whether they are siblings, [`survey::pair`] finds what is added to each tensor,
+//! whether they are siblings, [`vector::pair`] finds what is added to each tensor,
 //! [`plan::MergePlan::merge`] decides, [`survey::survey`] looks at a sample of what that will give,
 //! and [`pipeline::write`] does it.
 //!
@@ -43,7 +44,8 @@
 //! use chatvec::gguf::{Limits, Model, WriteOptions};
 //! use chatvec::pipeline::{self, Budget};
 //! use chatvec::plan::{self, LossPolicy, MergePlan, OutputType, Recipe};
-//! use chatvec::survey::{self, Inputs};
+//! use chatvec::survey;
+//! use chatvec::vector::{self, Inputs};
 //!
 //! let open = |name: &str| {
 //!     let path = format!("fixtures/models/tinyworld-A-{name}-F16.gguf");
@@ -51,7 +53,7 @@
 //! };
 //! let inputs = Inputs::merge(open("cp-de")?, open("base")?, open("chat")?, 1.0);
 //! plan::check(&inputs)?;
-//! let pairs = survey::pair(&inputs)?;
+//! let pairs = vector::pair(&inputs)?;
 //! let recipe = Recipe { output: OutputType::parse("Q8_0", false)?, ..Recipe::default() };
 //! let special = survey::special_tokens(&inputs, recipe.talker(&inputs, &pairs))?;
 //! let plan = MergePlan::merge(&inputs, pairs, &recipe, special.as_ref())?;
@@ -76,6 +78,7 @@ pub mod gguf;
 pub mod quants;
 pub mod imatrix;
 pub mod chat;
+pub mod vector;
 pub mod survey;
 pub mod plan;
 pub mod pipeline;

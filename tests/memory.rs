@@ -13,7 +13,8 @@ use chatvec::infer::{self, Session, Transformer};
 use chatvec::patch::{self, Extraction, encode};
 use chatvec::pipeline::{self, Budget, TensorSink};
 use chatvec::plan::{MergePlan, Merging, OutputType, Recipe, SpecialTokens, VectorSettings};
-use chatvec::survey::{self, Inputs, Method, SampleSettings};
+use chatvec::survey::{self, SampleSettings};
+use chatvec::vector::{self, Inputs, Method};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -68,7 +69,7 @@ fn buffers_stay_within_the_budget_however_rows_grow() {
         write(&path, row_lens);
         let open = || Model::open(&path, &Limits::default()).expect("a valid file");
         let inputs = Inputs::merge(open(), open(), open(), 1.0);
-        let pairs = survey::pair(&inputs).expect("siblings");
+        let pairs = vector::pair(&inputs).expect("siblings");
         for (name, threads, method) in [
             ("keep", 1, Method::TaskArithmetic),
             ("keep", 2, Method::TaskArithmetic),
@@ -141,7 +142,7 @@ fn a_patch_is_planned_within_its_memory_for_any_number_of_threads() {
     let inputs = Inputs::extract(base, chat);
     let extraction = Extraction { encoding: GgmlType::Q8_0, looks: true };
     for (threads, memory) in [(1, 2 << 20), (64, 4 << 20), (64, 16 << 20)] {
-        let pairs = survey::pair(&inputs).expect("siblings");
+        let pairs = vector::pair(&inputs).expect("siblings");
         ALLOCATOR.reset_peak_usage();
         let before = ALLOCATOR.current_usage();
         let plan = patch::plan_extract(&inputs, pairs, &extraction, &Budget { memory, threads }).expect("a plan");

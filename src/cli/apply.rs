@@ -14,7 +14,7 @@ use super::template_process::TemplateArgs;
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::plan::{RecipeFile, VectorFile};
-use crate::survey::Inputs;
+use crate::vector::Inputs;
 
 #[derive(Args, Debug)]
 #[command(after_help = presets())]

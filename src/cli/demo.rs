@@ -18,7 +18,8 @@ use crate::gguf::{Model, WriteOptions, printable};
 use crate::pipeline::{self, Written};
 use crate::plan::{self, MergePlan, OutputType, Recipe, Verdict};
 use crate::report::{self, Report as _, Table};
-use crate::survey::{self, Inputs, SampleSettings};
+use crate::survey::{self, SampleSettings};
+use crate::vector::{self, Inputs};
 
 /// The bundled files, in `fixtures/models`.
 const BASE: &str = "tinyworld-A-base-F16.gguf";
@@ -57,7 +58,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let open = |name: &str| Model::open(&models.join(name), &global.limits());
     let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0).with_templates(templates());
     plan::check(&inputs)?;
-    let pairs = survey::pair(&inputs)?;
+    let pairs = vector::pair(&inputs)?;
     let special = survey::special_tokens(&inputs, Recipe::default().talker(&inputs, &pairs))?;
     let budget = global.budget();
     let settings = SampleSettings { threads: budget.threads, memory: budget.memory, ..SampleSettings::default() };

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::Usage;
 use super::job::{Lost, Refused};
-use crate::{chat, eval, gguf, imatrix, infer, patch, pipeline, plan, survey};
+use crate::{chat, eval, gguf, imatrix, infer, patch, pipeline, plan, vector};
 
 /// How a command ended. The numbers are a promise to scripts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,7 +82,7 @@ impl Exit {
                 of_container(e)
             } else if let Some(e) = cause.downcast_ref::<imatrix::Error>() {
                 of_importance(e)
-            } else if let Some(e) = cause.downcast_ref::<survey::Error>() {
+            } else if let Some(e) = cause.downcast_ref::<vector::Error>() {
                 of_survey(e)
             } else if let Some(e) = cause.downcast_ref::<plan::Error>() {
                 of_plan(e)
@@ -161,8 +161,8 @@ fn of_importance(error: &imatrix::Error) -> Exit {
     }
 }
 
-fn of_survey(error: &survey::Error) -> Exit {
-    use survey::Error::*;
+fn of_survey(error: &vector::Error) -> Exit {
+    use vector::Error::*;
     match error {
         Container(e) => of_container(e),
         Type { .. } | FoldKey { .. } => Exit::NotSupported,

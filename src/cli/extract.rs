@@ -15,7 +15,7 @@ use crate::gguf::Model;
 use crate::patch::extract::Target;
 use crate::patch::{self, Extraction};
 use crate::quants;
-use crate::survey::Inputs;
+use crate::vector::Inputs;
 
 #[derive(Args, Debug)]
 #[command(mut_arg("output", |arg| arg.required(false).required_unless_present("lora")))]

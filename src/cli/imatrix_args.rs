@@ -8,7 +8,7 @@ use clap::Args;
 use super::Global;
 use crate::imatrix::ImportanceMatrix;
 use crate::plan::RecipeFile;
-use crate::survey::Inputs;
+use crate::vector::Inputs;
 
 #[derive(Args, Clone, Debug)]
 pub(super) struct ImatrixArgs {

@@ -21,9 +21,8 @@ use crate::patch::{self, Extraction, lora};
 use crate::pipeline::{self, Measured, Mended, Written};
 use crate::plan::{self, Change, Loss, MergePlan, OnLoss, OutputType, Recipe, TensorPlan, Verdict, Warning};
 use crate::report;
-use crate::survey::{
-    self, Encoding, Estimate, Inputs, Look, Moments, Pair, Rounding, SampleSettings, Survey, Trial, whole_name,
-};
+use crate::survey::{self, Estimate, Look, SampleSettings, Survey, Trial};
+use crate::vector::{self, Encoding, Inputs, Moments, Pair, Rounding, whole_name};
 
 /// Below this share of the vector an output is not called a success.
 const LEAST_SURVIVAL: f64 = 0.9;
@@ -364,7 +363,7 @@ impl Job<'_> {
         let extraction = Extraction { encoding: GgmlType::F32, looks: false };
         Ok(Cow::Owned(patch::plan_extract(
             &self.inputs,
-            survey::pair(&self.inputs)?,
+            vector::pair(&self.inputs)?,
             &extraction,
             &self.global.budget(),
         )?))
@@ -418,7 +417,7 @@ impl Job<'_> {
     fn look(&self, others: &'static [&'static str]) -> Result<(MergePlan, Survey, Vec<TypesAs>)> {
         let inputs = &self.inputs;
         let mut warnings = plan::check(inputs)?;
-        let pairs = survey::pair(inputs)?;
+        let pairs = vector::pair(inputs)?;
         let mut plan = (self.plan)(inputs, pairs.clone())?;
         warnings.append(&mut plan.warnings);
         plan.warnings = warnings;

@@ -15,7 +15,7 @@ use crate::gguf::{Model, WriteOptions};
 use crate::patch::lora::{Adapter, FACTOR_TYPES, Fit, Left, Settings, Written};
 use crate::pipeline::{Budget, Measured};
 use crate::plan::MergePlan;
-use crate::survey::{Inputs, part_of};
+use crate::vector::{Inputs, part_of};
 
 /// An adapter of the vector.
 #[derive(Args, Clone, Debug)]

@@ -16,7 +16,7 @@ use crate::gguf::Model;
 use crate::pipeline;
 use crate::plan::{self, MergePlan, Recipe};
 use crate::report;
-use crate::survey::{self, Inputs};
+use crate::vector::{self, Inputs};
 
 #[derive(Args, Debug)]
 #[command(after_help = "IN OUT TYPE, as llama-quantize takes them, will do too.")]
@@ -63,7 +63,7 @@ pub(super) fn run(args: &QuantizeArgs, global: &Global) -> Result<Exit> {
     let inputs = Inputs::new(Model::open(&args.model, &global.limits())?);
     let inputs = args.imatrix.add_to(inputs, global)?;
     plan::check(&inputs)?;
-    let plan = MergePlan::quantize(&inputs, survey::pair(&inputs)?, &recipe)?;
+    let plan = MergePlan::quantize(&inputs, vector::pair(&inputs)?, &recipe)?;
     plan.warnings.iter().for_each(|w| output::complain("warning", &w.to_string()));
     let checked = plan.check_quantize(&inputs, &recipe, args.allow_requantize);
     let budget = global.budget();

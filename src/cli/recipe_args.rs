@@ -17,7 +17,8 @@ use crate::patch;
 use crate::plan::{
     self, MAX_RECIPE_BYTES, Masks, MergePlan, PRESETS, RECIPE_KEY, Recipe, RecipeFile, SpecialTokens, VectorFile,
 };
-use crate::survey::{self, Inputs, Method, Pair, Role, SourceId, Vector};
+use crate::survey;
+use crate::vector::{Inputs, Method, Pair, Role, SourceId, Vector};
 
 /// How vectors are combined, and which parts of a model take part.
 #[derive(Args, Clone, Debug)]

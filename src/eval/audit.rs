@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::chatter::{TurnEnd, no_special_end, text_of, turn_end};
 use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
-use crate::survey::{self, RowReader, read_row};
+use crate::vector::{self, RowReader, read_row};
 
 /// A row whose norm is below this share of the usual was never trained, as where it was left at
 /// zero or next to it. A row that began at the size of others cannot be told by its norm: the
@@ -66,8 +66,8 @@ pub struct ChatAudit {
 /// template.
 ///
 /// # Errors
-/// [`survey::Error`] if a row cannot be read.
-pub fn audit_chat(model: &Model, by: &Templates) -> Result<ChatAudit, survey::Error> {
+/// [`vector::Error`] if a row cannot be read.
+pub fn audit_chat(model: &Model, by: &Templates) -> Result<ChatAudit, vector::Error> {
     let metadata = model.metadata();
     let names = chat::templates(metadata).map(|(name, _)| name.unwrap_or("default").to_owned());
     let mut audit = ChatAudit { templates: names.collect(), ..ChatAudit::default() };
@@ -149,7 +149,7 @@ impl ChatAudit {
         Ok(())
     }
 
-    fn look_at_tokens(&mut self, model: &Model, tokenizer: &Tokenizer, by: &Templates) -> Result<(), survey::Error> {
+    fn look_at_tokens(&mut self, model: &Model, tokenizer: &Tokenizer, by: &Templates) -> Result<(), vector::Error> {
         let ids = chat::special_ids(model.metadata(), by);
         for chat::Unrendered { key, reason } in &ids.unrendered {
             if self.problems.iter().any(|problem| problem.starts_with(&unrendered_is(key))) {
@@ -238,17 +238,17 @@ struct TokenRows<'a> {
 
 impl<'a> TokenRows<'a> {
     /// None if there is no such tensor, or none that can be read.
-    fn new(model: &'a Model, name: &str) -> Result<Option<Self>, survey::Error> {
-        let is_usable = |id: &usize| survey::is_readable_row(model.tensor(*id));
+    fn new(model: &'a Model, name: &str) -> Result<Option<Self>, vector::Error> {
+        let is_usable = |id: &usize| vector::is_readable_row(model.tensor(*id));
         let Some(id) = model.find(name).filter(is_usable) else { return Ok(None) };
         let mut rows = RowReader::new(model, id);
         let of_row = |row| Ok(Some(norm(&rows.read(row)?)));
-        let usual = survey::median_of_rows(model.tensor(id).n_rows(), of_row)?;
+        let usual = vector::median_of_rows(model.tensor(id).n_rows(), of_row)?;
         Ok(Some(TokenRows { model, id, usual: usual.filter(|norm| *norm > 0.0).unwrap_or(1.0) }))
     }
 
     /// A token's row, and its norm in units of what is usual.
-    fn of(&self, token: u32) -> Result<Option<(Vec<f32>, f64)>, survey::Error> {
+    fn of(&self, token: u32) -> Result<Option<(Vec<f32>, f64)>, vector::Error> {
         if u64::from(token) >= self.model.tensor(self.id).n_rows() {
             return Ok(None);
         }

@@ -10,7 +10,7 @@ use crate::patch::is_patch;
 use crate::pipeline::Budget;
 use crate::pool::{self, Pool};
 use crate::quants;
-use crate::survey::{
+use crate::vector::{
     Coordinates, Error, FoldedTensor, Folding, Space, TensorSource, decode, part_of, require_one_fold, require_space,
     resize,
 };

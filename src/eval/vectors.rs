@@ -13,7 +13,7 @@ use crate::gguf::{Model, TensorId};
 use crate::pipeline::Budget;
 use crate::pool::{self, Pool};
 use crate::quants;
-use crate::survey::{
+use crate::vector::{
     BASE_ROWS, Error, FoldedTensor, Folding, PATCH_TENSORS, SPECIAL_ROWS, TensorSource, decode, has_row_per_token,
     is_by_token, require_one_fold, require_space, resize, whole_name,
 };

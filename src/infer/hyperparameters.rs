@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Error;
 use crate::chat;
 use crate::gguf::{Metadata, Model, Value};
-use crate::survey::fold_key;
+use crate::vector::fold_key;
 
 /// The architectures with a forward pass in this crate. Mistral and SmolLM files say `llama`.
 pub const ARCHITECTURES: [&str; 2] = ["llama", "qwen2"];

@@ -28,7 +28,7 @@ use crate::pipeline::{self, Budget, Measured, Observer, Sums, TensorResult, Tens
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::pool::{self, Pool};
 use crate::quants;
-use crate::survey::{Inputs, Moments, Rounding, Weights, check_finite, has_row_per_token};
+use crate::vector::{Inputs, Moments, Rounding, Weights, check_finite, has_row_per_token};
 
 /// Why no patch was made; nothing is left of it.
 #[derive(Debug, thiserror::Error)]

@@ -25,7 +25,7 @@ use crate::pipeline::{self, Budget, Observer, Sums};
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::pool::{self, Pool};
 use crate::quants;
-use crate::survey::{self, Folding, Inputs, fold_key};
+use crate::vector::{self, Folding, Inputs, fold_key};
 
 /// The value of `general.type` in an adapter.
 pub const TYPE: &str = "adapter";
@@ -242,7 +242,7 @@ impl Adapter {
         settings: Settings,
         budget: &Budget,
     ) -> Result<Self, Error> {
-        let whole = survey::whole_name;
+        let whole = vector::whole_name;
         let changed: HashMap<&str, _> = measured.tensors.iter().map(|t| (whole(&t.name), t.moments)).collect();
         let has_vector = |t: &TensorPlan| changed.get(t.name.as_str()).is_some_and(|m| m.delta2 > 0.0);
         let mut adapter = Adapter::plan(plan, inputs, settings, has_vector)?;
@@ -336,7 +336,7 @@ impl Adapter {
             let Some(base) = weights.base else { continue };
             let gain: Vec<f32> = weights.delta.iter().zip(base).map(|(d, b)| 1.0 + d / b).collect();
             let fits = places.iter().all(|place| self.matrices[*place].row_len == gain.len() as u64);
-            if fits && survey::check_finite(&gain).is_none() {
+            if fits && vector::check_finite(&gain).is_none() {
                 gains.push((left.name.clone(), places, gain));
             }
         }
@@ -431,7 +431,7 @@ impl Adapter {
             let row_size = output.tensor(id).row_size();
             let mut blocks = vec![0; (n_rows * row_size) as usize];
             output.read(id, first * row_size, &mut blocks)?;
-            survey::decode(output, id, first * m.row_len, &blocks, target)?;
+            vector::decode(output, id, first * m.row_len, &blocks, target)?;
             target.iter_mut().zip(sum.wanted()).for_each(|(stored, wanted)| *stored = wanted - *stored);
             let planned = &plan.tensors()[m.tensor];
             for row in planned.taken_rows() {
@@ -608,7 +608,7 @@ impl Stacked<'_> {
             writer.write(slot + i, stacked * size, &blocks)?;
             // What is measured is what the file holds.
             quants::dequantize_row(ty, &blocks, part).expect("it was encoded as this type");
-            if survey::check_finite(part).is_some() {
+            if vector::check_finite(part).is_some() {
                 return Err(Error::Range { tensor: matrix.name.clone(), ty });
             }
         }

@@ -32,7 +32,7 @@ use crate::pipeline::Budget;
 use crate::pipeline::seal::{self, Checked};
 use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
-use crate::survey::{self, FOLD_KEYS, Inputs, LOGARITHMS, Pair, Rounding, Space, fold_key};
+use crate::vector::{self, FOLD_KEYS, Inputs, LOGARITHMS, Pair, Rounding, Space, fold_key};
 
 pub use summary::{TensorSummary, bits_per_weight, bytes_beside, summary};
 pub use verify::{Origin, Verification, verify};
@@ -158,7 +158,7 @@ pub enum Error {
     },
     /// Base or chat cannot be read.
     #[error(transparent)]
-    Survey(#[from] survey::Error),
+    Survey(#[from] vector::Error),
     /// A type that cannot be written.
     #[error(
         "a patch cannot be encoded as {ty}: {}",

@@ -7,7 +7,7 @@ use crate::gguf::{Array, Metadata, TensorId, Value};
 use crate::pipeline::{Budget, seal};
 use crate::plan;
 use crate::pool;
-use crate::survey::{self, Inputs, PATCH_TENSORS, Pair, TensorRef, Term};
+use crate::vector::{self, Inputs, PATCH_TENSORS, Pair, TensorRef, Term};
 
 /// Key: hashes of the base's tensors, in hexadecimal digits, in the order of [`PATCH_TENSORS`].
 pub(super) const BASE_HASHES: &str = "chatvec.patch.base_blake3";
@@ -26,7 +26,7 @@ impl Origins {
         tensors.sort_unstable();
         tensors.dedup();
         let hash = |(source, tensor)| {
-            Ok::<_, survey::Error>(((source, tensor), seal::tensor_hash(inputs.source(source), tensor)?))
+            Ok::<_, vector::Error>(((source, tensor), seal::tensor_hash(inputs.source(source), tensor)?))
         };
         Ok(Origins(pool::try_map_on(seal::n_threads(budget), tensors, hash)?.into_iter().collect()))
     }
@@ -43,7 +43,7 @@ impl Origins {
     /// Those of reading weights.
     pub(super) fn is_zero(&self, inputs: &Inputs, pair: &Pair) -> Result<bool, Error> {
         for term in &pair.terms {
-            if !self.is_same(inputs, term) && !survey::is_zero(inputs, term)? {
+            if !self.is_same(inputs, term) && !vector::is_zero(inputs, term)? {
                 return Ok(false);
             }
         }

@@ -14,7 +14,7 @@ use super::product::AddProduct;
 use super::{Error, SVD_A, SVD_B, SVD_SCALES, tokens};
 use crate::gguf::{self, ComputedTensors, File, Limits, MAX_DIMS, Model, TensorInfo};
 use crate::quants;
-use crate::survey::MOVED_ROWS;
+use crate::vector::MOVED_ROWS;
 
 /// Ends of the names of a matrix's parts.
 pub(super) const LOW_RANK_A: &str = ".lora_a";

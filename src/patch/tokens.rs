@@ -9,7 +9,7 @@ use crate::gguf::{Array, Metadata, Model, Value};
 use crate::pipeline::Budget;
 use crate::plan::{self, Taken, TensorPlan, Warning};
 use crate::quants;
-use crate::survey::{
+use crate::vector::{
     self, BASE_ROWS, BASE_TOKENS, Combination, Inputs, Kept, MOVED_ROWS, Rounding, SPECIAL_ROWS, SPECIAL_TOKENS,
     SourceId, TensorRef, has_row_per_token, token_list,
 };
@@ -84,7 +84,7 @@ pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<Tens
     }
     let n_ordinary = (n_tokens / ORDINARY_OF).clamp(16, 256).min(n_tokens);
     let mut of_base = special.clone();
-    of_base.extend((0..n_ordinary).map(|i| survey::middle(i, n_ordinary, n_tokens) as u32));
+    of_base.extend((0..n_ordinary).map(|i| vector::middle(i, n_ordinary, n_tokens) as u32));
     of_base.sort_unstable();
     of_base.dedup();
     // The base may lack some; the order of its own rows is of no use here.
@@ -118,7 +118,7 @@ fn taken(inputs: &Inputs, name: &str, end: &str, at: TensorRef, places: &[Option
     let info = source.tensor(at.tensor);
     let places: Vec<u32> = places.iter().copied().collect::<Option<_>>()?;
     let is_there = places.iter().all(|row| u64::from(*row) < info.n_rows());
-    if places.is_empty() || !is_there || !survey::is_readable_row(info) {
+    if places.is_empty() || !is_there || !vector::is_readable_row(info) {
         return None;
     }
     let is_scaled = source.scale_of(at.tensor).is_some();
@@ -149,7 +149,7 @@ pub(super) fn leave_out_unmoved(
     if !is_by_token || tensor.name.len() + MOVED_ROWS.len() > crate::gguf::MAX_NAME_BYTES {
         return Ok(());
     }
-    let moved = survey::moved_rows(inputs, term, budget.threads, budget.memory)?;
+    let moved = vector::moved_rows(inputs, term, budget.threads, budget.memory)?;
     if moved.is_empty() || moved.len() as f64 > FEW * n_rows as f64 {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use super::provenance::{BASE_HASHES, CHAT_HASHES};
 use super::{Error, assembled, open_stored};
 use crate::gguf::{Limits, Model, TensorId};
 use crate::pipeline::seal::{self, Checked};
-use crate::survey::{self, PATCH_TENSORS};
+use crate::vector::{self, PATCH_TENSORS};
 
 /// What was found of a patch.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
@@ -82,7 +82,7 @@ fn read_all(patch: &Model) -> Result<usize, Error> {
             raw.resize(size(n) as usize, 0);
             weights.resize(n as usize, 0.0);
             patch.read(id, size(first), &mut raw)?;
-            survey::decode(patch, id, first, &raw, &mut weights)?;
+            vector::decode(patch, id, first, &raw, &mut weights)?;
         }
         n_read += 1;
     }

@@ -4,7 +4,7 @@ use super::chunk::{Chunk, SEGMENT_WEIGHTS, must_be_finite, strip_bytes_per_weigh
 use super::{Error, prepare, rows_of};
 use crate::imatrix::ImportanceMatrix;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, Rounding, TensorRef, feedback_bytes, minimum_rows};
+use crate::vector::{Inputs, Rounding, TensorRef, feedback_bytes, minimum_rows};
 
 /// What a run may use.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -8,7 +8,7 @@ use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
 use crate::quants::{self, Dither, Feedback, Place};
-use crate::survey::{
+use crate::vector::{
     self, Coordinates, Inputs, Kept, Moments, Operand, Rounding, Rows as SourceRows, Selection, Sum, TensorRef,
     TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
@@ -94,7 +94,7 @@ impl Loaded<'_> {
 
     /// Takes decoded weights into the space they are added in, where the tensor does not hold
     /// differences within it.
-    fn enter(&self, coordinates: &mut Coordinates, first_weight: u64, out: &mut [f32]) -> Result<(), survey::Error> {
+    fn enter(&self, coordinates: &mut Coordinates, first_weight: u64, out: &mut [f32]) -> Result<(), vector::Error> {
         match self.rows.is_difference() {
             true => Ok(()),
             false => coordinates.enter(self.source, self.operand.at.tensor, first_weight, out),
@@ -110,7 +110,7 @@ impl Loaded<'_> {
         rows: Range<u64>,
         decode: Decode,
         out: &mut [f32],
-    ) -> Result<(), survey::Error> {
+    ) -> Result<(), vector::Error> {
         let (start, row_len) = (chunk.first_row + rows.start, chunk.row_len);
         for (run, from) in self.rows.runs(start..chunk.first_row + rows.end) {
             let out = &mut out[((run.start - start) * row_len) as usize..((run.end - start) * row_len) as usize];
@@ -153,7 +153,7 @@ fn load<'a>(
 }
 
 /// [`decode`], or [`decode_unscaled`].
-type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), survey::Error>;
+type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), vector::Error>;
 
 /// A chunk whose sources are read.
 struct Computed<'a> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::Error;
 use crate::plan::TensorPlan;
 use crate::quants::Feedback;
-use crate::survey::{self, Inputs};
+use crate::vector::{self, Inputs};
 
 /// The feedback of one tensor, once it is found; who looks for it holds the lock.
 type Slot = Arc<Mutex<Option<Arc<Feedback>>>>;
@@ -31,7 +31,7 @@ impl Feedbacks {
         if let Some(feedback) = &*found {
             return Ok(feedback.clone());
         }
-        let feedback = Arc::new(survey::feedback(inputs, &plan.ne, &plan.terms, &plan.combination)?);
+        let feedback = Arc::new(vector::feedback(inputs, &plan.ne, &plan.terms, &plan.combination)?);
         *found = Some(feedback.clone());
         Ok(feedback)
     }

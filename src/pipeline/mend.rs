@@ -15,7 +15,7 @@ use super::{Error, Measured, Nowhere, Observer, TensorSink, describe, run};
 use crate::gguf::{self, Metadata, WriteOptions, Writer};
 use crate::plan::{Change, LossPolicy, MergePlan, OutputType, TensorPlan};
 use crate::quants;
-use crate::survey::{Encoding, Inputs, Moments, Rounding};
+use crate::vector::{Encoding, Inputs, Moments, Rounding};
 
 use super::Budget;
 

@@ -44,7 +44,7 @@ use crate::ggml::GgmlType;
 use crate::gguf;
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::pool::{self, NoThreads};
-use crate::survey::{self, Inputs, Moments, Selection};
+use crate::vector::{self, Inputs, Moments, Selection};
 use budget::Layout;
 use chunk::{Chunk, Worker};
 use feedbacks::Feedbacks;
@@ -96,7 +96,7 @@ pub enum Error {
     Container(#[from] gguf::Error),
     /// Weights that could not be had.
     #[error(transparent)]
-    Source(#[from] survey::Error),
+    Source(#[from] vector::Error),
     /// No plan for tensors that are to be encoded again.
     #[error(transparent)]
     Plan(#[from] plan::Error),
@@ -286,7 +286,7 @@ pub fn rehearse(
     let layout = budget.lay_out(plan, inputs)?;
     let (n, all) = layout.chunks(plan).fold((0, 0), |(n, bytes): (usize, u64), chunk| (n + 1, bytes + chunk.n_bytes()));
     let tried = n.min(REHEARSED);
-    let is_tried = |i: usize| (0..tried).any(|part| survey::middle(part as u64, tried as u64, n as u64) == i as u64);
+    let is_tried = |i: usize| (0..tried).any(|part| vector::middle(part as u64, tried as u64, n as u64) == i as u64);
     let chunks: Vec<Chunk> = layout.chunks(plan).enumerate().filter(|(i, _)| is_tried(*i)).map(|(_, c)| c).collect();
     let bytes: u64 = chunks.iter().map(Chunk::n_bytes).sum();
     let selections: Vec<Vec<Selection>> = plan.tensors().iter().map(prepare::unread).collect();

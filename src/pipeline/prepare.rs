@@ -13,7 +13,7 @@ use super::budget::{Budget, segment_rows};
 use super::{Error, Observer, lock, rows_of};
 use crate::plan::{MergePlan, TensorPlan};
 use crate::pool;
-use crate::survey::{
+use crate::vector::{
     self, Coordinates, Inputs, Rows, Selection, Selector, TensorRef, Term, decode, minimum_rows, resize,
 };
 
@@ -140,7 +140,7 @@ impl Reader {
         let taken = tensor.taken_rows();
         // A row that one half of a difference lacks is absent from the other, too, and then the
         // vector has none.
-        let parts: Vec<(TensorRef, Rows<'_>)> = survey::operands(None, &tensor.terms[term..=term])
+        let parts: Vec<(TensorRef, Rows<'_>)> = vector::operands(None, &tensor.terms[term..=term])
             .map(|operand| (operand.at, inputs.rows(&operand, &taken)))
             .collect();
         while !selector.is_done() {

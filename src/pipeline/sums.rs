@@ -2,7 +2,7 @@
 
 use super::{Budget, Error, Observer, chunk, prepare, rows_of};
 use crate::plan::MergePlan;
-use crate::survey::{Inputs, Selection, Sum};
+use crate::vector::{Inputs, Selection, Sum};
 
 /// A plan whose sums can be had in any order, from any thread.
 pub struct Sums<'a> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::survey::Moments;
+use crate::vector::Moments;
 
 /// The sums of one tensor. Those of its segments are added strictly one after the other, whoever
 /// computed them and when, because sums of floating-point numbers depend on their order. While one

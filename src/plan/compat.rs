@@ -10,7 +10,8 @@ use super::{Embeddings, Error, Protected, Recipe, TensorPlan, mixture};
 use crate::chat::{TOKENS, TokenMap, Unrendered};
 use crate::ggml::GgmlType;
 use crate::gguf::{Metadata, Model, Value};
-use crate::survey::{Inputs, Kept, Pair, Role, SpecialTokens, fold_key, has_row_per_token};
+use crate::survey::SpecialTokens;
+use crate::vector::{Inputs, Kept, Pair, Role, fold_key, has_row_per_token};
 
 /// Something odd but legal in the inputs.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]

@@ -5,7 +5,7 @@ use super::{Error, TensorPlan, Warning};
 use crate::gguf::{Metadata, Value};
 use crate::imatrix::ImportanceMatrix;
 use crate::quants;
-use crate::survey::Inputs;
+use crate::vector::Inputs;
 
 /// What every key about the matrix begins with.
 const PREFIX: &str = "quantize.imatrix.";

@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use super::Error;
 use super::recipe_file::{MAX_BYTES, RecipeFile, VectorFile};
 use super::setting::Setting;
-use crate::survey::Method;
+use crate::vector::Method;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

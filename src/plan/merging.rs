@@ -7,7 +7,7 @@ use super::ratios::Ratios;
 use super::setting::{Place, Setting, in_f32, is_filter_of, n_layers};
 use super::{Error, Warning};
 use crate::chat;
-use crate::survey::{Combination, Inputs, Kept, Mask, Method, Pair, Part, SourceId, has_row_per_token, part_of};
+use crate::vector::{Combination, Inputs, Kept, Mask, Method, Pair, Part, SourceId, has_row_per_token, part_of};
 
 /// How vectors are combined, and how much of each every tensor gets.
 #[derive(Clone, PartialEq, Default, Debug)]
@@ -123,7 +123,7 @@ impl Merging {
     }
 
     /// The vectors of which something reaches the output, tensor by tensor. `pairs` are as
-    /// [`crate::survey::pair`] found them.
+    /// [`crate::vector::pair`] found them.
     pub(super) fn reach(&self, inputs: &Inputs, pairs: &[Pair]) -> Reach {
         let (places, _) = places(inputs, pairs);
         let mut reach = Reach { by_tensor: HashMap::new(), heard: BTreeSet::new() };

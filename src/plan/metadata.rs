@@ -9,7 +9,7 @@ use bstr::{BStr, ByteSlice};
 
 use super::{Embeddings, Recipe, SpecialRow};
 use crate::gguf::{Array, Metadata, Value};
-use crate::survey::{Inputs, Moments, PATCH_TENSORS, whole_name};
+use crate::vector::{Inputs, Moments, PATCH_TENSORS, whole_name};
 
 /// Keys whose values are known only when the run ends. They are float64 from the start, so that the
 /// header keeps its size; NaN says that there is no such number, as with the survival of a zero

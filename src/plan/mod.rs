@@ -38,7 +38,8 @@ use crate::ggml::{GgmlType, TypeError};
 use crate::gguf::{self, Header, Metadata, Model, TensorSpec};
 use crate::imatrix;
 use crate::quants;
-use crate::survey::{
+use crate::survey;
+use crate::vector::{
     self, Combination, Encoding, Inputs, Kept, Operand, Pair, Rounding, SourceId, Space, TensorRef, Term,
     has_row_per_token,
 };
@@ -442,7 +443,7 @@ pub struct Recipe {
 impl Recipe {
     /// The source whose chat the output has: that of the first vector with a template, or else of
     /// the first. Vectors whose ratio is 0 in every tensor do not count; none if there is no other.
-    /// `pairs` are as [`survey::pair`] found them.
+    /// `pairs` are as [`vector::pair`] found them.
     pub fn talker(&self, inputs: &Inputs, pairs: &[Pair]) -> Option<SourceId> {
         self.merging.reach(inputs, pairs).talker(inputs)
     }
@@ -757,7 +758,7 @@ impl TensorPlan {
     /// The same, with what each is half of.
     pub fn operands(&self) -> Vec<Operand> {
         let mut operands: Vec<Operand> = Vec::new();
-        for operand in survey::operands(self.model, &self.terms).map(|operand| self.operand(operand)) {
+        for operand in vector::operands(self.model, &self.terms).map(|operand| self.operand(operand)) {
             if !operands.contains(&operand) {
                 operands.push(operand);
             }

@@ -6,7 +6,8 @@ use super::{Error, LossPolicy, MergePlan, OnLoss, OutputType, Warning, survival:
 use crate::ggml::GgmlType::{self, *};
 use crate::gguf::{Array, StringArray, Value};
 use crate::quants;
-use crate::survey::{Encoding, Estimate, Look, Pair, Rounding, Trial};
+use crate::survey::{Estimate, Look, Trial};
+use crate::vector::{Encoding, Pair, Rounding};
 
 /// Amplitudes of dither that are tried; the first that keeps the vector is taken.
 const AMPLITUDES: [f32; 4] = [0.5, 0.75, 0.9, 1.0];

@@ -35,7 +35,7 @@ use super::ratios::Ratios;
 use super::setting::{Setting, in_f32};
 use super::{Embeddings, Error, LossPolicy, OnLoss, OutputType, Recipe, SpecialTokens};
 use crate::ggml::GgmlType;
-use crate::survey::Method;
+use crate::vector::Method;
 
 /// The most bytes that a recipe may have.
 pub const MAX_BYTES: u64 = 1 << 20;

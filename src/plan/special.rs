@@ -8,7 +8,8 @@ use super::merging::Reach;
 use super::{Error, Recipe, Taken, TensorPlan};
 use crate::chat;
 use crate::gguf::Metadata;
-use crate::survey::{self, Inputs, Role, SpecialToken, TokenRows, has_row_per_token};
+use crate::survey::{self, SpecialToken};
+use crate::vector::{Inputs, Role, TokenRows, has_row_per_token};
 
 /// Tokens whose rows are the chat model's, as they are.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]

@@ -18,7 +18,8 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::MergePlan;
-use crate::survey::{Estimate, Look, Moments, Survey};
+use crate::survey::{Estimate, Look, Survey};
+use crate::vector::Moments;
 
 /// What is done about tensors that would lose the vector.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]

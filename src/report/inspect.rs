@@ -12,7 +12,7 @@ use crate::gguf::{Array, ByteOrder, Model, Value, printable};
 use crate::patch::{self, TensorSummary};
 use crate::plan::RECIPE_KEY;
 use crate::quants;
-use crate::survey::part_of;
+use crate::vector::part_of;
 
 /// Elements of a long array that JSON has.
 const SHOWN: usize = 8;

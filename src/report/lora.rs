@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 use super::{Report, Table, bytes, number, percent};
 use crate::gguf::printable;
 use crate::patch::lora::{Fit, Written};
-use crate::survey::part_of;
+use crate::vector::part_of;
 
 /// An adapter that was written.
 #[derive(Clone, Copy, Debug)]

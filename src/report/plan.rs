@@ -10,7 +10,8 @@ use crate::ggml::GgmlType;
 use crate::gguf::printable;
 use crate::patch::extract;
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::{Inputs, Kept, Method, Rounding, Survey, TensorSurvey, TypeForecast, part_of};
+use crate::survey::{Survey, TensorSurvey, TypeForecast};
+use crate::vector::{Inputs, Kept, Method, Rounding, part_of};
 
 /// A plan with what the survey expects of it.
 pub struct Plan<'a> {

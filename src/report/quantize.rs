@@ -9,7 +9,7 @@ use super::{Report, Table, bytes, shape};
 use crate::ggml::GgmlType;
 use crate::gguf::{Finished, printable};
 use crate::plan::{MergePlan, TensorPlan};
-use crate::survey::Inputs;
+use crate::vector::Inputs;
 
 /// What becomes, or became, of each tensor of a model that is written in other types.
 pub struct Quantize<'a> {

@@ -11,7 +11,8 @@ use crate::gguf::{self, printable};
 use crate::patch::{TensorSummary, bits_per_weight};
 use crate::pipeline::Written;
 use crate::plan::{Change, MergePlan, TensorPlan, Verdict};
-use crate::survey::{Finding, Moments, part_of, whole_name};
+use crate::survey::Finding;
+use crate::vector::{Moments, part_of, whole_name};
 
 /// An output with what was measured while it was made.
 pub struct Run<'a> {

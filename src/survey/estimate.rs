@@ -1,6 +1,6 @@
 //! What a sample says of a whole tensor, and how far it may be off.
 
-use super::moments::Moments;
+use crate::vector::Moments;
 
 /// Sums of a tensor as a sample has them, scaled to all of it, with the standard error of what
 /// follows from them.

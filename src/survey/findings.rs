@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use super::moments::Moments;
+use crate::vector::Moments;
 
 /// Above this ‖chat − base‖/‖base‖ the two are no pair. Unrelated models: 1.41; Q2_K noise in both:
 /// 0.37.

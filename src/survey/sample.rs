@@ -2,22 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use super::combine::Selector;
 use super::estimate::{Estimate, Tried};
 use super::findings::{Distances, Finding, Sides, judge, judge_distance, judge_templates};
-use super::moments::{Moments, Weights};
-use super::pairing::{Inputs, Pair, TensorRef, Term, operands, part_of};
-use super::piece::{PIECE_WEIGHTS, Pieces, Spread, share_out};
 use super::roles;
 use super::rounding::true_square;
-use super::source::{Error, check_finite, divide_scale, multiply_scale};
-use super::space::{Coordinates, Space};
 use super::special::distance_from_base;
-use super::sum::{Sum, resize};
 use crate::chat;
 use crate::ggml::GgmlType;
 use crate::pool;
 use crate::quants;
+use crate::vector::{
+    Coordinates, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Pieces, Selector, Space, Spread, Sum, TensorRef, Term,
+    Weights, check_finite, divide_scale, multiply_scale, operands, part_of, resize, share_out,
+};
 
 /// How much a survey looks at, and with what.
 #[derive(Clone, PartialEq, Eq, Debug)]

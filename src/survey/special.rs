@@ -9,17 +9,13 @@ use std::cell::RefCell;
 
 use bstr::BString;
 
-use super::ahead::RowReader;
-use super::combine::Combination;
-use super::pairing::{
-    Inputs, OUTPUT, Role, SourceId, TOKEN_EMBEDDINGS, TensorRef, Term, find_or_tied, has_row_per_token,
-};
-use super::piece::{PIECE_WEIGHTS, Pieces, share_out};
-use super::source::{Error, read_row};
 use crate::chat::{self, TOKENS, TokenMap, Unrendered};
-use crate::gguf::{Metadata, Model, TensorInfo};
-use crate::pool;
+use crate::gguf::TensorInfo;
 use crate::quants;
+use crate::vector::{
+    Error, Inputs, OUTPUT, RowReader, SPECIAL_TOKENS, SourceId, TOKEN_EMBEDDINGS, TensorRef, TokenRows,
+    has_row_per_token, is_readable_row, median, median_of_rows, place, read_token_row, token_list,
+};
 
 /// A row that went less far from the base than this share of what an ordinary row did is untrained.
 /// The trio's: 0 for the tokens of its template, .7 for its end of text, which it was trained on; a
@@ -30,113 +26,6 @@ const UNTRAINED: f64 = 0.1;
 /// something is left. The trio as Q4_K from Q8_0 files has .14 at most in its two, and .8 in the
 /// one that was trained.
 const UNTRAINED_QUANTIZED: f64 = 0.3;
-
-/// Bytes of a row at most that are read for this: a row of 16 million weights of 4 bytes is no
-/// token's.
-const LONGEST_ROW: u64 = 64 << 20;
-
-/// Rows that are looked at for what is usual.
-const ORDINARY: u64 = 1024;
-
-/// Behind the name of a tensor of a patch: its rows of some tokens, where few moved.
-pub const MOVED_ROWS: &str = ".rows";
-/// Behind the name of a tensor of a patch: its rows in the chat model, of the tokens that
-/// [`SPECIAL_TOKENS`] lists.
-pub const SPECIAL_ROWS: &str = ".special_rows";
-/// Behind the name of a tensor of a patch: its rows in the base, of the tokens that [`BASE_TOKENS`]
-/// lists.
-pub const BASE_ROWS: &str = ".base_rows";
-/// Key of a patch: ids of the chat's special tokens, in ascending order.
-pub const SPECIAL_TOKENS: &str = "chatvec.patch.special_tokens";
-/// Key of a patch: ids of the special tokens that the base has, and of some ordinary ones, in
-/// ascending order.
-pub const BASE_TOKENS: &str = "chatvec.patch.base_tokens";
-
-/// Key of a patch: the names of all tensors of the vector, also of those that are zero and left
-/// out.
-pub const PATCH_TENSORS: &str = "chatvec.patch.tensors";
-
-/// The name of the tensor that a patch has all or [some rows](MOVED_ROWS) of.
-pub fn whole_name(name: &str) -> &str {
-    name.strip_suffix(MOVED_ROWS).unwrap_or(name)
-}
-
-/// Whether a patch has this tensor of the vector, and it is zero.
-pub(super) fn is_zero_in(patch: &Model, name: &str) -> bool {
-    patch.find(name).is_none() && is_listed(patch, name)
-}
-
-/// Whether a patch has this tensor of the vector, be it zero.
-pub(super) fn is_listed(patch: &Model, name: &str) -> bool {
-    let names = patch.metadata().get_strings(PATCH_TENSORS);
-    names.is_some_and(|names| names.iter().any(|other| other == name))
-}
-
-/// Rows of some tokens of a model, or of all.
-#[derive(Clone, PartialEq, Debug)]
-pub struct TokenRows {
-    /// The tensor that has them.
-    pub at: TensorRef,
-    /// Whose they are, in ascending order; none for a row of each token.
-    tokens: Option<Vec<u32>>,
-}
-
-impl TokenRows {
-    /// The rows of a tensor in the chat model of a source, by that model's ids. A patch has those
-    /// of special tokens.
-    pub fn of_chat(inputs: &Inputs, source: SourceId, name: &str) -> Option<Self> {
-        // Without an output of its own the vector is of a chat model with tied embeddings.
-        let is_tied = name == OUTPUT && !is_listed(inputs.source(source), name);
-        let stored = if is_tied { TOKEN_EMBEDDINGS } else { name };
-        Self::listed(inputs, source, stored, SPECIAL_ROWS, SPECIAL_TOKENS)
-            .or_else(|| Some(TokenRows { at: find_or_tied(inputs, source, name)?, tokens: None }))
-            .filter(|rows| rows.tokens.is_some() || inputs.role(source) != Role::Patch)
-    }
-
-    /// The rows of a tensor in the base of the vector that ends in a source, by that base's ids.
-    /// Where its embeddings are tied, those of `token_embd` are what its output is. A patch has
-    /// some.
-    fn of_base(inputs: &Inputs, plus: SourceId, name: &str) -> Option<Self> {
-        let vector = inputs.vectors().iter().find(|vector| vector.plus == plus)?;
-        if let Some(base) = vector.minus {
-            return Some(TokenRows { at: find_or_tied(inputs, base, name)?, tokens: None });
-        }
-        let patch = inputs.source(plus);
-        let listed = |name| Self::listed(inputs, plus, name, BASE_ROWS, BASE_TOKENS);
-        // The base is tied if the vector has no output of its own, or if chat alone brought rows of
-        // one.
-        let has_chat_rows = || patch.find(&format!("{OUTPUT}{SPECIAL_ROWS}")).is_some();
-        let is_tied = name == OUTPUT && (!is_listed(patch, OUTPUT) || has_chat_rows());
-        listed(name).or_else(|| listed(TOKEN_EMBEDDINGS).filter(|_| is_tied))
-    }
-
-    /// The rows that a patch has of some tokens.
-    fn listed(inputs: &Inputs, source: SourceId, name: &str, end: &str, key: &str) -> Option<Self> {
-        if inputs.role(source) != Role::Patch {
-            return None;
-        }
-        let model = inputs.source(source);
-        let tensor = model.find(&format!("{name}{end}"))?;
-        let tokens = token_list(model.metadata(), key)?;
-        let fits = tokens.len() as u64 == model.tensor(tensor).n_rows();
-        fits.then_some(TokenRows { at: TensorRef { source, tensor }, tokens: Some(tokens) })
-    }
-
-    /// The row of a token.
-    pub fn find(&self, token: u32) -> Option<u32> {
-        match &self.tokens {
-            None => Some(token),
-            Some(tokens) => tokens.binary_search(&token).ok().map(|row| row as u32),
-        }
-    }
-}
-
-/// Ids of tokens, if these are some, in ascending order.
-pub fn token_list(metadata: &Metadata, key: &str) -> Option<Vec<u32>> {
-    let array = metadata.get(key)?.as_array()?;
-    let tokens: Vec<u32> = array.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<_>>()?;
-    tokens.is_sorted_by(|a, b| a < b).then_some(tokens)
-}
 
 /// A special token of a chat model.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -300,113 +189,13 @@ impl<'a> Moves<'a> {
     fn is_still(&self, chat: u32, id: Option<u32>) -> Result<bool, Error> {
         let in_base = id.and_then(|id| place(self.inputs, &self.base, id));
         let (Some(in_chat), Some(in_base)) = (self.chat.find(chat), in_base) else { return Ok(false) };
-        let rows = read(self.inputs, self.chat.at, in_chat)?.zip(read(self.inputs, self.base.at, in_base)?);
+        let rows = read_token_row(self.inputs, self.chat.at, in_chat)?.zip(read_token_row(
+            self.inputs,
+            self.base.at,
+            in_base,
+        )?);
         Ok(rows.is_some_and(|(chat, base)| chat == base))
     }
-}
-
-/// The row of a token of the model among those of another file.
-fn place(inputs: &Inputs, rows: &TokenRows, id: u32) -> Option<u32> {
-    let there = match inputs.token_map(rows.at.source) {
-        Some(map) => map.find(id),
-        None => Some(id),
-    };
-    rows.find(there?)
-}
-
-/// A row, if the tensor has it.
-fn read(inputs: &Inputs, at: TensorRef, row: u32) -> Result<Option<Vec<f32>>, Error> {
-    let source = inputs.source(at.source);
-    let is_there = u64::from(row) < source.tensor(at.tensor).n_rows();
-    is_there.then(|| read_row(source, at.tensor, row.into())).transpose()
-}
-
-/// Whether rows of a tensor can be looked at one by one.
-pub fn is_readable_row(info: &TensorInfo) -> bool {
-    quants::is_supported(info.ty()) && info.row_len() * 4 <= LONGEST_ROW && info.row_size() <= LONGEST_ROW
-}
-
-/// The median of a number of rows, of those that have one, over a thousand rows that are evenly
-/// spread.
-///
-/// # Errors
-/// Those of `of`.
-pub fn median_of_rows(n_rows: u64, of: impl FnMut(u64) -> Result<Option<f64>, Error>) -> Result<Option<f64>, Error> {
-    median((0..n_rows).step_by((n_rows / ORDINARY).max(1) as usize), of)
-}
-
-fn median(
-    rows: impl Iterator<Item = u64>,
-    mut of: impl FnMut(u64) -> Result<Option<f64>, Error>,
-) -> Result<Option<f64>, Error> {
-    let mut numbers = Vec::new();
-    for row in rows {
-        numbers.extend(of(row)?);
-    }
-    numbers.sort_by(f64::total_cmp);
-    Ok(numbers.get(numbers.len() / 2).copied())
-}
-
-/// Bytes that rows of both sides of a vector are read ahead with.
-const AHEAD: u64 = 256 << 10;
-
-/// Weights of the rows that a thread looks at one after the other.
-const ROWS_OF_TASK: u64 = 1 << 20;
-
-/// The rows of a vector that are not zero, in ascending order. `threads` look, or as many as the
-/// buffers of are no more than `memory`; one at least, in 192 KiB.
-///
-/// # Errors
-/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`], [`Error::Threads`].
-pub fn moved_rows(inputs: &Inputs, term: &Term, threads: usize, memory: u64) -> Result<Vec<u32>, Error> {
-    let info = inputs.source(term.plus.source).tensor(term.plus.tensor);
-    let (row_len, n_rows) = (info.row_len(), info.n_rows().min(u32::MAX.into()));
-    let combination = Combination::default();
-    // Both sides of τ, and blocks of one of them.
-    let (threads, ahead) = share_out(memory, threads, 3 * 4 * PIECE_WEIGHTS, 2);
-    let moved = |first: u64, n_rows: u64| {
-        let mut pieces = Pieces::new(inputs, None, std::slice::from_ref(term), &combination, &[], row_len, ahead);
-        let mut moved = Vec::new();
-        for row in first..first + n_rows {
-            if has_moved(&mut pieces, term, row, row_len)? {
-                moved.push(row as u32);
-            }
-        }
-        Ok::<_, Error>(moved)
-    };
-    let rows_of_task = (ROWS_OF_TASK / row_len.max(1)).max(1);
-    let tasks: Vec<u64> = (0..n_rows).step_by(rows_of_task as usize).collect();
-    let of_task = |first: u64| moved(first, rows_of_task.min(n_rows - first));
-    Ok(pool::try_map_on(threads, tasks, of_task)?.concat())
-}
-
-/// Whether all weights of a vector are zero. Reads up to the first that is not.
-///
-/// # Errors
-/// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
-pub fn is_zero(inputs: &Inputs, term: &Term) -> Result<bool, Error> {
-    let info = inputs.source(term.plus.source).tensor(term.plus.tensor);
-    let combination = Combination::default();
-    let term_alone = std::slice::from_ref(term);
-    let mut pieces = Pieces::new(inputs, None, term_alone, &combination, &[], info.row_len(), AHEAD);
-    for row in 0..info.n_rows() {
-        if has_moved(&mut pieces, term, row, info.row_len())? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Whether any weight of a row of a vector is not zero.
-fn has_moved(pieces: &mut Pieces<'_>, term: &Term, row: u64, row_len: u64) -> Result<bool, Error> {
-    let (mut tau, mut minus) = (Vec::new(), Vec::new());
-    for start in (0..row_len).step_by(PIECE_WEIGHTS as usize) {
-        pieces.tau(term, (row, start, PIECE_WEIGHTS.min(row_len - start)), (&mut tau, &mut minus))?;
-        if tau.iter().any(|t| *t != 0.0) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// A file's row and the base's.

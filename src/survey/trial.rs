@@ -1,46 +1,15 @@
 //! Trying ways to encode a tensor, where a first look has shown that rounding would take the
 //! vector.
 
-use super::combine::Combination;
 use super::estimate::{Estimate, Tried};
-use super::moments::Moments;
-use super::pairing::{Inputs, Pair, Term};
-use super::piece::{PIECE_WEIGHTS, Piece, Pieces, Spread, middle, share_out};
 use super::sample::{SampleSettings, n_operands};
-use super::source::{Error, check_finite, divide_scale, multiply_scale};
-use super::space::Space;
-use super::sum::{Sum, resize};
-use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
 use crate::pool;
-use crate::quants::{self, Dither, Feedback, Gram, Place};
-
-/// How weights become codes.
-#[derive(Clone, Copy, PartialEq, Default, Debug, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Rounding {
-    /// As ggml's encoder does it.
-    #[default]
-    Encoder,
-    /// Codes are chosen anew on a grid ([`quants::round_to_grid`]): the model's own where the type
-    /// stays, else the one that the encoder has found.
-    Dithered {
-        /// Of [`Dither`].
-        amplitude: f32,
-    },
-    /// Scales so that each block holds as much of the weights as there is
-    /// ([`quants::quantize_to_unit_gain`]).
-    UnitGain,
-}
-
-/// A type, and how its codes are found.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Encoding {
-    /// The type.
-    pub ty: GgmlType,
-    /// How its codes are found.
-    pub rounding: Rounding,
-}
+use crate::quants::{self, Dither, Feedback, Place};
+use crate::vector::{
+    Encoding, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Piece, Pieces, Rounding, Space, Spread, Sum, check_finite,
+    divide_scale, feedback as feedback_of, feedback_bytes, multiply_scale, resize, share_out,
+};
 
 /// What became of a tensor's sample in each encoding that was tried, in their order.
 #[derive(Clone, PartialEq, Debug)]
@@ -67,37 +36,6 @@ pub enum Look {
 /// Weights of a tensor that a sample grows to at most while it does not say enough; smaller tensors
 /// are looked at whole. It bounds what a tensor may cost to about 20 ms for each encoding.
 const MOST_WEIGHTS: u64 = 1 << 19;
-
-/// Rows that H is summed over at most ([`Feedback`]); twice as many as a group has weights. The
-/// bundled trio's tensors have 128 to 768 rows; a quarter of them gave the same KL divergence.
-const GRAM_ROWS: u64 = 512;
-
-/// Bytes that rows are read ahead with while H is summed.
-const AHEAD: u64 = 128 << 10;
-
-/// The feedback for what `terms` add to a tensor of this shape, from evenly spaced rows. It
-/// allocates [`feedback_bytes`].
-///
-/// # Errors
-/// Those of the sources.
-pub fn feedback(inputs: &Inputs, ne: &[u64], terms: &[Term], combination: &Combination) -> Result<Feedback, Error> {
-    let row_len = ne.first().copied().unwrap_or(1);
-    let n_rows: u64 = ne.iter().skip(1).product();
-    let n_sampled = n_rows.min(GRAM_ROWS);
-    let mut gram = Gram::new(row_len as usize);
-    let (mut sum, mut pieces) = (Sum::default(), Pieces::new(inputs, None, terms, combination, &[], row_len, AHEAD));
-    for i in 0..n_sampled {
-        pieces.compute(&mut sum, (middle(i, n_sampled, n_rows), 0, row_len))?;
-        gram.add_row(sum.delta());
-    }
-    Ok(gram.feedback())
-}
-
-/// Bytes that [`feedback`] takes for rows of this length, and what it gives back.
-pub fn feedback_bytes(row_len: u64) -> u64 {
-    let rows = row_len.saturating_mul(Sum::BYTES_PER_WEIGHT + 4);
-    Feedback::bytes_to_make(row_len).saturating_add(rows).saturating_add(AHEAD)
-}
 
 /// Tries encodings of tensors on a sample of their rows, one after the other until `look` says that
 /// one will do. Encodings that the codec cannot do, or that do not divide the rows, are left out. A
@@ -233,7 +171,7 @@ impl Bench<'_> {
         if let Rounding::Dithered { amplitude } = encoding.rounding {
             if feedback.is_none() {
                 let ne = pair.info(inputs).ne();
-                *feedback = Some(super::trial::feedback(inputs, ne, &pair.terms, &pair.combination)?);
+                *feedback = Some(feedback_of(inputs, ne, &pair.terms, &pair.combination)?);
             }
             let feedback = feedback.as_ref().expect("just found");
             let dither = Dither { seed: Dither::seed_of(&pair.name), amplitude };

@@ -14,7 +14,7 @@ use chatvec::infer::{self, Gathering, Transformer, gather_importance};
 use chatvec::pipeline::{self, Budget};
 use chatvec::plan::{self, MergePlan, OutputType};
 use chatvec::quants;
-use chatvec::survey::Inputs;
+use chatvec::vector::Inputs;
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
@@ -539,7 +539,7 @@ fn a_block_of_no_importance_at_all_is_never_written_as_nonsense() {
     let zero = draft(&[("blk.0.attn_v.weight", &[0.0; 256], &[1.0])]).write(folder.path(), "zero.gguf");
     for ty in ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q4_K_S", "Q5_K_S", "Q6_K"] {
         let inputs = paths.inputs(1.0).with_importance(matrix(&zero));
-        let plan = MergePlan::merge(&inputs, chatvec::survey::pair(&inputs).unwrap(), &pure(ty), None).unwrap();
+        let plan = MergePlan::merge(&inputs, chatvec::vector::pair(&inputs).unwrap(), &pure(ty), None).unwrap();
         let out = folder.path().join("out.gguf");
         match carry_out(&plan, &inputs, &out, &Budget::default()) {
             Ok(mut merged) => {

@@ -16,7 +16,7 @@ use chatvec::gguf::{Limits, Model};
 use chatvec::infer::{Session, Transformer};
 use chatvec::pipeline::{self, Budget};
 use chatvec::plan::{MergePlan, OutputType, Recipe, SpecialTokens};
-use chatvec::survey::{self, Inputs};
+use chatvec::vector::{self, Inputs};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
@@ -93,7 +93,7 @@ fn open(path: &Path) -> Model {
 fn merge(name: &str, pure: bool, path: &Path) {
     let part = |name: &str| open(&Path::new("fixtures/models").join(format!("tinyworld-A-{name}-F16.gguf")));
     let inputs = Inputs::merge(part("cp-de"), part("base"), part("chat"), 1.0);
-    let pairs = survey::pair(&inputs).expect("siblings");
+    let pairs = vector::pair(&inputs).expect("siblings");
     let recipe = Recipe {
         output: OutputType::parse(name, pure).expect("a type"),
         special_tokens: SpecialTokens::None,

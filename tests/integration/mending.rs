@@ -8,7 +8,8 @@ use chatvec::gguf::{Limits, WriteOptions};
 use chatvec::patch;
 use chatvec::pipeline::{self, Budget, Mended, Observer};
 use chatvec::plan::{self, LossPolicy, MergePlan, OnLoss, OutputType, Recipe, SpecialTokens};
-use chatvec::survey::{self, Inputs, Pair, Role, SampleSettings, Vector};
+use chatvec::survey::{self, SampleSettings};
+use chatvec::vector::{self, Inputs, Pair, Role, Vector};
 
 use crate::support::{Draft, Val};
 use crate::trio::{
@@ -59,7 +60,7 @@ fn merge(
 ) -> Result<Mended, pipeline::Error> {
     let loss = LossPolicy { on_loss, ..LossPolicy::default() };
     let recipe = Recipe { output: OutputType::Keep, special_tokens: SpecialTokens::None, loss, ..Recipe::default() };
-    let pairs = survey::pair(inputs).unwrap();
+    let pairs = vector::pair(inputs).unwrap();
     let plan = MergePlan::merge(inputs, pairs.clone(), &recipe, None).unwrap();
     let settings = SampleSettings { n_weights: 1, ..SampleSettings::default() };
     let taken = pairs.into_iter().zip(plan.tensors()).filter(|(_, t)| t.kept.is_none());

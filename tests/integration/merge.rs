@@ -11,7 +11,7 @@ use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Model, WriteOptions};
 use chatvec::pipeline::{self, Budget};
 use chatvec::plan::MEASURED_KEYS;
-use chatvec::survey;
+use chatvec::vector;
 use sha2::{Digest, Sha256};
 
 use crate::support::{Draft, Tensor, Val, kind, shard_name, split, write_split};
@@ -228,7 +228,7 @@ fn a_weight_that_is_no_number_is_refused_by_file_tensor_and_index() {
             let paths = trio.write(folder.path());
             let out = folder.path().join("out.gguf");
             let error = paths.try_merge(&out, "keep", 1.0, &Budget::default()).unwrap_err();
-            let pipeline::Error::Source(survey::Error::NotFinite { path, tensor: t, index: i, .. }) = &error else {
+            let pipeline::Error::Source(vector::Error::NotFinite { path, tensor: t, index: i, .. }) = &error else {
                 panic!("{error}");
             };
             assert!(path.ends_with(file) && t == tensor && *i == index as u64, "{error}");

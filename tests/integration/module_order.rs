@@ -5,28 +5,33 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with what it may use, in the order in which data walk through them.
-const ORDER: [(&str, &[&str]); 14] = [
+const ORDER: [(&str, &[&str]); 15] = [
     ("ggml", &[]),
     ("pool", &[]),
     ("gguf", &["ggml"]),
     ("quants", &["ggml"]),
     ("imatrix", &["ggml", "gguf"]),
     ("chat", &["gguf"]),
-    ("survey", &["ggml", "pool", "gguf", "quants", "imatrix", "chat"]),
-    ("plan", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey"]),
-    ("pipeline", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan"]),
-    ("patch", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline"]),
-    ("infer", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch"]),
-    ("eval", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer"]),
+    ("vector", &["ggml", "pool", "gguf", "quants", "imatrix", "chat"]),
+    ("survey", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector"]),
+    ("plan", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "survey"]),
+    // What a survey found is in the plan: who carries it out looks at nothing again.
+    ("pipeline", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "plan"]),
+    ("patch", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "plan", "pipeline"]),
+    ("infer", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "plan", "pipeline", "patch"]),
+    ("eval", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "plan", "pipeline", "patch", "infer"]),
     (
         "report",
-        &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer", "eval"],
+        &[
+            "ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "survey", "plan", "pipeline", "patch",
+            "infer", "eval",
+        ],
     ),
     (
         "cli",
         &[
-            "ggml", "pool", "gguf", "quants", "imatrix", "chat", "survey", "plan", "pipeline", "patch", "infer",
-            "eval", "report",
+            "ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "survey", "plan", "pipeline", "patch",
+            "infer", "eval", "report",
         ],
     ),
 ];

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use chatvec::infer::{Session, Transformer};
 use chatvec::pipeline::{self, Budget};
-use chatvec::survey;
+use chatvec::vector;
 
 use crate::support::{Draft, Tensor};
 use crate::trio::{F16, F32, Noise, Q8_0, Trio, chatvec, decode, encode, name, open, read, weights};
@@ -214,7 +214,7 @@ fn scales_that_leave_no_weights_are_refused() {
             draft.tensor(&format!("{EXPERTS}.scale")).data = Some(encode(F32, &[1.0, 1.0, bad]));
             let paths = trio.write(folder.path());
             match paths.try_merge(&folder.path().join("out.gguf"), "keep", 1.0, &Budget::default()) {
-                Err(pipeline::Error::Source(survey::Error::Scale { tensor, index, value, .. })) => {
+                Err(pipeline::Error::Source(vector::Error::Scale { tensor, index, value, .. })) => {
                     assert_eq!((tensor.as_str(), index), ("blk.0.ffn_up_exps.scale", 2));
                     assert!(value == bad || value.is_nan() && bad.is_nan());
                 }

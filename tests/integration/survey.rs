@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use chatvec::pipeline::Budget;
-use chatvec::survey::{SampleSettings, pair, survey};
+use chatvec::survey::{SampleSettings, survey};
+use chatvec::vector::pair;
 
 use crate::support::{Draft, Tensor, Val};
 use crate::trio::{

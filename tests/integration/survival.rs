@@ -2,7 +2,8 @@
 
 use chatvec::ggml::GgmlType;
 use chatvec::pipeline::Budget;
-use chatvec::survey::{Moments, SampleSettings, pair, survey};
+use chatvec::survey::{SampleSettings, survey};
+use chatvec::vector::{Moments, pair};
 
 use crate::support::{Draft, Val};
 use crate::trio::{

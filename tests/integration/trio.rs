@@ -12,7 +12,7 @@ use chatvec::gguf::{Limits, Model, Value, WriteOptions};
 use chatvec::pipeline::{self, Budget, Written};
 use chatvec::plan::{self, MergePlan, OutputType, Recipe, SpecialTokens};
 use chatvec::quants;
-use chatvec::survey::{self, Inputs};
+use chatvec::vector::{self, Inputs};
 use half::{bf16, f16};
 
 use crate::support::{Draft, Tensor, Val, kind};
@@ -341,7 +341,7 @@ impl Paths {
 
     pub(crate) fn plan(&self, inputs: &Inputs, ty: &str) -> MergePlan {
         plan::check(inputs).unwrap_or_else(|e| panic!("{e}"));
-        let pairs = survey::pair(inputs).unwrap_or_else(|e| panic!("{e}"));
+        let pairs = vector::pair(inputs).unwrap_or_else(|e| panic!("{e}"));
         MergePlan::merge(inputs, pairs, &recipe(ty), None).unwrap_or_else(|e| panic!("{e}"))
     }
 

@@ -219,7 +219,7 @@ def chacha8(key: bytes, n: int) -> np.ndarray:
 
 
 def drawn(seed: int, tensor: str, vector: int, density: float, n: int) -> np.ndarray:
-    """chatvec's mask, by its definition in src/survey/combine.rs."""
+    """chatvec's mask, by its definition in src/vector/combine.rs."""
     name = 0xCBF29CE484222325
     for byte in tensor.encode():
         name = (name ^ byte) * 0x100000001B3 % (1 << 64)

@@ -179,7 +179,7 @@ impl Combination {
 
     /// Adds up. `taus` has `delta.len()` weights for each of the `ratios`, selected already, and is
     /// used up; `sums` is scratch for twice as many as `delta`.
-    pub(super) fn add_up(&self, ratios: &[f32], taus: &mut [f32], sums: &mut [f32], delta: &mut [f32]) {
+    pub(crate) fn add_up(&self, ratios: &[f32], taus: &mut [f32], sums: &mut [f32], delta: &mut [f32]) {
         let n = delta.len();
         for (tau, ratio) in taus.chunks_exact_mut(n.max(1)).zip(ratios) {
             tau.iter_mut().for_each(|t| *t *= ratio);
@@ -214,7 +214,7 @@ impl Combination {
     }
 
     /// The mean of models: `mean` gets Σ ratio · model, over the sum of ratios if normalised.
-    pub(super) fn average(&self, ratios: &[f32], models: &[f32], mean: &mut [f32]) {
+    pub(crate) fn average(&self, ratios: &[f32], models: &[f32], mean: &mut [f32]) {
         mean.fill(0.0);
         for (model, ratio) in models.chunks_exact(mean.len().max(1)).zip(ratios) {
             mean.iter_mut().zip(model).for_each(|(m, x)| *m = x.mul_add(*ratio, *m));

@@ -26,13 +26,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
-use super::pairing::{Inputs, Role, TensorRef};
-use super::source::Error;
-use super::special::is_listed;
+use super::error::Error;
+use super::inputs::{Inputs, Role};
+use super::names::FOLD_KEYS;
+use super::stored::is_listed;
+use super::term::TensorRef;
 use crate::gguf::{Metadata, Model, TensorId, Value};
-
-/// What the name of every key of a fold begins with.
-pub const FOLD_KEYS: &str = "prism.hadamard.";
 
 /// Which tensors of a file are folded, and how.
 #[derive(Clone, PartialEq, Eq, Debug)]

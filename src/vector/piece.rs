@@ -2,18 +2,21 @@
 
 use super::ahead::Ahead;
 use super::combine::{Combination, Selection};
-use super::pairing::{Inputs, Operand, Rows, TensorRef, Term, operands};
-use super::source::{Error, TensorSource, decode};
+use super::error::Error;
+use super::inputs::Inputs;
+use super::rows::Rows;
+use super::source::{TensorSource, decode};
 use super::space::{Coordinates, Space};
 use super::sum::{Sum, resize};
+use super::term::{Operand, TensorRef, Term, operands};
 use crate::gguf::{TensorId, TensorInfo};
 
 /// A piece of a row: the row, its first weight there, and how many.
-pub(super) type Piece = (u64, u64, u64);
+pub(crate) type Piece = (u64, u64, u64);
 
 /// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every
 /// type.
-pub(super) const PIECE_WEIGHTS: u64 = 1 << 14;
+pub(crate) const PIECE_WEIGHTS: u64 = 1 << 14;
 
 /// Pieces of a tensor that are looked at, if there are as many: the standard error of fewer would
 /// say little.
@@ -21,17 +24,17 @@ const LEAST_PIECES: u64 = 8;
 
 /// Pieces of a tensor, evenly spread over it.
 #[derive(Clone, Copy)]
-pub(super) struct Spread {
+pub(crate) struct Spread {
     row_len: u64,
     /// How many there are in all, and how many of them are looked at.
-    pub(super) n_pieces: u64,
-    pub(super) n_sampled: u64,
+    pub(crate) n_pieces: u64,
+    pub(crate) n_sampled: u64,
 }
 
 impl Spread {
     /// About this share of a tensor's pieces: some at least, so that the sample tells how far it
     /// may be off.
-    pub(super) fn new(info: &TensorInfo, share: f64) -> Self {
+    pub(crate) fn new(info: &TensorInfo, share: f64) -> Self {
         let row_len = info.row_len();
         let n_pieces = info.n_rows() * row_len.div_ceil(PIECE_WEIGHTS);
         let n_sampled = ((n_pieces as f64 * share).ceil() as u64).clamp(n_pieces.min(LEAST_PIECES), n_pieces);
@@ -39,20 +42,20 @@ impl Spread {
     }
 
     /// As many pieces of the same tensor, or all of them.
-    pub(super) fn of(self, n_sampled: u64) -> Self {
+    pub(crate) fn of(self, n_sampled: u64) -> Self {
         Spread { n_sampled: n_sampled.min(self.n_pieces), ..self }
     }
 
     /// All pieces of the tensor in an order of which every beginning is spread over it, so that a
     /// sample can grow: steps of about the golden section of all.
-    pub(super) fn in_steps(self) -> impl Iterator<Item = Piece> {
+    pub(crate) fn in_steps(self) -> impl Iterator<Item = Piece> {
         let n = self.n_pieces;
         let section = (n as f64 * 0.618_033_988_749_894_8) as u64;
         let step = (section.max(1)..).find(|step| greatest_common_divisor(*step, n) == 1).unwrap_or(1);
         (0..n).map(move |i| self.piece(((u128::from(i) * u128::from(step) + u128::from(n / 2)) % u128::from(n)) as u64))
     }
 
-    pub(super) fn pieces(self) -> impl Iterator<Item = Piece> + Clone {
+    pub(crate) fn pieces(self) -> impl Iterator<Item = Piece> + Clone {
         (0..self.n_sampled).map(move |i| self.piece(middle(i, self.n_sampled, self.n_pieces)))
     }
 
@@ -63,7 +66,7 @@ impl Spread {
     }
 
     /// Weights in all of the pieces.
-    pub(super) fn n_weights(self) -> u64 {
+    pub(crate) fn n_weights(self) -> u64 {
         self.pieces().map(|(.., len)| len).sum()
     }
 }
@@ -78,7 +81,7 @@ pub fn middle(i: u64, n_parts: u64, n: u64) -> u64 {
 }
 
 /// Computes sums on pieces of rows, whole blocks of every type, with one buffer for all.
-pub(super) struct Pieces<'a> {
+pub(crate) struct Pieces<'a> {
     inputs: &'a Inputs,
     model: Option<TensorRef>,
     terms: &'a [Term],
@@ -132,7 +135,7 @@ const MOST_AHEAD: u64 = 256 << 10;
 
 /// How many threads run in a memory, where each takes so many bytes, and of them so many for blocks
 /// of one piece; and what each of them then has to read ahead with, for all of as many operands.
-pub(super) fn share_out(memory: u64, threads: usize, thread_bytes: u64, n_operands: u64) -> (usize, u64) {
+pub(crate) fn share_out(memory: u64, threads: usize, thread_bytes: u64, n_operands: u64) -> (usize, u64) {
     let least = thread_bytes.saturating_add(n_operands * LEAST_AHEAD);
     let threads = (memory / least).clamp(1, threads.max(1) as u64);
     let left = (memory / threads).saturating_sub(thread_bytes);
@@ -144,7 +147,7 @@ impl<'a> Pieces<'a> {
     /// For `model`, if there is one, and what `terms` add to rows of this length, those of `except`
     /// aside. `ahead` are the bytes that may be used to read more than a piece at a time, besides
     /// those of one.
-    pub(super) fn new(
+    pub(crate) fn new(
         inputs: &'a Inputs,
         model: Option<TensorRef>,
         terms: &'a [Term],
@@ -177,7 +180,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Errors
     /// Those of the sources.
-    pub(super) fn select(&mut self, spread: Spread, (tau, minus): (&mut Vec<f32>, &mut Vec<f32>)) -> Result<(), Error> {
+    pub(crate) fn select(&mut self, spread: Spread, (tau, minus): (&mut Vec<f32>, &mut Vec<f32>)) -> Result<(), Error> {
         for (i, term) in self.terms.iter().enumerate() {
             let mut selector = self.combination.selector(i, spread.n_weights());
             while !selector.is_done() {
@@ -196,7 +199,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Errors
     /// Those of the sources.
-    pub(super) fn compute(&mut self, sum: &mut Sum, piece: Piece) -> Result<(), Error> {
+    pub(crate) fn compute(&mut self, sum: &mut Sum, piece: Piece) -> Result<(), Error> {
         let (row, start, len) = piece;
         let Pieces { inputs, model, terms, combination, selections, operands, row_len, buffers, .. } = self;
         let coordinates = &mut self.coordinates;
@@ -208,7 +211,7 @@ impl<'a> Pieces<'a> {
     }
 
     /// The way of the piece that was computed last into the space it was computed in, and back.
-    pub(super) fn coordinates(&self) -> &Coordinates {
+    pub(crate) fn coordinates(&self) -> &Coordinates {
         &self.coordinates
     }
 
@@ -216,7 +219,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Errors
     /// Those of the sources.
-    pub(super) fn tau(
+    pub(crate) fn tau(
         &mut self,
         term: &Term,
         piece: Piece,
@@ -242,7 +245,7 @@ impl<'a> Pieces<'a> {
     ///
     /// # Panics
     /// If there is no model.
-    pub(super) fn blocks_of_model(&mut self, (row, start, len): Piece) -> Result<&[u8], Error> {
+    pub(crate) fn blocks_of_model(&mut self, (row, start, len): Piece) -> Result<&[u8], Error> {
         let at = self.model.expect("asked only where there is one");
         let source = self.inputs.source(at.source);
         let info = source.tensor(at.tensor);

@@ -23,13 +23,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::source::{Error, TensorSource};
-use super::special::whole_name;
+use super::error::Error;
+use super::names::whole_name;
+use super::source::TensorSource;
 use super::sum::{Sum, resize};
-use crate::gguf::Model;
-
-/// Key of a patch: the tensors whose τ is ln(chat / base). Files of version 1 have none.
-pub const LOGARITHMS: &str = "chatvec.patch.logarithms";
 
 /// What numbers of a tensor are added.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -48,27 +45,6 @@ impl Space {
             Some("ssm_a") => Space::Logarithm,
             _ => Space::AsStored,
         }
-    }
-}
-
-/// Refuses a tensor of a patch whose differences are of other numbers than those that are added.
-/// What an earlier version made of base and chat cannot be told from c − b alone.
-///
-/// # Errors
-/// [`Error::PatchSpace`].
-pub fn require_space(patch: &Model, tensor: &str) -> Result<(), Error> {
-    let words = |is_logarithm| if is_logarithm { "ln(chat / base)" } else { "chat - base" };
-    let listed = patch.metadata().get_strings(LOGARITHMS);
-    let found = listed.is_some_and(|names| names.iter().any(|name| name == tensor));
-    let expected = Space::of(tensor) == Space::Logarithm;
-    match expected == found {
-        true => Ok(()),
-        false => Err(Error::PatchSpace {
-            path: patch.path().to_owned(),
-            tensor: tensor.to_owned(),
-            expected: words(expected),
-            found: words(found),
-        }),
     }
 }
 

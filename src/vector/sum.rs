@@ -2,7 +2,7 @@
 
 use super::combine::{Combination, Method, Selection};
 use super::moments::Weights;
-use super::pairing::{Operand, TensorRef, Term};
+use super::term::{Operand, TensorRef, Term};
 use crate::quants::{self, Loops};
 
 /// f32 buffers for `wanted = model + Σ ratio · (plus − minus)`, used again for every piece of work.

@@ -1,6 +1,7 @@
 //! Reading a tensor from its beginning to its end, or here and there, in few reads.
 
-use super::source::{Error, TensorSource, decode};
+use super::error::Error;
+use super::source::{TensorSource, decode};
 use crate::gguf;
 use crate::gguf::TensorId;
 

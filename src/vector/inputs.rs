@@ -1,0 +1,275 @@
+//! The models of a run, and what each is for.
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use super::names::{OUTPUT, TOKEN_EMBEDDINGS, is_by_token, whole_name};
+use super::rows::Rows;
+use super::stored::is_zero_in;
+use super::term::{Operand, SourceId, TensorRef};
+use crate::chat::{Templates, TokenMap};
+use crate::gguf::{self, Model};
+use crate::imatrix::{ImportanceMatrix, RowImportance};
+
+/// What a model is for in a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The continual-pretrained model that the vector is added to.
+    Model,
+    /// The base that chat and model have in common.
+    Base,
+    /// The chat model.
+    Chat,
+    /// A patch file, which holds a vector.
+    Patch,
+}
+
+impl Role {
+    /// The role's name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Model => "model",
+            Role::Base => "base",
+            Role::Chat => "chat",
+            Role::Patch => "patch",
+        }
+    }
+}
+
+/// A vector: `ratio · (plus − minus)`, or `ratio · plus` where `plus` is a patch.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Vector {
+    /// The factor.
+    pub ratio: f64,
+    /// The chat model, or the patch.
+    pub plus: SourceId,
+    /// The base model.
+    pub minus: Option<SourceId>,
+}
+
+/// The models of a run: at most one that is added to, and the vectors in the order in which they
+/// are added. There is at least one of either.
+#[derive(Debug)]
+pub struct Inputs {
+    sources: Vec<(Role, Model)>,
+    model: Option<SourceId>,
+    vectors: Vec<Vector>,
+    importance: Option<ImportanceMatrix>,
+    /// Where chat templates are rendered.
+    templates: Templates,
+    /// For each source, where it has the tokens of the output; made when first asked for.
+    token_maps: OnceLock<Vec<Option<TokenMap>>>,
+}
+
+impl Inputs {
+    /// A model and nothing that is added to it: to be quantised, or given sources and vectors by
+    /// [`Inputs::add_source`] and [`Inputs::add_vector`].
+    pub fn new(model: Model) -> Self {
+        Inputs {
+            sources: vec![(Role::Model, model)],
+            model: Some(0),
+            vectors: Vec::new(),
+            importance: None,
+            templates: Templates::default(),
+            token_maps: OnceLock::new(),
+        }
+    }
+
+    /// Takes a model that vectors can be made of. The one that is added to is source 0 already.
+    pub fn add_source(&mut self, role: Role, model: Model) -> SourceId {
+        self.sources.push((role, model));
+        self.token_maps = OnceLock::new();
+        self.sources.len() - 1
+    }
+
+    /// Adds a vector behind those there are. Vectors may have models in common, with each other and
+    /// with what is added to.
+    ///
+    /// # Panics
+    /// If it names a source that there is not.
+    pub fn add_vector(&mut self, vector: Vector) {
+        assert!([Some(vector.plus), vector.minus].into_iter().flatten().all(|id| id < self.sources.len()), "a source");
+        self.vectors.push(vector);
+    }
+
+    /// `model + ratio · (chat − base)`.
+    pub fn merge(model: Model, base: Model, chat: Model, ratio: f64) -> Self {
+        let mut inputs = Inputs::new(model);
+        let minus = Some(inputs.add_source(Role::Base, base));
+        let plus = inputs.add_source(Role::Chat, chat);
+        inputs.add_vector(Vector { ratio, plus, minus });
+        inputs
+    }
+
+    /// `chat − base`.
+    pub fn extract(base: Model, chat: Model) -> Self {
+        Inputs {
+            sources: vec![(Role::Base, base), (Role::Chat, chat)],
+            model: None,
+            vectors: vec![Vector { ratio: 1.0, plus: 1, minus: Some(0) }],
+            importance: None,
+            templates: Templates::default(),
+            token_maps: OnceLock::new(),
+        }
+    }
+
+    /// `model + Σ ratio · patch`: the first patch and any further ones, each with its ratio.
+    pub fn apply(model: Model, first: (Model, f64), more: impl IntoIterator<Item = (Model, f64)>) -> Self {
+        let mut inputs = Inputs::new(model);
+        for (patch, ratio) in std::iter::once(first).chain(more) {
+            let plus = inputs.add_source(Role::Patch, patch);
+            inputs.add_vector(Vector { ratio, plus, minus: None });
+        }
+        inputs
+    }
+
+    /// With a matrix that says how much the errors of the output's weights count.
+    #[must_use]
+    pub fn with_importance(mut self, matrix: ImportanceMatrix) -> Self {
+        self.importance = Some(matrix);
+        self
+    }
+
+    /// With chat templates rendered elsewhere than in this process.
+    #[must_use]
+    pub fn with_templates(mut self, templates: Templates) -> Self {
+        self.templates = templates;
+        self
+    }
+
+    /// Where chat templates are rendered.
+    pub fn templates(&self) -> &Templates {
+        &self.templates
+    }
+
+    /// The importance matrix.
+    pub fn importance(&self) -> Option<&ImportanceMatrix> {
+        self.importance.as_ref()
+    }
+
+    /// The importance of the rows of an output tensor, row length first. An entry that does not fit
+    /// is none here; the plan has refused it. Some rows of a matrix (`NAME.rows` of a patch) have
+    /// the entry of the whole, since all rows of a matrix have one.
+    pub fn importance_of(&self, tensor: &str, ne: &[u64]) -> Option<RowImportance<'_>> {
+        self.importance.as_ref()?.of_tensor(whole_name(tensor), ne).ok().flatten()
+    }
+
+    /// Every model with its role.
+    pub fn sources(&self) -> impl ExactSizeIterator<Item = (Role, &Model)> {
+        self.sources.iter().map(|(role, model)| (*role, model))
+    }
+
+    /// The model at this position.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn source(&self, id: SourceId) -> &Model {
+        &self.sources[id].1
+    }
+
+    /// What the model at this position is for.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn role(&self, id: SourceId) -> Role {
+        self.sources[id].0
+    }
+
+    /// The model that is added to.
+    pub fn model(&self) -> Option<SourceId> {
+        self.model
+    }
+
+    /// The vectors, in the order of addition.
+    pub fn vectors(&self) -> &[Vector] {
+        &self.vectors
+    }
+
+    /// The model whose tensors the output has, in their order: the one added to, or the chat model.
+    pub fn template(&self) -> SourceId {
+        self.model.unwrap_or_else(|| self.vectors[0].plus)
+    }
+
+    /// Every file of every input: what the output must not be.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let matrix = self.importance.iter().map(ImportanceMatrix::path);
+        self.sources.iter().flat_map(|(_, model)| model.paths()).chain(matrix)
+    }
+
+    /// Where a source has the tokens of the output's vocabulary, before any is added to that. None
+    /// if one of the two files has no tokens: rows then belong together by their number.
+    ///
+    /// # Panics
+    /// If there is no such source.
+    pub fn token_map(&self, source: SourceId) -> Option<&TokenMap> {
+        let own = self.source(self.template()).metadata();
+        let maps = self
+            .token_maps
+            .get_or_init(|| self.sources.iter().map(|(_, other)| TokenMap::new(own, other.metadata())).collect());
+        maps[source].as_ref()
+    }
+
+    /// Whether any input has other tokens than the output, or has them in another order.
+    pub fn vocabularies_differ(&self) -> bool {
+        (0..self.sources.len()).any(|id| self.token_map(id).is_some_and(|map| !map.is_identity()))
+    }
+
+    /// Whether rows of this tensor belong to tokens, and the output has those in another order or
+    /// others.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn has_moved_rows(&self, at: TensorRef) -> bool {
+        let differ = self.token_map(at.source).is_some_and(|map| !map.is_identity());
+        differ && is_by_token(self.source(at.source), at.tensor)
+    }
+
+    /// Where a tensor of an input has the rows of the output tensor it is a part of. Rows that its
+    /// partner lacks are absent from it too, since the difference of the two is what counts; so are
+    /// those of the tokens in `except`, sorted.
+    ///
+    /// # Panics
+    /// If there are no such tensors.
+    pub fn rows<'a>(&'a self, operand: &Operand, except: &'a [u32]) -> Rows<'a> {
+        let map = |at: TensorRef| self.token_map(at.source).filter(|_| self.has_moved_rows(at));
+        let tensor = self.source(operand.at.source).tensor(operand.at.tensor);
+        let is_difference = self.role(operand.at.source) == Role::Patch;
+        Rows {
+            n_rows: tensor.n_rows(),
+            map: map(operand.at),
+            partner: operand.partner.and_then(map),
+            except,
+            selected: None,
+            is_difference,
+        }
+    }
+
+    /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight
+    /// is read without.
+    ///
+    /// # Errors
+    /// [`gguf::Error::BigEndian`].
+    pub fn require_little_endian(&self) -> Result<(), gguf::Error> {
+        self.sources.iter().try_for_each(|(_, model)| model.require_little_endian())
+    }
+}
+
+/// The tensor of this name, or the tied embedding that stands for the output.
+pub(super) fn find(inputs: &Inputs, source: SourceId, name: &str) -> (Option<TensorRef>, bool) {
+    let model = inputs.source(source);
+    let at = |tensor| TensorRef { source, tensor };
+    match model.find(name) {
+        Some(tensor) => (Some(at(tensor)), false),
+        None if name == OUTPUT && !is_zero_in(model, name) => {
+            let tied = model.find(TOKEN_EMBEDDINGS).map(at);
+            (tied, tied.is_some())
+        }
+        None => (None, false),
+    }
+}
+
+/// The tensor of this name in a source, or the tied embedding that stands for the output.
+pub fn find_or_tied(inputs: &Inputs, source: SourceId, name: &str) -> Option<TensorRef> {
+    find(inputs, source, name).0
+}

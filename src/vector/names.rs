@@ -1,0 +1,68 @@
+//! Names of tensors that the code must know.
+
+use crate::chat::TOKENS;
+use crate::gguf::{Model, TensorId};
+
+/// The tensor that tied files do without.
+pub(crate) const OUTPUT: &str = "output.weight";
+
+/// What stands for it there.
+pub(crate) const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
+
+/// Tensors with a row for each token (src/llama-model.cpp: those made with `n_vocab` rows).
+const BY_TOKEN: [&str; 3] = [TOKEN_EMBEDDINGS, OUTPUT, "per_layer_token_embd.weight"];
+
+/// Ends of the names of those that layers for further tokens have of their own.
+const BY_TOKEN_OF_LAYERS: [&str; 2] = [".nextn.embed_tokens.weight", ".nextn.shared_head_head.weight"];
+
+/// Whether a tensor has this name, which is one of those with a row for each token.
+pub fn has_row_per_token(name: &str) -> bool {
+    BY_TOKEN.contains(&name) || BY_TOKEN_OF_LAYERS.iter().any(|end| name.ends_with(end))
+}
+
+/// Whether the rows of a tensor belong to the tokens of its file, one to each.
+///
+/// # Panics
+/// If there is no such tensor.
+pub fn is_by_token(model: &Model, id: TensorId) -> bool {
+    let info = model.tensor(id);
+    let n_tokens = model.metadata().get_strings(TOKENS).map(|tokens| tokens.len() as u64);
+    has_row_per_token(info.name()) && n_tokens == Some(info.n_rows())
+}
+
+/// The part of a model that a tensor belongs to, for tables: the last word of its name, norms and
+/// biases together.
+pub fn part_of(name: &str) -> &str {
+    let name = whole_name(name);
+    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    match stem.rsplit('.').next().unwrap_or(stem) {
+        _ if name.ends_with(".bias") => "biases",
+        word if word.contains("norm") => "norms",
+        word => word,
+    }
+}
+
+/// Behind the name of a tensor of a patch: its rows of some tokens, where few moved.
+pub const MOVED_ROWS: &str = ".rows";
+
+/// The name of the tensor that a patch has all or [some rows](MOVED_ROWS) of.
+pub fn whole_name(name: &str) -> &str {
+    name.strip_suffix(MOVED_ROWS).unwrap_or(name)
+}
+
+/// What the name of every key of a fold begins with.
+pub const FOLD_KEYS: &str = "prism.hadamard.";
+
+#[cfg(test)]
+mod tests {
+    use super::part_of;
+
+    #[test]
+    fn parts_are_the_last_word_of_a_name() {
+        assert_eq!(part_of("blk.3.attn_q.weight"), "attn_q");
+        assert_eq!(part_of("blk.3.attn_q.bias"), "biases");
+        assert_eq!(part_of("blk.3.attn_q_norm.weight"), "norms");
+        assert_eq!(part_of("output_norm.weight"), "norms");
+        assert_eq!(part_of("token_embd.weight"), "token_embd");
+    }
+}

@@ -1,0 +1,118 @@
+//! Rows of some tokens: which tensor of which file has them.
+
+use super::error::Error;
+use super::inputs::{Inputs, Role, find_or_tied};
+use super::names::{OUTPUT, TOKEN_EMBEDDINGS};
+use super::source::read_row;
+use super::stored::{BASE_ROWS, BASE_TOKENS, SPECIAL_ROWS, SPECIAL_TOKENS, is_listed, token_list};
+use super::term::{SourceId, TensorRef};
+use crate::gguf::TensorInfo;
+use crate::quants;
+
+/// Rows of some tokens of a model, or of all.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TokenRows {
+    /// The tensor that has them.
+    pub at: TensorRef,
+    /// Whose they are, in ascending order; none for a row of each token.
+    pub(crate) tokens: Option<Vec<u32>>,
+}
+
+impl TokenRows {
+    /// The rows of a tensor in the chat model of a source, by that model's ids. A patch has those
+    /// of special tokens.
+    pub fn of_chat(inputs: &Inputs, source: SourceId, name: &str) -> Option<Self> {
+        // Without an output of its own the vector is of a chat model with tied embeddings.
+        let is_tied = name == OUTPUT && !is_listed(inputs.source(source), name);
+        let stored = if is_tied { TOKEN_EMBEDDINGS } else { name };
+        Self::listed(inputs, source, stored, SPECIAL_ROWS, SPECIAL_TOKENS)
+            .or_else(|| Some(TokenRows { at: find_or_tied(inputs, source, name)?, tokens: None }))
+            .filter(|rows| rows.tokens.is_some() || inputs.role(source) != Role::Patch)
+    }
+
+    /// The rows of a tensor in the base of the vector that ends in a source, by that base's ids.
+    /// Where its embeddings are tied, those of `token_embd` are what its output is. A patch has
+    /// some.
+    pub(crate) fn of_base(inputs: &Inputs, plus: SourceId, name: &str) -> Option<Self> {
+        let vector = inputs.vectors().iter().find(|vector| vector.plus == plus)?;
+        if let Some(base) = vector.minus {
+            return Some(TokenRows { at: find_or_tied(inputs, base, name)?, tokens: None });
+        }
+        let patch = inputs.source(plus);
+        let listed = |name| Self::listed(inputs, plus, name, BASE_ROWS, BASE_TOKENS);
+        // The base is tied if the vector has no output of its own, or if chat alone brought rows of
+        // one.
+        let has_chat_rows = || patch.find(&format!("{OUTPUT}{SPECIAL_ROWS}")).is_some();
+        let is_tied = name == OUTPUT && (!is_listed(patch, OUTPUT) || has_chat_rows());
+        listed(name).or_else(|| listed(TOKEN_EMBEDDINGS).filter(|_| is_tied))
+    }
+
+    /// The rows that a patch has of some tokens.
+    fn listed(inputs: &Inputs, source: SourceId, name: &str, end: &str, key: &str) -> Option<Self> {
+        if inputs.role(source) != Role::Patch {
+            return None;
+        }
+        let model = inputs.source(source);
+        let tensor = model.find(&format!("{name}{end}"))?;
+        let tokens = token_list(model.metadata(), key)?;
+        let fits = tokens.len() as u64 == model.tensor(tensor).n_rows();
+        fits.then_some(TokenRows { at: TensorRef { source, tensor }, tokens: Some(tokens) })
+    }
+
+    /// The row of a token.
+    pub fn find(&self, token: u32) -> Option<u32> {
+        match &self.tokens {
+            None => Some(token),
+            Some(tokens) => tokens.binary_search(&token).ok().map(|row| row as u32),
+        }
+    }
+}
+
+/// The row of a token of the model among those of another file.
+pub(crate) fn place(inputs: &Inputs, rows: &TokenRows, id: u32) -> Option<u32> {
+    let there = match inputs.token_map(rows.at.source) {
+        Some(map) => map.find(id),
+        None => Some(id),
+    };
+    rows.find(there?)
+}
+
+/// A row, if the tensor has it.
+pub(crate) fn read_token_row(inputs: &Inputs, at: TensorRef, row: u32) -> Result<Option<Vec<f32>>, Error> {
+    let source = inputs.source(at.source);
+    let is_there = u64::from(row) < source.tensor(at.tensor).n_rows();
+    is_there.then(|| read_row(source, at.tensor, row.into())).transpose()
+}
+
+/// Bytes of a row at most that are read for this: a row of 16 million weights of 4 bytes is no
+/// token's.
+const LONGEST_ROW: u64 = 64 << 20;
+
+/// Whether rows of a tensor can be looked at one by one.
+pub fn is_readable_row(info: &TensorInfo) -> bool {
+    quants::is_supported(info.ty()) && info.row_len() * 4 <= LONGEST_ROW && info.row_size() <= LONGEST_ROW
+}
+
+/// Rows that are looked at for what is usual.
+const ORDINARY: u64 = 1024;
+
+/// The median of a number of rows, of those that have one, over a thousand rows that are evenly
+/// spread.
+///
+/// # Errors
+/// Those of `of`.
+pub fn median_of_rows(n_rows: u64, of: impl FnMut(u64) -> Result<Option<f64>, Error>) -> Result<Option<f64>, Error> {
+    median((0..n_rows).step_by((n_rows / ORDINARY).max(1) as usize), of)
+}
+
+pub(crate) fn median(
+    rows: impl Iterator<Item = u64>,
+    mut of: impl FnMut(u64) -> Result<Option<f64>, Error>,
+) -> Result<Option<f64>, Error> {
+    let mut numbers = Vec::new();
+    for row in rows {
+        numbers.extend(of(row)?);
+    }
+    numbers.sort_by(f64::total_cmp);
+    Ok(numbers.get(numbers.len() / 2).copied())
+}
