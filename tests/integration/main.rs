@@ -27,6 +27,8 @@ mod gguf_roundtrip;
 mod gguf_rs_differential;
 // The output: its bytes, the places it may not take, and what a failure leaves behind.
 mod gguf_writer;
+// README and guide: their examples, run page by page, their links and lists.
+mod guide;
 // Importance matrices: files, what is gathered, and what is encoded with one, against llama-imatrix
 // and llama-quantize.
 mod imatrix;
