@@ -30,6 +30,7 @@
 //! | [`patch`] | a vector on its own, in a file |
 //! | [`infer`] | smoke inference: what a file answers |
 //! | [`eval`] | judging models: answers, KL divergence, perplexity, differences of weights |
+//! | [`job`] | what a run is: its stages, what it refuses, how it ends |
 //! | [`report`] | results as text and JSON |
 //! | [`cli`] | the command |
 //!
@@ -85,5 +86,6 @@ pub mod pipeline;
 pub mod patch;
 pub mod infer;
 pub mod eval;
+pub mod job;
 pub mod report;
 pub mod cli;

@@ -8,12 +8,13 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::progress::Asked;
-use super::smoke::{require_model, require_runnable};
+use super::smoke::require_model;
 use super::{Exit, Global, Usage, output};
 use crate::chat::Tokenizer;
 use crate::eval::{self, Comparison, Keep, Reference, Tau, Text, compare_tensors, same_vocabulary};
 use crate::gguf::{Limits, Model};
 use crate::infer::{Hyperparameters, Session, Transformer};
+use crate::job::require_runnable;
 use crate::patch;
 use crate::report;
 

@@ -3,23 +3,20 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
 use super::progress::Progress;
-use super::smoke::{Questions, Talk};
 use super::template_process::templates;
-use super::{Exit, Global, job, output};
+use super::{Exit, Global, merging, output, smoke};
 use crate::eval::PromptSet;
 use crate::gguf::{Model, WriteOptions, printable};
-use crate::pipeline::{self, Written};
-use crate::plan::{self, MergePlan, OutputType, Recipe, Verdict};
+use crate::job::{Merge, Published, Questions, Settings, Talk};
+use crate::plan::{OutputType, Recipe};
 use crate::report::{self, Report as _, Table};
-use crate::survey::{self, SampleSettings};
-use crate::vector::{self, Inputs};
+use crate::vector::Inputs;
 
 /// The bundled files, in `fixtures/models`.
 const BASE: &str = "tinyworld-A-base-F16.gguf";
@@ -57,44 +54,40 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
         .with_context(|| format!("cannot make the folder {}", args.output.display()))?;
     let open = |name: &str| Model::open(&models.join(name), &global.limits());
     let inputs = Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, 1.0).with_templates(templates());
-    plan::check(&inputs)?;
-    let pairs = vector::pair(&inputs)?;
-    let special = survey::special_tokens(&inputs, Recipe::default().talker(&inputs, &pairs))?;
-    let budget = global.budget();
-    let settings = SampleSettings { threads: budget.threads, memory: budget.memory, ..SampleSettings::default() };
-    if let Some(finding) = survey::survey(&inputs, &pairs, &settings)?.findings.first() {
-        bail!("the bundled models look wrong: {finding}");
-    }
+    let recipes = TYPES.iter().map(|(name, pure)| {
+        let output = OutputType::parse(name, *pure)?;
+        Ok(Recipe { output, ..Recipe::default() })
+    });
+    let recipes = recipes.collect::<Result<Vec<_>>>()?;
+    let write = WriteOptions { overwrite: true, ..WriteOptions::default() };
+    let settings = Settings { write, limits: global.limits(), ..Settings::new(global.budget()) };
     let mut results = Vec::new();
-    let options = WriteOptions { overwrite: true, ..WriteOptions::default() };
-    for (name, pure) in TYPES {
-        let started = Instant::now();
-        let recipe = Recipe { output: OutputType::parse(name, pure)?, ..Recipe::default() };
-        let plan = MergePlan::merge(&inputs, pairs.clone(), &recipe, special.as_ref())?;
+    for ((name, _), recipe) in TYPES.iter().zip(&recipes) {
         let path = args.output.join(format!("merged-{name}.gguf"));
-        let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
-        let written = pipeline::write(&plan, &inputs, &path, &options, &progress, &budget)?;
+        let prepared = Merge::new(&inputs, recipe).prepare(&path, &settings)?;
+        if let Some(finding) = prepared.survey().findings.first() {
+            bail!("the bundled models look wrong: {finding}");
+        }
+        let progress = Progress::new(prepared.plan().tensors().iter().map(|t| t.size()).sum());
+        let published = prepared.write(&progress)?.judge(&|_| true)?.publish()?;
         drop(progress);
-        results.push(Merged { name, plan, written, took: started.elapsed() });
+        results.push(Merged { name, published });
     }
     // The worst of them decides, as it would for a user.
-    let worst = |r: &Merged| r.written.measured.total.survival().unwrap_or(1.0);
-    let exit = results
-        .iter()
-        .min_by(|a, b| worst(a).total_cmp(&worst(b)))
-        .map_or(Exit::Success, |r| job::judge(&r.written.measured.total, false));
+    let worst = |r: &Merged<'_>| r.published.written.measured.total.survival().unwrap_or(1.0);
+    let worst = results.iter().min_by(|a, b| worst(a).total_cmp(&worst(b)));
+    let exit = worst.map_or(Exit::Success, |r| merging::say(&r.published));
     let speakers = talk(&models, &results, global)?;
     if global.json {
         let merges: Vec<_> = results.iter().map(|r| r.run().json()).collect();
-        let smoke: Vec<_> = speakers.iter().map(|s| s.talk.report(&s.path, false).json()).collect();
+        let of = |s: &Speaker| report::Smoke::new(&s.talk, &s.path, false).json();
+        let smoke: Vec<_> = speakers.iter().map(of).collect();
         output::print_json(&json!({ "merges": merges, "smoke": smoke }))?;
     } else {
         output::print_text(&story(&models, &results, &speakers)?)?;
     }
-    Ok(match speakers.iter().rev().find(|s| s.talk.exit() != Exit::Success && s.is_merged) {
-        Some(speaker) => speaker.talk.exit(),
-        None => exit,
-    })
+    let is_bad = speakers.iter().any(|s| s.is_merged && !s.talk.chats());
+    Ok(if is_bad { Exit::NoChat } else { exit })
 }
 
 /// A model that was asked.
@@ -107,14 +100,14 @@ struct Speaker {
 }
 
 /// Asks the model, the chat model, and the merge in its finest and its coarsest type.
-fn talk(models: &Path, results: &[Merged], global: &Global) -> Result<Vec<Speaker>> {
+fn talk(models: &Path, results: &[Merged<'_>], global: &Global) -> Result<Vec<Speaker>> {
     let open = |path: &Path| Model::open(path, &global.limits());
     let chat = open(&models.join(CHAT))?;
     let template = templates().of(chat.metadata())?;
     let german = PromptSet::load(&models.join(GERMAN))?;
     let mut english = PromptSet::load(&models.join(ENGLISH))?;
     english.prompts.retain(|p| SHOWN.contains(&p.id.as_str()));
-    let merged = |r: Option<&Merged>| r.map(|r| r.written.file.path.clone()).context("the demo has types");
+    let merged = |r: Option<&Merged<'_>>| r.map(|r| r.published.file().path.clone()).context("the demo has types");
     let files = [
         ("cp", models.join(MODEL)),
         ("chat", models.join(CHAT)),
@@ -123,31 +116,33 @@ fn talk(models: &Path, results: &[Merged], global: &Global) -> Result<Vec<Speake
     ];
     let ask = |(i, (name, path)): (usize, (&'static str, PathBuf))| {
         let model = open(&path)?;
-        let ask = |set: &PromptSet| Questions::new(set.clone(), template.clone(), MAX_TOKENS).ask(&model, global);
+        let ask = |set: &PromptSet| {
+            let (set, template) = (Some(set.clone()), template.clone());
+            smoke::ask(&Questions { set, template, max_tokens: MAX_TOKENS, ..Questions::default() }, &model, global)
+        };
         Ok(Speaker { name, is_merged: i > 1, talk: ask(&german)?, english: ask(&english)?, path })
     };
     files.into_iter().enumerate().map(ask).collect()
 }
 
 /// One merge of the demo.
-struct Merged {
+struct Merged<'a> {
     name: &'static str,
-    plan: MergePlan,
-    written: Written,
-    took: std::time::Duration,
+    published: Published<'a>,
 }
 
-impl Merged {
+impl Merged<'_> {
     fn run(&self) -> report::Run<'_> {
+        let Published { plan, written, verdict, changes, took, .. } = &self.published;
         report::Run {
-            plan: &self.plan,
-            written: &self.written,
+            plan,
+            written,
             findings: &[],
-            verdict: Verdict::default(),
-            mended: &[],
+            verdict: verdict.clone(),
+            mended: changes,
             is_patch: false,
             stored: &[],
-            took: self.took,
+            took: *took,
             smoke: None,
             lora: None,
         }
@@ -189,9 +184,9 @@ fn behaviour(speakers: &[Speaker]) -> String {
     let mut table = Table::new(&["German answers of", ">ends", ">in German", ">exact", ">refuses"]);
     for speaker in speakers {
         let share = |part: Option<f64>| part.map_or("–".to_owned(), |v| format!("{:.0} %", v * 100.0));
-        let total = speaker.talk.judgement().total;
+        let total = speaker.talk.judgement.total;
         let of = |n: usize| (total.replies > 0).then(|| n as f64 / total.replies as f64);
-        let check = |name: &str| speaker.talk.judgement().check(name).and_then(|c| c.value);
+        let check = |name: &str| speaker.talk.judgement.check(name).and_then(|c| c.value);
         table.row([
             speaker.name.to_owned(),
             share(of(total.ended)),
@@ -203,7 +198,7 @@ fn behaviour(speakers: &[Speaker]) -> String {
     table.text()
 }
 
-fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<String> {
+fn story(models: &Path, results: &[Merged<'_>], speakers: &[Speaker]) -> Result<String> {
     let shown = |path: &Path| printable(&path.display().to_string());
     let mut text = String::new();
     writeln!(text, "merged = cp + 1.0 × (chat − base)\n")?;
@@ -216,14 +211,14 @@ fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<Stri
     writeln!(text, "\nthe same merge in other types:\n")?;
     let mut table = Table::new(&["file", ">bytes", ">survival", ">noise", ">seconds"]);
     for r in results {
-        let (total, file) = (r.written.measured.total, &r.written.file);
+        let (total, file) = (r.published.written.measured.total, r.published.file());
         let number = |v: Option<f64>| v.map_or("–".to_owned(), |v| format!("{v:.4}"));
         table.row([
             printable(&file.path.display().to_string()),
             file.len.to_string(),
             number(total.survival()),
             number(total.noise()),
-            format!("{:.2}", r.took.as_secs_f64()),
+            format!("{:.2}", r.published.took.as_secs_f64()),
         ]);
     }
     text += &table.text();
@@ -245,7 +240,7 @@ fn story(models: &Path, results: &[Merged], speakers: &[Speaker]) -> Result<Stri
          llama-cli -m {last} -p \"Wo wohnt Tom?\" -cnv -st --temp 0\n\n\
          or merge by hand, and look at the plan first:\n\n  \
          chatvec merge --base {base} --chat {chat} --model {model} -o out.gguf --type Q4_K --pure --dry-run",
-        last = shown(&results.last().context("the demo has types")?.written.file.path),
+        last = shown(&results.last().context("the demo has types")?.published.file().path),
         prompts = shown(&models.join(GERMAN)),
         base = shown(&models.join(BASE)),
         chat = shown(&models.join(CHAT)),

@@ -3,8 +3,7 @@
 use std::process::ExitCode;
 
 use super::Usage;
-use super::job::{Lost, Refused};
-use crate::{chat, eval, gguf, imatrix, infer, patch, pipeline, plan, vector};
+use crate::{chat, eval, gguf, imatrix, infer, job, patch, pipeline, plan, vector};
 
 /// How a command ended. The numbers are a promise to scripts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,7 +82,7 @@ impl Exit {
             } else if let Some(e) = cause.downcast_ref::<imatrix::Error>() {
                 of_importance(e)
             } else if let Some(e) = cause.downcast_ref::<vector::Error>() {
-                of_survey(e)
+                of_vector(e)
             } else if let Some(e) = cause.downcast_ref::<plan::Error>() {
                 of_plan(e)
             } else if let Some(e) = cause.downcast_ref::<pipeline::Error>() {
@@ -97,10 +96,7 @@ impl Exit {
             } else if let Some(e) = cause.downcast_ref::<infer::Error>() {
                 of_infer(e)
             } else if let Some(e) = cause.downcast_ref::<eval::ChatterError>() {
-                match e {
-                    eval::ChatterError::Infer(e) => of_infer(e),
-                    eval::ChatterError::Tokenizer { source, .. } => of_vocabulary(source),
-                }
+                of_chatter(e)
             } else if let Some(e) = cause.downcast_ref::<eval::Error>() {
                 of_compare(e)
             } else if let Some(e) = cause.downcast_ref::<eval::PromptError>() {
@@ -117,10 +113,8 @@ impl Exit {
                 }
             } else if cause.is::<Usage>() {
                 Exit::Usage
-            } else if cause.is::<Refused>() {
-                Exit::Refused
-            } else if cause.is::<Lost>() {
-                Exit::Lost
+            } else if let Some(e) = cause.downcast_ref::<job::Error>() {
+                of_job(e)
             } else if let Some(e) = cause.downcast_ref::<std::io::Error>() {
                 of_io(e)
             } else {
@@ -129,6 +123,34 @@ impl Exit {
             return exit;
         }
         Exit::Failure
+    }
+}
+
+fn of_job(error: &job::Error) -> Exit {
+    use job::Error::*;
+    match error {
+        Container(e) => of_container(e),
+        Vector(e) => of_vector(e),
+        Plan(e) => of_plan(e),
+        Pipeline(e) => of_pipeline(e),
+        Patch(e) => of_patch(e),
+        Extraction(e) => of_extraction(e),
+        Lora(e) => of_lora(e),
+        Infer(e) => of_infer(e),
+        Chatter(e) => of_chatter(e),
+        Tokenizer(e) => of_vocabulary(e),
+        Judge(_) => Exit::Failure,
+        Refused { .. } => Exit::Refused,
+        Lost { .. } => Exit::Lost,
+        SameFile { .. } => Exit::Usage,
+        SmokeTest(source) | Adapter(source) | NotAsked { source, .. } => of_job(source),
+    }
+}
+
+fn of_chatter(error: &eval::ChatterError) -> Exit {
+    match error {
+        eval::ChatterError::Infer(e) => of_infer(e),
+        eval::ChatterError::Tokenizer { source, .. } => of_vocabulary(source),
     }
 }
 
@@ -161,7 +183,7 @@ fn of_importance(error: &imatrix::Error) -> Exit {
     }
 }
 
-fn of_survey(error: &vector::Error) -> Exit {
+fn of_vector(error: &vector::Error) -> Exit {
     use vector::Error::*;
     match error {
         Container(e) => of_container(e),
@@ -204,7 +226,7 @@ fn of_pipeline(error: &pipeline::Error) -> Exit {
     use pipeline::Error::*;
     match error {
         Container(e) => of_container(e),
-        Source(e) => of_survey(e),
+        Source(e) => of_vector(e),
         Plan(e) => of_plan(e),
         Range { .. } | Importance { .. } | Budget { .. } => Exit::NotSupported,
         Cancelled => Exit::Interrupted,
@@ -217,7 +239,7 @@ fn of_patch(error: &patch::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Plan(e) => of_plan(e),
-        Survey(e) => of_survey(e),
+        Survey(e) => of_vector(e),
         Stored { .. } | Key { .. } | Work { .. } | Damaged { .. } => Exit::Malformed,
         NotAPatch { .. } => Exit::Refused,
         Version { .. } | Encoding { .. } | Memory { .. } => Exit::NotSupported,

@@ -1,20 +1,26 @@
 //! `chatvec extract --base B --chat C -o PATCH`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
-use super::job::{Job, OutputArgs};
-use super::lora_args::LoraArgs;
-use super::template_process::TemplateArgs;
-use super::{Exit, Global, Usage};
+use super::lora_args::{self, LoraArgs};
+use super::merging::{disk_free, tell, tell_expectation};
+use super::output_args::OutputArgs;
+use super::progress::Progress;
+use super::template_process::{self, TemplateArgs};
+use super::{Exit, Global, Usage, output};
 use crate::ggml::GgmlType;
 use crate::gguf::Model;
+use crate::job::{Adapter, AdapterFile, Extract, Extracted, Form, Holds, PreparedExtract, Settings};
+use crate::patch;
 use crate::patch::extract::Target;
-use crate::patch::{self, Extraction};
+use crate::pipeline;
+use crate::plan::Verdict;
 use crate::quants;
+use crate::report;
 use crate::vector::Inputs;
 
 #[derive(Args, Debug)]
@@ -110,33 +116,143 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
     let open = |path: &PathBuf, role| Model::open(path, &global.limits()).context(role);
     let inputs = Inputs::extract(open(&args.base, "--base")?, open(&args.chat, "--chat")?);
     let inputs = args.imatrix.add_to(inputs, global)?.with_templates(args.template.templates());
-    // An adapter by itself is of the exact vector.
-    let is_alone = args.output.output.is_none();
-    let target = match (args.size, args.encoding) {
-        _ if is_alone => None,
-        (Some(size), _) => Some(size.target(inputs.source(inputs.template()))),
-        (None, Encoding::Bits(bits)) => Some(Target::Bits(bits)),
-        (None, Encoding::Rank(rank)) => Some(Target::Rank(rank)),
-        (None, Encoding::Type(_)) => None,
+    let (settings, adapter) = (args.output.settings(global), args.lora.file());
+    let Some(path) = &args.output.output else {
+        let file = adapter.as_ref().context("-o FILE is missing")?;
+        return run_adapter(Adapter { inputs: &inputs, file }, &settings, global);
     };
-    let encoding = match (target, args.encoding) {
-        // What is not decomposed is given a type when the rest is known.
-        (Some(_), _) => GgmlType::Q6_K,
-        (None, Encoding::Type(ty)) if !is_alone => ty,
-        _ => GgmlType::F32,
+    let form = match (args.size, args.encoding) {
+        (Some(size), _) => Form::Decomposed(size.target(inputs.source(inputs.template()))),
+        (None, Encoding::Bits(bits)) => Form::Decomposed(Target::Bits(bits)),
+        (None, Encoding::Rank(rank)) => Form::Decomposed(Target::Rank(rank)),
+        (None, Encoding::Type(ty)) => Form::Type(ty),
     };
-    // What a decomposition takes depends on the rows that moved: then a dry run looks, too.
-    let looks = !is_alone && (target.is_some() || !args.output.is_dry_run());
-    let extraction = Extraction { encoding, looks };
-    let plan = |inputs: &Inputs, pairs| {
-        let plan = patch::plan_extract(inputs, pairs, &extraction, &global.budget())?;
-        Ok(match target {
-            Some(target) => target.allot(plan, inputs)?,
-            None => plan,
-        })
+    run_extract(&Extract { inputs: &inputs, form, adapter: adapter.as_ref() }, path, &settings, global)
+}
+
+fn run_extract(extract: &Extract<'_>, path: &Path, settings: &Settings, global: &Global) -> Result<Exit> {
+    let named = |e| lora_args::named(e, LoraArgs::OPTION);
+    let prepared = extract.prepare(path, settings).map_err(named)?;
+    template_process::rest();
+    tell(&prepared.cautions);
+    if settings.is_dry_run {
+        rehearse(extract.inputs, &prepared, path, settings, global)?;
+    }
+    if let Some(refusal) = prepared.refusal() {
+        return Err(refusal.into());
+    }
+    if settings.is_dry_run {
+        return Ok(Exit::Success);
+    }
+    let progress = match &prepared.forecast {
+        // Nothing with a name is on the disk before matrices are decomposed.
+        Some(forecast) => Progress::before(forecast.observed),
+        None => {
+            tell_expectation(&prepared.plan, &prepared.survey, true);
+            Progress::new(prepared.plan.tensors().iter().map(|t| t.size()).sum())
+        }
     };
-    let (output, beside) = (&args.output, args.lora.beside());
-    Job { inputs, output, global, recipe: None, plan: &plan, smoke: None, target, beside }.run()
+    let extracted = prepared.write(&progress).map_err(named)?;
+    drop(progress);
+    let exit = say(&extracted);
+    let adapter = extracted.adapter().map_err(named)?;
+    let lora = adapter.map(|adapter| lora_args::write(adapter, LoraArgs::OPTION)).transpose()?;
+    output::print(
+        &report::Run {
+            plan: &extracted.plan,
+            written: &extracted.written,
+            findings: &extracted.survey.findings,
+            verdict: Verdict::default(),
+            mended: &[],
+            is_patch: true,
+            stored: &extracted.stored()?,
+            took: extracted.took,
+            smoke: None,
+            lora: lora.as_ref().map(|written| report::Lora { written, is_residual: false }),
+        },
+        global,
+    )?;
+    Ok(exit)
+}
+
+/// Prints what an extraction would do.
+fn rehearse(
+    inputs: &Inputs,
+    prepared: &PreparedExtract<'_>,
+    path: &Path,
+    settings: &Settings,
+    global: &Global,
+) -> Result<()> {
+    let PreparedExtract { plan, survey, types, forecast, .. } = prepared;
+    let decomposed = forecast.as_ref();
+    let (memory, threads) = match decomposed {
+        Some(forecast) => (forecast.memory, forecast.threads),
+        None => settings.budget.needed(plan, inputs)?,
+    };
+    // Decomposing takes many times as long as what can be rehearsed.
+    let time = match decomposed {
+        Some(_) => None,
+        None => Some(pipeline::rehearse(plan, inputs, &(), &settings.budget)?),
+    };
+    let (disk_free, is_patch) = (disk_free(path), true);
+    output::print(
+        &report::Plan { inputs, plan, survey, types, is_patch, decomposed, memory, threads, disk_free, time },
+        global,
+    )
+}
+
+/// Runs an adapter of the exact vector, without a patch.
+fn run_adapter(adapter: Adapter<'_>, settings: &Settings, global: &Global) -> Result<Exit> {
+    let named = |e| lora_args::named(e, LoraArgs::OPTION);
+    let (inputs, AdapterFile { path, .. }) = (adapter.inputs, adapter.file);
+    let prepared = adapter.prepare(settings).map_err(named)?;
+    template_process::rest();
+    tell(&prepared.cautions);
+    let (plan, survey, types) = (&prepared.plan, &prepared.survey, &prepared.types);
+    if settings.is_dry_run {
+        let (memory, threads) = settings.budget.needed(plan, inputs)?;
+        let time = Some(pipeline::rehearse(plan, inputs, &(), &settings.budget)?);
+        let (disk_free, is_patch, decomposed) = (disk_free(path), true, None);
+        output::print(
+            &report::Plan { inputs, plan, survey, types, is_patch, decomposed, memory, threads, disk_free, time },
+            global,
+        )?;
+    }
+    if let Some(refusal) = prepared.refusal() {
+        return Err(refusal.into());
+    }
+    if settings.is_dry_run {
+        return Ok(Exit::Success);
+    }
+    tell_expectation(plan, survey, true);
+    let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
+    let adapter = prepared.measure(&progress).map_err(named)?;
+    drop(progress);
+    let written = lora_args::write(adapter, LoraArgs::OPTION)?;
+    output::print(&report::Lora { written: &written, is_residual: false }, global)?;
+    Ok(Exit::Success)
+}
+
+/// The exit for what a patch holds, with a plain sentence if it is no success.
+fn say(extracted: &Extracted<'_>) -> Exit {
+    let holds = extracted.holds();
+    let text = match &holds {
+        Holds::Enough => None,
+        Holds::Nothing => Some("the vector is zero: nothing was added to any weight".to_owned()),
+        Holds::TooLittle(survival) => Some(format!(
+            "the patch holds only {:.0} % of the vector, rounding took the rest: choose a finer --encoding",
+            survival * 100.0
+        )),
+        Holds::Part { poor, .. } => poor.first().map(|first| {
+            format!(
+                "of {} tensors the patch holds less than half of the vector, or as much error, among them {first}: \
+                 their directions are all alike, or the size is too small; ask for more, or give --encoding",
+                poor.len()
+            )
+        }),
+    };
+    text.into_iter().for_each(|text| output::complain("warning", &text));
+    if holds.is_lost() { Exit::Lost } else { Exit::Success }
 }
 
 #[cfg(test)]

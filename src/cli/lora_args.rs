@@ -1,21 +1,16 @@
 //! `--lora` and `--residual-lora`: adapters beside an output.
 
-use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use clap::Args;
 
-use super::job::{REJECTED, WriteArgs};
 use super::output::complain;
 use super::progress::Progress;
-use super::{Global, Usage};
 use crate::ggml::GgmlType;
-use crate::gguf::{Model, WriteOptions};
-use crate::patch::lora::{Adapter, FACTOR_TYPES, Fit, Left, Settings, Written};
-use crate::pipeline::{Budget, Measured};
-use crate::plan::MergePlan;
-use crate::vector::{Inputs, part_of};
+use crate::job::{self, AdapterFile, Beside};
+use crate::patch::lora::{FACTOR_TYPES, Fit, Left, Settings, Written};
+use crate::vector::part_of;
 
 /// An adapter of the vector.
 #[derive(Args, Clone, Debug)]
@@ -57,117 +52,50 @@ fn factor_type(text: &str) -> Result<GgmlType, String> {
     ty.ok_or_else(|| format!("known are {}", FACTOR_TYPES.map(GgmlType::name).join(", ").to_lowercase()))
 }
 
-/// An adapter that is asked for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Beside<'a> {
-    pub(super) path: &'a Path,
-    settings: Settings,
-    /// Whether it holds what the output lacks, or the vector.
-    pub(super) is_residual: bool,
-}
-
 impl LoraArgs {
-    pub(super) fn beside(&self) -> Option<Beside<'_>> {
+    /// The option that asks for it.
+    pub(super) const OPTION: &'static str = "--lora";
+
+    /// The adapter, if one is asked for.
+    pub(super) fn file(&self) -> Option<AdapterFile> {
         let settings = Settings { rank: self.rank, ty: self.lora_type };
-        Some(Beside { path: self.lora.as_deref()?, settings, is_residual: false })
+        Some(AdapterFile { path: self.lora.clone()?, settings })
     }
 }
 
 impl ResidualArgs {
-    pub(super) fn beside(&self) -> Option<Beside<'_>> {
+    /// The option that asks for it.
+    pub(super) const OPTION: &'static str = "--residual-lora";
+
+    /// The adapter, if one is asked for.
+    pub(super) fn file(&self) -> Option<AdapterFile> {
         // Half of F16's size, and no difference that could be measured.
         let settings = Settings { rank: self.residual_rank, ty: GgmlType::Q8_0 };
-        Some(Beside { path: self.residual_lora.as_deref()?, settings, is_residual: true })
+        Some(AdapterFile { path: self.residual_lora.clone()?, settings })
     }
 }
 
-impl Beside<'_> {
-    /// What stands on the command line.
-    fn flag(&self) -> &'static str {
-        if self.is_residual { "--residual-lora" } else { "--lora" }
+/// An error of a run, with the options in whose name it speaks.
+pub(super) fn named(error: job::Error, adapter: &'static str) -> Error {
+    match error {
+        job::Error::SmokeTest(source) => Err::<(), _>(*source).context("--smoke").unwrap_err(),
+        job::Error::Adapter(source) => Err::<(), _>(*source).context(adapter).unwrap_err(),
+        other => other.into(),
     }
+}
 
-    /// Where it goes. What is written for an output that is rejected is of no use without it, and
-    /// takes no name either.
-    fn target(&self, is_rejected: bool) -> Cow<'_, Path> {
-        if !is_rejected || !self.is_residual {
-            return Cow::Borrowed(self.path);
-        }
-        let mut path = self.path.to_owned();
-        path.as_mut_os_string().push(REJECTED);
-        Cow::Owned(path)
+/// Writes an adapter and says what it does not hold.
+pub(super) fn write(adapter: Beside<'_>, option: &'static str) -> Result<Written> {
+    let progress = Progress::new(adapter.n_read_bytes());
+    let rejected = adapter.is_rejected().then(|| adapter.path().to_owned());
+    let written = adapter.write(&progress).map_err(|e| named(e, option))?;
+    drop(progress);
+    if let Some(path) = rejected {
+        let text = format!("the adapter is of no use without the rejected output; it is kept as {}", path.display());
+        complain("warning", &text);
     }
-
-    /// Finds out what would keep the adapter from being written, before anything is.
-    pub(super) fn check(
-        &self,
-        plan: &MergePlan,
-        inputs: &Inputs,
-        (output, may_be_rejected): (Option<&Path>, bool),
-        write: &WriteArgs,
-        budget: &Budget,
-    ) -> Result<()> {
-        let flag = self.flag();
-        let absolute = |path: &Path| std::path::absolute(path).ok();
-        if output.and_then(absolute).is_some_and(|output| absolute(self.path) == Some(output)) {
-            return Err(Usage(format!("{flag} and -o name the same file")).into());
-        }
-        let adapter = match self.is_residual {
-            true => Adapter::of_residual(plan, inputs, self.settings),
-            false => Adapter::largest(plan, inputs, self.settings),
-        }
-        .context(flag)?;
-        adapter.check_budget(budget).context(flag)?;
-        let options = WriteOptions { inputs: inputs.paths().map(Path::to_owned).collect(), ..write.options() };
-        options.check_name(self.path, adapter.header().file_len()).context(flag)?;
-        if may_be_rejected && self.is_residual {
-            // As with the output: an earlier one is replaced, an input never.
-            let options = WriteOptions { overwrite: true, ..options };
-            options.check_name(&self.target(true), adapter.header().file_len()).context(flag)?;
-        }
-        Ok(())
-    }
-
-    /// Writes it. `output` is the first file of the output, if there is one, and whether that is
-    /// rejected.
-    pub(super) fn write(
-        &self,
-        (plan, inputs): (&MergePlan, &Inputs),
-        measured: &Measured,
-        output: Option<(&Path, bool)>,
-        write: &WriteArgs,
-        global: &Global,
-    ) -> Result<Written> {
-        let (budget, mut options) = (global.budget(), write.options());
-        let is_rejected = output.is_some_and(|(_, is_rejected)| is_rejected) && self.is_residual;
-        let path = self.target(is_rejected);
-        options.overwrite |= is_rejected;
-        // The output took its name just now.
-        let output = output.map(|(path, _)| path);
-        options.inputs.extend(output.map(Path::to_owned));
-        let adapter = match self.is_residual {
-            true => Adapter::of_residual(plan, inputs, self.settings),
-            false => Adapter::of_vector(plan, inputs, measured, self.settings, &budget),
-        }
-        .context(self.flag())?;
-        let progress = Progress::new(adapter.n_read_bytes());
-        let written = match output.filter(|_| self.is_residual) {
-            Some(output) => {
-                let model = Model::open(output, &global.limits())?;
-                adapter.write_residual(plan, inputs, &model, &path, &options, &progress, &budget)
-            }
-            None => adapter.write_vector(plan, inputs, &path, &options, &progress, &budget),
-        }
-        .context(self.flag())?;
-        drop(progress);
-        if is_rejected {
-            let text =
-                format!("the adapter is of no use without the rejected output; it is kept as {}", path.display());
-            complain("warning", &text);
-        }
-        tell(&written, self.is_residual);
-        Ok(written)
-    }
+    tell(&written, option == ResidualArgs::OPTION);
+    Ok(written)
 }
 
 /// Says what an adapter does not hold.

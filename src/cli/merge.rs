@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use super::asking_args::SmokeArgs;
 use super::imatrix_args::ImatrixArgs;
-use super::job::{Job, OutputArgs, SmokeTest};
 use super::lora_args::ResidualArgs;
 use super::loss_args::{LOSS_HEADING, LossArgs};
-use super::recipe_args::{Prepared, RecipeArgs, parse_vector, plan, prepare, presets, read};
+use super::merging;
+use super::output_args::OutputArgs;
+use super::recipe_args::{Prepared, RecipeArgs, parse_vector, prepare, presets, read};
 use super::template_process::TemplateArgs;
 use super::types::TypeArgs;
 use super::{Exit, Global};
 use crate::plan::{RecipeFile, VectorFile};
-use crate::vector::{Inputs, Method};
+use crate::vector::Method;
 
 #[derive(Args, Debug)]
 #[command(after_help = presets())]
@@ -55,7 +57,7 @@ pub(super) struct MergeArgs {
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
-    smoke: SmokeTest,
+    smoke: SmokeArgs,
 }
 
 impl MergeArgs {
@@ -96,8 +98,6 @@ pub(super) fn run(args: &MergeArgs, global: &Global) -> Result<Exit> {
     let file = args.file(global)?;
     let Prepared { inputs, recipe } =
         prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, &args.output, global)?;
-    let inputs = inputs.with_templates(args.template.templates());
-    let plan = |inputs: &Inputs, pairs| plan(inputs, pairs, &recipe);
-    let (output, recipe, smoke) = (&args.output, Some(&recipe), Some(&args.smoke));
-    Job { inputs, output, global, recipe, plan: &plan, smoke, target: None, beside: args.residual.beside() }.run()
+    let MergeArgs { output, smoke, residual, template, .. } = args;
+    merging::run(inputs, &recipe, &merging::Options { output, smoke, residual, template }, global)
 }

@@ -1,6 +1,7 @@
 //! The command: arguments, progress, exit codes. One file a command; no model logic.
 
 mod apply;
+mod asking_args;
 mod compare;
 mod demo;
 mod exit;
@@ -8,11 +9,12 @@ mod extract;
 mod imatrix;
 mod imatrix_args;
 mod inspect;
-mod job;
 mod lora_args;
 mod loss_args;
 mod merge;
+mod merging;
 mod output;
+mod output_args;
 mod progress;
 mod quantize;
 mod recipe_args;

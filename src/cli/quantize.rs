@@ -8,15 +8,15 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::imatrix_args::ImatrixArgs;
-use super::job::WriteArgs;
+use super::output_args::WriteArgs;
 use super::progress::Progress;
 use super::types::{HEADING, MixtureArgs};
 use super::{Exit, Global, output};
 use crate::gguf::Model;
-use crate::pipeline;
-use crate::plan::{self, MergePlan, Recipe};
+use crate::job::{Quantize, Settings};
+use crate::plan::Recipe;
 use crate::report;
-use crate::vector::{self, Inputs};
+use crate::vector::Inputs;
 
 #[derive(Args, Debug)]
 #[command(after_help = "IN OUT TYPE, as llama-quantize takes them, will do too.")]
@@ -62,25 +62,22 @@ pub(super) fn run(args: &QuantizeArgs, global: &Global) -> Result<Exit> {
     let recipe = Recipe { output: args.mixture.output(&name)?, ..Recipe::default() };
     let inputs = Inputs::new(Model::open(&args.model, &global.limits())?);
     let inputs = args.imatrix.add_to(inputs, global)?;
-    plan::check(&inputs)?;
-    let plan = MergePlan::quantize(&inputs, vector::pair(&inputs)?, &recipe)?;
-    plan.warnings.iter().for_each(|w| output::complain("warning", &w.to_string()));
-    let checked = plan.check_quantize(&inputs, &recipe, args.allow_requantize);
-    let budget = global.budget();
-    budget.needed(&plan, &inputs)?;
+    let settings = Settings { write: args.write.options(), ..Settings::new(global.budget()) };
+    let quantize = Quantize { inputs: &inputs, recipe: &recipe, allows_requantize: args.allow_requantize };
+    let prepared = quantize.prepare(&settings)?;
+    prepared.plan().warnings.iter().for_each(|w| output::complain("warning", &w.to_string()));
 
     if args.dry_run {
         // Sizes are of use also to who has no importance matrix yet.
-        if let Err(e) = checked {
+        if let Some(e) = prepared.refusal() {
             output::complain("warning", &format!("without --dry-run this is refused: {e}"));
         }
-        output::print(&report::Quantize { inputs: &inputs, plan: &plan, written: None }, global)?;
+        output::print(&report::Quantize { inputs: &inputs, plan: prepared.plan(), written: None }, global)?;
         return Ok(Exit::Success);
     }
-    checked?;
     let path = path.context("-o FILE is missing")?;
-    let progress = Progress::new(plan.tensors().iter().map(|t| t.size()).sum());
-    let written = pipeline::write(&plan, &inputs, path, &args.write.options(), &progress, &budget)?;
+    let progress = Progress::new(prepared.plan().tensors().iter().map(|t| t.size()).sum());
+    let (plan, written) = prepared.write(path, &progress)?;
     drop(progress);
     let written = Some((&written.file, started.elapsed()));
     output::print(&report::Quantize { inputs: &inputs, plan: &plan, written }, global)?;

@@ -8,17 +8,14 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::imatrix_args::ImatrixArgs;
-use super::job::OutputArgs;
 use super::loss_args::LossArgs;
+use super::output_args::OutputArgs;
 use super::types::TypeArgs;
 use super::{Global, output};
 use crate::gguf::{Limits, Model};
 use crate::patch;
-use crate::plan::{
-    self, MAX_RECIPE_BYTES, Masks, MergePlan, PRESETS, RECIPE_KEY, Recipe, RecipeFile, SpecialTokens, VectorFile,
-};
-use crate::survey;
-use crate::vector::{Inputs, Method, Pair, Role, SourceId, Vector};
+use crate::plan::{self, MAX_RECIPE_BYTES, Masks, PRESETS, RECIPE_KEY, Recipe, RecipeFile, VectorFile};
+use crate::vector::{Inputs, Method, Role, SourceId, Vector};
 
 /// How vectors are combined, and which parts of a model take part.
 #[derive(Args, Clone, Debug)]
@@ -182,15 +179,6 @@ pub(super) fn prepare(
     recipe.merging.masks = how.masks(&global.limits())?;
     let inputs = ImatrixArgs::of(&file).add_to(open(&file, output.is_forced(), global)?, global)?;
     Ok(Prepared { inputs, recipe })
-}
-
-/// The plan of a merge by a recipe.
-pub(super) fn plan(inputs: &Inputs, pairs: Vec<Pair>, recipe: &Recipe) -> Result<MergePlan> {
-    let special = match recipe.special_tokens {
-        SpecialTokens::None => None,
-        _ => survey::special_tokens(inputs, recipe.talker(inputs, &pairs))?,
-    };
-    Ok(MergePlan::merge(inputs, pairs, recipe, special.as_ref())?)
 }
 
 /// Reads a recipe: TOML of our own, mergekit's YAML, or what an earlier output says of itself.

@@ -30,7 +30,7 @@ pub use ratios::{PRESETS, Preset, Ratios, Rule};
 pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
 pub use setting::{Place, Scalar, Setting, in_f32};
 pub use special::{SpecialRow, SpecialTokens};
-pub use survival::{Held, Loss, LossPolicy, OnLoss, Verdict};
+pub use survival::{Held, Loss, LossPolicy, OnLoss, Verdict, listed};
 pub use types::{fallback, is_quantizable, requires_importance};
 
 use crate::chat;

@@ -115,6 +115,17 @@ impl fmt::Display for Loss {
     }
 }
 
+/// How many tensors are named at most.
+const LISTED: usize = 3;
+
+/// Losses, as far as they can be read at a glance.
+pub fn listed(lost: &[Loss]) -> String {
+    let (named, more) = lost.split_at(lost.len().min(LISTED));
+    let mut words: Vec<String> = named.iter().map(ToString::to_string).collect();
+    words.extend((!more.is_empty()).then(|| format!("{} more", more.len())));
+    words.join(", ")
+}
+
 /// What is to be said of an output.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Verdict {

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use super::{Report, Table, bytes, number, percent, shape};
 use crate::ggml::GgmlType;
 use crate::gguf::printable;
+use crate::job::expected;
 use crate::patch::extract;
 use crate::plan::{MergePlan, TensorPlan};
 use crate::survey::{Survey, TensorSurvey, TypeForecast};
@@ -77,15 +78,9 @@ impl Plan<'_> {
         self.survey.tensors.iter().map(|t| (t.name.as_str(), t)).collect()
     }
 
-    /// What the survey expects of a plan.
-    pub fn expected(plan: &MergePlan, survey: &Survey) -> TypeForecast {
-        let types: HashMap<&str, GgmlType> = plan.tensors().iter().map(|t| (t.name.as_str(), t.ty)).collect();
-        survey.forecast_chosen(|name| types.get(name).copied())
-    }
-
-    /// The same in one line.
+    /// What the survey expects of a plan, in one line.
     pub fn expectation(plan: &MergePlan, survey: &Survey, is_patch: bool) -> String {
-        let forecast = Self::expected(plan, survey);
+        let forecast = expected(plan, survey);
         let (survival, noise) = words(is_patch);
         let cosine = survey.cosine.map_or_else(String::new, |cosine| {
             format!("; the vector that is read has a cosine of about {cosine:.3} with the true one")
@@ -336,7 +331,7 @@ impl Report for Plan<'_> {
                 "drift_ratio": total.drift_ratio(),
                 "drift_cosine": total.drift_cosine(),
                 "cosine": self.survey.cosine,
-                "output": self.decomposed.is_none().then(|| Self::expected(self.plan, self.survey)),
+                "output": self.decomposed.is_none().then(|| expected(self.plan, self.survey)),
                 "by_type": by_type,
             },
             "findings": self.survey.findings,

@@ -8,6 +8,7 @@ use super::{Report, Table};
 use crate::eval::{Answer, CheckResult, Conversations, Good, Judgement, PromptSet, Verdict};
 use crate::gguf::printable;
 use crate::infer::Hyperparameters;
+use crate::job::Talk;
 
 /// A model that was asked the prompts of a set.
 pub struct Smoke<'a> {
@@ -29,6 +30,23 @@ pub struct Smoke<'a> {
     pub n_ctx: usize,
     /// Whether every answer is shown in the text.
     pub shows_answers: bool,
+}
+
+impl<'a> Smoke<'a> {
+    /// Of a model that was asked, whose file is `path` by now.
+    pub fn new(talk: &'a Talk, path: &Path, shows_answers: bool) -> Self {
+        Smoke {
+            file: path.display().to_string(),
+            hyperparameters: &talk.hyperparameters,
+            set: &talk.set,
+            prompts: talk.prompts.as_deref(),
+            said: &talk.said,
+            judgement: &talk.judgement,
+            max_tokens: talk.max_tokens,
+            n_ctx: talk.n_ctx,
+            shows_answers,
+        }
+    }
 }
 
 impl Report for Smoke<'_> {

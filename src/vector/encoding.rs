@@ -16,14 +16,14 @@ pub enum Rounding {
     /// As ggml's encoder does it.
     #[default]
     Encoder,
-    /// Codes are chosen anew on a grid ([`quants::round_to_grid`]): the model's own where the type
+    /// Codes are chosen anew on a grid ([`round_to_grid`](crate::quants::round_to_grid)): the model's own where the type
     /// stays, else the one that the encoder has found.
     Dithered {
-        /// Of [`Dither`].
+        /// Of [`Dither`](crate::quants::Dither).
         amplitude: f32,
     },
     /// Scales so that each block holds as much of the weights as there is
-    /// ([`quants::quantize_to_unit_gain`]).
+    /// ([`quantize_to_unit_gain`](crate::quants::quantize_to_unit_gain)).
     UnitGain,
 }
 

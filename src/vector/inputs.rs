@@ -245,7 +245,7 @@ impl Inputs {
         }
     }
 
-    /// Refuses inputs whose weights cannot be read on this machine. [`pair`] asks it, so no weight
+    /// Refuses inputs whose weights cannot be read on this machine. [`pair`](super::pair) asks it, so no weight
     /// is read without.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ pub struct TensorRef {
 /// One term of a sum: `ratio · (plus − minus)`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Term {
-    /// The vector it belongs to, by its position among those of the [`Inputs`].
+    /// The vector it belongs to, by its position among those of the [`Inputs`](super::Inputs).
     pub vector: usize,
     /// The factor, as it is multiplied with.
     pub ratio: f32,

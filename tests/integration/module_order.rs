@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each module with what it may use, in the order in which data walk through them.
-const ORDER: [(&str, &[&str]); 15] = [
+const ORDER: [(&str, &[&str]); 16] = [
     ("ggml", &[]),
     ("pool", &[]),
     ("gguf", &["ggml"]),
@@ -21,17 +21,24 @@ const ORDER: [(&str, &[&str]); 15] = [
     ("infer", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "plan", "pipeline", "patch"]),
     ("eval", &["ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "plan", "pipeline", "patch", "infer"]),
     (
-        "report",
+        "job",
         &[
             "ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "survey", "plan", "pipeline", "patch",
             "infer", "eval",
         ],
     ),
     (
+        "report",
+        &[
+            "ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "survey", "plan", "pipeline", "patch",
+            "infer", "eval", "job",
+        ],
+    ),
+    (
         "cli",
         &[
             "ggml", "pool", "gguf", "quants", "imatrix", "chat", "vector", "survey", "plan", "pipeline", "patch",
-            "infer", "eval", "report",
+            "infer", "eval", "job", "report",
         ],
     ),
 ];

@@ -1,0 +1,178 @@
+//! Asking a model some prompts, and judging what it says.
+
+use std::path::PathBuf;
+
+use super::Error;
+use crate::chat::{Template, Templates};
+use crate::eval::{Asking, Chatter, Conversations, Judgement, Language, PromptSet, Thresholds, Verdict, judge};
+use crate::gguf::{Metadata, Model};
+use crate::infer::{self, Hyperparameters, Sampling, Session, Transformer};
+use crate::pipeline::Budget;
+
+/// Tokens of a conversation, if memory and model allow and nothing else is said: two pages.
+const CONTEXT: usize = 2048;
+
+/// What a model is asked, how, and what is expected.
+#[derive(Clone, Debug)]
+pub struct Questions {
+    /// The prompts; none for the built-in ones, in the languages expected.
+    pub set: Option<PromptSet>,
+    /// The file they are from, for reports.
+    pub prompts: Option<PathBuf>,
+    /// Languages the model should speak; if empty, those of the prompts, or of the built-in ones
+    /// those of its `general.languages`, or English.
+    pub languages: Vec<Language>,
+    /// Prompts at most, spread evenly over the set.
+    pub limit: Option<usize>,
+    /// Bounds of the checks.
+    pub thresholds: Thresholds,
+    /// The template to talk in; none for the model's own.
+    pub template: Option<Template>,
+    /// Tokens of an answer at most.
+    pub max_tokens: usize,
+    /// Tokens of a conversation at most; none for what most conversations fit in.
+    pub n_ctx: Option<usize>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+}
+
+impl Default for Questions {
+    /// The built-in prompts, answered by the most probable tokens, 256 at most.
+    fn default() -> Self {
+        Questions {
+            set: None,
+            prompts: None,
+            languages: Vec::new(),
+            limit: None,
+            thresholds: Thresholds::default(),
+            template: None,
+            max_tokens: 256,
+            n_ctx: None,
+            sampling: Sampling::Greedy,
+        }
+    }
+}
+
+impl Questions {
+    /// The prompts for a model with these metadata, and the languages it should speak.
+    fn resolve(&self, metadata: &Metadata) -> (PromptSet, Vec<Language>) {
+        let (mut set, languages) = match &self.set {
+            Some(set) => (set.clone(), self.languages.clone()),
+            None => {
+                let own = || languages_of(metadata);
+                let languages = if self.languages.is_empty() { own() } else { self.languages.clone() };
+                (PromptSet::builtin(Some(&languages)), languages)
+            }
+        };
+        if let Some(limit) = self.limit {
+            thin_out(&mut set, limit);
+        }
+        (set, languages)
+    }
+
+    /// Prompts that a model with these metadata is asked.
+    pub fn n_prompts(&self, metadata: &Metadata) -> usize {
+        self.resolve(metadata).0.prompts.len()
+    }
+
+    /// Finds out whether a model of this shape can be asked at all, with so many bytes for a
+    /// conversation.
+    ///
+    /// # Errors
+    /// [`infer::Error`].
+    pub fn check(&self, model: &Model, memory: u64) -> Result<(), infer::Error> {
+        require_runnable(model, self.n_ctx, memory).map(drop)
+    }
+
+    /// Asks a model all of it. `templates` renders its own template, and `go_on` is told how many
+    /// prompts were answered, before each token.
+    ///
+    /// # Errors
+    /// [`Error::Chatter`], [`Error::Judge`]; [`Error::Infer`] with [`infer::Error::Cancelled`] if
+    /// `go_on` says no.
+    pub fn ask(
+        &self,
+        model: &Model,
+        templates: &Templates,
+        budget: &Budget,
+        go_on: &dyn Fn(usize) -> bool,
+    ) -> Result<Talk, Error> {
+        let (set, languages) = self.resolve(model.metadata());
+        let chatter = Chatter::load(model, self.template.clone(), templates, budget.threads)?;
+        let n_ctx = context_size(chatter.transformer(), self.n_ctx, budget.memory);
+        let (max_tokens, sampling) = (self.max_tokens, self.sampling.clone());
+        let asking = Asking { max_tokens, n_ctx, memory: budget.memory, sampling };
+        let said = chatter.ask(&set, &asking, go_on)?;
+        let judgement = judge(&set, &said.answers, &languages, &self.thresholds, &said.loaded)?;
+        let hyperparameters = chatter.transformer().hyperparameters().clone();
+        Ok(Talk { hyperparameters, set, prompts: self.prompts.clone(), said, judgement, max_tokens, n_ctx })
+    }
+}
+
+/// A model that was asked, and what it said. It holds nothing of the model's file, which may get
+/// another name.
+#[derive(Clone, Debug)]
+pub struct Talk {
+    /// The shape of the network.
+    pub hyperparameters: Hyperparameters,
+    /// What was asked.
+    pub set: PromptSet,
+    /// The file that is from; none for the built-in prompts.
+    pub prompts: Option<PathBuf>,
+    /// What was answered.
+    pub said: Conversations,
+    /// What that shows.
+    pub judgement: Judgement,
+    /// Tokens of an answer at most.
+    pub max_tokens: usize,
+    /// Tokens of a conversation at most.
+    pub n_ctx: usize,
+}
+
+impl Talk {
+    /// Whether no check of the answers failed.
+    pub fn chats(&self) -> bool {
+        self.judgement.verdict != Verdict::Fail
+    }
+
+    /// The last message of a prompt, and what was answered to it, with special tokens.
+    pub fn reply_to(&self, id: &str) -> Option<(&str, &str)> {
+        let i = self.set.prompts.iter().position(|p| p.id == id)?;
+        let reply = self.said.answers.iter().find(|a| a.prompt == i)?.replies.last()?;
+        Some((&self.set.prompts[i].messages.last()?.content, &reply.raw))
+    }
+}
+
+/// Whether a model runs in such a context, found out without running it, and the bytes that it then
+/// takes.
+///
+/// # Errors
+/// [`infer::Error`].
+pub fn require_runnable(model: &Model, n_ctx: Option<usize>, memory: u64) -> Result<u64, infer::Error> {
+    let transformer = Transformer::load(model, 1)?;
+    Ok(Session::new(&transformer, context_size(&transformer, n_ctx, memory), memory)?.n_bytes())
+}
+
+/// The context asked for, or one of a size that most conversations fit in.
+fn context_size(transformer: &Transformer, asked: Option<usize>, memory: u64) -> usize {
+    let most = transformer.hyperparameters().n_ctx_train.min(CONTEXT);
+    // If not even a short one fits, the error says what it would take.
+    asked.unwrap_or_else(|| Session::largest_context(transformer, most, memory).max(most.min(256)))
+}
+
+/// Those of `general.languages` that can be recognised, or English.
+fn languages_of(metadata: &Metadata) -> Vec<Language> {
+    let codes = metadata.get_strings("general.languages").into_iter().flat_map(|codes| codes.iter());
+    let known: Vec<Language> = codes.filter_map(|code| Language::parse(&code.to_string()).ok()).collect();
+    if known.is_empty() { vec![Language::ENGLISH] } else { known }
+}
+
+/// Leaves `n` prompts, evenly spread.
+fn thin_out(set: &mut PromptSet, n: usize) {
+    let all = set.prompts.len();
+    let mut i = 0;
+    set.prompts.retain(|_| {
+        i += 1;
+        i * n / all > (i - 1) * n / all || n >= all
+    });
+}
