@@ -34,35 +34,88 @@
 //! | [`report`] | results as text and JSON |
 //! | [`cli`] | the command |
 //!
-//! Follow one merge through it: [`gguf::Model::open`] reads three headers, [`plan::check`] asks
-//! whether they are siblings, [`vector::pair`] finds what is added to each tensor,
-//! [`plan::MergePlan::merge`] decides, [`survey::survey`] looks at a sample of what that will give,
-//! and [`pipeline::write`] does it.
+//! Follow one merge through it: [`gguf::Model::open`] reads three headers, and [`vector::Inputs`]
+//! says what each file is for. [`job::Merge::prepare`] asks whether they are siblings
+//! ([`plan::check`]), finds what is added to each tensor ([`vector::pair`]), decides
+//! ([`plan::MergePlan::merge`]) and looks at a sample of what that will give ([`survey::survey`]).
+//! [`job::Prepared::write`] carries the plan out ([`pipeline::write_mending`]), and
+//! [`job::Written::judge`] says whether the output is good.
 //!
-//! # Example
+//! # Examples
+//!
+//! A merge onto a 4-bit model, stage by stage. Rounding to the nearest would lose a part of the
+//! vector, so codes of some tensors are chosen anew (dither); then the output is asked some prompts
+//! before it gets its name:
 //!
 //! ```
-//! use chatvec::gguf::{Limits, Model, WriteOptions};
-//! use chatvec::pipeline::{self, Budget};
-//! use chatvec::plan::{self, LossPolicy, MergePlan, OutputType, Recipe};
-//! use chatvec::survey;
-//! use chatvec::vector::{self, Inputs};
+//! use chatvec::eval::PromptSet;
+//! use chatvec::gguf::{Limits, Model};
+//! use chatvec::job::{Merge, Outcome, Quantize, Questions, Settings, SmokeTest};
+//! use chatvec::pipeline::Budget;
+//! use chatvec::plan::{OutputType, Recipe};
+//! use chatvec::vector::Inputs;
 //!
 //! let open = |name: &str| {
 //!     let path = format!("fixtures/models/tinyworld-A-{name}-F16.gguf");
 //!     Model::open(path.as_ref(), &Limits::default())
 //! };
-//! let inputs = Inputs::merge(open("cp-de")?, open("base")?, open("chat")?, 1.0);
-//! plan::check(&inputs)?;
-//! let pairs = vector::pair(&inputs)?;
-//! let recipe = Recipe { output: OutputType::parse("Q8_0", false)?, ..Recipe::default() };
-//! let special = survey::special_tokens(&inputs, recipe.talker(&inputs, &pairs))?;
-//! let plan = MergePlan::merge(&inputs, pairs, &recipe, special.as_ref())?;
+//! let (folder, settings) = (tempfile::tempdir()?, Settings::new(Budget::default()));
 //!
-//! let folder = tempfile::tempdir()?;
-//! let out = folder.path().join("merged.gguf");
-//! let written = pipeline::write(&plan, &inputs, &out, &WriteOptions::default(), &(), &Budget::default())?;
-//! assert!(written.measured.total.survival().is_some_and(|s| s > 0.99));
+//! // The model as a user has it: in four bits.
+//! let small = folder.path().join("cp-Q4_K.gguf");
+//! let recipe = Recipe { output: OutputType::parse("Q4_K", true)?, ..Recipe::default() };
+//! let inputs = Inputs::new(open("cp-de")?);
+//! let quantize = Quantize { inputs: &inputs, recipe: &recipe, allows_requantize: false };
+//! quantize.prepare(&settings)?.write(&small, &())?;
+//!
+//! let inputs = Inputs::merge(Model::open(&small, &Limits::default())?, open("base")?, open("chat")?, 1.0);
+//! let set = PromptSet::load("fixtures/models/prompts-de.jsonl".as_ref())?;
+//! let questions = Questions { set: Some(set), limit: Some(12), max_tokens: 56, ..Questions::default() };
+//! let smoke = SmokeTest { questions, is_kept: false };
+//! let recipe = Recipe::default();
+//! let merge = Merge { smoke: Some(&smoke), ..Merge::new(&inputs, &recipe) };
+//!
+//! let prepared = merge.prepare(&folder.path().join("merged.gguf"), &settings)?;
+//! prepared.cautions().iter().for_each(|caution| eprintln!("{caution}"));
+//! assert!(!prepared.plan().protected().is_empty(), "tensors that are dithered");
+//! let written = prepared.write(&())?;
+//! assert!(written.measured().total.survival().is_some_and(|s| s > 0.9));
+//! let judged = written.judge(&|_n_answered| true)?;
+//! assert_eq!(judged.outcome(), Outcome::Good);
+//! assert!(judged.publish()?.file().path.ends_with("merged.gguf"));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! One that is rejected. A twentieth of the vector is not enough to chat; the output is kept beside
+//! its name, and each check says why:
+//!
+//! ```
+//! use chatvec::eval::{PromptSet, Verdict};
+//! use chatvec::gguf::{Limits, Model};
+//! use chatvec::job::{Merge, Outcome, Questions, Settings, SmokeTest};
+//! use chatvec::pipeline::Budget;
+//! use chatvec::plan::Recipe;
+//! use chatvec::vector::Inputs;
+//!
+//! let open = |name: &str| {
+//!     let path = format!("fixtures/models/tinyworld-A-{name}-F16.gguf");
+//!     Model::open(path.as_ref(), &Limits::default())
+//! };
+//! let (folder, settings) = (tempfile::tempdir()?, Settings::new(Budget::default()));
+//! let inputs = Inputs::merge(open("cp-de")?, open("base")?, open("chat")?, 0.05);
+//! let set = PromptSet::load("fixtures/models/prompts-de.jsonl".as_ref())?;
+//! let questions = Questions { set: Some(set), limit: Some(12), max_tokens: 56, ..Questions::default() };
+//! let (smoke, recipe) = (SmokeTest { questions, is_kept: false }, Recipe::default());
+//! let merge = Merge { smoke: Some(&smoke), ..Merge::new(&inputs, &recipe) };
+//!
+//! let prepared = merge.prepare(&folder.path().join("merged.gguf"), &settings)?;
+//! let judged = prepared.write(&())?.judge(&|_n_answered| true)?;
+//! assert_eq!(judged.outcome(), Outcome::DoesNotChat);
+//! let talk = judged.talk().expect("it was asked");
+//! for check in talk.judgement.checks.iter().filter(|check| check.verdict == Verdict::Fail) {
+//!     eprintln!("{}: {}", check.name, check.message);
+//! }
+//! assert!(judged.publish()?.file().path.ends_with("merged.gguf.rejected"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

@@ -21,7 +21,8 @@ pub struct SpecialIds {
     pub needed: Vec<u32>,
     /// All control tokens besides. In order.
     pub others: Vec<u32>,
-    /// Templates that were not rendered, or not to their end: of theirs, `needed` may lack some.
+    /// Templates that cannot be parsed or rendered, or not to their end: of theirs, `needed` may lack
+    /// some.
     pub unrendered: Vec<Unrendered>,
 }
 
@@ -119,20 +120,18 @@ fn rendered(
 /// refuses left out.
 ///
 /// # Errors
-/// Where the template meets a bound; with the prompts that it had time for.
+/// Where the template cannot be parsed, refuses every conversation, or meets a bound; with the
+/// prompts that it had time for.
 fn conversations(
     source: &str,
     tokenizer: Option<&Tokenizer>,
     templates: &Templates,
     prompts: &mut Vec<String>,
 ) -> Result<(), TemplateError> {
-    let template = match templates.parse(source) {
-        Ok(template) => template,
-        Err(e) => return if e.is_bound() { Err(e) } else { Ok(()) },
-    };
+    let template = templates.parse(source)?;
     let said = |role: &str| Message { role: role.to_owned(), content: format!("What the {role} says.") };
     let talks = [vec!["user"], vec!["user", "assistant", "user"], vec!["system", "user", "assistant", "user"]];
-    let mut met = None;
+    let (mut met, mut refused, before) = (None, None, prompts.len());
     for roles in talks {
         let messages: Vec<Message> = roles.into_iter().map(said).collect();
         for add_generation_prompt in [true, false] {
@@ -140,9 +139,14 @@ fn conversations(
             match template.render(&messages, &options) {
                 Ok(prompt) => prompts.push(prompt),
                 Err(e) if e.is_given_up() => return Err(e),
-                Err(e) => met = met.or(Some(e).filter(TemplateError::is_bound)),
+                Err(e) if e.is_bound() => met = met.or(Some(e)),
+                Err(e) => refused = refused.or(Some(e)),
             }
         }
     }
-    met.map_or(Ok(()), Err)
+    // Many templates refuse one conversation or another, such as one with a system prompt.
+    match met.or(refused.filter(|_| prompts.len() == before)) {
+        Some(e) => Err(e),
+        None => Ok(()),
+    }
 }

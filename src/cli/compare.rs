@@ -109,7 +109,7 @@ fn vectors(args: &CompareArgs, global: &Global) -> Result<Exit> {
     }
     // Rows of both are computed at a time.
     let limits = Limits { max_tensor_memory: global.memory.as_u64() / 2, ..global.limits() };
-    let (a, b) = (patch::open(&args.a, &limits)?, patch::open(&args.b, &limits)?);
+    let (a, b) = (patch::open_whole(&args.a, &limits)?, patch::open_whole(&args.b, &limits)?);
     let tensors = eval::compare_vectors(&a, &b, &global.budget())?;
     if tensors.tensors.is_empty() && !tensors.is_whole() {
         return Err(eval::Error::NothingShared { a: args.a.clone(), b: args.b.clone() }.into());

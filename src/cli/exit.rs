@@ -48,7 +48,7 @@ const TABLE: [(u8, Exit, &str); 11] = [
         "rounding took the vector: the output is kept as OUTPUT.rejected, or not begun (see --on-loss); a patch is written",
     ),
     (11, Exit::NoChat, "the model was asked, and a check of its answers failed"),
-    (130, Exit::Interrupted, "interrupted; nothing is left behind"),
+    (130, Exit::Interrupted, "interrupted; nothing unfinished is left behind"),
 ];
 
 /// The table as text, for the help.
@@ -143,7 +143,8 @@ fn of_job(error: &job::Error) -> Exit {
         Refused { .. } => Exit::Refused,
         Lost { .. } => Exit::Lost,
         SameFile { .. } => Exit::Usage,
-        SmokeTest(source) | Adapter(source) | NotAsked { source, .. } => of_job(source),
+        Interrupted { .. } => Exit::Interrupted,
+        SmokeTest(source) | Adapter(source) | NoAdapter { source, .. } | NotAsked { source, .. } => of_job(source),
     }
 }
 

@@ -11,7 +11,7 @@ use super::imatrix_args::ImatrixArgs;
 use super::loss_args::LossArgs;
 use super::output_args::OutputArgs;
 use super::types::TypeArgs;
-use super::{Global, output};
+use super::{Global, Usage, output};
 use crate::gguf::{Limits, Model};
 use crate::patch;
 use crate::plan::{self, MAX_RECIPE_BYTES, Masks, PRESETS, RECIPE_KEY, Recipe, RecipeFile, VectorFile};
@@ -202,7 +202,11 @@ pub(super) fn read(path: &Path, global: &Global) -> Result<RecipeFile> {
         "gguf" => {
             let model = Model::open(path, &global.limits()).context("--recipe")?;
             let text = model.metadata().get_str(RECIPE_KEY).map(ToString::to_string);
-            RecipeFile::from_toml(&text.with_context(|| format!("{}: there is no key {RECIPE_KEY}", named()))?)
+            let missing = || {
+                let text = "there is no recipe (key {RECIPE_KEY}): only what merge or apply made has one";
+                Usage(format!("{}: {}", named(), text.replace("{RECIPE_KEY}", RECIPE_KEY)))
+            };
+            RecipeFile::from_toml(&text.ok_or_else(missing)?)
         }
         _ => bail!("{}: a recipe is a .toml, mergekit's .yml or .yaml, or a .gguf that was made by one", named()),
     };

@@ -95,8 +95,8 @@ impl AdapterFile {
         }
         // The output took its name just now.
         options.inputs.push(output.to_owned());
-        let of = Some(output.to_owned());
-        Ok(Beside { adapter, plan: Cow::Borrowed(plan), inputs, path, options, of, is_rejected, settings })
+        let (output, plan, is_residual) = (Some(output.to_owned()), Cow::Borrowed(plan), true);
+        Ok(Beside { adapter, plan, inputs, path, options, output, is_residual, is_rejected, settings })
     }
 
     /// The adapter of the vector, ready to be written. `plan` leaves nothing out, `measured` is of
@@ -113,8 +113,9 @@ impl AdapterFile {
         let adapter = adapter.map_err(|e| Error::Adapter(Box::new(e.into())))?;
         let mut options = settings.write_beside(inputs.paths());
         options.inputs.extend(output.map(Path::to_owned));
-        let (path, plan) = (Cow::Borrowed(&*self.path), Cow::Owned(plan));
-        Ok(Beside { adapter, plan, inputs, path, options, of: None, is_rejected: false, settings })
+        let (path, plan, output) = (Cow::Borrowed(&*self.path), Cow::Owned(plan), output.map(Path::to_owned));
+        let (is_residual, is_rejected) = (false, false);
+        Ok(Beside { adapter, plan, inputs, path, options, output, is_residual, is_rejected, settings })
     }
 }
 
@@ -132,8 +133,10 @@ pub struct Beside<'a> {
     inputs: &'a Inputs,
     path: Cow<'a, Path>,
     options: WriteOptions,
-    /// The output that lacks what it holds; none if it holds the vector.
-    of: Option<PathBuf>,
+    /// The output that it is beside; none if it is alone.
+    output: Option<PathBuf>,
+    /// Whether it holds what the output lacks, or the vector.
+    is_residual: bool,
     is_rejected: bool,
     settings: &'a Settings,
 }
@@ -157,18 +160,23 @@ impl Beside<'_> {
     /// Writes it.
     ///
     /// # Errors
-    /// [`Error::Adapter`]; no file is left then.
+    /// [`Error::Adapter`]; beside an output, which is complete, [`Error::NoAdapter`] or
+    /// [`Error::Interrupted`]. Of the adapter no file is left then.
     pub fn write(self, observer: &dyn Observer) -> Result<Written, Error> {
-        let Beside { adapter, plan, inputs, path, options, of, settings, .. } = self;
+        let Beside { adapter, plan, inputs, path, options, output, is_residual, settings, .. } = self;
         let (limits, budget) = (&settings.limits, &settings.budget);
-        let write = || match of {
+        let write = || match output.as_ref().filter(|_| is_residual) {
             Some(output) => {
-                let output = Model::open(&output, limits)?;
+                let output = Model::open(output, limits)?;
                 Ok(adapter.write_residual(&plan, inputs, &output, &path, &options, observer, budget)?)
             }
             None => Ok(adapter.write_vector(&plan, inputs, &path, &options, observer, budget)?),
         };
-        write().map_err(|e| Error::Adapter(Box::new(e)))
+        write().map_err(|e: Error| match output.clone() {
+            None => Error::Adapter(Box::new(e)),
+            Some(output) if e.is_interruption() => Error::Interrupted { output },
+            Some(output) => Error::NoAdapter { output, source: Box::new(e) },
+        })
     }
 }
 

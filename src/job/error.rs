@@ -68,6 +68,20 @@ pub enum Error {
     /// The adapter that was asked for is impossible, or was not written.
     #[error("the adapter")]
     Adapter(#[source] Box<Error>),
+    /// The run was ended while the adapter was written. The output is whole, and has its name.
+    #[error("interrupted; {} is complete, its adapter is not written", output.display())]
+    Interrupted {
+        /// The output.
+        output: PathBuf,
+    },
+    /// The adapter could not be written. The output is whole, and has its name.
+    #[error("{} is complete, but its adapter is not written", output.display())]
+    NoAdapter {
+        /// The output.
+        output: PathBuf,
+        /// Why.
+        source: Box<Error>,
+    },
     /// The output is whole, but could not be asked. Hours of work may be in it, and nothing is known
     /// against it.
     #[error("the output could not be asked; it is kept as {}", kept.display())]
@@ -85,9 +99,11 @@ impl Error {
         match self {
             Error::Pipeline(pipeline::Error::Cancelled) | Error::Infer(infer::Error::Cancelled) => true,
             Error::Chatter(ChatterError::Infer(infer::Error::Cancelled)) => true,
-            Error::SmokeTest(source) | Error::Adapter(source) | Error::NotAsked { source, .. } => {
-                source.is_interruption()
-            }
+            Error::Interrupted { .. } => true,
+            Error::SmokeTest(source)
+            | Error::Adapter(source)
+            | Error::NoAdapter { source, .. }
+            | Error::NotAsked { source, .. } => source.is_interruption(),
             _ => false,
         }
     }

@@ -82,7 +82,7 @@ pub enum Error {
         found: String,
     },
     /// The patch is of a format this version does not know.
-    #[error("{}: key {VERSION_KEY}: expected at most {VERSION}, found {found}; a newer chatvec made it", path.display())]
+    #[error("{}: key {VERSION_KEY}: expected 1 to {VERSION}, found {found}; a newer chatvec may have made it, else the file is damaged", path.display())]
     Version {
         /// The file.
         path: PathBuf,

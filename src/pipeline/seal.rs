@@ -10,6 +10,9 @@ pub const TENSORS: &str = "chatvec.blake3";
 /// Key: the hash of the header.
 pub const HEADER: &str = "chatvec.header_blake3";
 
+/// Stands among the names of damaged tensors for bytes that belong to none.
+const BEHIND: &str = "what is behind the last tensor";
+
 /// Digits of a hash.
 const N_DIGITS: usize = 64;
 
@@ -96,6 +99,7 @@ impl Checked {
             (true, true, []) => None,
             (false, ..) => Some("no hashes that could tell".to_owned()),
             (true, false, []) => Some("another header".to_owned()),
+            (true, _, [place]) if place == BEHIND => Some("others behind the last tensor".to_owned()),
             (true, _, [tensor]) => Some(format!("others in tensor {tensor}")),
             (true, _, [first, more @ ..]) => Some(format!("others in tensor {first} and {} more", more.len())),
         }
@@ -124,7 +128,7 @@ pub fn check(model: &Model) -> Result<Checked, gguf::Error> {
     }
     let expected: u64 = model.files().iter().map(|file| file.header().file_len()).sum();
     if model.files().iter().map(|file| file.n_bytes()).sum::<u64>() != expected {
-        damaged.push("what is behind the last tensor".to_owned());
+        damaged.push(BEHIND.to_owned());
     }
     Ok(Checked { has_hashes: true, is_header_whole, damaged })
 }

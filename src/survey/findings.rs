@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use super::special::Seen;
 use crate::vector::Moments;
 
 /// Above this ‖chat − base‖/‖base‖ the two are no pair. Unrelated models: 1.41; Q2_K noise in both:
@@ -264,9 +265,22 @@ impl Distances {
     }
 }
 
-/// Judges how far a model is from the base of a patch.
-pub(super) fn judge_distance(ratio: f64) -> Option<Finding> {
-    (ratio > UNRELATED_MODEL).then_some(Finding::FarFromBase { ratio })
+/// Standard errors that an overlap of a few rows has to be beyond the bound by. Of two unrelated
+/// directions in n dimensions, ⟨a, b⟩ has the standard error ‖a‖·‖b‖ / √n.
+const ERRORS: f64 = 4.0;
+
+/// Judges a model by the rows of the embeddings that a patch has of its base, as [`judge_roles`]
+/// judges files.
+pub(super) fn judge_patch(seen: &Seen) -> Option<Finding> {
+    let Seen { tau2, drift2, inner, n, .. } = *seen;
+    let error = ERRORS * (tau2 * drift2 / n.max(1) as f64).sqrt();
+    if tau2 > 0.0 && drift2 > 0.0 && inner - error > NEARER * tau2.min(drift2) {
+        return Some(match tau2 <= drift2 {
+            true => Finding::NearerToChat { overlap: inner / tau2 },
+            false => Finding::NearerToModel { overlap: inner / drift2 },
+        });
+    }
+    seen.ratio.filter(|ratio| *ratio > UNRELATED_MODEL).map(|ratio| Finding::FarFromBase { ratio })
 }
 
 /// Judges the distances of a trio: `query_key` sums over attn_q and attn_k weights, `others` over

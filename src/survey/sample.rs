@@ -1,12 +1,12 @@
 //! Reading a sample of rows and adding up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::estimate::{Estimate, Tried};
-use super::findings::{Distances, Finding, Sides, judge, judge_distance, judge_templates};
+use super::findings::{Distances, Finding, Sides, judge, judge_patch, judge_templates};
 use super::roles;
 use super::rounding::true_square;
-use super::special::distance_from_base;
+use super::special::seen_by_patch;
 use crate::chat;
 use crate::ggml::GgmlType;
 use crate::pool;
@@ -90,6 +90,17 @@ impl Survey {
         total
     }
 
+    /// Adds what was found of the vector of this number. Of another vector than the first, what is odd
+    /// but no mistake is not worth a line.
+    fn add(&mut self, number: usize, findings: Vec<Finding>) {
+        if number == 0 {
+            self.findings.extend(findings);
+            return;
+        }
+        let of_vector = |finding| Finding::OfVector { vector: number + 1, finding: Box::new(finding) };
+        self.findings.extend(findings.into_iter().filter(Finding::is_refusal).map(of_vector));
+    }
+
     /// As [`forecast`](Self::forecast), where tensors for which another encoding was chosen are
     /// written in that.
     pub fn forecast_chosen(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
@@ -143,19 +154,23 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
     let share = settings.n_weights as f64 / n_weights.max(1) as f64;
     let n_operands = added.iter().map(|pair| n_operands(pair)).max().unwrap_or(0);
     let (threads, ahead) = share_out(settings.memory, settings.threads, thread_bytes(inputs, &added), n_operands);
+    let added_vectors: BTreeSet<usize> = added.iter().flat_map(|p| p.terms.iter().map(|t| t.vector)).collect();
     let samples = pool::try_map_on(threads, added, |pair| sample(inputs, pair, (share, ahead), &settings.types))?;
 
     let mut survey = Survey::default();
+    let has_template = |id| chat::has_template(inputs.source(id).metadata());
+    let model_has_template = inputs.model().is_some_and(has_template);
     for (number, vector) in inputs.vectors().iter().enumerate() {
-        let Some(base) = vector.minus else {
-            let ratio = distance_from_base(inputs, vector.plus)?;
-            survey.findings.extend(ratio.and_then(judge_distance));
-            continue;
-        };
         // A vector that is added to no tensor, since its ratio is 0, is nothing to judge.
-        if !samples.iter().any(|s| s.vectors.iter().any(|seen| seen.vector == number)) {
+        if !added_vectors.contains(&number) {
             continue;
         }
+        let Some(base) = vector.minus else {
+            let mut findings: Vec<Finding> = judge_patch(&seen_by_patch(inputs, vector.plus)?).into_iter().collect();
+            findings.extend(judge_templates(model_has_template, false, has_template(vector.plus)));
+            survey.add(number, findings);
+            continue;
+        };
         let (mut query_key, mut others) = (Distances::none(), Distances::none());
         let (mut found2, mut true2) = (0.0, Some(0.0));
         for s in &samples {
@@ -178,18 +193,12 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
         if is_trio && findings.is_empty() {
             findings.extend(roles::tell(inputs, vector)?);
         }
-        let has_template = |id| chat::has_template(inputs.source(id).metadata());
-        let model_has_template = inputs.model().is_some_and(has_template);
         findings.extend(judge_templates(model_has_template, has_template(base), has_template(vector.plus)));
+        survey.add(number, findings);
         if number == 0 {
-            survey.findings = findings;
             // τ̂ is right on average, so its product with τ is ‖τ‖².
             let cosine = true2.filter(|_| found2 > 0.0).map(|true2| (true2 / found2).sqrt());
             survey.cosine = cosine.filter(|c| c.is_finite());
-        } else {
-            let of_vector = |finding| Finding::OfVector { vector: number + 1, finding: Box::new(finding) };
-            // Of another vector than the first, what is odd but no mistake is not worth a line.
-            survey.findings.extend(findings.into_iter().filter(Finding::is_refusal).map(of_vector));
         }
     }
     survey.tensors = samples.into_iter().map(|s| s.tensor).collect();

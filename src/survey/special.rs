@@ -3,7 +3,7 @@
 //! Continual pre-training sees plain text: the rows of `<|im_start|>` and its like get no gradient
 //! in `token_embd`, and in `output` only the one that makes them rarer. A row that nobody trained
 //! lies where the base has it, and then the chat model's own is the better one, whatever the ratio.
-//! `docs/ARCHITECTURE.md` has what this was tried on.
+//! `docs/DECISIONS.md` has what this was tried on.
 
 use std::cell::RefCell;
 
@@ -328,19 +328,59 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
 }
 
-/// How far the model is from the base of a patch, ‖model − base‖ / ‖base‖, in the rows of the
-/// embeddings that the patch has of its base: the median. None where there are none.
+/// What the rows of the embeddings that a patch has of its base say of the model: sums over the
+/// weights of ordinary tokens.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Seen {
+    /// ‖model − base‖ / ‖base‖: the median over rows; none where there are no rows.
+    pub(super) ratio: Option<f64>,
+    /// Σ τ², Σ (model − base)² and Σ τ·(model − base), over the rows that the vector moves.
+    pub(super) tau2: f64,
+    pub(super) drift2: f64,
+    pub(super) inner: f64,
+    /// Weights in these sums.
+    pub(super) n: u64,
+}
+
+/// Looks at the rows of the embeddings that a patch has of its base, at the model's, and at what the
+/// patch adds to them.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
-pub(super) fn distance_from_base(inputs: &Inputs, patch: SourceId) -> Result<Option<f64>, Error> {
-    let Some(model) = inputs.model() else { return Ok(None) };
-    let Some(drift) = Drift::between(inputs, model, patch, TOKEN_EMBEDDINGS) else { return Ok(None) };
+pub(super) fn seen_by_patch(inputs: &Inputs, patch: SourceId) -> Result<Seen, Error> {
+    let Some(model) = inputs.model() else { return Ok(Seen::default()) };
+    let Some(drift) = Drift::between(inputs, model, patch, TOKEN_EMBEDDINGS) else { return Ok(Seen::default()) };
     let tokens = drift.ordinary().unwrap_or_default();
+    let source = inputs.source(patch);
+    let tau = source.find(TOKEN_EMBEDDINGS).filter(|id| is_readable_row(source.tensor(*id)));
+    let mut tau = tau.map(|id| (RowReader::new(source, id), source.tensor(id).n_rows()));
+    let mut seen = Seen::default();
     let relative = |row: u64| {
         let Some((own, base)) = drift.rows(row as u32)? else { return Ok(None) };
+        let in_patch = inputs.token_map(patch).map_or(Some(row as u32), |map| map.find(row as u32)).map(u64::from);
+        if let (Some((rows, n_rows)), Some(at)) = (&mut tau, in_patch)
+            && at < *n_rows
+        {
+            seen.add(&rows.read(at)?, &own, &base);
+        }
         let norm = distance(&base, &vec![0.0; base.len()]);
         Ok((norm > 0.0).then(|| distance(&own, &base) / norm))
     };
-    median(tokens.into_iter().map(u64::from), relative)
+    let ratio = median(tokens.into_iter().map(u64::from), relative)?;
+    Ok(Seen { ratio, ..seen })
+}
+
+impl Seen {
+    fn add(&mut self, tau: &[f32], own: &[f32], base: &[f32]) {
+        if tau.len() != own.len() || tau.iter().all(|t| *t == 0.0) {
+            return;
+        }
+        for ((t, m), b) in tau.iter().zip(own).zip(base) {
+            let (t, d) = (f64::from(*t), f64::from(*m) - f64::from(*b));
+            self.tau2 += t * t;
+            self.drift2 += d * d;
+            self.inner += t * d;
+        }
+        self.n += tau.len() as u64;
+    }
 }
