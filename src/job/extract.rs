@@ -10,7 +10,7 @@ use super::{Caution, Error, LEAST_SURVIVAL, Settings};
 use crate::ggml::GgmlType;
 use crate::patch::extract::{self, Forecast, Target};
 use crate::patch::{self, Extraction};
-use crate::pipeline::{self, Measured, Observer, Written};
+use crate::pipeline::{Measured, Observer, Written};
 use crate::plan::{self, MergePlan};
 use crate::survey::{self, Look, Survey};
 use crate::vector::{self, Encoding, Inputs, Moments, Pair, Rounding, whole_name};
@@ -180,7 +180,7 @@ impl<'a> PreparedExtract<'a> {
         let PreparedExtract { extract, settings, path, plan, survey, started, .. } = self;
         let (inputs, options, budget) = (extract.inputs, &settings.write, &settings.budget);
         let (file, measured) = match extract.form {
-            Form::Type(_) => pipeline::write_unnamed(&plan, inputs, &path, options, observer, budget)?,
+            Form::Type(_) => patch::write_unnamed(&plan, inputs, &path, options, observer, budget)?,
             Form::Decomposed(target) => {
                 extract::write_unnamed(&plan, inputs, target, &path, options, observer, budget)?
             }

@@ -20,11 +20,11 @@ use super::product::AddProduct;
 use super::rows::{self, Tau};
 use super::spill::Spill;
 use super::stored::{LOW_RANK_A, LOW_RANK_B};
-use super::{SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS};
+use super::{SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS, seal, write};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Complete, Header, Metadata, TensorSpec, Value, WriteOptions, Writer};
 use crate::imatrix;
-use crate::pipeline::{self, Budget, Measured, Observer, Sums, TensorResult, TensorSink, seal};
+use crate::pipeline::{self, Budget, Measured, Observer, Sums, TensorResult, TensorSink};
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::pool::{self, Pool};
 use crate::quants;
@@ -525,7 +525,7 @@ impl<'a> Extractor<'a> {
             measured.tensors.push(TensorResult { name: found.matrix.name.to_owned(), moments });
         }
         self.check_cancelled()?;
-        let metadata = pipeline::describe(&writer, writer.header().metadata(), &measured, budget)?;
+        let metadata = write::describe(&writer, writer.header().metadata(), &measured, budget)?;
         Ok((writer.complete(Some(metadata))?, measured))
     }
 

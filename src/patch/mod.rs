@@ -17,11 +17,13 @@ mod decomposed;
 mod product;
 mod provenance;
 mod rows;
+pub mod seal;
 mod spill;
 mod stored;
 mod summary;
 mod tokens;
 mod verify;
+mod write;
 
 use std::path::{Path, PathBuf};
 
@@ -29,13 +31,14 @@ use crate::chat;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Limits, Metadata, Model, Value};
 use crate::pipeline::Budget;
-use crate::pipeline::seal::{self, Checked};
 use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
 use crate::vector::{self, FOLD_KEYS, Inputs, LOGARITHMS, Pair, Rounding, Space, fold_key};
 
+pub use seal::Checked;
 pub use summary::{TensorSummary, bits_per_weight, bytes_beside, summary};
 pub use verify::{Origin, Verification, verify};
+pub use write::write_unnamed;
 
 /// The value of `general.type` in a patch.
 pub const TYPE: &str = "chat-vector";

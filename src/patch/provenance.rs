@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::Error;
+use super::write::PER_TENSOR_KEYS;
+use super::{Error, seal};
 use crate::gguf::{Array, Metadata, TensorId, Value};
-use crate::pipeline::{Budget, seal};
-use crate::plan;
+use crate::pipeline::Budget;
 use crate::pool;
 use crate::vector::{self, Inputs, PATCH_TENSORS, Pair, TensorRef, Term};
 
@@ -70,7 +70,7 @@ pub(super) fn describe(metadata: &mut Metadata, pairs: &[Pair], origins: Option<
     let names = pairs.iter().map(|pair| &pair.name).collect();
     metadata.set(PATCH_TENSORS, Value::Array(Array::Strings(names)));
     let unknown = vec![f32::NAN; pairs.len()];
-    for key in plan::PER_TENSOR_KEYS {
+    for key in PER_TENSOR_KEYS {
         metadata.set(key, Value::Array(Array::from_f32s(&unknown)));
     }
     let Some(origins) = origins else { return };

@@ -1,9 +1,9 @@
 //! What a patch says of its tensors.
 
 use super::stored::{LOW_RANK_A, LOW_RANK_B};
+use super::write::PER_TENSOR_KEYS;
 use super::{SVD_A, SVD_B, SVD_SCALES, decomposed};
 use crate::gguf::{Metadata, Model, TensorInfo};
-use crate::plan::PER_TENSOR_KEYS;
 use crate::vector::{BASE_ROWS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
 
 /// What a patch says of one tensor of the vector.

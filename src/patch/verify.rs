@@ -5,9 +5,9 @@ use std::collections::hash_map::Entry;
 use std::path::Path;
 
 use super::provenance::{BASE_HASHES, CHAT_HASHES};
+use super::seal::{self, Checked};
 use super::{Error, assembled, open_stored};
 use crate::gguf::{Limits, Model, TensorId};
-use crate::pipeline::seal::{self, Checked};
 use crate::vector::{self, PATCH_TENSORS};
 
 /// What was found of a patch.

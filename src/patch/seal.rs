@@ -1,8 +1,8 @@
 //! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each
 //! tensor, and of the header with zeros for its own hash.
 
-use super::{Budget, Error};
 use crate::gguf::{self, Array, Header, Metadata, Model, TensorId, Value, Writer};
+use crate::pipeline::{Budget, Error};
 use crate::pool;
 
 /// Key: hashes of the tensors in hexadecimal digits, in their order in the file.
@@ -17,7 +17,7 @@ const N_DIGITS: usize = 64;
 const PIECE: usize = 1 << 20;
 
 /// Gives `metadata` the places for the hashes of as many tensors; they are filled by
-/// [`super::describe`].
+/// [`super::write_unnamed`].
 pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
     let none = "0".repeat(N_DIGITS);
     metadata.set(HEADER, none.as_str());
@@ -45,7 +45,7 @@ pub(super) fn seal(writer: &Writer, mut metadata: Metadata, budget: &Budget) -> 
 }
 
 /// Threads that hash at once within a budget.
-pub(crate) fn n_threads(budget: &Budget) -> usize {
+pub(super) fn n_threads(budget: &Budget) -> usize {
     budget.threads.clamp(1, usize::try_from(budget.memory / PIECE as u64).unwrap_or(usize::MAX).max(1))
 }
 
