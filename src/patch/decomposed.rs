@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::encode::{self, Codes};
-use super::{Error, SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS, stored};
+use super::format::{SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS, decomposed_name};
+use super::{Error, stored};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, File, Model, TensorInfo};
 
@@ -45,10 +46,8 @@ struct Decoded {
 /// header lists.
 pub(super) fn find(model: &Model, file_of: impl Fn(usize) -> usize) -> Result<HashMap<String, Decomposed>, Error> {
     let shapes = shapes(model)?;
-    let ends = [SVD_SCALES, SVD_A, SVD_B];
     for info in model.tensors() {
-        let name = ends.iter().find_map(|end| info.name().strip_suffix(end));
-        if let Some(name) = name.filter(|name| !shapes.contains_key(*name)) {
+        if let Some(name) = decomposed_name(info.name()).filter(|name| !shapes.contains_key(*name)) {
             return Err(stored::error(model, info.name(), &format!("{name} to be listed in {SVD_TENSORS}"), "none"));
         }
     }

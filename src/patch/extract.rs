@@ -15,12 +15,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::encode::{self, Codes, Metric};
+use super::format::{
+    ENCODING, LOW_RANK, LOW_RANK_A, LOW_RANK_B, SVD, SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS,
+};
 use super::low_rank::{self, LowRank, Settings as RankSettings};
 use super::product::AddProduct;
 use super::rows::{self, Tau};
 use super::spill::Spill;
-use super::stored::{LOW_RANK_A, LOW_RANK_B};
-use super::{SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS, seal, write};
+use super::{seal, write};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Complete, Header, Metadata, TensorSpec, Value, WriteOptions, Writer};
 use crate::imatrix;
@@ -295,9 +297,9 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
     // A number of a factor is a byte before it is compressed, which may add a little.
     let most = numbers.saturating_add(numbers / 64).saturating_add(header + of_tensors(&rest));
     let (form, largest) = match target {
-        Target::Bytes(bytes) => ("svd", bytes.min(most)),
-        Target::Bits(_) => ("svd", target.limit(n_weights).saturating_add(header + beside).min(most)),
-        Target::Rank(_) => ("lora", numbers.saturating_mul(2).saturating_add(header + of_tensors(&rest))),
+        Target::Bytes(bytes) => (SVD, bytes.min(most)),
+        Target::Bits(_) => (SVD, target.limit(n_weights).saturating_add(header + beside).min(most)),
+        Target::Rank(_) => (LOW_RANK, numbers.saturating_mul(2).saturating_add(header + of_tensors(&rest))),
     };
     let n_decomposed = matrices.iter().map(|m| plan.tensors()[m.tensor].n_weights()).sum::<u64>();
     Ok(Forecast {
@@ -305,7 +307,7 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
         form,
         largest,
         // The vectors; the best of what they were encoded as, and one more.
-        temporary: numbers.saturating_mul(4).saturating_add(if form == "svd" { largest.saturating_mul(2) } else { 0 }),
+        temporary: numbers.saturating_mul(4).saturating_add(if form == SVD { largest.saturating_mul(2) } else { 0 }),
         memory: of_rest.max(memory.saturating_add(importance)),
         threads,
         observed: of_tensors(&rest).saturating_add(n_decomposed.saturating_mul(4 * (low_rank::N_PASSES + 1))),
@@ -320,7 +322,7 @@ fn least_size(target: Target, rest: &MergePlan) -> Result<u64, Error> {
             let mut metadata = rest.header().metadata().clone();
             metadata.set(SVD_TENSORS, Value::Array(Array::Strings(gguf::StringArray::default())));
             metadata.set(SVD_SHAPES, Value::Array(Array::from_u32s(&[])));
-            Ok(header(rest, metadata, "svd", std::iter::empty())?.file_len())
+            Ok(header(rest, metadata, SVD, std::iter::empty())?.file_len())
         }
         Target::Bits(_) | Target::Rank(_) => Ok(rest.tensors().iter().filter(|t| is_dense(t)).map(|t| t.size()).sum()),
     }
@@ -651,7 +653,7 @@ impl<'a> Extractor<'a> {
             };
             [spec(LOW_RANK_A, [matrix.row_len, low.rank]), spec(LOW_RANK_B, [low.rank, matrix.n_rows])]
         });
-        header(rest, rest.header().metadata().clone(), "lora", factors)
+        header(rest, rest.header().metadata().clone(), LOW_RANK, factors)
     }
 
     /// The header of the patch with matrices of these sizes.
@@ -668,7 +670,7 @@ impl<'a> Extractor<'a> {
         let shapes: Vec<u32> = stored().flat_map(|(matrix, _)| [matrix.row_len as u32, matrix.n_rows as u32]).collect();
         metadata.set(SVD_TENSORS, Value::Array(Array::Strings(names)));
         metadata.set(SVD_SHAPES, Value::Array(Array::from_u32s(&shapes)));
-        header(rest, metadata, "svd", svd)
+        header(rest, metadata, SVD, svd)
     }
 
     /// What counts against the target.
@@ -767,7 +769,7 @@ fn header(
 ) -> Result<Header, Error> {
     let planned = |t: &TensorPlan| TensorSpec { name: t.name.clone(), ne: t.ne.clone(), ty: t.ty };
     let specs: Vec<TensorSpec> = rest.tensors().iter().map(planned).chain(more).collect();
-    metadata.set(super::ENCODING_KEY, encoding);
+    metadata.set(ENCODING, encoding);
     seal::reserve(&mut metadata, specs.len());
     Ok(Header::new(metadata, specs)?)
 }

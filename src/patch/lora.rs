@@ -14,10 +14,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use super::format::{LOW_RANK_A, LOW_RANK_B};
 use super::low_rank::{self, LowRank, Rows};
 use super::product::AddProduct;
 use super::rows;
-use super::stored::{LOW_RANK_A, LOW_RANK_B};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Finished, Header, Metadata, Model, TensorSpec, Value, WriteOptions};
 use crate::imatrix;
@@ -242,7 +242,7 @@ impl Adapter {
         settings: Settings,
         budget: &Budget,
     ) -> Result<Self, Error> {
-        let whole = vector::whole_name;
+        let whole = super::format::whole_name;
         let changed: HashMap<&str, _> = measured.tensors.iter().map(|t| (whole(&t.name), t.moments)).collect();
         let has_vector = |t: &TensorPlan| changed.get(t.name.as_str()).is_some_and(|m| m.delta2 > 0.0);
         let mut adapter = Adapter::plan(plan, inputs, settings, has_vector)?;

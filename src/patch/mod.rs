@@ -14,6 +14,7 @@ pub mod lora;
 pub mod low_rank;
 
 mod decomposed;
+pub mod format;
 mod product;
 mod provenance;
 mod rows;
@@ -33,36 +34,14 @@ use crate::gguf::{self, Array, Limits, Metadata, Model, Value};
 use crate::pipeline::Budget;
 use crate::plan::{self, MergePlan, TensorPlan, Warning};
 use crate::quants;
-use crate::vector::{self, FOLD_KEYS, Inputs, LOGARITHMS, Pair, Rounding, Space, fold_key};
+use crate::vector::{self, Inputs, Pair, Rounding, Space, fold_key};
+use format::{ENCODING, FOLDS, LOGARITHMS, PLAIN_VERSION, TYPE_KEY, VERSION_KEY};
 
+pub use format::{TYPE, VERSION, is_patch};
 pub use seal::Checked;
 pub use summary::{TensorSummary, bits_per_weight, bytes_beside, summary};
 pub use verify::{Origin, Verification, verify};
 pub use write::write_unnamed;
-
-/// The value of `general.type` in a patch.
-pub const TYPE: &str = "chat-vector";
-/// The newest version of the format that is read.
-///
-/// Version 2 is written where a reader of version 1 would compute something else: where τ of a
-/// tensor is a difference of logarithms ([`LOGARITHMS`]), and where it is of folded weights
-/// ([`FOLD_KEYS`]). All other files are of version 1.
-pub const VERSION: u32 = 2;
-
-const VERSION_KEY: &str = "chatvec.patch.version";
-const ENCODING_KEY: &str = "chatvec.patch.encoding";
-
-/// Ends of the names of a decomposed matrix's parts: one scale for each direction, and the codes of
-/// both factors.
-const SVD_SCALES: &str = ".svd_d";
-/// A row of codes, as long as the matrix' own, for each direction, in zstd frames.
-const SVD_A: &str = ".svd_a.zstd";
-/// A row of codes, one for each row of the matrix, for each direction, in zstd frames.
-const SVD_B: &str = ".svd_b.zstd";
-/// Key: the matrices that are decomposed.
-const SVD_TENSORS: &str = "chatvec.patch.svd.tensors";
-/// Key: their weights in a row and rows, in that order, one after the other.
-const SVD_SHAPES: &str = "chatvec.patch.svd.shapes";
 
 /// Why a file is no usable patch, or none could be planned.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +55,7 @@ pub enum Error {
     Plan(#[from] plan::Error),
     /// The file is something else.
     #[error(
-        "{}: key general.type: expected \"{TYPE}\", found {found}; make a patch with chatvec extract", path.display()
+        "{}: key {TYPE_KEY}: expected \"{TYPE}\", found {found}; make a patch with chatvec extract", path.display()
     )]
     NotAPatch {
         /// The file.
@@ -176,11 +155,6 @@ pub enum Error {
     },
 }
 
-/// Whether the metadata are those of a patch.
-pub fn is_patch(metadata: &Metadata) -> bool {
-    metadata.get_str("general.type").is_some_and(|t| t == TYPE)
-}
-
 /// Opens a patch as tensors of τ, whatever they are stored as. Whether their bytes are those that
 /// were written is not looked at: [`open_whole`] does.
 ///
@@ -226,7 +200,7 @@ pub fn open_stored(path: &Path, limits: &Limits) -> Result<Model, Error> {
     let model = Model::open(path, limits)?;
     let metadata = model.metadata();
     if !is_patch(metadata) {
-        let found = metadata.get_str("general.type").map_or("nothing".to_owned(), |t| format!("{t:?}"));
+        let found = metadata.get_str(TYPE_KEY).map_or("nothing".to_owned(), |t| format!("{t:?}"));
         return Err(Error::NotAPatch { path: path.to_owned(), found });
     }
     match metadata.get_u64(VERSION_KEY) {
@@ -319,7 +293,7 @@ fn describe_space(metadata: &mut Metadata, tensors: &[TensorPlan]) {
         metadata.set(LOGARITHMS, Value::Array(Array::Strings(names)));
     }
     let is_plain = metadata.get(LOGARITHMS).is_none() && fold_key(metadata).is_none();
-    metadata.set(VERSION_KEY, Value::U32(if is_plain { 1 } else { VERSION }));
+    metadata.set(VERSION_KEY, Value::U32(if is_plain { PLAIN_VERSION } else { VERSION }));
 }
 
 /// What a patch says of itself: hyperparameters of the base, everything about tokens of the chat
@@ -331,28 +305,27 @@ fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
     let architecture = base.architecture().unwrap_or_default();
 
     let mut patch = Metadata::default();
-    patch.set("general.architecture", architecture);
-    patch.set("general.type", TYPE);
-    for key in ["general.name", "general.license", "general.license.name", "general.license.link", "general.languages"]
-    {
+    patch.set(format::ARCHITECTURE, architecture);
+    patch.set(TYPE_KEY, TYPE);
+    for key in format::OF_CHAT {
         if let Some(value) = chat.get(key) {
             patch.set(key, value.clone());
         }
     }
     // Known when the tensors are.
     patch.set(VERSION_KEY, Value::U32(VERSION));
-    patch.set(ENCODING_KEY, encoding.to_string().as_str());
-    for key in plan::MEASURED_KEYS {
+    patch.set(ENCODING, encoding.to_string().as_str());
+    for key in format::MEASURED {
         patch.set(key, Value::F64(f64::NAN));
     }
     plan::base_models(&mut patch, inputs);
     let hyperparameters = format!("{architecture}.");
-    for (key, value) in base.iter().filter(|(key, _)| key.starts_with(&hyperparameters) || key.starts_with(FOLD_KEYS)) {
+    for (key, value) in base.iter().filter(|(key, _)| key.starts_with(&hyperparameters) || key.starts_with(FOLDS)) {
         patch.set(key, value.clone());
     }
-    for (key, value) in chat.iter().filter(|(key, _)| key.starts_with("tokenizer.")) {
+    for (key, value) in chat.iter().filter(|(key, _)| key.starts_with(format::TOKENIZER)) {
         patch.set(key, value.clone());
     }
-    patch.set("general.quantization_version", Value::U32(plan::QUANTIZATION_VERSION));
+    patch.set(format::QUANTIZATION, Value::U32(plan::QUANTIZATION_VERSION));
     patch
 }

@@ -2,17 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::write::PER_TENSOR_KEYS;
+use super::format::{BASE_HASHES, CHAT_HASHES, TENSORS};
+use super::write::reserve_per_tensor;
 use super::{Error, seal};
 use crate::gguf::{Array, Metadata, TensorId, Value};
 use crate::pipeline::Budget;
 use crate::pool;
-use crate::vector::{self, Inputs, PATCH_TENSORS, Pair, TensorRef, Term};
-
-/// Key: hashes of the base's tensors, in hexadecimal digits, in the order of [`PATCH_TENSORS`].
-pub(super) const BASE_HASHES: &str = "chatvec.patch.base_blake3";
-/// Key: those of the chat's.
-pub(super) const CHAT_HASHES: &str = "chatvec.patch.chat_blake3";
+use crate::vector::{self, Inputs, Pair, TensorRef, Term};
 
 /// BLAKE3 of the bytes of each tensor of base and chat.
 pub(super) struct Origins(HashMap<(usize, TensorId), String>);
@@ -68,11 +64,8 @@ pub(super) fn describe(metadata: &mut Metadata, pairs: &[Pair], origins: Option<
         return;
     }
     let names = pairs.iter().map(|pair| &pair.name).collect();
-    metadata.set(PATCH_TENSORS, Value::Array(Array::Strings(names)));
-    let unknown = vec![f32::NAN; pairs.len()];
-    for key in PER_TENSOR_KEYS {
-        metadata.set(key, Value::Array(Array::from_f32s(&unknown)));
-    }
+    metadata.set(TENSORS, Value::Array(Array::Strings(names)));
+    reserve_per_tensor(metadata, pairs.len());
     let Some(origins) = origins else { return };
     let of = |at: Option<TensorRef>| at.map_or("", |at| origins.of(at));
     let base = pairs.iter().map(|pair| of(pair.terms[0].minus)).collect();

@@ -1,14 +1,10 @@
 //! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each
 //! tensor, and of the header with zeros for its own hash.
 
+use super::format::{HASHES, HEADER_HASH};
 use crate::gguf::{self, Array, Header, Metadata, Model, TensorId, Value, Writer};
 use crate::pipeline::{Budget, Error};
 use crate::pool;
-
-/// Key: hashes of the tensors in hexadecimal digits, in their order in the file.
-pub const TENSORS: &str = "chatvec.blake3";
-/// Key: the hash of the header.
-pub const HEADER: &str = "chatvec.header_blake3";
 
 /// Digits of a hash.
 const N_DIGITS: usize = 64;
@@ -20,8 +16,8 @@ const PIECE: usize = 1 << 20;
 /// [`super::write_unnamed`].
 pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
     let none = "0".repeat(N_DIGITS);
-    metadata.set(HEADER, none.as_str());
-    metadata.set(TENSORS, Value::Array(Array::Strings(std::iter::repeat_n(&none, n_tensors).collect())));
+    metadata.set(HEADER_HASH, none.as_str());
+    metadata.set(HASHES, Value::Array(Array::Strings(std::iter::repeat_n(&none, n_tensors).collect())));
 }
 
 /// Fills in the hashes of what was written; nothing else of the header may change afterwards.
@@ -38,9 +34,9 @@ pub(super) fn seal(writer: &Writer, mut metadata: Metadata, budget: &Budget) -> 
     let tensors = writer.header().tensors();
     let of = |id: usize| Ok::<_, Error>(hash(tensors[id].size(), |at, piece| writer.read(id, at, piece))?);
     let hashes = pool::try_map_on(n_threads(budget), (0..tensors.len()).collect(), of)?;
-    metadata.set(TENSORS, Value::Array(Array::Strings(hashes.iter().collect())));
+    metadata.set(HASHES, Value::Array(Array::Strings(hashes.iter().collect())));
     let digest = header_hash(writer.header(), &metadata);
-    metadata.set(HEADER, digest.as_str());
+    metadata.set(HEADER_HASH, digest.as_str());
     Ok(metadata)
 }
 
@@ -52,7 +48,7 @@ pub(super) fn n_threads(budget: &Budget) -> usize {
 /// The hash of a header with this metadata.
 fn header_hash(header: &Header, metadata: &Metadata) -> String {
     let mut metadata = metadata.clone();
-    metadata.set(HEADER, "0".repeat(N_DIGITS).as_str());
+    metadata.set(HEADER_HASH, "0".repeat(N_DIGITS).as_str());
     let bytes = header.encode_with(&metadata);
     blake3::hash(&bytes).to_hex().to_string()
 }
@@ -108,7 +104,7 @@ impl Checked {
 /// [`gguf::Error::Io`].
 pub fn check(model: &Model) -> Result<Checked, gguf::Error> {
     let metadata = model.metadata();
-    let (Some(tensors), Some(header)) = (metadata.get_strings(TENSORS), metadata.get_str(HEADER)) else {
+    let (Some(tensors), Some(header)) = (metadata.get_strings(HASHES), metadata.get_str(HEADER_HASH)) else {
         return Ok(Checked::default());
     };
     let is_header_whole = match model.files() {

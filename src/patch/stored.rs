@@ -10,16 +10,11 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::decomposed::{self, Decomposed, Latest};
+use super::format::{LOW_RANK_A, LOW_RANK_B, MOVED_ROWS, decomposed_name, part};
 use super::product::AddProduct;
-use super::{Error, SVD_A, SVD_B, SVD_SCALES, tokens};
+use super::{Error, tokens};
 use crate::gguf::{self, ComputedTensors, File, Limits, MAX_DIMS, Model, TensorInfo};
 use crate::quants;
-use crate::vector::MOVED_ROWS;
-
-/// Ends of the names of a matrix's parts.
-pub(super) const LOW_RANK_A: &str = ".lora_a";
-/// The other factor.
-pub(super) const LOW_RANK_B: &str = ".lora_b";
 
 /// Rows of the factor *a* that are decoded at a time: what is multiplied with many rows of *b*
 /// stays in the cache.
@@ -195,11 +190,6 @@ impl ComputedTensors for Matrices {
 /// Bytes of a decoded block's neighbours, or of what is read of a payload, for each weight.
 const PAYLOAD: u64 = 8;
 
-/// The name of the matrix that this tensor is a part of, and which.
-fn part(name: &str) -> Option<(&str, &'static str)> {
-    [LOW_RANK_A, LOW_RANK_B, MOVED_ROWS].into_iter().find_map(|end| Some((name.strip_suffix(end)?, end)))
-}
-
 /// The patch as tensors of τ by the names of the model's, whatever they are stored as.
 ///
 /// # Errors
@@ -236,8 +226,7 @@ pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     }
     check_work(&model, &matrices, limits)?;
     let shapes = matrices.iter().map(|(name, matrix)| (name.clone(), matrix.ne)).collect();
-    let is_svd = |name: &str| [SVD_SCALES, SVD_A, SVD_B].iter().any(|end| name.ends_with(end));
-    let is_part = |name: &str| part(name).is_some() || is_svd(name) || matrices.contains_key(name);
+    let is_part = |name: &str| part(name).is_some() || decomposed_name(name).is_some() || matrices.contains_key(name);
     let matrices: Vec<(String, Matrix)> = matrices.clone().into_iter().collect();
     let model = model.with_computed(is_part, shapes, Box::new(Matrices { matrices, latest: Latest::default() }))?;
     check_memory(&model, limits)?;

@@ -1,10 +1,11 @@
 //! What a patch says of its tensors.
 
-use super::stored::{LOW_RANK_A, LOW_RANK_B};
-use super::write::PER_TENSOR_KEYS;
-use super::{SVD_A, SVD_B, SVD_SCALES, decomposed};
+use super::decomposed;
+use super::format::{
+    self, BASE_NORM, COSINE, ERROR, GAIN, LOW_RANK, LOW_RANK_A, LOW_RANK_B, MOVED_ROWS, NORM, SVD, SVD_A, SVD_B,
+    SVD_SCALES,
+};
 use crate::gguf::{Metadata, Model, TensorInfo};
-use crate::vector::{BASE_ROWS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
 
 /// What a patch says of one tensor of the vector.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
@@ -48,9 +49,9 @@ pub fn bits_per_weight(bytes: u64, n_weights: u64) -> Option<f64> {
 /// The tensors of the vector in a patch, as [`super::open_stored`] has it, in the patch's order.
 pub fn summary(patch: &Model) -> Vec<TensorSummary> {
     let metadata = patch.metadata();
-    let Some(names) = metadata.get_strings(PATCH_TENSORS) else { return Vec::new() };
+    let Some(names) = metadata.get_strings(format::TENSORS) else { return Vec::new() };
     let decomposed = decomposed::shapes(patch).unwrap_or_default();
-    let numbers = PER_TENSOR_KEYS.map(|key| numbers(metadata, key));
+    let numbers = [BASE_NORM, NORM, GAIN, ERROR, COSINE].map(|key| numbers(metadata, key));
     let of = |i: usize, name: &str| {
         let ends = ["", MOVED_ROWS, LOW_RANK_A, LOW_RANK_B, SVD_SCALES, SVD_A, SVD_B];
         let part = |end: &'static str| Some((end, patch.tensor(patch.find(&format!("{name}{end}"))?)));
@@ -65,7 +66,7 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
         TensorSummary {
             name: name.to_owned(),
             stored: words.collect::<Vec<_>>().join(" + "),
-            factors: [(SVD_SCALES, "svd"), (LOW_RANK_A, "lora")]
+            factors: [(SVD_SCALES, SVD), (LOW_RANK_A, LOW_RANK)]
                 .into_iter()
                 .find_map(|(of, word)| parts.iter().any(|(end, _)| *end == of).then_some(word)),
             bytes: parts.iter().map(|(_, info)| info.size()).sum(),
@@ -98,6 +99,5 @@ fn numbers(metadata: &Metadata, key: &str) -> Vec<Option<f64>> {
 
 /// Bytes of a patch that are no vector: rows of special tokens in chat, and of some tokens in base.
 pub fn bytes_beside(patch: &Model) -> u64 {
-    let is_beside = |info: &&TensorInfo| [SPECIAL_ROWS, BASE_ROWS].iter().any(|end| info.name().ends_with(end));
-    patch.tensors().filter(is_beside).map(TensorInfo::size).sum()
+    patch.tensors().filter(|info| format::is_beside(info.name())).map(TensorInfo::size).sum()
 }

@@ -2,6 +2,7 @@
 //! the chat model, and those of some tokens in the base, which tell whether a model was trained on
 //! the special ones.
 
+use super::format::{BASE_ROWS, BASE_TOKENS, MOVED_ROWS, SPECIAL_ROWS, SPECIAL_TOKENS, row_tokens_key};
 use super::{Error, stored};
 use crate::chat::{self, TOKENS};
 use crate::ggml::GgmlType;
@@ -9,13 +10,7 @@ use crate::gguf::{Array, Metadata, Model, Value};
 use crate::pipeline::Budget;
 use crate::plan::{self, Taken, TensorPlan, Warning};
 use crate::quants;
-use crate::vector::{
-    self, BASE_ROWS, BASE_TOKENS, Combination, Inputs, Kept, MOVED_ROWS, Rounding, SPECIAL_ROWS, SPECIAL_TOKENS,
-    SourceId, TensorRef, has_row_per_token, token_list,
-};
-
-/// Before the name of a tensor: the tokens whose rows it has.
-const ROW_TOKENS: &str = "chatvec.patch.rows.";
+use crate::vector::{self, Combination, Inputs, Kept, Rounding, SourceId, TensorRef, has_row_per_token, token_list};
 
 /// Ordinary tokens whose rows in the base are kept, of as many one: what is usual is a median, and
 /// a row of an 8B model is 8 KB.
@@ -29,7 +24,7 @@ const EMBEDDINGS: [&str; 2] = ["token_embd.weight", "output.weight"];
 
 /// The number of tokens of a patch, and those whose rows it has of this matrix.
 pub(super) fn of_rows(model: &Model, name: &str) -> Result<(u64, Vec<u32>), Error> {
-    let key = format!("{ROW_TOKENS}{name}");
+    let key = row_tokens_key(name);
     let n_tokens = n_tokens(model.metadata());
     let tokens = token_list(model.metadata(), &key).filter(|tokens| is_below(tokens, n_tokens));
     let expected = || format!("ids below {n_tokens}, the number of tokens, in ascending order");
@@ -153,7 +148,7 @@ pub(super) fn leave_out_unmoved(
     if moved.is_empty() || moved.len() as f64 > FEW * n_rows as f64 {
         return Ok(());
     }
-    metadata.set(&format!("{ROW_TOKENS}{}", tensor.name), Value::Array(Array::from_u32s(&moved)));
+    metadata.set(&row_tokens_key(&tensor.name), Value::Array(Array::from_u32s(&moved)));
     tensor.name += MOVED_ROWS;
     tensor.ne[1] = moved.len() as u64;
     tensor.selected = Some(moved);

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
 
-use super::provenance::{BASE_HASHES, CHAT_HASHES};
+use super::format::{BASE_HASHES, CHAT_HASHES, TENSORS};
 use super::seal::{self, Checked};
 use super::{Error, assembled, open_stored};
 use crate::gguf::{Limits, Model, TensorId};
-use crate::vector::{self, PATCH_TENSORS};
+use crate::vector;
 
 /// What was found of a patch.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
@@ -91,7 +91,7 @@ fn read_all(patch: &Model) -> Result<usize, Error> {
 
 fn origin(patch: &Model, file: &Path, key: &str, limits: &Limits) -> Result<Origin, Error> {
     let metadata = patch.metadata();
-    let names = metadata.get_strings(PATCH_TENSORS);
+    let names = metadata.get_strings(TENSORS);
     let (Some(names), Some(hashes)) = (names, metadata.get_strings(key)) else {
         let expected = "hashes of what the patch was made from, which it has not".to_owned();
         return Err(Error::Key { path: patch.path().to_owned(), key: key.to_owned(), expected });

@@ -5,34 +5,25 @@ use std::path::Path;
 
 use bstr::{BStr, ByteSlice};
 
+use super::format::{BASE_NORM, COSINE, ERROR, GAIN, NORM, TENSORS, whole_name};
 use super::seal;
 use crate::gguf::{Array, Complete, Metadata, Value, WriteOptions, Writer};
 use crate::pipeline::{self, Budget, Error, Measured, Observer};
 use crate::plan::{self, MergePlan};
-use crate::vector::{Inputs, Moments, PATCH_TENSORS, whole_name};
+use crate::vector::{Inputs, Moments};
 
-/// Keys of a patch with a number (float32) for each of [`PATCH_TENSORS`], in their order; NaN where
-/// there is none, as of the gain of a τ that is zero.
-pub(super) const PER_TENSOR_KEYS: [&str; 5] = [
-    "chatvec.patch.base_norm",
-    "chatvec.patch.norm",
-    "chatvec.patch.gain",
-    "chatvec.patch.error",
-    "chatvec.patch.cosine",
-];
-
-/// What they hold, of the rows that are stored: ‖base‖, ‖τ‖, ⟨stored, τ⟩ / ⟨τ, τ⟩, ‖stored − τ‖ /
-/// ‖τ‖ and the cosine of stored and τ.
-const PER_TENSOR: [fn(&Moments) -> Option<f64>; 5] = [
-    |m| Some(m.model2.sqrt()),
-    |m| Some(m.delta2.sqrt()),
-    Moments::survival,
-    Moments::noise,
-    |m| {
+/// Keys with a number (float32) for each of [`TENSORS`], and what they hold, of the rows that are
+/// stored; NaN where there is none.
+const PER_TENSOR: [(&str, fn(&Moments) -> Option<f64>); 5] = [
+    (BASE_NORM, |m| Some(m.model2.sqrt())),
+    (NORM, |m| Some(m.delta2.sqrt())),
+    (GAIN, Moments::survival),
+    (ERROR, Moments::noise),
+    (COSINE, |m| {
         // ‖stored‖² = ‖τ‖² + 2⟨stored − τ, τ⟩ + ‖stored − τ‖²
         let stored2 = 2.0 * m.kept - m.delta2 + m.error2;
         (m.delta2 > 0.0 && stored2 > 0.0).then(|| m.kept / (m.delta2 * stored2).sqrt())
-    },
+    }),
 ];
 
 /// Carries out a plan of [`super::plan_extract`] as [`pipeline::write_unnamed`] does, and seals the
@@ -74,17 +65,25 @@ pub(super) fn describe(
     seal::seal(writer, filled, budget)
 }
 
-/// Gives [`PER_TENSOR_KEYS`] their values.
+/// Takes place in the header for what is measured of each of so many tensors.
+pub(super) fn reserve_per_tensor(metadata: &mut Metadata, n_tensors: usize) {
+    let unknown = vec![f32::NAN; n_tensors];
+    for (key, _) in PER_TENSOR {
+        metadata.set(key, Value::Array(Array::from_f32s(&unknown)));
+    }
+}
+
+/// Gives the header what was measured of each tensor.
 fn fill_per_tensor(metadata: &mut Metadata, measured: &Measured) {
-    let Some(names) = metadata.get_strings(PATCH_TENSORS) else { return };
+    let Some(names) = metadata.get_strings(TENSORS) else { return };
     let by_name: HashMap<&str, &Moments> =
         measured.tensors.iter().map(|tensor| (whole_name(&tensor.name), &tensor.moments)).collect();
-    let values_of = |of: fn(&Moments) -> Option<f64>| -> Vec<f32> {
+    let values = PER_TENSOR.map(|(key, of)| {
         let value = |name: &BStr| by_name.get(name.to_str().ok()?).and_then(|moments| of(moments));
-        names.iter().map(|name| value(name).unwrap_or(f64::NAN) as f32).collect()
-    };
-    let values = PER_TENSOR.map(values_of);
-    for (key, values) in PER_TENSOR_KEYS.iter().zip(values) {
-        metadata.set(key, Value::Array(Array::from_f32s(&values)));
+        let values: Vec<f32> = names.iter().map(|name| value(name).unwrap_or(f64::NAN) as f32).collect();
+        (key, Value::Array(Array::from_f32s(&values)))
+    });
+    for (key, value) in values {
+        metadata.set(key, value);
     }
 }
