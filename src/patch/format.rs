@@ -3,12 +3,11 @@
 //! `NAME` stands for the name of a tensor of the model. τ is the vector, chat − base.
 
 use crate::gguf::Metadata;
-pub use crate::vector::{
-    BASE_ROWS, BASE_TOKENS, LOGARITHMS, MOVED_ROWS, PATCH_TENSORS as TENSORS, SPECIAL_ROWS, SPECIAL_TOKENS, whole_name,
-};
 
 // Names of tensors. What has no ending is τ of `NAME` itself, in any type.
 
+/// Ends the name of some rows of τ: those of the tokens that [`row_tokens_key`] lists.
+pub const MOVED_ROWS: &str = ".rows";
 /// Ends the name of the factor of a low-rank product that is multiplied with inputs.
 pub const LOW_RANK_A: &str = ".lora_a";
 /// Ends the name of the factor of a low-rank product that gives outputs.
@@ -19,6 +18,10 @@ pub const SVD_SCALES: &str = ".svd_d";
 pub const SVD_A: &str = ".svd_a.zstd";
 /// Ends the name of a decomposition's codes of outputs: a row for each direction, in zstd frames.
 pub const SVD_B: &str = ".svd_b.zstd";
+/// Ends the name of rows of the chat model: those of the tokens in [`SPECIAL_TOKENS`].
+pub const SPECIAL_ROWS: &str = ".special_rows";
+/// Ends the name of rows of the base: those of the tokens in [`BASE_TOKENS`].
+pub const BASE_ROWS: &str = ".base_rows";
 
 // Keys, and the words that they hold.
 
@@ -35,6 +38,8 @@ pub const VERSION_KEY: &str = "chatvec.patch.version";
 pub const VERSION: u32 = 2;
 /// The version of all other files.
 pub const PLAIN_VERSION: u32 = 1;
+/// Lists the tensors whose τ is ln(chat / base) (string\[\]); absent if there are none.
+pub const LOGARITHMS: &str = "chatvec.patch.logarithms";
 /// Begins the keys that say how base and chat are folded; absent if they are not.
 pub const FOLDS: &str = crate::vector::FOLD_KEYS;
 /// Holds the encoding that was asked for (string): a type of ggml, or one of the next two.
@@ -45,6 +50,8 @@ pub const SVD: &str = "svd";
 pub const LOW_RANK: &str = "lora";
 /// Begins the keys of the vocabulary, the chat templates and the end tokens: the chat model's.
 pub const TOKENIZER: &str = "tokenizer.";
+/// Lists the tensors of the vector (string\[\]), also those that are zero and left out.
+pub const TENSORS: &str = "chatvec.patch.tensors";
 /// Holds ‖base‖ of each of [`TENSORS`] (float32\[\]), of the rows that are stored.
 pub const BASE_NORM: &str = "chatvec.patch.base_norm";
 /// Holds ‖τ‖ of each of [`TENSORS`] (float32\[\]), of the rows that are stored.
@@ -65,6 +72,10 @@ pub const ROW_TOKENS: &str = "chatvec.patch.rows.";
 pub const SVD_TENSORS: &str = "chatvec.patch.svd.tensors";
 /// Holds weights in a row, and rows, of each of [`SVD_TENSORS`] (uint32\[\]).
 pub const SVD_SHAPES: &str = "chatvec.patch.svd.shapes";
+/// Lists the tokens of all [`SPECIAL_ROWS`] (uint32\[\]): the chat's special tokens, ascending.
+pub const SPECIAL_TOKENS: &str = "chatvec.patch.special_tokens";
+/// Lists the tokens of all [`BASE_ROWS`] (uint32\[\]): special and some ordinary ones, ascending.
+pub const BASE_TOKENS: &str = "chatvec.patch.base_tokens";
 /// Hold gain, relative error and size of the whole vector, as those of a merge do (float64).
 pub const MEASURED: [&str; 4] = crate::plan::MEASURED_KEYS;
 /// Lists the hashes of the file's tensors (string\[\]), in their order, in hexadecimal digits.
@@ -87,6 +98,11 @@ pub fn is_patch(metadata: &Metadata) -> bool {
 /// The key that lists the tokens of `NAME.rows` (uint32\[\]), ascending.
 pub fn row_tokens_key(name: &str) -> String {
     format!("{ROW_TOKENS}{name}")
+}
+
+/// `NAME`, of a tensor that is all or [some rows](MOVED_ROWS) of it.
+pub fn whole_name(name: &str) -> &str {
+    name.strip_suffix(MOVED_ROWS).unwrap_or(name)
 }
 
 /// `NAME` and the ending, of some rows or of a factor.

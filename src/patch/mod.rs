@@ -19,6 +19,7 @@ mod product;
 mod provenance;
 mod rows;
 pub mod seal;
+mod source;
 mod spill;
 mod stored;
 mod summary;
@@ -37,8 +38,9 @@ use crate::quants;
 use crate::vector::{self, Inputs, Pair, Rounding, Space, fold_key};
 use format::{ENCODING, FOLDS, LOGARITHMS, PLAIN_VERSION, TYPE_KEY, VERSION_KEY};
 
-pub use format::{TYPE, VERSION, is_patch};
+pub use format::{TYPE, VERSION, is_patch, whole_name};
 pub use seal::Checked;
+pub use source::{Patch, require_patch_space};
 pub use summary::{TensorSummary, bits_per_weight, bytes_beside, summary};
 pub use verify::{Origin, Verification, verify};
 pub use write::write_unnamed;
@@ -161,7 +163,7 @@ pub enum Error {
 /// # Errors
 /// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`], [`Error::Stored`],
 /// [`Error::Key`], [`Error::Memory`], [`Error::Work`].
-pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
+pub fn open(path: &Path, limits: &Limits) -> Result<Patch, Error> {
     assembled(open_stored(path, limits)?, limits)
 }
 
@@ -169,7 +171,7 @@ pub fn open(path: &Path, limits: &Limits) -> Result<Model, Error> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_checked(path: &Path, limits: &Limits) -> Result<(Model, Checked), Error> {
+pub fn open_checked(path: &Path, limits: &Limits) -> Result<(Patch, Checked), Error> {
     let stored = open_stored(path, limits)?;
     let checked = seal::check(&stored)?;
     Ok((assembled(stored, limits)?, checked))
@@ -179,17 +181,17 @@ pub fn open_checked(path: &Path, limits: &Limits) -> Result<(Model, Checked), Er
 ///
 /// # Errors
 /// As [`open`], and [`Error::Damaged`].
-pub fn open_whole(path: &Path, limits: &Limits) -> Result<Model, Error> {
-    let (model, checked) = open_checked(path, limits)?;
+pub fn open_whole(path: &Path, limits: &Limits) -> Result<Patch, Error> {
+    let (patch, checked) = open_checked(path, limits)?;
     match checked.damage() {
-        None => Ok(model),
+        None => Ok(patch),
         Some(found) => Err(Error::Damaged { path: path.to_owned(), found }),
     }
 }
 
-fn assembled(stored: Model, limits: &Limits) -> Result<Model, Error> {
+fn assembled(stored: Model, limits: &Limits) -> Result<Patch, Error> {
     tokens::check(&stored)?;
-    stored::assembled(stored, limits)
+    Ok(Patch(stored::assembled(stored, limits)?))
 }
 
 /// Opens a patch as the tensors that are in the file.

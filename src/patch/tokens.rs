@@ -10,7 +10,7 @@ use crate::gguf::{Array, Metadata, Model, Value};
 use crate::pipeline::Budget;
 use crate::plan::{self, Taken, TensorPlan, Warning};
 use crate::quants;
-use crate::vector::{self, Combination, Inputs, Kept, Rounding, SourceId, TensorRef, has_row_per_token, token_list};
+use crate::vector::{self, Combination, Inputs, Kept, Rounding, SourceId, TensorRef, has_row_per_token};
 
 /// Ordinary tokens whose rows in the base are kept, of as many one: what is usual is a median, and
 /// a row of an 8B model is 8 KB.
@@ -30,6 +30,13 @@ pub(super) fn of_rows(model: &Model, name: &str) -> Result<(u64, Vec<u32>), Erro
     let expected = || format!("ids below {n_tokens}, the number of tokens, in ascending order");
     let tokens = tokens.ok_or_else(|| Error::Key { path: model.path().to_owned(), key, expected: expected() })?;
     Ok((n_tokens, tokens))
+}
+
+/// Ids of tokens, if the key holds some, in ascending order.
+pub(super) fn token_list(metadata: &Metadata, key: &str) -> Option<Vec<u32>> {
+    let array = metadata.get(key)?.as_array()?;
+    let tokens: Vec<u32> = array.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<_>>()?;
+    tokens.is_sorted_by(|a, b| a < b).then_some(tokens)
 }
 
 fn n_tokens(metadata: &Metadata) -> u64 {

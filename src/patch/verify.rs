@@ -60,7 +60,13 @@ pub fn verify(path: &Path, base: Option<&Path>, chat: Option<&Path>, limits: &Li
     let (base, chat) = (origin(base, BASE_HASHES)?, origin(chat, CHAT_HASHES)?);
     // Damage that hashes show need not be searched for, and may be anything.
     let is_damaged = hashes.has_hashes && !hashes.damaged.is_empty();
-    let n_tensors = if is_damaged { 0 } else { read_all(&assembled(stored, limits)?)? };
+    let n_tensors = match is_damaged {
+        true => 0,
+        false => {
+            let patch = assembled(stored, limits)?;
+            read_all(&patch)?
+        }
+    };
     Ok(Verification { hashes, n_tensors, base, chat })
 }
 

@@ -29,7 +29,6 @@ use std::path::Path;
 use super::error::Error;
 use super::inputs::{Inputs, Role};
 use super::names::FOLD_KEYS;
-use super::stored::is_listed;
 use super::term::TensorRef;
 use crate::gguf::{Metadata, Model, TensorId, Value};
 
@@ -290,7 +289,7 @@ impl Foldings {
     pub(super) fn check_rows(&self, inputs: &Inputs, at: TensorRef) -> Result<(), Error> {
         let own = FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
         let of_source = |(id, (_, model)): (usize, (Role, &'_ Model))| {
-            let is_tied = own.name == OUTPUT && model.find(OUTPUT).is_none() && !is_listed(model, OUTPUT);
+            let is_tied = own.name == OUTPUT && model.find(OUTPUT).is_none() && !inputs.lists(id, OUTPUT);
             let name = if is_tied { TOKEN_EMBEDDINGS } else { own.name };
             FoldedTensor { model: inputs.source(id), folding: self.0[id].as_ref(), name, row_len: own.row_len }
         };
