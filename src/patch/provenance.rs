@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::error::Error;
 use super::format::{BASE_HASHES, CHAT_HASHES, TENSORS};
+use super::seal;
 use super::write::reserve_per_tensor;
-use super::{Error, seal};
 use crate::gguf::{Array, Metadata, TensorId, Value};
 use crate::pipeline::Budget;
 use crate::pool;

@@ -10,9 +10,10 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::decomposed::{self, Decomposed, Latest};
+use super::error::Error;
 use super::format::{LOW_RANK_A, LOW_RANK_B, MOVED_ROWS, decomposed_name, part};
 use super::product::AddProduct;
-use super::{Error, tokens};
+use super::tokens;
 use crate::gguf::{self, ComputedTensors, File, Limits, MAX_DIMS, Model, TensorInfo};
 use crate::quants;
 
@@ -202,7 +203,7 @@ pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     for (id, info) in model.tensors().enumerate() {
         let Some((name, end)) = part(info.name()) else { continue };
         if !quants::is_supported(info.ty()) {
-            return Err(error(&model, info.name(), "a type that can be decoded", info.ty().name()));
+            return Err(Error::stored(&model, info.name(), "a type that can be decoded", info.ty().name()));
         }
         let matrix = matrices.entry(name.to_owned()).or_default();
         match end {
@@ -217,7 +218,7 @@ pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     for (name, matrix) in &mut matrices {
         matrix.dense = model.find(name).map(payload);
         if let Some(dense) = matrix.dense.as_ref().filter(|dense| !quants::is_supported(dense.info.ty())) {
-            return Err(error(&model, name, "a type that can be decoded", dense.info.ty().name()));
+            return Err(Error::stored(&model, name, "a type that can be decoded", dense.info.ty().name()));
         }
         find_shape(&model, name, matrix)?;
     }
@@ -260,12 +261,6 @@ fn check_memory(model: &Model, limits: &Limits) -> Result<(), Error> {
     }
 }
 
-/// What is wrong with a tensor.
-pub(super) fn error(model: &Model, tensor: &str, expected: &str, found: &str) -> Error {
-    let (path, tensor) = (model.path().to_owned(), tensor.to_owned());
-    Error::Stored { path, tensor, expected: expected.to_owned(), found: found.to_owned() }
-}
-
 /// Finds the shape that all parts of a matrix say it has.
 fn find_shape(model: &Model, name: &str, matrix: &mut Matrix) -> Result<(), Error> {
     let padded = |info: &TensorInfo| {
@@ -281,30 +276,35 @@ fn find_shape(model: &Model, name: &str, matrix: &mut Matrix) -> Result<(), Erro
             let (a, b) = (padded(&a.info), padded(&b.info));
             if a[1] != b[0] || a[2..] != b[2..] || a[1] == 0 {
                 let expected = format!("the ranks of {name}{LOW_RANK_A} {a:?} and {name}{LOW_RANK_B} to be the same");
-                return Err(error(model, name, &expected, &format!("{b:?}")));
+                return Err(Error::stored(model, name, &expected, &format!("{b:?}")));
             }
             shapes.push([a[0], b[1], a[2], a[3]]);
         }
         (None, None) => {}
-        (Some(_), None) => return Err(error(model, name, &format!("also {name}{LOW_RANK_B}"), "none")),
-        (None, Some(_)) => return Err(error(model, name, &format!("also {name}{LOW_RANK_A}"), "none")),
+        (Some(_), None) => return Err(Error::stored(model, name, &format!("also {name}{LOW_RANK_B}"), "none")),
+        (None, Some(_)) => return Err(Error::stored(model, name, &format!("also {name}{LOW_RANK_A}"), "none")),
     }
     if let Some((rows, places)) = &mut matrix.rows {
         let (n_tokens, tokens) = tokens::of_rows(model, name)?;
         let [row_len, n_rows, ..] = padded(&rows.info);
         if rows.info.n_rows() != tokens.len() as u64 || n_rows != rows.info.n_rows() {
             let expected = format!("{} rows, one for each token that is listed", tokens.len());
-            return Err(error(model, &format!("{name}{MOVED_ROWS}"), &expected, &format!("{:?}", rows.info.ne())));
+            return Err(Error::stored(
+                model,
+                &format!("{name}{MOVED_ROWS}"),
+                &expected,
+                &format!("{:?}", rows.info.ne()),
+            ));
         }
         *places = tokens.into_iter().map(u64::from).zip(0..).collect();
         shapes.push([row_len, n_tokens, 1, 1]);
     }
     let shape = shapes[0];
     if let Some(other) = shapes.iter().find(|other| **other != shape) {
-        return Err(error(model, name, &format!("parts of one shape, as {shape:?}"), &format!("{other:?}")));
+        return Err(Error::stored(model, name, &format!("parts of one shape, as {shape:?}"), &format!("{other:?}")));
     }
     if shape.contains(&0) {
-        return Err(error(model, name, "weights", &format!("{shape:?}")));
+        return Err(Error::stored(model, name, "weights", &format!("{shape:?}")));
     }
     matrix.ne = shape;
     Ok(())

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
 
+use super::error::Error;
 use super::format::{BASE_HASHES, CHAT_HASHES, TENSORS};
+use super::open::{assembled, open_stored};
 use super::seal::{self, Checked};
-use super::{Error, assembled, open_stored};
 use crate::gguf::{Limits, Model, TensorId};
 use crate::vector;
 
