@@ -1,11 +1,14 @@
-//! Making a patch whose matrices are quantised decompositions ([`crate::patch::encode`]), of a size that
-//! is asked for.
+//! Making a patch whose matrices are quantised decompositions ([`crate::patch::encode`]), of a size
+//! that is asked for.
 //!
 //! ```text
-//! for each matrix:   singular vectors, from passes over rows of base and chat; kept in a temporary file
-//! for the file:      the least step with which it is no larger than asked for: first by entropies that follow from singular
-//!                    values, then by encoding all of it; the best attempt is kept in another
-//! the header, whose sizes are now known; then for each matrix: write that, measure it against τ in one more pass
+//! for each matrix:   singular vectors, from passes over rows of base and chat;
+//!                    kept in a temporary file
+//! for the file:      the least step with which it is no larger than asked for: first by
+//!                    entropies that follow from singular values, then by encoding all of it;
+//!                    the best attempt is kept in another
+//! the header, whose sizes are now known
+//! for each matrix:   write that, measure it against τ in one more pass
 //! ```
 //!
 //! Tensors with a row for each token, stacks of experts and vectors are not decomposed: they are
