@@ -35,13 +35,13 @@ impl Extractor<'_> {
             source => Error::Decomposition { tensor: matrix.name.to_owned(), source },
         };
         let find = |rank| {
-            let weights = importance.map(|i| i.of_row(0)).filter(|_| matches!(self.target, Target::Rank(_)));
+            let weights = importance.map(|i| i.of_row(0)).filter(|_| matches!(self.parts.target, Target::Rank(_)));
             let settings = RankSettings { weights, ..RankSettings::new(rank) };
             let low = low_rank::decompose(&tau, &settings).map_err(failed)?;
             let metric = Metric::of(&low, matrix.row_len, importance.map(|i| i.of_row(0))).map_err(failed)?;
             Ok::<_, Error>((low, metric))
         };
-        let mut rank = match self.target {
+        let mut rank = match self.parts.target {
             Target::Rank(rank) => rank.min(matrix.rank),
             _ => (matrix.rank / FIRST_RANK).max(LEAST_RANK).min(matrix.rank),
         };

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::error::Error;
-use super::target::Target;
+use super::parts::Parts;
 use crate::pipeline::{self, Observer, Sums};
 use crate::plan::MergePlan;
 use crate::vector::Inputs;
@@ -14,9 +14,7 @@ pub(super) struct Extractor<'a> {
     pub(super) plan: &'a MergePlan,
     pub(super) inputs: &'a Inputs,
     pub(super) sums: Sums<'a>,
-    pub(super) target: Target,
-    /// Of all matrices.
-    pub(super) n_weights: u64,
+    pub(super) parts: Parts<'a>,
     pub(super) path: &'a Path,
     pub(super) observer: &'a dyn Observer,
 }

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use super::error::Error;
-use super::header::least_size;
 use super::kinds::{HEADER_BYTES, of_tensors};
-use super::matrix::{Matrix, matrices, rest};
-use super::target::{Target, n_weights};
+use super::matrix::Matrix;
+use super::parts::Parts;
+use super::target::Target;
 use crate::gguf;
 use crate::patch::format::{LOW_RANK, SVD};
 use crate::patch::spill::Spill;
@@ -41,17 +41,24 @@ pub struct Forecast {
 /// [`Error::Size`], [`Error::Importance`], and [`Budget`](crate::pipeline::Error::Budget) where the
 /// budget does not hold the largest matrix.
 pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budget) -> Result<Forecast, Error> {
-    let n_weights = n_weights(inputs);
-    let matrices = matrices(plan, target, n_weights);
+    forecast_of(&Parts::new(plan, inputs, target)?, plan, inputs, budget)
+}
+
+/// As [`forecast`], of a plan whose parts are known.
+pub(super) fn forecast_of(
+    parts: &Parts<'_>,
+    plan: &MergePlan,
+    inputs: &Inputs,
+    budget: &Budget,
+) -> Result<Forecast, Error> {
+    let Parts { target, limit, least, matrices, rest } = parts;
     if let Some(importance) = inputs.importance() {
         matrices.iter().try_for_each(|m| importance.of_tensor(m.name, &plan.tensors()[m.tensor].ne).map(|_| ()))?;
     }
-    let rest = rest(plan, &matrices)?;
-    let (asked, least) = (target.limit(n_weights), least_size(target, &rest)?);
-    if least > asked {
-        return Err(Error::Size { asked, least });
+    if least > limit {
+        return Err(Error::Size { asked: *limit, least: *least });
     }
-    let (of_rest, _) = budget.needed(&rest, inputs)?;
+    let (of_rest, _) = budget.needed(rest, inputs)?;
     let importance = inputs.importance().map_or(0, |importance| importance.n_bytes());
     let left = Budget { memory: budget.memory.saturating_sub(importance), ..budget.clone() };
     let (memory, threads) = rows::n_workers(matrices.iter().map(Matrix::need), &left)?;
@@ -60,11 +67,11 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
     let header = plan.header().len() + (matrices.len() as u64).saturating_mul(HEADER_BYTES);
     let beside = plan.tensors().iter().filter(|t| t.n_dims() < 2 || t.kept.is_some()).map(|t| t.size()).sum::<u64>();
     // A number of a factor is a byte before it is compressed, which may add a little.
-    let most = numbers.saturating_add(numbers / 64).saturating_add(header + of_tensors(&rest));
-    let (form, largest) = match target {
+    let most = numbers.saturating_add(numbers / 64).saturating_add(header + of_tensors(rest));
+    let (form, largest) = match *target {
         Target::Bytes(bytes) => (SVD, bytes.min(most)),
-        Target::Bits(_) => (SVD, target.limit(n_weights).saturating_add(header + beside).min(most)),
-        Target::Rank(_) => (LOW_RANK, numbers.saturating_mul(2).saturating_add(header + of_tensors(&rest))),
+        Target::Bits(_) => (SVD, limit.saturating_add(header + beside).min(most)),
+        Target::Rank(_) => (LOW_RANK, numbers.saturating_mul(2).saturating_add(header + of_tensors(rest))),
     };
     let n_decomposed = matrices.iter().map(|m| plan.tensors()[m.tensor].n_weights()).sum::<u64>();
     Ok(Forecast {
@@ -75,7 +82,7 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
         temporary: numbers.saturating_mul(4).saturating_add(if form == SVD { largest.saturating_mul(2) } else { 0 }),
         memory: of_rest.max(memory.saturating_add(importance)),
         threads,
-        observed: of_tensors(&rest).saturating_add(n_decomposed.saturating_mul(4 * (low_rank::N_PASSES + 1))),
+        observed: of_tensors(rest).saturating_add(n_decomposed.saturating_mul(4 * (low_rank::N_PASSES + 1))),
     })
 }
 

@@ -3,12 +3,10 @@
 use super::decompose::Found;
 use super::error::Error;
 use super::extractor::Extractor;
-use super::header::least_size;
-use super::kinds::is_dense;
+use super::parts::Parts;
 use super::target::Target;
 use crate::patch::encode;
 use crate::patch::spill::Spill;
-use crate::plan::MergePlan;
 
 /// All matrices as they are encoded with one step.
 pub(super) struct Trial {
@@ -56,20 +54,18 @@ impl Extractor<'_> {
     }
 
     /// What counts against the target.
-    fn size(&self, rest: &MergePlan, found: &[Found<'_>], sizes: &[[u64; 3]]) -> Result<u64, Error> {
-        match self.target {
-            Target::Bytes(_) => Ok(self.header(rest, found, sizes)?.file_len()),
+    fn size(&self, found: &[Found<'_>], sizes: &[[u64; 3]]) -> Result<u64, Error> {
+        match self.parts.target {
+            Target::Bytes(_) => Ok(self.header(found, sizes)?.file_len()),
             Target::Bits(_) | Target::Rank(_) => {
-                let dense: u64 = rest.tensors().iter().filter(|t| is_dense(t)).map(|t| t.size()).sum();
-                Ok(dense + sizes.iter().map(|[rank, a, b]| rank * 4 + a + b).sum::<u64>())
+                Ok(self.parts.least + sizes.iter().map(|[rank, a, b]| rank * 4 + a + b).sum::<u64>())
             }
         }
     }
 
     /// Encodes all matrices with the step whose patch is as large as asked for and no larger.
-    pub(super) fn search(&self, rest: &MergePlan, found: &[Found<'_>], spill: &mut Spill) -> Result<Trial, Error> {
-        let limit = self.target.limit(self.n_weights);
-        let least = least_size(self.target, rest)?;
+    pub(super) fn search(&self, found: &[Found<'_>], spill: &mut Spill) -> Result<Trial, Error> {
+        let &Parts { limit, least, .. } = &self.parts;
         let room = limit.saturating_sub(least) as f64;
         let bits = |step, f: &Found<'_>| encode::expected(&f.low, f.matrix.shape(), &f.metric, step).bits;
         let expected = |step: f64| found.iter().map(|f| bits(step, f)).sum::<f64>() / 8.0;
@@ -87,7 +83,7 @@ impl Extractor<'_> {
                 _ => guess,
             };
             let trial = self.attempt(found, step, spill)?;
-            let size = self.size(rest, found, &trial.sizes)?;
+            let size = self.size(found, &trial.sizes)?;
             if size <= limit && best.as_ref().is_none_or(|(_, largest)| size > *largest) {
                 best = Some((trial, size));
             }

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::error::Error;
 use super::extractor::Extractor;
-use super::forecast::forecast;
-use super::matrix::{matrices, rest};
-use super::target::{Target, n_weights};
+use super::forecast::forecast_of;
+use super::parts::Parts;
+use super::target::Target;
 use crate::gguf::{self, Complete, WriteOptions, Writer};
 use crate::patch::spill::Spill;
 use crate::patch::write;
@@ -32,10 +32,11 @@ pub fn write_unnamed(
     let mut options = options.clone();
     options.inputs.extend(inputs.paths().map(Path::to_owned));
     options.check_name(path, 0)?;
-    let forecast = forecast(plan, inputs, target, budget)?;
+    let parts = Parts::new(plan, inputs, target)?;
+    let forecast = forecast_of(&parts, plan, inputs, budget)?;
     forecast.check_disk(path)?;
     let sums = Sums::new(plan, inputs, observer, budget)?;
-    let extractor = Extractor { plan, inputs, sums, target, n_weights: n_weights(inputs), path, observer };
+    let extractor = Extractor { plan, inputs, sums, parts, path, observer };
     let pool = Pool::new(forecast.threads).map_err(pipeline::Error::from)?;
     pool.install(|| extractor.write(&options, budget))
 }
@@ -43,14 +44,13 @@ pub fn write_unnamed(
 impl Extractor<'_> {
     fn write(&self, options: &WriteOptions, budget: &Budget) -> Result<(Complete, Measured), Error> {
         let mut spill = Spill::beside(self.path).map_err(|e| self.spill_error(e))?;
-        let matrices = matrices(self.plan, self.target, self.n_weights);
-        let rest = rest(self.plan, &matrices)?;
-        let found = matrices.into_iter().map(|m| self.decompose(m, &mut spill)).collect::<Result<Vec<_>, _>>()?;
-        let (mut encoded, header) = match self.target {
-            Target::Rank(_) => (None, self.header_of_factors(&rest, &found)?),
+        let Parts { target, matrices, rest, .. } = &self.parts;
+        let found = matrices.iter().map(|m| self.decompose(*m, &mut spill)).collect::<Result<Vec<_>, _>>()?;
+        let (mut encoded, header) = match target {
+            Target::Rank(_) => (None, self.header_of_factors(&found)?),
             _ => {
-                let trial = self.search(&rest, &found, &mut spill)?;
-                let header = self.header(&rest, &found, &trial.sizes)?;
+                let trial = self.search(&found, &mut spill)?;
+                let header = self.header(&found, &trial.sizes)?;
                 (Some(trial), header)
             }
         };
@@ -59,7 +59,7 @@ impl Extractor<'_> {
         let writer = Writer::create(header, self.path, options)?;
         let mut measured = match n_rest {
             0 => Measured::default(),
-            _ => pipeline::run(&rest, self.inputs, &FirstTensors(&writer), self.observer, budget)?,
+            _ => pipeline::run(rest, self.inputs, &FirstTensors(&writer), self.observer, budget)?,
         };
         let mut next = n_rest;
         if let Some(encoded) = &mut encoded {
