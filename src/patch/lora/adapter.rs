@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::error::Error;
 use super::matrix::Matrix;
+use super::norms::fold_norms;
 use super::place::{Left, place_of};
 use super::settings::{FACTOR_TYPES, Settings};
 use crate::ggml::GgmlType;
@@ -44,11 +45,10 @@ impl Adapter {
         settings: Settings,
         budget: &Budget,
     ) -> Result<Self, Error> {
-        let whole = whole_name;
-        let changed: HashMap<&str, _> = measured.tensors.iter().map(|t| (whole(&t.name), t.moments)).collect();
+        let changed: HashMap<&str, _> = measured.tensors.iter().map(|t| (whole_name(&t.name), t.moments)).collect();
         let has_vector = |t: &TensorPlan| changed.get(t.name.as_str()).is_some_and(|m| m.delta2 > 0.0);
         let mut adapter = Adapter::plan(plan, inputs, settings, has_vector)?;
-        adapter.fold_norms(plan, inputs, budget)?;
+        adapter.folded = fold_norms(&mut adapter.matrices, &adapter.left, plan, inputs, budget)?;
         let all = measured.total.delta2;
         for left in &mut adapter.left {
             let moments = changed[left.name.as_str()];

@@ -17,8 +17,8 @@ mod error;
 mod place;
 mod fit;
 mod matrix;
-mod adapter;
 mod norms;
+mod adapter;
 mod factors;
 mod write;
 
