@@ -9,8 +9,8 @@ use super::source::Patch;
 use super::{stored, tokens};
 use crate::gguf::{Limits, Model};
 
-/// Opens a patch as tensors of τ, whatever they are stored as. Whether their bytes are those that
-/// were written is not looked at: [`open_whole`] does.
+/// Opens a patch as tensors of τ, whatever they are stored as. It does not look whether their bytes
+/// are those that were written: [`open_whole`] does.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::NotAPatch`], [`Error::Version`], [`Error::Stored`],
@@ -19,20 +19,20 @@ pub fn open(path: &Path, limits: &Limits) -> Result<Patch, Error> {
     assembled(open_stored(path, limits)?, limits)
 }
 
-/// Opens a patch as [`open`] does, and reads all of it to hold it against its own hashes.
+/// Opens a patch, and reads all of it to hold it against its own hashes.
 ///
 /// # Errors
-/// As [`open`].
+/// Whatever [`open`] says.
 pub fn open_checked(path: &Path, limits: &Limits) -> Result<(Patch, Checked), Error> {
     let stored = open_stored(path, limits)?;
     let checked = seal::check(&stored)?;
     Ok((assembled(stored, limits)?, checked))
 }
 
-/// Opens a patch that is to be applied: refuses one that is not what was written.
+/// Opens a patch that is to be applied. One that is not what was written is refused.
 ///
 /// # Errors
-/// As [`open`], and [`Error::Damaged`].
+/// [`Error::Damaged`], and whatever [`open`] says.
 pub fn open_whole(path: &Path, limits: &Limits) -> Result<Patch, Error> {
     let (patch, checked) = open_checked(path, limits)?;
     match checked.damage() {
@@ -41,10 +41,10 @@ pub fn open_whole(path: &Path, limits: &Limits) -> Result<Patch, Error> {
     }
 }
 
-/// The patch as tensors of τ.
+/// Makes tensors of τ of those that are in the file.
 ///
 /// # Errors
-/// Those of [`open`] that are about the parts of tensors.
+/// [`Error::Stored`], [`Error::Key`], [`Error::Memory`], [`Error::Work`].
 pub(super) fn assembled(stored: Model, limits: &Limits) -> Result<Patch, Error> {
     tokens::check(&stored)?;
     Ok(Patch(stored::assembled(stored, limits)?))

@@ -22,17 +22,17 @@ pub fn f16_bytes(model: &Model) -> u64 {
 /// How a patch is made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Extraction {
-    /// The type of its matrices, or what stands in for it where a row does not divide into its
-    /// blocks.
+    /// The type of the patch's matrices. Another stands in for it where a row does not divide into
+    /// its blocks.
     pub encoding: GgmlType,
-    /// Whether to read base and chat, for their hashes, and to leave out what they have in common.
-    /// Without, the plan is that of a dry run.
+    /// Whether the planner reads base and chat, for their hashes, and leaves out what they have in
+    /// common. A dry run does neither.
     pub looks: bool,
 }
 
-/// Plans the patch `chat − base`: matrices in the encoding, everything else as F32, and what an
-/// apply takes from the chat model besides. `inputs` are those of [`Inputs::extract`], `pairs`
-/// theirs; what is looked at is read within the budget.
+/// Plans the patch `chat − base`. It has matrices in the encoding, everything else as F32, and what
+/// an apply takes from the chat model besides. `inputs` are those of [`Inputs::extract`], and
+/// `pairs` what [`pair`](crate::vector::pair) found of them. Weights are read within the budget.
 ///
 /// # Errors
 /// [`Error::Encoding`], [`Error::Plan`], [`Error::Survey`], [`Error::Container`].
@@ -83,7 +83,8 @@ pub fn plan_extract(
     Ok(MergePlan::from_parts(metadata, tensors, warnings, Vec::new())?)
 }
 
-/// Says in which numbers τ is, where they are not the weights themselves.
+/// Says of which numbers τ is a difference, where those are not the weights themselves. The version
+/// of the format follows from that.
 fn describe_space(metadata: &mut Metadata, tensors: &[TensorPlan]) {
     let names: gguf::StringArray =
         tensors.iter().filter(|t| t.space() == Space::Logarithm).map(|t| t.name.as_str()).collect();
@@ -95,8 +96,8 @@ fn describe_space(metadata: &mut Metadata, tensors: &[TensorPlan]) {
     metadata.set(VERSION_KEY, Value::U32(if is_plain { PLAIN_VERSION } else { VERSION }));
 }
 
-/// What a patch says of itself: hyperparameters of the base, everything about tokens of the chat
-/// model.
+/// What a patch says of itself. Hyperparameters are the base's, and everything about tokens is the
+/// chat model's.
 fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
     let vector = inputs.vectors()[0];
     let chat = inputs.source(vector.plus).metadata();
@@ -111,7 +112,7 @@ fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
             patch.set(key, value.clone());
         }
     }
-    // Known when the tensors are.
+    // `describe_space` puts the right one here, once the tensors are known.
     patch.set(VERSION_KEY, Value::U32(VERSION));
     patch.set(ENCODING, encoding.to_string().as_str());
     for key in format::MEASURED {

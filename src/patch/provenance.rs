@@ -32,12 +32,12 @@ impl Origins {
         self.0.get(&(at.source, at.tensor)).map_or("", String::as_str)
     }
 
-    /// Whether τ is zero. Where base and chat have the same bytes of the same type, and rows at the
-    /// same places, that is known from their hashes; elsewhere weights are read up to the first
-    /// that differs. Rows of tokens that only one of them has are zero.
+    /// Whether τ is zero. Hashes tell it where base and chat have one type, and rows at the same
+    /// places. Elsewhere weights are read up to the first that differs. Rows of tokens that only
+    /// one of the two has are zero.
     ///
     /// # Errors
-    /// Those of reading weights.
+    /// [`Error::Survey`], from reading weights.
     pub(super) fn is_zero(&self, inputs: &Inputs, pair: &Pair) -> Result<bool, Error> {
         for term in &pair.terms {
             if !self.is_same(inputs, term) && !vector::is_zero(inputs, term)? {
@@ -57,7 +57,7 @@ impl Origins {
     }
 }
 
-/// Says which tensors the vector has, and of which bytes they were made; what is measured of them
+/// Says which tensors the vector has, and of which bytes they were made. What is measured of them
 /// comes with the run.
 pub(super) fn describe(metadata: &mut Metadata, pairs: &[Pair], origins: Option<&Origins>) {
     let pairs: Vec<&Pair> = pairs.iter().filter(|pair| pair.kept.is_none()).collect();

@@ -1,5 +1,7 @@
-//! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each
-//! tensor, and of the header with zeros for its own hash.
+//! Hashes of a file in its own header, by which damage is found.
+//!
+//! There is one of the bytes of each tensor, and one of the header, taken with zeros in its place.
+//! All are BLAKE3.
 
 use super::format::{HASHES, HEADER_HASH};
 use crate::gguf::{self, Array, Header, Metadata, Model, TensorId, Value, Writer};
@@ -9,22 +11,22 @@ use crate::pool;
 /// Digits of a hash.
 const N_DIGITS: usize = 64;
 
-/// Bytes that are read at a time, and those of a thread.
+/// Bytes that a thread reads at a time, which are all that it takes.
 const PIECE: usize = 1 << 20;
 
-/// Gives `metadata` the places for the hashes of as many tensors; they are filled by
-/// [`super::write_unnamed`].
+/// Takes places in `metadata` for the hashes of so many tensors. [`super::write_unnamed`] fills
+/// them.
 pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
     let none = "0".repeat(N_DIGITS);
     metadata.set(HEADER_HASH, none.as_str());
     metadata.set(HASHES, Value::Array(Array::Strings(std::iter::repeat_n(&none, n_tensors).collect())));
 }
 
-/// Fills in the hashes of what was written; nothing else of the header may change afterwards.
+/// Fills in the hashes of what was written. Nothing else of the header may change afterwards.
 ///
 /// # Errors
-/// [`gguf::Error::Io`], and [`gguf::Error::Layout`] for an output of several files, whose headers
-/// no one of them has; [`Error::Threads`].
+/// [`gguf::Error::Io`]; [`gguf::Error::Layout`] for an output of several files, none of which has
+/// the whole header; [`Error::Threads`].
 pub(super) fn seal(writer: &Writer, mut metadata: Metadata, budget: &Budget) -> Result<Metadata, Error> {
     if writer.n_files() > 1 {
         let (check, place) = (gguf::Check::Split, "a file with hashes of itself".to_owned());
@@ -77,7 +79,7 @@ fn hash(size: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), gguf::Erro
 /// What a file's own hashes say of it.
 #[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize)]
 pub struct Checked {
-    /// Whether it has hashes; without, nothing was looked at.
+    /// Whether the file has hashes. Without them nothing was looked at.
     pub has_hashes: bool,
     /// Whether the header is as it was written.
     pub is_header_whole: bool,
@@ -86,7 +88,7 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// What is wrong with the file, in words; none if it is what was written.
+    /// What is wrong with the file, in words. None if it is what was written.
     pub fn damage(&self) -> Option<String> {
         match (self.has_hashes, self.is_header_whole, self.damaged.as_slice()) {
             (true, true, []) => None,

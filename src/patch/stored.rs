@@ -1,9 +1,14 @@
 //! How a matrix of τ is stored in a patch, and how its rows are had from that.
 //!
-//! τ of `NAME` is the sum of what the file has of it (docs/PATCH.md): `NAME` itself, in any type;
-//! the rows of `NAME.rows`, for the tokens that a key lists; and the product of `NAME.lora_b` and
-//! `NAME.lora_a`; and a quantised decomposition (`NAME.svd_d` and its like). Where there is more
-//! than `NAME`, the tensor is presented as one of f32 whose rows are computed when they are read.
+//! τ of `NAME` is the sum of what the file has of it (docs/PATCH.md):
+//!
+//! - `NAME` itself, in any type;
+//! - the rows of `NAME.rows`, for the tokens that a key lists;
+//! - the product of `NAME.lora_b` and `NAME.lora_a`;
+//! - a quantised decomposition (`NAME.svd_d`, `NAME.svd_a.zstd`, `NAME.svd_b.zstd`).
+//!
+//! Where there is more than `NAME`, the tensor is presented as one of f32 whose rows are computed
+//! when they are read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -58,7 +63,7 @@ impl Payload {
 struct Matrix {
     ne: [u64; MAX_DIMS],
     dense: Option<Payload>,
-    /// Rows and where they belong, by that.
+    /// Rows of some tokens. Each token has the number of its row, by the token.
     rows: Option<(Payload, Vec<(u64, u64)>)>,
     a: Option<Payload>,
     b: Option<Payload>,
@@ -102,7 +107,7 @@ impl Matrix {
         if let Some((payload, places)) = &self.rows {
             let from = places.partition_point(|(place, _)| *place < rows.start);
             let to = places.partition_point(|(place, _)| *place < rows.end);
-            // Those of neighbours lie one behind the other.
+            // Rows of neighbours lie one behind the other.
             let at_once = if columns == (0..self.row_len()) { self.rows_at_once() } else { 1 };
             let mut weights = Vec::new();
             for places in places[from..to].chunks(at_once as usize) {

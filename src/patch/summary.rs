@@ -12,13 +12,13 @@ use crate::gguf::{Metadata, Model, TensorInfo};
 pub struct TensorSummary {
     /// The tensor of the model.
     pub name: String,
-    /// How it is stored, such as `q4_k`, `lora_a:q8_0 + lora_b:q8_0` or `svd of rank 40`; nothing
-    /// if it is zero.
+    /// How the tensor is stored, such as `q4_k`, `lora_a:q8_0 + lora_b:q8_0` or `svd of rank 40`.
+    /// Nothing if it is zero.
     pub stored: String,
-    /// `svd` of a quantised decomposition, `lora` of a product of factors; none where weights are
+    /// `svd` for a quantised decomposition, `lora` for a product of factors. None where weights are
     /// stored.
     pub factors: Option<&'static str>,
-    /// Bytes of that.
+    /// Bytes of what is stored.
     pub bytes: u64,
     /// Weights of τ that these bytes stand for.
     pub n_weights: u64,
@@ -35,18 +35,19 @@ pub struct TensorSummary {
 }
 
 impl TensorSummary {
-    /// Bits for each weight of τ; none of a tensor that is left out.
+    /// Bits for each weight of τ. None if the tensor is left out.
     pub fn bits_per_weight(&self) -> Option<f64> {
         bits_per_weight(self.bytes, self.n_weights)
     }
 }
 
-/// Bits for each weight of so many bytes; none if there are no weights.
+/// Bits for each of so many weights that take so many bytes. None if there are no weights.
 pub fn bits_per_weight(bytes: u64, n_weights: u64) -> Option<f64> {
     (n_weights > 0).then(|| bytes as f64 * 8.0 / n_weights as f64)
 }
 
-/// The tensors of the vector in a patch, as [`super::open_stored`] has it, in the patch's order.
+/// The tensors of the vector in a patch, in the patch's order. The patch is one of
+/// [`super::open_stored`].
 pub fn summary(patch: &Model) -> Vec<TensorSummary> {
     let metadata = patch.metadata();
     let Some(names) = metadata.get_strings(format::TENSORS) else { return Vec::new() };
@@ -81,7 +82,7 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
     names.iter().enumerate().map(|(i, name)| of(i, &name.to_string())).collect()
 }
 
-/// Weights of the matrix that these are parts of; rows that are left out are not counted.
+/// Weights of the matrix that these are parts of. Rows that are left out do not count.
 fn n_weights(parts: &[(&str, &TensorInfo)]) -> u64 {
     let find = |end: &str| parts.iter().find(|(other, _)| *other == end).map(|(_, info)| *info);
     match (find("").or(find(MOVED_ROWS)), find(LOW_RANK_A), find(LOW_RANK_B)) {
@@ -97,7 +98,8 @@ fn numbers(metadata: &Metadata, key: &str) -> Vec<Option<f64>> {
     array.map_or_else(Vec::new, |array| array.iter().map(number).collect())
 }
 
-/// Bytes of a patch that are no vector: rows of special tokens in chat, and of some tokens in base.
+/// Bytes of a patch that lie beside the vector: rows of special tokens in chat, and of some tokens
+/// in base.
 pub fn bytes_beside(patch: &Model) -> u64 {
     patch.tensors().filter(|info| format::is_beside(info.name())).map(TensorInfo::size).sum()
 }

@@ -13,20 +13,19 @@ use crate::plan::{self, Taken, TensorPlan, Warning};
 use crate::quants;
 use crate::vector::{self, Combination, Inputs, Kept, Rounding, SourceId, TensorRef, has_row_per_token};
 
-/// Ordinary tokens whose rows in the base are kept, of as many one: what is usual is a median, and
-/// a row of an 8B model is 8 KB.
+/// One ordinary token of so many has its row in the base kept. What is usual is a median, so few
+/// rows tell it, and a row of an 8B model is 8 KB.
 const ORDINARY_OF: u64 = 64;
 
-/// Rows are left out if no more than this share of them moved.
+/// Rows that did not move are left out if no more than this share of all rows moved.
 const FEW: f64 = 0.9;
 
 /// Tensors that have a row for each token in every model.
 const EMBEDDINGS: [&str; 2] = ["token_embd.weight", "output.weight"];
 
-/// Plans the rows of special tokens, as they are in chat and in base, and of some ordinary ones in
-/// base.
-///
-/// Also says which templates of chat were not rendered to find the special ones.
+/// Plans the rows of special tokens, as they are in chat and in base, and the rows of some ordinary
+/// tokens in base. Gives warnings, too: which templates of chat were not rendered to find the
+/// special tokens.
 pub(super) fn plan(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<TensorPlan>, Vec<Warning>), Error> {
     let vector = inputs.vectors()[0];
     let chat = inputs.source(vector.plus);
@@ -68,8 +67,8 @@ pub(super) fn plan(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<Tens
     Ok((tensors, warnings))
 }
 
-/// Some rows of a tensor in its own type; none if it does not have them all, or they cannot be read
-/// one by one.
+/// The plan of some rows of a tensor in the tensor's own type. None if the tensor lacks one of
+/// them, or if its rows cannot be read one by one.
 fn taken(inputs: &Inputs, name: &str, end: &str, at: TensorRef, places: &[Option<u32>]) -> Option<TensorPlan> {
     let source = inputs.source(at.source);
     let info = source.tensor(at.tensor);
@@ -93,7 +92,7 @@ fn taken(inputs: &Inputs, name: &str, end: &str, at: TensorRef, places: &[Option
     })
 }
 
-/// Where few rows of an embedding moved, plans those alone, and lists their tokens.
+/// Plans the rows that moved alone, and lists their tokens, where few rows of an embedding moved.
 pub(super) fn leave_out_unmoved(
     inputs: &Inputs,
     tensor: &mut TensorPlan,

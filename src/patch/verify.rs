@@ -21,7 +21,7 @@ pub struct Verification {
     pub n_tensors: usize,
     /// What was found of a base that was given.
     pub base: Option<Origin>,
-    /// The same of a chat.
+    /// What was found of a chat that was given.
     pub chat: Option<Origin>,
 }
 
@@ -30,7 +30,7 @@ pub struct Verification {
 pub struct Origin {
     /// Tensors with the same bytes.
     pub n_same: usize,
-    /// Tensors with others.
+    /// Tensors with other bytes.
     pub different: Vec<String>,
     /// Tensors that the file lacks.
     pub missing: Vec<String>,
@@ -52,8 +52,8 @@ impl Verification {
 /// Reads all of a patch, and of base and chat if they are given, within the limits.
 ///
 /// # Errors
-/// Those of [`open`](super::open), [`Error::Container`], and [`Error::Survey`] for weights that are
-/// no numbers.
+/// [`Error::Container`]; [`Error::Survey`] for weights that are no numbers; for a file that is no
+/// usable patch what [`open`](super::open()) says.
 pub fn verify(path: &Path, base: Option<&Path>, chat: Option<&Path>, limits: &Limits) -> Result<Verification, Error> {
     let stored = open_stored(path, limits)?;
     let hashes = seal::check(&stored)?;

@@ -1,4 +1,4 @@
-//! Writing a planned patch, and what its header says only then: what was measured, and hashes.
+//! Writing a planned patch. Its header says only then what was measured, and has its hashes.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,8 +12,8 @@ use crate::pipeline::{self, Budget, Error, Measured, Observer};
 use crate::plan::{self, MergePlan};
 use crate::vector::{Inputs, Moments};
 
-/// Keys with a number (float32) for each of [`TENSORS`], and what they hold, of the rows that are
-/// stored; NaN where there is none.
+/// Keys with a number for each of [`TENSORS`], and what that number is. It is NaN where there is
+/// none.
 const PER_TENSOR: [(&str, fn(&Moments) -> Option<f64>); 5] = [
     (BASE_NORM, |m| Some(m.model2.sqrt())),
     (NORM, |m| Some(m.delta2.sqrt())),
@@ -30,7 +30,7 @@ const PER_TENSOR: [(&str, fn(&Moments) -> Option<f64>); 5] = [
 /// file with its hashes.
 ///
 /// # Errors
-/// Those of [`pipeline::write_unnamed`]; no file is left then.
+/// Whatever [`pipeline::write_unnamed`] says; no file is left then.
 pub fn write_unnamed(
     plan: &MergePlan,
     inputs: &Inputs,

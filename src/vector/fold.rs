@@ -284,8 +284,8 @@ impl Foldings {
         require_one_fold(parts.into_iter().map(part))
     }
 
-    /// The same of rows of this tensor, whole or only some, whatever becomes of them: rows of
-    /// special tokens are taken and held against each other also where the tensor has no vector.
+    /// Refuses inputs that fold this tensor differently, whether it has a vector or not. Rows of
+    /// special tokens are taken and held against each other all the same.
     pub(super) fn check_rows(&self, inputs: &Inputs, at: TensorRef) -> Result<(), Error> {
         let own = FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
         let of_source = |(id, (_, model)): (usize, (Role, &'_ Model))| {

@@ -310,8 +310,8 @@ impl Inputs {
         }
     }
 
-    /// Refuses inputs whose weights cannot be read on this machine. [`pair`](super::pair) asks it, so no weight
-    /// is read without.
+    /// Refuses inputs whose weights cannot be read on this machine. [`pair`](super::pair) asks it,
+    /// so no weight is read without.
     ///
     /// # Errors
     /// [`gguf::Error::BigEndian`].

@@ -38,7 +38,7 @@ pub enum Space {
 }
 
 impl Space {
-    /// That of the tensor with this name, of any architecture.
+    /// The space of the tensor with this name, in any architecture.
     pub fn of(name: &str) -> Self {
         match name.trim_end_matches(".weight").rsplit('.').next() {
             Some("ssm_a") => Space::Logarithm,

@@ -14,13 +14,13 @@ use crate::quants;
 pub struct TokenRows {
     /// The tensor that has them.
     pub at: TensorRef,
-    /// Whose they are, in ascending order; none for a row of each token.
+    /// The tokens whose rows they are, in ascending order. None for a row of each token.
     pub(crate) tokens: Option<Vec<u32>>,
 }
 
 impl TokenRows {
-    /// The rows of a tensor in the chat model of a source, by the ids of that model. A stored vector
-    /// has those of special tokens.
+    /// The rows of a tensor in the chat model of a source, by the ids of that model. A stored
+    /// vector has those of special tokens.
     pub fn of_chat(inputs: &Inputs, source: SourceId, name: &str) -> Option<Self> {
         let Some(stored) = inputs.stored(source) else {
             return Some(TokenRows { at: find_or_tied(inputs, source, name)?, tokens: None });
@@ -91,7 +91,7 @@ const ORDINARY: u64 = 1024;
 /// spread.
 ///
 /// # Errors
-/// Those of `of`.
+/// Whatever `of` says.
 pub fn median_of_rows(n_rows: u64, of: impl FnMut(u64) -> Result<Option<f64>, Error>) -> Result<Option<f64>, Error> {
     median((0..n_rows).step_by((n_rows / ORDINARY).max(1) as usize), of)
 }

@@ -49,10 +49,10 @@ fn loss_of_matrices(bits: f64) -> f64 {
 }
 
 impl Target {
-    /// Gives the matrices of a plan that are not decomposed (embeddings, stacks of experts) the type
-    /// with which the whole should lose least: what they take, the others lack. The plan is one of
-    /// [`plan_extract`](crate::patch::plan_extract). Where no type fits, they get the smallest:
-    /// [`forecast`](super::forecast()) says what that takes.
+    /// Gives the matrices of a plan that are not decomposed (embeddings, stacks of experts) the
+    /// type with which the whole should lose least: what they take, the others lack. The plan is
+    /// one of [`plan_extract`](crate::patch::plan_extract). Where no type fits, they get the
+    /// smallest: [`forecast`](super::forecast()) says what that takes.
     ///
     /// # Errors
     /// [`Error::Bits`] of a target that is none, [`Error::Plan`].

@@ -12,18 +12,18 @@ use crate::patch::spill::Spill;
 /// A matrix whose singular vectors are known.
 pub(super) struct Found<'a> {
     pub(super) matrix: Matrix<'a>,
-    /// Without its factors.
+    /// The decomposition without its factors.
     pub(super) low: LowRank,
     pub(super) metric: Metric,
-    /// Where those are in the temporary file.
+    /// Where its factors are in the temporary file.
     pub(super) at: u64,
 }
 
-/// A matrix has its rank looked for in steps: from this part of the largest that its bits could be
-/// spent on.
+/// The rank of a matrix is looked for in steps. The first is this part of the largest rank that the
+/// bits could be spent on.
 const FIRST_RANK: usize = 3;
 
-/// And from this one.
+/// The least rank that is tried, where the matrix has as many.
 const LEAST_RANK: usize = 16;
 
 impl Extractor<'_> {

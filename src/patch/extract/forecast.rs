@@ -20,7 +20,7 @@ use crate::vector::Inputs;
 pub struct Forecast {
     /// Positions in the plan of the matrices that are decomposed, ascending.
     pub matrices: Vec<usize>,
-    /// `svd`, or `lora` if the target is a rank.
+    /// The encoding of these matrices: `svd`, or `lora` if the target is a rank.
     pub form: &'static str,
     /// Bytes that the patch will have at most.
     pub largest: u64,
@@ -28,7 +28,7 @@ pub struct Forecast {
     pub temporary: u64,
     /// Bytes of buffers.
     pub memory: u64,
-    /// Threads.
+    /// Threads that the budget has room for.
     pub threads: usize,
     /// Bytes of f32 and of the output that an [`Observer`](crate::pipeline::Observer) is told of;
     /// more where the rank of a matrix has to be looked for again.
@@ -44,7 +44,10 @@ pub fn forecast(plan: &MergePlan, inputs: &Inputs, target: Target, budget: &Budg
     forecast_of(&Parts::new(plan, inputs, target)?, plan, inputs, budget)
 }
 
-/// As [`forecast`], of a plan whose parts are known.
+/// The forecast of a plan whose parts are known.
+///
+/// # Errors
+/// Those of [`forecast`].
 pub(super) fn forecast_of(
     parts: &Parts<'_>,
     plan: &MergePlan,

@@ -28,15 +28,17 @@ pub(super) fn dense_type(tensor: &TensorPlan, ty: GgmlType) -> GgmlType {
     fallback(ty).or_else(|| fallback(GgmlType::Q2_K)).unwrap_or(GgmlType::F16)
 }
 
-/// Bytes of a matrix in the header, at most: names and infos of three tensors, and their hashes.
+/// The most bytes that a decomposed matrix has in the header: names and infos of three tensors, and
+/// their hashes.
 pub(super) const HEADER_BYTES: u64 = 1024;
 
+/// Bytes of the tensors of a plan.
 pub(super) fn of_tensors(plan: &MergePlan) -> u64 {
     plan.tensors().iter().map(|t| t.size()).sum()
 }
 
-/// Bits for each weight of the decomposed matrices, with a type for the others or with those
-/// planned; none if the others alone are too large.
+/// Bits for each weight of the decomposed matrices, where other matrices have this type, or the one
+/// that is planned. None if everything else is too large by itself.
 pub(super) fn bits_of_matrices(target: Target, plan: &MergePlan, n_weights: u64, ty: Option<GgmlType>) -> Option<f64> {
     let size = |t: &TensorPlan| match ty.filter(|_| is_dense(t)) {
         Some(ty) => dense_type(t, ty).size_of(t.n_weights()).unwrap_or(u64::MAX),

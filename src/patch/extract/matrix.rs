@@ -10,14 +10,14 @@ use crate::quants;
 /// A matrix that is decomposed.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
-    /// Its position in the plan.
+    /// The position of the tensor in the plan.
     pub(super) tensor: usize,
     pub(super) name: &'a str,
     pub(super) row_len: usize,
     pub(super) n_rows: usize,
-    /// That is looked for, at most.
+    /// The largest rank that is looked for.
     pub(super) rank: usize,
-    /// Bits that it will hardly have more of.
+    /// The most bits that the matrix is expected to have.
     pub(super) most_bits: f64,
 }
 
@@ -31,12 +31,13 @@ impl Matrix<'_> {
         ((self.n_rows + self.row_len) as u64).saturating_mul(self.rank as u64)
     }
 
-    /// Bytes that finding and encoding it takes: factors in f32 and f64, its products, and H.
+    /// Bytes that finding and encoding the factors takes: factors in f32 and f64, their products,
+    /// and H.
     pub(super) fn need(&self) -> rows::Need<'_> {
         let found = low_rank::needed_bytes(self.n_rows as u64, self.row_len, self.rank).unwrap_or(u64::MAX);
         let products = (self.rank as u64).pow(2).saturating_mul(32);
         let feedback = quants::Feedback::bytes_to_make(self.row_len as u64);
-        // Of the inputs' side more, where they are weighed by an importance matrix.
+        // The side of the inputs takes more where an importance matrix weighs them.
         let encoded = self.n_numbers().saturating_mul(4 + 24 + 2).saturating_add(products).saturating_add(feedback);
         let n_weights = (self.n_rows as u64).saturating_mul(self.row_len as u64);
         rows::Need { tensor: self.name, n_weights, bytes: found.max(encoded) }

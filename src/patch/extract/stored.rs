@@ -20,7 +20,7 @@ use crate::vector::{Moments, Weights, check_finite};
 /// What a reader has of a matrix.
 pub(super) enum Stored {
     Codes(Codes),
-    /// Rows of one and of the other factor.
+    /// Rows of both factors.
     Factors {
         a: Vec<f32>,
         b: Vec<f32>,

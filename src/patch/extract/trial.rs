@@ -10,24 +10,24 @@ use crate::patch::spill::Spill;
 
 /// All matrices as they are encoded with one step.
 pub(super) struct Trial {
-    /// Of each: its rank, and bytes of both factors.
+    /// The rank of each matrix, and bytes of both of its factors.
     pub(super) sizes: Vec<[u64; 3]>,
     /// Scales and factors, one matrix behind the other.
     pub(super) bytes: Spill,
 }
 
-/// How near to the size asked for is near enough.
+/// The share of the room that is near enough to all of it.
 const NEAR: f64 = 0.98;
 
-/// Encodings of everything on the way there.
+/// The most encodings of everything on the way to the size.
 const TRIALS: usize = 9;
 
-/// Bytes of zstd for those of entropies.
+/// Bytes of zstd frames for each byte that entropies expect, before a trial tells.
 const OVERHEAD: f64 = 1.2;
 
 impl Extractor<'_> {
-    /// Encodes a matrix and writes the bytes of its three tensors behind those of others. Gives its
-    /// rank and the lengths of both factors; zeros if nothing is left of it.
+    /// Encodes a matrix and writes the bytes of its three tensors behind those of other matrices.
+    /// Gives its rank and the bytes of both factors, and zeros if nothing is left of it.
     fn encode(&self, found: &Found<'_>, step: f64, spill: &mut Spill, encoded: &mut Spill) -> Result<[u64; 3], Error> {
         self.check_cancelled()?;
         let low = self.unspill(found, spill)?;
@@ -53,7 +53,7 @@ impl Extractor<'_> {
         Ok(Trial { sizes, bytes })
     }
 
-    /// What counts against the target.
+    /// Bytes that count against the target.
     fn size(&self, found: &[Found<'_>], sizes: &[[u64; 3]]) -> Result<u64, Error> {
         match self.parts.target {
             Target::Bytes(_) => Ok(self.header(found, sizes)?.file_len()),

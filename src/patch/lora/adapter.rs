@@ -31,10 +31,10 @@ pub struct Adapter {
 impl Adapter {
     /// Plans the adapter of the vector of base and chat. `plan` is one of
     /// [`plan_extract`](crate::patch::plan_extract) that has not looked, so that all tensors are in
-    /// it, and `measured` what was measured when one of them was carried out.
+    /// it. `measured` is what was measured when such a plan was carried out.
     ///
-    /// Where a norm's change can be moved into the matrices behind it, it is. That is exact for the
-    /// base; a model whose norms came away from the base's gets it in proportion.
+    /// Changes of norms are moved into the matrices behind them, where that can be. It is exact for
+    /// the base. A model whose norms came away from the base's gets the change in proportion.
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::Type`], [`Error::Container`], [`Error::Pipeline`].

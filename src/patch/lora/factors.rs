@@ -16,10 +16,10 @@ use crate::vector;
 /// Fills rows of a tensor with what is to be held, and with the vector if that buffer is not empty.
 pub(super) type Read<'a> = dyn Fn(&Matrix, u64, &mut [f32], &mut [f32]) -> Result<(), pipeline::Error> + Sync + 'a;
 
-/// One matrix of a tensor.
+/// One matrix of the stack in a tensor.
 pub(super) struct Stacked<'a> {
     pub(super) matrix: &'a Matrix,
-    /// The tensor's row that is its first.
+    /// The row of the tensor with which the matrix begins.
     pub(super) first: u64,
     pub(super) read: &'a Read<'a>,
     pub(super) observer: &'a dyn Observer,

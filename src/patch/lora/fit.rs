@@ -3,9 +3,9 @@
 /// What an adapter holds of a tensor. *t* is what was to be held, *a* what is; *δ* the vector.
 #[derive(Clone, PartialEq, Default, Debug, serde::Serialize)]
 pub struct Fit {
-    /// The tensor.
+    /// The name of the tensor.
     pub name: String,
-    /// Its rank.
+    /// The rank of its factors.
     pub rank: u32,
     /// Σ δ²
     pub delta2: f64,

@@ -11,7 +11,7 @@ const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
 /// A tensor of an adapter: a matrix, or several in a stack.
 #[derive(Debug)]
 pub(super) struct Matrix {
-    /// Its position in the plan.
+    /// The position of the tensor in the plan.
     pub(super) tensor: usize,
     pub(super) name: String,
     pub(super) rank: usize,
@@ -19,10 +19,10 @@ pub(super) struct Matrix {
     /// Rows of one matrix of the stack.
     pub(super) n_rows: u64,
     pub(super) n_matrices: u64,
-    /// Factors change places, and one is turned over: llama.cpp takes rows of the first from token
-    /// embeddings (src/llama-graph.cpp, `build_inp_embd`).
+    /// Whether factors change places, and one is turned over. llama.cpp takes rows of the first
+    /// from token embeddings (src/llama-graph.cpp, `build_inp_embd`).
     pub(super) is_flipped: bool,
-    /// Factors of the columns, from the change of the norm before.
+    /// What each column is multiplied by, from the change of the norm before the matrix.
     pub(super) gain: Option<Vec<f32>>,
 }
 

@@ -21,18 +21,18 @@ pub enum Reason {
 /// A tensor with a vector that an adapter does not hold.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
 pub struct Left {
-    /// The tensor.
+    /// The name of the tensor.
     pub name: String,
-    /// Why.
+    /// Why an adapter does not hold it.
     pub reason: Reason,
-    /// Its share of Σ δ² over all tensors.
+    /// The tensor's share of Σ δ² over all tensors.
     pub share: f64,
     /// ‖δ‖ / ‖W‖ of the tensor.
     pub change: Option<f64>,
 }
 
-/// What llama.cpp multiplies with by `build_lora_mm` or `build_lora_mm_id` in every architecture
-/// that has it.
+/// Words for what llama.cpp multiplies with by `build_lora_mm` or `build_lora_mm_id` in every
+/// architecture that has it.
 const ADAPTED: [&str; 15] = [
     "attn_q",
     "attn_k",

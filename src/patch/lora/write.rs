@@ -18,17 +18,17 @@ use crate::vector::{self, Inputs};
 /// An adapter that is written.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Written {
-    /// Where it is.
+    /// The file.
     pub file: Finished,
     /// The type of the factors.
     pub ty: GgmlType,
     /// The largest rank.
     pub rank: u32,
-    /// What it holds of each tensor.
+    /// What the adapter holds of each tensor.
     pub fits: Vec<Fit>,
     /// Norms whose change is in the matrices behind them.
     pub folded: Vec<String>,
-    /// What it does not hold.
+    /// Tensors that the adapter does not hold.
     pub left: Vec<Left>,
 }
 
