@@ -48,6 +48,8 @@ pub const ENCODING: &str = "chatvec.patch.encoding";
 pub const SVD: &str = "svd";
 /// The encoding of a patch whose matrices are low-rank products.
 pub const LOW_RANK: &str = "lora";
+// Keys that begin with `general.architecture` and a dot hold the base's hyperparameters.
+
 /// Begins the keys of the vocabulary, the chat templates and the end tokens: the chat model's.
 pub const TOKENIZER: &str = "tokenizer.";
 /// Lists the tensors of the vector (string\[\]), also those that are zero and left out.
@@ -76,7 +78,7 @@ pub const SVD_SHAPES: &str = "chatvec.patch.svd.shapes";
 pub const SPECIAL_TOKENS: &str = "chatvec.patch.special_tokens";
 /// Lists the tokens of all [`BASE_ROWS`] (uint32\[\]): special and some ordinary ones, ascending.
 pub const BASE_TOKENS: &str = "chatvec.patch.base_tokens";
-/// Hold gain, relative error and size of the whole vector, as those of a merge do (float64).
+/// Hold size, drift, gain and relative error of the whole vector, as in a merge (float64).
 pub const MEASURED: [&str; 4] = crate::plan::MEASURED_KEYS;
 /// Lists the hashes of the file's tensors (string\[\]), in their order, in hexadecimal digits.
 pub const HASHES: &str = "chatvec.blake3";
@@ -84,6 +86,9 @@ pub const HASHES: &str = "chatvec.blake3";
 pub const HEADER_HASH: &str = "chatvec.header_blake3";
 /// Holds the version of ggml's quantised types (uint32).
 pub const QUANTIZATION: &str = "general.quantization_version";
+
+// `general.base_model.N.*` hold what base (0) and chat (1) say of themselves: `plan::base_models`.
+
 /// Hold what the chat model says of itself, if it does.
 pub const OF_CHAT: [&str; 5] =
     ["general.name", "general.license", "general.license.name", "general.license.link", "general.languages"];

@@ -51,7 +51,7 @@ pub struct Vector {
 /// A file of a run.
 #[derive(Debug)]
 enum Source {
-    Model(Role, Model),
+    Model(Role, Box<Model>),
     Vector(Box<dyn StoredVector>),
 }
 
@@ -97,7 +97,7 @@ impl Inputs {
     /// [`Inputs::add_source`], [`Inputs::add_patch`] and [`Inputs::add_vector`].
     pub fn new(model: Model) -> Self {
         Inputs {
-            sources: vec![Source::Model(Role::Model, model)],
+            sources: vec![Source::Model(Role::Model, Box::new(model))],
             model: Some(0),
             vectors: Vec::new(),
             importance: None,
@@ -112,7 +112,7 @@ impl Inputs {
     /// If the role is that of a patch: [`Inputs::add_patch`] takes those.
     pub fn add_source(&mut self, role: Role, model: Model) -> SourceId {
         assert_ne!(role, Role::Patch, "a patch says more than a model: see add_patch");
-        self.add(Source::Model(role, model))
+        self.add(Source::Model(role, Box::new(model)))
     }
 
     /// Takes a file that holds a vector by itself.
@@ -147,8 +147,9 @@ impl Inputs {
 
     /// `chat − base`.
     pub fn extract(base: Model, chat: Model) -> Self {
+        let source = |role, model| Source::Model(role, Box::new(model));
         Inputs {
-            sources: vec![Source::Model(Role::Base, base), Source::Model(Role::Chat, chat)],
+            sources: vec![source(Role::Base, base), source(Role::Chat, chat)],
             model: None,
             vectors: vec![Vector { ratio: 1.0, plus: 1, minus: Some(0) }],
             importance: None,
