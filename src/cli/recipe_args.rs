@@ -13,7 +13,7 @@ use super::output_args::OutputArgs;
 use super::types::TypeArgs;
 use super::{Global, Usage, output};
 use crate::gguf::{Limits, Model};
-use crate::patch;
+use crate::patch::{self, Patch};
 use crate::plan::{self, MAX_RECIPE_BYTES, Masks, PRESETS, RECIPE_KEY, Recipe, RecipeFile, VectorFile};
 use crate::vector::{Inputs, Method, Role, SourceId, Vector};
 
@@ -215,7 +215,7 @@ pub(super) fn read(path: &Path, global: &Global) -> Result<RecipeFile> {
 
 /// Opens a patch, and holds it against its own hashes: one that is damaged is only applied to who
 /// is told and goes on.
-fn open_patch(path: &Path, is_forced: bool, global: &Global) -> Result<Model, patch::Error> {
+fn open_patch(path: &Path, is_forced: bool, global: &Global) -> Result<Patch, patch::Error> {
     let limits = global.limits_if(is_forced);
     if !is_forced {
         return patch::open_whole(path, &limits);
@@ -247,7 +247,7 @@ fn open(file: &RecipeFile, is_forced: bool, global: &Global) -> Result<Inputs> {
             Ok(inputs.add_source(role, model(path).with_context(named)?))
         };
         let (plus, minus) = match (&vector.patch, &vector.chat) {
-            (Some(path), _) => (inputs.add_source(Role::Patch, open_patch(path, is_forced, global)?), None),
+            (Some(path), _) => (inputs.add_patch(open_patch(path, is_forced, global)?), None),
             (None, Some(chat)) => {
                 let minus = vector.base.as_ref().map(|base| source(base, Role::Base)).transpose()?;
                 (source(chat, Role::Chat)?, minus)

@@ -6,13 +6,12 @@ use std::path::Path;
 
 use crate::ggml::GgmlType;
 use crate::gguf::{Model, TensorId};
-use crate::patch::is_patch;
+use crate::patch::{is_patch, require_patch_space};
 use crate::pipeline::Budget;
 use crate::pool::{self, Pool};
 use crate::quants;
 use crate::vector::{
-    Coordinates, Error, FoldedTensor, Folding, Space, TensorSource, decode, part_of, require_one_fold, require_space,
-    resize,
+    Coordinates, Error, FoldedTensor, Folding, Space, TensorSource, decode, part_of, require_one_fold, resize,
 };
 
 /// A vector τ to look for in the difference: chat − base, or a patch.
@@ -283,7 +282,7 @@ fn require_one_space(jobs: &[Job<'_>]) -> Result<(), Error> {
     for job in jobs {
         require_one_fold(job.parts().map(|(model, id)| FoldedTensor::new(model, folding(model), id)))?;
         for (model, id) in job.parts().filter(|(model, _)| is_patch(model.metadata())) {
-            require_space(model, model.tensor(id).name())?;
+            require_patch_space(model, model.tensor(id).name())?;
         }
     }
     Ok(())

@@ -10,12 +10,12 @@ use super::tensors::{Difference, NotCompared, PIECE_WEIGHTS, Reason, TensorDiffe
 use crate::chat::TokenMap;
 use crate::ggml::GgmlType;
 use crate::gguf::{Model, TensorId};
+use crate::patch::{self, require_patch_space, whole_name};
 use crate::pipeline::Budget;
 use crate::pool::{self, Pool};
 use crate::quants;
 use crate::vector::{
-    BASE_ROWS, Error, FoldedTensor, Folding, PATCH_TENSORS, SPECIAL_ROWS, TensorSource, decode, has_row_per_token,
-    is_by_token, require_one_fold, require_space, resize, whole_name,
+    Error, FoldedTensor, Folding, TensorSource, decode, has_row_per_token, is_by_token, require_one_fold, resize,
 };
 
 /// The tensor that patches of models with tied embeddings do without.
@@ -65,7 +65,7 @@ pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTa
         let whole = whole_name(name);
         let sides = [(a.patch, held_a, &folding_a), (b.patch, held_b, &folding_b)];
         let stored = || sides.iter().filter_map(|(patch, held, folding)| held.map(|id| (*patch, id, folding.as_ref())));
-        stored().try_for_each(|(patch, ..)| require_space(patch, whole))?;
+        stored().try_for_each(|(patch, ..)| require_patch_space(patch, whole))?;
         require_one_fold(stored().map(|(model, id, folding)| {
             let row_len = model.tensor(id).row_len();
             FoldedTensor { model, folding, name: whole, row_len }
@@ -97,10 +97,10 @@ enum Held {
 
 impl<'a> Vector<'a> {
     fn new(patch: &'a Model) -> Self {
-        let names = patch.metadata().get_strings(PATCH_TENSORS);
+        let names = patch.metadata().get_strings(patch::format::TENSORS);
         let listed = names.into_iter().flat_map(|names| names.iter()).map(ToString::to_string);
-        let is_beside = |name: &str| [SPECIAL_ROWS, BASE_ROWS].iter().any(|end| name.ends_with(end));
-        let stored = patch.tensors().map(|info| info.name()).filter(|name| !is_beside(name)).map(str::to_owned);
+        let stored =
+            patch.tensors().map(|info| info.name()).filter(|name| !patch::format::is_beside(name)).map(str::to_owned);
         let mut vector = Vector { patch, names: Vec::new(), listed: HashSet::new() };
         for name in listed.chain(stored) {
             if vector.listed.insert(name.clone()) {

@@ -9,11 +9,11 @@ use super::look::{self, Looked, TypesAs, cautions, expected, refusals, rounding_
 use super::{Caution, Error, LEAST_SURVIVAL, Settings};
 use crate::ggml::GgmlType;
 use crate::patch::extract::{self, Forecast, Target};
-use crate::patch::{self, Extraction};
-use crate::pipeline::{self, Measured, Observer, Written};
+use crate::patch::{self, Extraction, whole_name};
+use crate::pipeline::{Measured, Observer, Written};
 use crate::plan::{self, MergePlan};
 use crate::survey::{self, Look, Survey};
-use crate::vector::{self, Encoding, Inputs, Moments, Pair, Rounding, whole_name};
+use crate::vector::{self, Encoding, Inputs, Moments, Pair, Rounding};
 
 /// Below this share a decomposition holds so little that it is not called a success. What it leaves
 /// out are directions: at a gain of .85 the bundled trio's merge still chats (docs/PATCH.md).
@@ -180,7 +180,7 @@ impl<'a> PreparedExtract<'a> {
         let PreparedExtract { extract, settings, path, plan, survey, started, .. } = self;
         let (inputs, options, budget) = (extract.inputs, &settings.write, &settings.budget);
         let (file, measured) = match extract.form {
-            Form::Type(_) => pipeline::write_unnamed(&plan, inputs, &path, options, observer, budget)?,
+            Form::Type(_) => patch::write_unnamed(&plan, inputs, &path, options, observer, budget)?,
             Form::Decomposed(target) => {
                 extract::write_unnamed(&plan, inputs, target, &path, options, observer, budget)?
             }

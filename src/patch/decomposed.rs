@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use super::encode::{self, Codes};
-use super::{Error, SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS, stored};
+use super::error::Error;
+use super::format::{SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS, decomposed_name};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, File, Model, TensorInfo};
 
@@ -33,7 +34,7 @@ pub(super) struct Latest(Mutex<Option<(String, Arc<Decoded>)>>);
 #[derive(Debug)]
 struct Decoded {
     codes: Codes,
-    /// As [`Codes::scaled_a`].
+    /// The factor of the inputs in f32, as [`Codes::scaled_a`] makes it.
     a: Vec<f32>,
 }
 
@@ -45,25 +46,23 @@ struct Decoded {
 /// header lists.
 pub(super) fn find(model: &Model, file_of: impl Fn(usize) -> usize) -> Result<HashMap<String, Decomposed>, Error> {
     let shapes = shapes(model)?;
-    let ends = [SVD_SCALES, SVD_A, SVD_B];
     for info in model.tensors() {
-        let name = ends.iter().find_map(|end| info.name().strip_suffix(end));
-        if let Some(name) = name.filter(|name| !shapes.contains_key(*name)) {
-            return Err(stored::error(model, info.name(), &format!("{name} to be listed in {SVD_TENSORS}"), "none"));
+        if let Some(name) = decomposed_name(info.name()).filter(|name| !shapes.contains_key(*name)) {
+            return Err(Error::stored(model, info.name(), &format!("{name} to be listed in {SVD_TENSORS}"), "none"));
         }
     }
     let mut found = HashMap::new();
     for (name, (row_len, n_rows)) in shapes {
         let part = |end: &str| {
             let id = model.find(&format!("{name}{end}"));
-            let id = id.ok_or_else(|| stored::error(model, &name, &format!("also {name}{end}"), "none"))?;
+            let id = id.ok_or_else(|| Error::stored(model, &name, &format!("also {name}{end}"), "none"))?;
             Ok::<_, Error>((file_of(id), model.tensor(id).clone()))
         };
         let parts = [part(SVD_SCALES)?, part(SVD_A)?, part(SVD_B)?];
         for ((_, info), ty) in parts.iter().zip([GgmlType::F32, GgmlType::I8, GgmlType::I8]) {
             if info.ty() != ty || info.n_dims() > 1 {
                 let found = format!("{:?} of {}", info.ne(), info.ty());
-                return Err(stored::error(model, info.name(), &format!("one dimension of {ty}"), &found));
+                return Err(Error::stored(model, info.name(), &format!("one dimension of {ty}"), &found));
             }
         }
         let (rank, most) = (parts[0].1.n_weights(), row_len.min(n_rows));
@@ -72,12 +71,12 @@ pub(super) fn find(model: &Model, file_of: impl Fn(usize) -> usize) -> Result<Ha
             let most = info.n_weights().saturating_mul(MOST_EXPANSION);
             if rank.saturating_mul(len) > most {
                 let expected = format!("at most {most} numbers in {} bytes", info.n_weights());
-                return Err(stored::error(model, info.name(), &expected, &rank.saturating_mul(len).to_string()));
+                return Err(Error::stored(model, info.name(), &expected, &rank.saturating_mul(len).to_string()));
             }
         }
         if rank == 0 || rank > most {
             let expected = format!("1 to {most} directions");
-            return Err(stored::error(model, parts[0].1.name(), &expected, &rank.to_string()));
+            return Err(Error::stored(model, parts[0].1.name(), &expected, &rank.to_string()));
         }
         found.insert(name, Decomposed { row_len, n_rows, parts });
     }

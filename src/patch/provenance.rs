@@ -2,17 +2,14 @@
 
 use std::collections::HashMap;
 
-use super::Error;
+use super::error::Error;
+use super::format::{BASE_HASHES, CHAT_HASHES, TENSORS};
+use super::seal;
+use super::write::reserve_per_tensor;
 use crate::gguf::{Array, Metadata, TensorId, Value};
-use crate::pipeline::{Budget, seal};
-use crate::plan;
+use crate::pipeline::Budget;
 use crate::pool;
-use crate::vector::{self, Inputs, PATCH_TENSORS, Pair, TensorRef, Term};
-
-/// Key: hashes of the base's tensors, in hexadecimal digits, in the order of [`PATCH_TENSORS`].
-pub(super) const BASE_HASHES: &str = "chatvec.patch.base_blake3";
-/// Key: those of the chat's.
-pub(super) const CHAT_HASHES: &str = "chatvec.patch.chat_blake3";
+use crate::vector::{self, Inputs, Pair, TensorRef, Term};
 
 /// BLAKE3 of the bytes of each tensor of base and chat.
 pub(super) struct Origins(HashMap<(usize, TensorId), String>);
@@ -35,12 +32,12 @@ impl Origins {
         self.0.get(&(at.source, at.tensor)).map_or("", String::as_str)
     }
 
-    /// Whether τ is zero. Where base and chat have the same bytes of the same type, and rows at the
-    /// same places, that is known from their hashes; elsewhere weights are read up to the first
-    /// that differs. Rows of tokens that only one of them has are zero.
+    /// Whether τ is zero. Hashes tell it where base and chat have one type, and rows at the same
+    /// places. Elsewhere weights are read up to the first that differs. Rows of tokens that only
+    /// one of the two has are zero.
     ///
     /// # Errors
-    /// Those of reading weights.
+    /// [`Error::Survey`], from reading weights.
     pub(super) fn is_zero(&self, inputs: &Inputs, pair: &Pair) -> Result<bool, Error> {
         for term in &pair.terms {
             if !self.is_same(inputs, term) && !vector::is_zero(inputs, term)? {
@@ -60,7 +57,7 @@ impl Origins {
     }
 }
 
-/// Says which tensors the vector has, and of which bytes they were made; what is measured of them
+/// Says which tensors the vector has, and of which bytes they were made. What is measured of them
 /// comes with the run.
 pub(super) fn describe(metadata: &mut Metadata, pairs: &[Pair], origins: Option<&Origins>) {
     let pairs: Vec<&Pair> = pairs.iter().filter(|pair| pair.kept.is_none()).collect();
@@ -68,11 +65,8 @@ pub(super) fn describe(metadata: &mut Metadata, pairs: &[Pair], origins: Option<
         return;
     }
     let names = pairs.iter().map(|pair| &pair.name).collect();
-    metadata.set(PATCH_TENSORS, Value::Array(Array::Strings(names)));
-    let unknown = vec![f32::NAN; pairs.len()];
-    for key in plan::PER_TENSOR_KEYS {
-        metadata.set(key, Value::Array(Array::from_f32s(&unknown)));
-    }
+    metadata.set(TENSORS, Value::Array(Array::Strings(names)));
+    reserve_per_tensor(metadata, pairs.len());
     let Some(origins) = origins else { return };
     let of = |at: Option<TensorRef>| at.map_or("", |at| origins.of(at));
     let base = pairs.iter().map(|pair| of(pair.terms[0].minus)).collect();

@@ -1,25 +1,26 @@
 //! How a matrix of τ is stored in a patch, and how its rows are had from that.
 //!
-//! τ of `NAME` is the sum of what the file has of it (docs/PATCH.md): `NAME` itself, in any type;
-//! the rows of `NAME.rows`, for the tokens that a key lists; and the product of `NAME.lora_b` and
-//! `NAME.lora_a`; and a quantised decomposition (`NAME.svd_d` and its like). Where there is more
-//! than `NAME`, the tensor is presented as one of f32 whose rows are computed when they are read.
+//! τ of `NAME` is the sum of what the file has of it (docs/PATCH.md):
+//!
+//! - `NAME` itself, in any type;
+//! - the rows of `NAME.rows`, for the tokens that a key lists;
+//! - the product of `NAME.lora_b` and `NAME.lora_a`;
+//! - a quantised decomposition (`NAME.svd_d`, `NAME.svd_a.zstd`, `NAME.svd_b.zstd`).
+//!
+//! Where there is more than `NAME`, the tensor is presented as one of f32 whose rows are computed
+//! when they are read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
 use super::decomposed::{self, Decomposed, Latest};
+use super::error::Error;
+use super::format::{LOW_RANK_A, LOW_RANK_B, MOVED_ROWS, decomposed_name, part};
 use super::product::AddProduct;
-use super::{Error, SVD_A, SVD_B, SVD_SCALES, tokens};
+use super::tokens;
 use crate::gguf::{self, ComputedTensors, File, Limits, MAX_DIMS, Model, TensorInfo};
 use crate::quants;
-use crate::vector::MOVED_ROWS;
-
-/// Ends of the names of a matrix's parts.
-pub(super) const LOW_RANK_A: &str = ".lora_a";
-/// The other factor.
-pub(super) const LOW_RANK_B: &str = ".lora_b";
 
 /// Rows of the factor *a* that are decoded at a time: what is multiplied with many rows of *b*
 /// stays in the cache.
@@ -62,7 +63,7 @@ impl Payload {
 struct Matrix {
     ne: [u64; MAX_DIMS],
     dense: Option<Payload>,
-    /// Rows and where they belong, by that.
+    /// Rows of some tokens. Each token has the number of its row, by the token.
     rows: Option<(Payload, Vec<(u64, u64)>)>,
     a: Option<Payload>,
     b: Option<Payload>,
@@ -106,7 +107,7 @@ impl Matrix {
         if let Some((payload, places)) = &self.rows {
             let from = places.partition_point(|(place, _)| *place < rows.start);
             let to = places.partition_point(|(place, _)| *place < rows.end);
-            // Those of neighbours lie one behind the other.
+            // Rows of neighbours lie one behind the other.
             let at_once = if columns == (0..self.row_len()) { self.rows_at_once() } else { 1 };
             let mut weights = Vec::new();
             for places in places[from..to].chunks(at_once as usize) {
@@ -195,11 +196,6 @@ impl ComputedTensors for Matrices {
 /// Bytes of a decoded block's neighbours, or of what is read of a payload, for each weight.
 const PAYLOAD: u64 = 8;
 
-/// The name of the matrix that this tensor is a part of, and which.
-fn part(name: &str) -> Option<(&str, &'static str)> {
-    [LOW_RANK_A, LOW_RANK_B, MOVED_ROWS].into_iter().find_map(|end| Some((name.strip_suffix(end)?, end)))
-}
-
 /// The patch as tensors of τ by the names of the model's, whatever they are stored as.
 ///
 /// # Errors
@@ -212,7 +208,7 @@ pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     for (id, info) in model.tensors().enumerate() {
         let Some((name, end)) = part(info.name()) else { continue };
         if !quants::is_supported(info.ty()) {
-            return Err(error(&model, info.name(), "a type that can be decoded", info.ty().name()));
+            return Err(Error::stored(&model, info.name(), "a type that can be decoded", info.ty().name()));
         }
         let matrix = matrices.entry(name.to_owned()).or_default();
         match end {
@@ -227,7 +223,7 @@ pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     for (name, matrix) in &mut matrices {
         matrix.dense = model.find(name).map(payload);
         if let Some(dense) = matrix.dense.as_ref().filter(|dense| !quants::is_supported(dense.info.ty())) {
-            return Err(error(&model, name, "a type that can be decoded", dense.info.ty().name()));
+            return Err(Error::stored(&model, name, "a type that can be decoded", dense.info.ty().name()));
         }
         find_shape(&model, name, matrix)?;
     }
@@ -236,8 +232,7 @@ pub(super) fn assembled(model: Model, limits: &Limits) -> Result<Model, Error> {
     }
     check_work(&model, &matrices, limits)?;
     let shapes = matrices.iter().map(|(name, matrix)| (name.clone(), matrix.ne)).collect();
-    let is_svd = |name: &str| [SVD_SCALES, SVD_A, SVD_B].iter().any(|end| name.ends_with(end));
-    let is_part = |name: &str| part(name).is_some() || is_svd(name) || matrices.contains_key(name);
+    let is_part = |name: &str| part(name).is_some() || decomposed_name(name).is_some() || matrices.contains_key(name);
     let matrices: Vec<(String, Matrix)> = matrices.clone().into_iter().collect();
     let model = model.with_computed(is_part, shapes, Box::new(Matrices { matrices, latest: Latest::default() }))?;
     check_memory(&model, limits)?;
@@ -271,12 +266,6 @@ fn check_memory(model: &Model, limits: &Limits) -> Result<(), Error> {
     }
 }
 
-/// What is wrong with a tensor.
-pub(super) fn error(model: &Model, tensor: &str, expected: &str, found: &str) -> Error {
-    let (path, tensor) = (model.path().to_owned(), tensor.to_owned());
-    Error::Stored { path, tensor, expected: expected.to_owned(), found: found.to_owned() }
-}
-
 /// Finds the shape that all parts of a matrix say it has.
 fn find_shape(model: &Model, name: &str, matrix: &mut Matrix) -> Result<(), Error> {
     let padded = |info: &TensorInfo| {
@@ -292,30 +281,35 @@ fn find_shape(model: &Model, name: &str, matrix: &mut Matrix) -> Result<(), Erro
             let (a, b) = (padded(&a.info), padded(&b.info));
             if a[1] != b[0] || a[2..] != b[2..] || a[1] == 0 {
                 let expected = format!("the ranks of {name}{LOW_RANK_A} {a:?} and {name}{LOW_RANK_B} to be the same");
-                return Err(error(model, name, &expected, &format!("{b:?}")));
+                return Err(Error::stored(model, name, &expected, &format!("{b:?}")));
             }
             shapes.push([a[0], b[1], a[2], a[3]]);
         }
         (None, None) => {}
-        (Some(_), None) => return Err(error(model, name, &format!("also {name}{LOW_RANK_B}"), "none")),
-        (None, Some(_)) => return Err(error(model, name, &format!("also {name}{LOW_RANK_A}"), "none")),
+        (Some(_), None) => return Err(Error::stored(model, name, &format!("also {name}{LOW_RANK_B}"), "none")),
+        (None, Some(_)) => return Err(Error::stored(model, name, &format!("also {name}{LOW_RANK_A}"), "none")),
     }
     if let Some((rows, places)) = &mut matrix.rows {
         let (n_tokens, tokens) = tokens::of_rows(model, name)?;
         let [row_len, n_rows, ..] = padded(&rows.info);
         if rows.info.n_rows() != tokens.len() as u64 || n_rows != rows.info.n_rows() {
             let expected = format!("{} rows, one for each token that is listed", tokens.len());
-            return Err(error(model, &format!("{name}{MOVED_ROWS}"), &expected, &format!("{:?}", rows.info.ne())));
+            return Err(Error::stored(
+                model,
+                &format!("{name}{MOVED_ROWS}"),
+                &expected,
+                &format!("{:?}", rows.info.ne()),
+            ));
         }
         *places = tokens.into_iter().map(u64::from).zip(0..).collect();
         shapes.push([row_len, n_tokens, 1, 1]);
     }
     let shape = shapes[0];
     if let Some(other) = shapes.iter().find(|other| **other != shape) {
-        return Err(error(model, name, &format!("parts of one shape, as {shape:?}"), &format!("{other:?}")));
+        return Err(Error::stored(model, name, &format!("parts of one shape, as {shape:?}"), &format!("{other:?}")));
     }
     if shape.contains(&0) {
-        return Err(error(model, name, "weights", &format!("{shape:?}")));
+        return Err(Error::stored(model, name, "weights", &format!("{shape:?}")));
     }
     matrix.ne = shape;
     Ok(())

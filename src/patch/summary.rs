@@ -1,23 +1,24 @@
 //! What a patch says of its tensors.
 
-use super::stored::{LOW_RANK_A, LOW_RANK_B};
-use super::{SVD_A, SVD_B, SVD_SCALES, decomposed};
+use super::decomposed;
+use super::format::{
+    self, BASE_NORM, COSINE, ERROR, GAIN, LOW_RANK, LOW_RANK_A, LOW_RANK_B, MOVED_ROWS, NORM, SVD, SVD_A, SVD_B,
+    SVD_SCALES,
+};
 use crate::gguf::{Metadata, Model, TensorInfo};
-use crate::plan::PER_TENSOR_KEYS;
-use crate::vector::{BASE_ROWS, MOVED_ROWS, PATCH_TENSORS, SPECIAL_ROWS};
 
 /// What a patch says of one tensor of the vector.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
 pub struct TensorSummary {
     /// The tensor of the model.
     pub name: String,
-    /// How it is stored, such as `q4_k`, `lora_a:q8_0 + lora_b:q8_0` or `svd of rank 40`; nothing
-    /// if it is zero.
+    /// How the tensor is stored, such as `q4_k`, `lora_a:q8_0 + lora_b:q8_0` or `svd of rank 40`.
+    /// Nothing if it is zero.
     pub stored: String,
-    /// `svd` of a quantised decomposition, `lora` of a product of factors; none where weights are
+    /// `svd` for a quantised decomposition, `lora` for a product of factors. None where weights are
     /// stored.
     pub factors: Option<&'static str>,
-    /// Bytes of that.
+    /// Bytes of what is stored.
     pub bytes: u64,
     /// Weights of τ that these bytes stand for.
     pub n_weights: u64,
@@ -34,23 +35,24 @@ pub struct TensorSummary {
 }
 
 impl TensorSummary {
-    /// Bits for each weight of τ; none of a tensor that is left out.
+    /// Bits for each weight of τ. None if the tensor is left out.
     pub fn bits_per_weight(&self) -> Option<f64> {
         bits_per_weight(self.bytes, self.n_weights)
     }
 }
 
-/// Bits for each weight of so many bytes; none if there are no weights.
+/// Bits for each of so many weights that take so many bytes. None if there are no weights.
 pub fn bits_per_weight(bytes: u64, n_weights: u64) -> Option<f64> {
     (n_weights > 0).then(|| bytes as f64 * 8.0 / n_weights as f64)
 }
 
-/// The tensors of the vector in a patch, as [`super::open_stored`] has it, in the patch's order.
+/// The tensors of the vector in a patch, in the patch's order. The patch is one of
+/// [`super::open_stored`].
 pub fn summary(patch: &Model) -> Vec<TensorSummary> {
     let metadata = patch.metadata();
-    let Some(names) = metadata.get_strings(PATCH_TENSORS) else { return Vec::new() };
+    let Some(names) = metadata.get_strings(format::TENSORS) else { return Vec::new() };
     let decomposed = decomposed::shapes(patch).unwrap_or_default();
-    let numbers = PER_TENSOR_KEYS.map(|key| numbers(metadata, key));
+    let numbers = [BASE_NORM, NORM, GAIN, ERROR, COSINE].map(|key| numbers(metadata, key));
     let of = |i: usize, name: &str| {
         let ends = ["", MOVED_ROWS, LOW_RANK_A, LOW_RANK_B, SVD_SCALES, SVD_A, SVD_B];
         let part = |end: &'static str| Some((end, patch.tensor(patch.find(&format!("{name}{end}"))?)));
@@ -65,7 +67,7 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
         TensorSummary {
             name: name.to_owned(),
             stored: words.collect::<Vec<_>>().join(" + "),
-            factors: [(SVD_SCALES, "svd"), (LOW_RANK_A, "lora")]
+            factors: [(SVD_SCALES, SVD), (LOW_RANK_A, LOW_RANK)]
                 .into_iter()
                 .find_map(|(of, word)| parts.iter().any(|(end, _)| *end == of).then_some(word)),
             bytes: parts.iter().map(|(_, info)| info.size()).sum(),
@@ -80,7 +82,7 @@ pub fn summary(patch: &Model) -> Vec<TensorSummary> {
     names.iter().enumerate().map(|(i, name)| of(i, &name.to_string())).collect()
 }
 
-/// Weights of the matrix that these are parts of; rows that are left out are not counted.
+/// Weights of the matrix that these are parts of. Rows that are left out do not count.
 fn n_weights(parts: &[(&str, &TensorInfo)]) -> u64 {
     let find = |end: &str| parts.iter().find(|(other, _)| *other == end).map(|(_, info)| *info);
     match (find("").or(find(MOVED_ROWS)), find(LOW_RANK_A), find(LOW_RANK_B)) {
@@ -96,8 +98,8 @@ fn numbers(metadata: &Metadata, key: &str) -> Vec<Option<f64>> {
     array.map_or_else(Vec::new, |array| array.iter().map(number).collect())
 }
 
-/// Bytes of a patch that are no vector: rows of special tokens in chat, and of some tokens in base.
+/// Bytes of a patch that lie beside the vector: rows of special tokens in chat, and of some tokens
+/// in base.
 pub fn bytes_beside(patch: &Model) -> u64 {
-    let is_beside = |info: &&TensorInfo| [SPECIAL_ROWS, BASE_ROWS].iter().any(|end| info.name().ends_with(end));
-    patch.tensors().filter(is_beside).map(TensorInfo::size).sum()
+    patch.tensors().filter(|info| format::is_beside(info.name())).map(TensorInfo::size).sum()
 }

@@ -1,35 +1,13 @@
-//! What a patch has by tokens: the rows of the embeddings that moved, those of special tokens in
-//! the chat model, and those of some tokens in the base, which tell whether a model was trained on
-//! the special ones.
+//! The lists of tokens in a patch's header, and whether they fit the rows that are there.
 
-use super::{Error, stored};
-use crate::chat::{self, TOKENS};
-use crate::ggml::GgmlType;
-use crate::gguf::{Array, Metadata, Model, Value};
-use crate::pipeline::Budget;
-use crate::plan::{self, Taken, TensorPlan, Warning};
-use crate::quants;
-use crate::vector::{
-    self, BASE_ROWS, BASE_TOKENS, Combination, Inputs, Kept, MOVED_ROWS, Rounding, SPECIAL_ROWS, SPECIAL_TOKENS,
-    SourceId, TensorRef, has_row_per_token, token_list,
-};
-
-/// Before the name of a tensor: the tokens whose rows it has.
-const ROW_TOKENS: &str = "chatvec.patch.rows.";
-
-/// Ordinary tokens whose rows in the base are kept, of as many one: what is usual is a median, and
-/// a row of an 8B model is 8 KB.
-const ORDINARY_OF: u64 = 64;
-
-/// Rows are left out if no more than this share of them moved.
-const FEW: f64 = 0.9;
-
-/// Tensors that have a row for each token in every model.
-const EMBEDDINGS: [&str; 2] = ["token_embd.weight", "output.weight"];
+use super::error::Error;
+use super::format::{BASE_ROWS, BASE_TOKENS, SPECIAL_ROWS, SPECIAL_TOKENS, row_tokens_key};
+use crate::chat::TOKENS;
+use crate::gguf::{Metadata, Model};
 
 /// The number of tokens of a patch, and those whose rows it has of this matrix.
 pub(super) fn of_rows(model: &Model, name: &str) -> Result<(u64, Vec<u32>), Error> {
-    let key = format!("{ROW_TOKENS}{name}");
+    let key = row_tokens_key(name);
     let n_tokens = n_tokens(model.metadata());
     let tokens = token_list(model.metadata(), &key).filter(|tokens| is_below(tokens, n_tokens));
     let expected = || format!("ids below {n_tokens}, the number of tokens, in ascending order");
@@ -37,7 +15,15 @@ pub(super) fn of_rows(model: &Model, name: &str) -> Result<(u64, Vec<u32>), Erro
     Ok((n_tokens, tokens))
 }
 
-fn n_tokens(metadata: &Metadata) -> u64 {
+/// Ids of tokens, if the key holds some, in ascending order.
+pub(super) fn token_list(metadata: &Metadata, key: &str) -> Option<Vec<u32>> {
+    let array = metadata.get(key)?.as_array()?;
+    let tokens: Vec<u32> = array.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<_>>()?;
+    tokens.is_sorted_by(|a, b| a < b).then_some(tokens)
+}
+
+/// The number of tokens of a file.
+pub(super) fn n_tokens(metadata: &Metadata) -> u64 {
     metadata.get_strings(TOKENS).map_or(0, |tokens| tokens.len() as u64)
 }
 
@@ -59,103 +45,9 @@ pub(super) fn check(model: &Model) -> Result<(), Error> {
             })?;
             if tokens.len() as u64 != info.n_rows() {
                 let expected = format!("{} rows, one for each token of {key}", tokens.len());
-                return Err(stored::error(model, info.name(), &expected, &format!("{:?}", info.ne())));
+                return Err(Error::stored(model, info.name(), &expected, &format!("{:?}", info.ne())));
             }
         }
     }
-    Ok(())
-}
-
-/// Plans the rows of special tokens, as they are in chat and in base, and of some ordinary ones in
-/// base.
-///
-/// Also says which templates of chat were not rendered to find the special ones.
-pub(super) fn rows(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<TensorPlan>, Vec<Warning>), Error> {
-    let vector = inputs.vectors()[0];
-    let chat = inputs.source(vector.plus);
-    let n_tokens = n_tokens(chat.metadata());
-    let ids = chat::special_ids(chat.metadata(), inputs.templates());
-    let warnings = plan::unrendered(chat, &ids.unrendered).collect();
-    let mut special = [ids.needed, ids.others].concat();
-    special.sort_unstable();
-    let mut tensors = Vec::new();
-    if special.is_empty() {
-        return Ok((tensors, warnings));
-    }
-    let n_ordinary = (n_tokens / ORDINARY_OF).clamp(16, 256).min(n_tokens);
-    let mut of_base = special.clone();
-    of_base.extend((0..n_ordinary).map(|i| vector::middle(i, n_ordinary, n_tokens) as u32));
-    of_base.sort_unstable();
-    of_base.dedup();
-    // The base may lack some; the order of its own rows is of no use here.
-    let in_base = |id: u32| match vector.minus.and_then(|base| inputs.token_map(base)) {
-        Some(map) => map.find(id),
-        None => Some(id),
-    };
-    of_base.retain(|id| in_base(*id).is_some());
-    for name in EMBEDDINGS {
-        let Some(at) = chat.find(name).map(|tensor| TensorRef { source: vector.plus, tensor }) else { continue };
-        let places = special.iter().map(|id| Some(*id)).collect::<Vec<_>>();
-        tensors.extend(taken(inputs, name, SPECIAL_ROWS, at, &places));
-        let of_base_model = |source: SourceId| Some(TensorRef { source, tensor: inputs.source(source).find(name)? });
-        let base = vector.minus.and_then(of_base_model);
-        let places: Vec<_> = of_base.iter().map(|id| in_base(*id)).collect();
-        tensors.extend(base.and_then(|at| taken(inputs, name, BASE_ROWS, at, &places)));
-    }
-    let lists = [(SPECIAL_ROWS, SPECIAL_TOKENS, special), (BASE_ROWS, BASE_TOKENS, of_base)];
-    for (end, key, tokens) in lists {
-        if tensors.iter().any(|tensor: &TensorPlan| tensor.name.ends_with(end)) {
-            metadata.set(key, Value::Array(Array::from_u32s(&tokens)));
-        }
-    }
-    Ok((tensors, warnings))
-}
-
-/// Some rows of a tensor in its own type; none if it does not have them all, or they cannot be read
-/// one by one.
-fn taken(inputs: &Inputs, name: &str, end: &str, at: TensorRef, places: &[Option<u32>]) -> Option<TensorPlan> {
-    let source = inputs.source(at.source);
-    let info = source.tensor(at.tensor);
-    let places: Vec<u32> = places.iter().copied().collect::<Option<_>>()?;
-    let is_there = places.iter().all(|row| u64::from(*row) < info.n_rows());
-    if places.is_empty() || !is_there || !vector::is_readable_row(info) {
-        return None;
-    }
-    let is_scaled = source.scale_of(at.tensor).is_some();
-    Some(TensorPlan {
-        name: format!("{name}{end}"),
-        ne: vec![info.row_len(), places.len() as u64],
-        ty: if is_scaled || quants::requires_importance(info.ty()) { GgmlType::F32 } else { info.ty() },
-        rounding: Rounding::Encoder,
-        model: None,
-        terms: Vec::new(),
-        combination: Combination::default(),
-        kept: Some(Kept::NotAWeight),
-        selected: None,
-        taken: Some(Taken { at, rows: (0..).zip(places).collect() }),
-    })
-}
-
-/// Where few rows of an embedding moved, plans those alone, and lists their tokens.
-pub(super) fn leave_out_unmoved(
-    inputs: &Inputs,
-    tensor: &mut TensorPlan,
-    metadata: &mut Metadata,
-    budget: &Budget,
-) -> Result<(), Error> {
-    let n_rows = tensor.ne.get(1).copied().unwrap_or(1);
-    let is_by_token = has_row_per_token(&tensor.name) && tensor.ne.len() == 2 && n_rows == n_tokens(metadata);
-    let [term] = &tensor.terms[..] else { return Ok(()) };
-    if !is_by_token || tensor.name.len() + MOVED_ROWS.len() > crate::gguf::MAX_NAME_BYTES {
-        return Ok(());
-    }
-    let moved = vector::moved_rows(inputs, term, budget.threads, budget.memory)?;
-    if moved.is_empty() || moved.len() as f64 > FEW * n_rows as f64 {
-        return Ok(());
-    }
-    metadata.set(&format!("{ROW_TOKENS}{}", tensor.name), Value::Array(Array::from_u32s(&moved)));
-    tensor.name += MOVED_ROWS;
-    tensor.ne[1] = moved.len() as u64;
-    tensor.selected = Some(moved);
     Ok(())
 }

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
 
-use super::provenance::{BASE_HASHES, CHAT_HASHES};
-use super::{Error, assembled, open_stored};
+use super::error::Error;
+use super::format::{BASE_HASHES, CHAT_HASHES, TENSORS};
+use super::open::{assembled, open_stored};
+use super::seal::{self, Checked};
 use crate::gguf::{Limits, Model, TensorId};
-use crate::pipeline::seal::{self, Checked};
-use crate::vector::{self, PATCH_TENSORS};
+use crate::vector;
 
 /// What was found of a patch.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
@@ -20,7 +21,7 @@ pub struct Verification {
     pub n_tensors: usize,
     /// What was found of a base that was given.
     pub base: Option<Origin>,
-    /// The same of a chat.
+    /// What was found of a chat that was given.
     pub chat: Option<Origin>,
 }
 
@@ -29,7 +30,7 @@ pub struct Verification {
 pub struct Origin {
     /// Tensors with the same bytes.
     pub n_same: usize,
-    /// Tensors with others.
+    /// Tensors with other bytes.
     pub different: Vec<String>,
     /// Tensors that the file lacks.
     pub missing: Vec<String>,
@@ -51,8 +52,8 @@ impl Verification {
 /// Reads all of a patch, and of base and chat if they are given, within the limits.
 ///
 /// # Errors
-/// Those of [`open`](super::open), [`Error::Container`], and [`Error::Survey`] for weights that are
-/// no numbers.
+/// [`Error::Container`]; [`Error::Survey`] for weights that are no numbers; for a file that is no
+/// usable patch what [`open`](super::open()) says.
 pub fn verify(path: &Path, base: Option<&Path>, chat: Option<&Path>, limits: &Limits) -> Result<Verification, Error> {
     let stored = open_stored(path, limits)?;
     let hashes = seal::check(&stored)?;
@@ -60,7 +61,13 @@ pub fn verify(path: &Path, base: Option<&Path>, chat: Option<&Path>, limits: &Li
     let (base, chat) = (origin(base, BASE_HASHES)?, origin(chat, CHAT_HASHES)?);
     // Damage that hashes show need not be searched for, and may be anything.
     let is_damaged = hashes.has_hashes && !hashes.damaged.is_empty();
-    let n_tensors = if is_damaged { 0 } else { read_all(&assembled(stored, limits)?)? };
+    let n_tensors = match is_damaged {
+        true => 0,
+        false => {
+            let patch = assembled(stored, limits)?;
+            read_all(&patch)?
+        }
+    };
     Ok(Verification { hashes, n_tensors, base, chat })
 }
 
@@ -91,7 +98,7 @@ fn read_all(patch: &Model) -> Result<usize, Error> {
 
 fn origin(patch: &Model, file: &Path, key: &str, limits: &Limits) -> Result<Origin, Error> {
     let metadata = patch.metadata();
-    let names = metadata.get_strings(PATCH_TENSORS);
+    let names = metadata.get_strings(TENSORS);
     let (Some(names), Some(hashes)) = (names, metadata.get_strings(key)) else {
         let expected = "hashes of what the patch was made from, which it has not".to_owned();
         return Err(Error::Key { path: patch.path().to_owned(), key: key.to_owned(), expected });

@@ -246,7 +246,7 @@ impl<'a> Worker<'a> {
             return Ok(Vec::new());
         }
 
-        let importance = inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
+        let importance = plan.importance(inputs).filter(|_| quants::uses_importance(plan.ty));
         let feedback = match plan.rounding {
             Rounding::Encoder | Rounding::UnitGain => None,
             Rounding::Dithered { amplitude } => {
@@ -338,7 +338,7 @@ impl Strip {
 
     /// Encodes a row of true weights, that of this number in the output.
     fn encode_row(&mut self, plan: &TensorPlan, row: u64, inputs: &Inputs, out: &mut [u8]) -> Result<(), Error> {
-        let importance = inputs.importance_of(&plan.name, &plan.ne).filter(|_| quants::uses_importance(plan.ty));
+        let importance = plan.importance(inputs).filter(|_| quants::uses_importance(plan.ty));
         let row_len = self.got.len();
         if let Some(model) = plan.model.filter(|_| plan.keeps_scale(inputs)) {
             divide_scale(inputs.source(model.source), model.tensor, 0, &mut self.got)?;

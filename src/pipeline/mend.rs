@@ -11,9 +11,9 @@
 
 use std::path::Path;
 
-use super::{Error, Measured, Nowhere, Observer, TensorSink, describe, run};
+use super::{Error, Measured, Nowhere, Observer, TensorSink, run};
 use crate::gguf::{self, Metadata, WriteOptions, Writer};
-use crate::plan::{Change, LossPolicy, MergePlan, OutputType, TensorPlan};
+use crate::plan::{self, Change, LossPolicy, MergePlan, OutputType, TensorPlan};
 use crate::quants;
 use crate::vector::{Encoding, Inputs, Moments, Rounding};
 
@@ -66,7 +66,7 @@ pub fn write_mending(
     }
     let metadata = match inputs.vectors().is_empty() {
         true => None,
-        false => Some(describe(&writer, plan.header().metadata(), &measured, budget)?),
+        false => Some(plan::fill_measured(plan.header().metadata(), &measured.total)),
     };
     Ok(Mended { file: writer.complete(metadata)?, plan, measured, changes })
 }

@@ -27,7 +27,6 @@ mod chunk;
 mod feedbacks;
 mod mend;
 mod prepare;
-pub mod seal;
 mod sums;
 mod tally;
 
@@ -344,27 +343,9 @@ pub fn write_unnamed(
     // What a file says of an earlier merge stays true of it.
     let metadata = match inputs.vectors().is_empty() {
         true => None,
-        false => Some(describe(&writer, plan.header().metadata(), &measured, budget)?),
+        false => Some(plan::fill_measured(plan.header().metadata(), &measured.total)),
     };
     Ok((writer.complete(metadata)?, measured))
-}
-
-/// What the header says once everything is written: what was measured, and the hashes of a patch.
-///
-/// # Errors
-/// [`Error::Container`], from reading back what was written, [`Error::Threads`].
-pub fn describe(
-    writer: &gguf::Writer,
-    metadata: &gguf::Metadata,
-    measured: &Measured,
-    budget: &Budget,
-) -> Result<gguf::Metadata, Error> {
-    let tensors = measured.tensors.iter().map(|t| (t.name.as_str(), &t.moments));
-    let filled = plan::fill_measured(metadata, &measured.total, tensors);
-    match filled.get(seal::TENSORS) {
-        Some(_) => seal::seal(writer, filled, budget),
-        None => Ok(filled),
-    }
 }
 
 /// A panic in another worker ends the run by itself; what it left under the lock is whole.

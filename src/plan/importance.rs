@@ -3,15 +3,24 @@
 
 use super::{Error, TensorPlan, Warning};
 use crate::gguf::{Metadata, Value};
-use crate::imatrix::ImportanceMatrix;
+use crate::imatrix::{ImportanceMatrix, RowImportance};
 use crate::quants;
-use crate::vector::Inputs;
+use crate::vector::{Inputs, row_per_token_name};
 
 /// What every key about the matrix begins with.
 const PREFIX: &str = "quantize.imatrix.";
 
 /// Bytes of a string that llama-quantize writes at most (`llama_model_kv_override::val_str`).
 const LONGEST: usize = 127;
+
+impl TensorPlan {
+    /// The importance of the rows of this tensor. Some rows of a matrix have the entry of the whole,
+    /// since all rows of a matrix have one.
+    pub fn importance<'a>(&self, inputs: &'a Inputs) -> Option<RowImportance<'a>> {
+        let whole = self.selected.as_ref().and_then(|_| row_per_token_name(&self.name));
+        inputs.importance_of(whole.unwrap_or(&self.name), &self.ne)
+    }
+}
 
 /// Refuses a matrix that does not fit, and says which tensors it does nothing for.
 ///

@@ -3,43 +3,15 @@
 //! Nothing here depends on the time or the place, and only the recipe on the names of files, so
 //! that the same inputs give the same bytes.
 
-use std::collections::HashMap;
-
-use bstr::{BStr, ByteSlice};
-
 use super::{Embeddings, Recipe, SpecialRow};
 use crate::gguf::{Array, Metadata, Value};
-use crate::vector::{Inputs, Moments, PATCH_TENSORS, whole_name};
+use crate::vector::{Inputs, Moments};
 
 /// Keys whose values are known only when the run ends. They are float64 from the start, so that the
 /// header keeps its size; NaN says that there is no such number, as with the survival of a zero
 /// vector.
 pub const MEASURED_KEYS: [&str; 4] =
     ["chatvec.delta_ratio", "chatvec.drift_cosine", "chatvec.survival", "chatvec.noise"];
-
-/// Keys of a patch with a number (float32) for each of [`PATCH_TENSORS`], in their order; NaN where
-/// there is none, as of the gain of a τ that is zero.
-pub const PER_TENSOR_KEYS: [&str; 5] = [
-    "chatvec.patch.base_norm",
-    "chatvec.patch.norm",
-    "chatvec.patch.gain",
-    "chatvec.patch.error",
-    "chatvec.patch.cosine",
-];
-
-/// What they hold, of the rows that are stored: ‖base‖, ‖τ‖, ⟨stored, τ⟩ / ⟨τ, τ⟩, ‖stored − τ‖ /
-/// ‖τ‖ and the cosine of stored and τ.
-const PER_TENSOR: [fn(&Moments) -> Option<f64>; 5] = [
-    |m| Some(m.model2.sqrt()),
-    |m| Some(m.delta2.sqrt()),
-    Moments::survival,
-    Moments::noise,
-    |m| {
-        // ‖stored‖² = ‖τ‖² + 2⟨stored − τ, τ⟩ + ‖stored − τ‖²
-        let stored2 = 2.0 * m.kept - m.delta2 + m.error2;
-        (m.delta2 > 0.0 && stored2 > 0.0).then(|| m.kept / (m.delta2 * stored2).sqrt())
-    },
-];
 
 /// The recipe in words, which can be run again.
 pub const RECIPE_KEY: &str = "chatvec.recipe";
@@ -140,27 +112,14 @@ pub fn base_models(metadata: &mut Metadata, inputs: &Inputs) {
     }
 }
 
-/// The metadata with [`MEASURED_KEYS`] and [`PER_TENSOR_KEYS`] filled in; those that are absent
-/// stay so.
-pub fn fill_measured<'a>(
-    metadata: &Metadata,
-    total: &Moments,
-    tensors: impl IntoIterator<Item = (&'a str, &'a Moments)>,
-) -> Metadata {
+/// The metadata with the values of [`MEASURED_KEYS`]. A key that is absent stays absent.
+pub fn fill_measured(metadata: &Metadata, total: &Moments) -> Metadata {
     let mut filled = metadata.clone();
     let values = [total.delta_ratio(), total.drift_cosine(), total.survival(), total.noise()];
     for (key, value) in MEASURED_KEYS.iter().zip(values) {
         if filled.get(key).is_some() {
             filled.set(key, Value::F64(value.unwrap_or(f64::NAN)));
         }
-    }
-    let Some(names) = metadata.get_strings(PATCH_TENSORS) else { return filled };
-    let by_name: HashMap<&str, &Moments> =
-        tensors.into_iter().map(|(name, moments)| (whole_name(name), moments)).collect();
-    for (key, of) in PER_TENSOR_KEYS.iter().zip(PER_TENSOR) {
-        let value = |name: &BStr| by_name.get(name.to_str().ok()?).and_then(|moments| of(moments));
-        let values: Vec<f32> = names.iter().map(|name| value(name).unwrap_or(f64::NAN) as f32).collect();
-        filled.set(key, Value::Array(Array::from_f32s(&values)));
     }
     filled
 }

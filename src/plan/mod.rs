@@ -24,7 +24,7 @@ use std::path::PathBuf;
 pub use compat::{Warning, check, pairing_warnings, unrendered};
 pub use file_type::{FileType, OutputType, QUANTIZATION_VERSION};
 pub use merging::{Masks, Merging, VectorSettings};
-pub use metadata::{MEASURED_KEYS, PER_TENSOR_KEYS, RECIPE_KEY, base_models, fill_measured};
+pub use metadata::{MEASURED_KEYS, RECIPE_KEY, base_models, fill_measured};
 pub use protect::{Change, Protected, finer};
 pub use ratios::{PRESETS, Preset, Ratios, Rule};
 pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};

@@ -9,7 +9,7 @@ use super::{Report, Table, bytes, number, percent, shape};
 use crate::ggml::GgmlType;
 use crate::gguf::printable;
 use crate::job::expected;
-use crate::patch::extract;
+use crate::patch::{extract, whole_name};
 use crate::plan::{MergePlan, TensorPlan};
 use crate::survey::{Survey, TensorSurvey, TypeForecast};
 use crate::vector::{Inputs, Kept, Method, Rounding, part_of};
@@ -121,7 +121,7 @@ pub(super) fn ratios(plan: &MergePlan) -> Vec<(&str, Vec<Range>)> {
     for tensor in plan.tensors().iter().filter(|t| matches!(t.kept, None | Some(Kept::RatioZero))) {
         let mut of_tensor = vec![0.0; n_vectors];
         tensor.terms.iter().for_each(|term| of_tensor[term.vector] = term.ratio);
-        let part = part_of(&tensor.name);
+        let part = part_of(whole_name(&tensor.name));
         let position = *positions.entry(part).or_insert(parts.len());
         if position == parts.len() {
             parts.push((part, of_tensor.iter().map(|&r| Range { least: r, greatest: r }).collect()));

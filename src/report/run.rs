@@ -8,11 +8,11 @@ use serde_json::{Value as Json, json};
 use super::plan::{encoding, method_json, words};
 use super::{Lora, Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
-use crate::patch::{TensorSummary, bits_per_weight};
+use crate::patch::{TensorSummary, bits_per_weight, whole_name};
 use crate::pipeline::Written;
 use crate::plan::{Change, MergePlan, TensorPlan, Verdict};
 use crate::survey::Finding;
-use crate::vector::{Moments, part_of, whole_name};
+use crate::vector::{Moments, part_of};
 
 /// An output with what was measured while it was made.
 pub struct Run<'a> {
@@ -45,8 +45,8 @@ impl Run<'_> {
         let mut positions = HashMap::new();
         let (types, stored) = (self.types(), self.stored());
         for tensor in &self.written.measured.tensors {
-            let name = part_of(&tensor.name);
-            let stored = stored.get(whole_name(&tensor.name));
+            let whole = whole_name(&tensor.name);
+            let (name, stored) = (part_of(whole), stored.get(whole));
             let position = *positions.entry(name).or_insert(parts.len());
             if position == parts.len() {
                 let moments = Moments::default();

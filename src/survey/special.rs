@@ -13,8 +13,8 @@ use crate::chat::{self, TOKENS, TokenMap, Unrendered};
 use crate::gguf::TensorInfo;
 use crate::quants;
 use crate::vector::{
-    Error, Inputs, OUTPUT, RowReader, SPECIAL_TOKENS, SourceId, TOKEN_EMBEDDINGS, TensorRef, TokenRows,
-    has_row_per_token, is_readable_row, median, median_of_rows, place, read_token_row, token_list,
+    Error, Inputs, OUTPUT, RowReader, SourceId, TOKEN_EMBEDDINGS, TensorRef, TokenRows, has_row_per_token,
+    is_readable_row, median, median_of_rows, place, read_token_row,
 };
 
 /// A row that went less far from the base than this share of what an ordinary row did is untrained.
@@ -259,7 +259,7 @@ impl<'a> Drift<'a> {
     /// none if they are of all.
     fn ordinary(&self) -> Option<Vec<u32>> {
         let (source, tokens) = (self.base.at.source, self.base.tokens.as_ref()?);
-        let special = token_list(self.inputs.source(source).metadata(), SPECIAL_TOKENS).unwrap_or_default();
+        let special = self.inputs.stored(source).map(|stored| stored.special_tokens()).unwrap_or_default();
         let to_own = self.inputs.token_map(source).map(TokenMap::inverted);
         let own = |id: u32| to_own.as_ref().map_or(Some(id), |map| map.find(id));
         Some(tokens.iter().filter(|id| special.binary_search(id).is_err()).filter_map(|id| own(*id)).collect())

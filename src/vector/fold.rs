@@ -29,7 +29,6 @@ use std::path::Path;
 use super::error::Error;
 use super::inputs::{Inputs, Role};
 use super::names::FOLD_KEYS;
-use super::stored::is_listed;
 use super::term::TensorRef;
 use crate::gguf::{Metadata, Model, TensorId, Value};
 
@@ -285,12 +284,12 @@ impl Foldings {
         require_one_fold(parts.into_iter().map(part))
     }
 
-    /// The same of rows of this tensor, whole or only some, whatever becomes of them: rows of
-    /// special tokens are taken and held against each other also where the tensor has no vector.
+    /// Refuses inputs that fold this tensor differently, whether it has a vector or not. Rows of
+    /// special tokens are taken and held against each other all the same.
     pub(super) fn check_rows(&self, inputs: &Inputs, at: TensorRef) -> Result<(), Error> {
         let own = FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
         let of_source = |(id, (_, model)): (usize, (Role, &'_ Model))| {
-            let is_tied = own.name == OUTPUT && model.find(OUTPUT).is_none() && !is_listed(model, OUTPUT);
+            let is_tied = own.name == OUTPUT && model.find(OUTPUT).is_none() && !inputs.lists(id, OUTPUT);
             let name = if is_tied { TOKEN_EMBEDDINGS } else { own.name };
             FoldedTensor { model: inputs.source(id), folding: self.0[id].as_ref(), name, row_len: own.row_len }
         };

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::names::{OUTPUT, TOKEN_EMBEDDINGS, is_by_token, whole_name};
+use super::names::{OUTPUT, TOKEN_EMBEDDINGS, is_by_token};
 use super::rows::Rows;
-use super::stored::is_zero_in;
+use super::stored::StoredVector;
 use super::term::{Operand, SourceId, TensorRef};
 use crate::chat::{Templates, TokenMap};
 use crate::gguf::{self, Model};
@@ -21,7 +21,7 @@ pub enum Role {
     Base,
     /// The chat model.
     Chat,
-    /// A patch file, which holds a vector.
+    /// A file that holds a vector by itself.
     Patch,
 }
 
@@ -48,11 +48,41 @@ pub struct Vector {
     pub minus: Option<SourceId>,
 }
 
+/// A file of a run.
+#[derive(Debug)]
+enum Source {
+    Model(Role, Box<Model>),
+    Vector(Box<dyn StoredVector>),
+}
+
+impl Source {
+    fn role(&self) -> Role {
+        match self {
+            Source::Model(role, _) => *role,
+            Source::Vector(_) => Role::Patch,
+        }
+    }
+
+    fn model(&self) -> &Model {
+        match self {
+            Source::Model(_, model) => model,
+            Source::Vector(stored) => stored.model(),
+        }
+    }
+
+    fn stored(&self) -> Option<&dyn StoredVector> {
+        match self {
+            Source::Model(..) => None,
+            Source::Vector(stored) => Some(&**stored),
+        }
+    }
+}
+
 /// The models of a run: at most one that is added to, and the vectors in the order in which they
 /// are added. There is at least one of either.
 #[derive(Debug)]
 pub struct Inputs {
-    sources: Vec<(Role, Model)>,
+    sources: Vec<Source>,
     model: Option<SourceId>,
     vectors: Vec<Vector>,
     importance: Option<ImportanceMatrix>,
@@ -64,10 +94,10 @@ pub struct Inputs {
 
 impl Inputs {
     /// A model and nothing that is added to it: to be quantised, or given sources and vectors by
-    /// [`Inputs::add_source`] and [`Inputs::add_vector`].
+    /// [`Inputs::add_source`], [`Inputs::add_patch`] and [`Inputs::add_vector`].
     pub fn new(model: Model) -> Self {
         Inputs {
-            sources: vec![(Role::Model, model)],
+            sources: vec![Source::Model(Role::Model, Box::new(model))],
             model: Some(0),
             vectors: Vec::new(),
             importance: None,
@@ -77,8 +107,21 @@ impl Inputs {
     }
 
     /// Takes a model that vectors can be made of. The one that is added to is source 0 already.
+    ///
+    /// # Panics
+    /// If the role is that of a patch: [`Inputs::add_patch`] takes those.
     pub fn add_source(&mut self, role: Role, model: Model) -> SourceId {
-        self.sources.push((role, model));
+        assert_ne!(role, Role::Patch, "a patch says more than a model: see add_patch");
+        self.add(Source::Model(role, Box::new(model)))
+    }
+
+    /// Takes a file that holds a vector by itself.
+    pub fn add_patch(&mut self, patch: impl StoredVector + 'static) -> SourceId {
+        self.add(Source::Vector(Box::new(patch)))
+    }
+
+    fn add(&mut self, source: Source) -> SourceId {
+        self.sources.push(source);
         self.token_maps = OnceLock::new();
         self.sources.len() - 1
     }
@@ -104,8 +147,9 @@ impl Inputs {
 
     /// `chat − base`.
     pub fn extract(base: Model, chat: Model) -> Self {
+        let source = |role, model| Source::Model(role, Box::new(model));
         Inputs {
-            sources: vec![(Role::Base, base), (Role::Chat, chat)],
+            sources: vec![source(Role::Base, base), source(Role::Chat, chat)],
             model: None,
             vectors: vec![Vector { ratio: 1.0, plus: 1, minus: Some(0) }],
             importance: None,
@@ -115,10 +159,14 @@ impl Inputs {
     }
 
     /// `model + Σ ratio · patch`: the first patch and any further ones, each with its ratio.
-    pub fn apply(model: Model, first: (Model, f64), more: impl IntoIterator<Item = (Model, f64)>) -> Self {
+    pub fn apply<P: StoredVector + 'static>(
+        model: Model,
+        first: (P, f64),
+        more: impl IntoIterator<Item = (P, f64)>,
+    ) -> Self {
         let mut inputs = Inputs::new(model);
         for (patch, ratio) in std::iter::once(first).chain(more) {
-            let plus = inputs.add_source(Role::Patch, patch);
+            let plus = inputs.add_patch(patch);
             inputs.add_vector(Vector { ratio, plus, minus: None });
         }
         inputs
@@ -149,15 +197,14 @@ impl Inputs {
     }
 
     /// The importance of the rows of an output tensor, row length first. An entry that does not fit
-    /// is none here; the plan has refused it. Some rows of a matrix (`NAME.rows` of a patch) have
-    /// the entry of the whole, since all rows of a matrix have one.
+    /// is none here; the plan has refused it.
     pub fn importance_of(&self, tensor: &str, ne: &[u64]) -> Option<RowImportance<'_>> {
-        self.importance.as_ref()?.of_tensor(whole_name(tensor), ne).ok().flatten()
+        self.importance.as_ref()?.of_tensor(tensor, ne).ok().flatten()
     }
 
     /// Every model with its role.
     pub fn sources(&self) -> impl ExactSizeIterator<Item = (Role, &Model)> {
-        self.sources.iter().map(|(role, model)| (*role, model))
+        self.sources.iter().map(|source| (source.role(), source.model()))
     }
 
     /// The model at this position.
@@ -165,7 +212,7 @@ impl Inputs {
     /// # Panics
     /// If there is none.
     pub fn source(&self, id: SourceId) -> &Model {
-        &self.sources[id].1
+        self.sources[id].model()
     }
 
     /// What the model at this position is for.
@@ -173,7 +220,26 @@ impl Inputs {
     /// # Panics
     /// If there is none.
     pub fn role(&self, id: SourceId) -> Role {
-        self.sources[id].0
+        self.sources[id].role()
+    }
+
+    /// What the source at this position says of the vector that it holds; none if it is a model.
+    ///
+    /// # Panics
+    /// If there is no such source.
+    pub fn stored(&self, id: SourceId) -> Option<&dyn StoredVector> {
+        self.sources[id].stored()
+    }
+
+    /// Whether the source at this position holds a vector with a tensor of this name.
+    pub(super) fn lists(&self, id: SourceId, name: &str) -> bool {
+        self.stored(id).is_some_and(|stored| stored.lists(name))
+    }
+
+    /// Whether the source at this position holds a vector with a tensor of this name, which is
+    /// zero.
+    pub(super) fn is_zero(&self, id: SourceId, name: &str) -> bool {
+        self.stored(id).is_some_and(|stored| stored.is_zero(name))
     }
 
     /// The model that is added to.
@@ -194,7 +260,7 @@ impl Inputs {
     /// Every file of every input: what the output must not be.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         let matrix = self.importance.iter().map(ImportanceMatrix::path);
-        self.sources.iter().flat_map(|(_, model)| model.paths()).chain(matrix)
+        self.sources.iter().flat_map(|source| source.model().paths()).chain(matrix)
     }
 
     /// Where a source has the tokens of the output's vocabulary, before any is added to that. None
@@ -206,7 +272,7 @@ impl Inputs {
         let own = self.source(self.template()).metadata();
         let maps = self
             .token_maps
-            .get_or_init(|| self.sources.iter().map(|(_, other)| TokenMap::new(own, other.metadata())).collect());
+            .get_or_init(|| self.sources.iter().map(|other| TokenMap::new(own, other.model().metadata())).collect());
         maps[source].as_ref()
     }
 
@@ -234,7 +300,7 @@ impl Inputs {
     pub fn rows<'a>(&'a self, operand: &Operand, except: &'a [u32]) -> Rows<'a> {
         let map = |at: TensorRef| self.token_map(at.source).filter(|_| self.has_moved_rows(at));
         let tensor = self.source(operand.at.source).tensor(operand.at.tensor);
-        let is_difference = self.role(operand.at.source) == Role::Patch;
+        let is_difference = self.stored(operand.at.source).is_some();
         Rows {
             n_rows: tensor.n_rows(),
             map: map(operand.at),
@@ -245,13 +311,13 @@ impl Inputs {
         }
     }
 
-    /// Refuses inputs whose weights cannot be read on this machine. [`pair`](super::pair) asks it, so no weight
-    /// is read without.
+    /// Refuses inputs whose weights cannot be read on this machine. [`pair`](super::pair) asks it,
+    /// so no weight is read without.
     ///
     /// # Errors
     /// [`gguf::Error::BigEndian`].
     pub fn require_little_endian(&self) -> Result<(), gguf::Error> {
-        self.sources.iter().try_for_each(|(_, model)| model.require_little_endian())
+        self.sources.iter().try_for_each(|source| source.model().require_little_endian())
     }
 }
 
@@ -261,7 +327,7 @@ pub(super) fn find(inputs: &Inputs, source: SourceId, name: &str) -> (Option<Ten
     let at = |tensor| TensorRef { source, tensor };
     match model.find(name) {
         Some(tensor) => (Some(at(tensor)), false),
-        None if name == OUTPUT && !is_zero_in(model, name) => {
+        None if name == OUTPUT && !inputs.is_zero(source, name) => {
             let tied = model.find(TOKEN_EMBEDDINGS).map(at);
             (tied, tied.is_some())
         }

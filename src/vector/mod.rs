@@ -35,8 +35,8 @@ pub use fold::{Fold, FoldedTensor, Folding, fold_key, require_one_fold};
 pub use inputs::{Inputs, Role, Vector, find_or_tied};
 pub use moments::{Moments, Weights};
 pub use moved::{is_zero, moved_rows};
-pub use names::{FOLD_KEYS, MOVED_ROWS, has_row_per_token, is_by_token, part_of, whole_name};
-pub(crate) use names::{OUTPUT, TOKEN_EMBEDDINGS};
+pub use names::{FOLD_KEYS, has_row_per_token, is_by_token, part_of};
+pub(crate) use names::{OUTPUT, TOKEN_EMBEDDINGS, row_per_token_name};
 pub use pairing::{Kept, Pair, pair};
 pub use piece::middle;
 pub(crate) use piece::{PIECE_WEIGHTS, Piece, Pieces, Spread, share_out};
@@ -45,9 +45,7 @@ pub use source::{
     TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, read_row,
 };
 pub use space::{Coordinates, Space};
-pub use stored::{
-    BASE_ROWS, BASE_TOKENS, LOGARITHMS, PATCH_TENSORS, SPECIAL_ROWS, SPECIAL_TOKENS, require_space, token_list,
-};
+pub use stored::{StoredRows, StoredVector, require_space};
 pub use sum::{Sum, resize};
 pub use term::{Operand, SourceId, TensorRef, Term, operands};
 pub use token_rows::{TokenRows, is_readable_row, median_of_rows};

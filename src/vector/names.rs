@@ -20,6 +20,14 @@ pub fn has_row_per_token(name: &str) -> bool {
     BY_TOKEN.contains(&name) || BY_TOKEN_OF_LAYERS.iter().any(|end| name.ends_with(end))
 }
 
+/// The name of the tensor with a row for each token that this name is, or that it begins with.
+pub(crate) fn row_per_token_name(name: &str) -> Option<&str> {
+    let of_model = BY_TOKEN.iter().filter(|whole| name.starts_with(**whole)).map(|whole| whole.len());
+    let of_layer = BY_TOKEN_OF_LAYERS.iter().filter_map(|end| Some(name.find(end)? + end.len()));
+    let (whole, rest) = name.split_at(of_model.chain(of_layer).next()?);
+    (rest.is_empty() || rest.starts_with('.')).then_some(whole)
+}
+
 /// Whether the rows of a tensor belong to the tokens of its file, one to each.
 ///
 /// # Panics
@@ -33,7 +41,6 @@ pub fn is_by_token(model: &Model, id: TensorId) -> bool {
 /// The part of a model that a tensor belongs to, for tables: the last word of its name, norms and
 /// biases together.
 pub fn part_of(name: &str) -> &str {
-    let name = whole_name(name);
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     match stem.rsplit('.').next().unwrap_or(stem) {
         _ if name.ends_with(".bias") => "biases",
@@ -42,20 +49,22 @@ pub fn part_of(name: &str) -> &str {
     }
 }
 
-/// Behind the name of a tensor of a patch: its rows of some tokens, where few moved.
-pub const MOVED_ROWS: &str = ".rows";
-
-/// The name of the tensor that a patch has all or [some rows](MOVED_ROWS) of.
-pub fn whole_name(name: &str) -> &str {
-    name.strip_suffix(MOVED_ROWS).unwrap_or(name)
-}
-
 /// What the name of every key of a fold begins with.
 pub const FOLD_KEYS: &str = "prism.hadamard.";
 
 #[cfg(test)]
 mod tests {
-    use super::part_of;
+    use super::{part_of, row_per_token_name};
+
+    #[test]
+    fn rows_of_tokens_are_those_of_the_tensor_that_a_name_begins_with() {
+        for whole in ["token_embd.weight", "output.weight", "blk.3.nextn.embed_tokens.weight"] {
+            assert_eq!(row_per_token_name(whole), Some(whole));
+            assert_eq!(row_per_token_name(&format!("{whole}.some")), Some(whole));
+        }
+        assert_eq!(row_per_token_name("output.weights"), None);
+        assert_eq!(row_per_token_name("blk.3.attn_q.weight"), None);
+    }
 
     #[test]
     fn parts_are_the_last_word_of_a_name() {

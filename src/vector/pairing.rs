@@ -3,12 +3,12 @@
 use super::combine::Combination;
 use super::error::Error;
 use super::fold::Foldings;
-use super::inputs::{Inputs, Role, Vector, find};
+use super::inputs::{Inputs, Vector, find};
 use super::names::{OUTPUT, TOKEN_EMBEDDINGS, has_row_per_token, is_by_token};
-use super::stored::{BASE_ROWS, SPECIAL_ROWS, is_zero_in, require_space};
+use super::stored::require_space;
 use super::term::{SourceId, TensorRef, Term, operands};
 use crate::ggml::GgmlType;
-use crate::gguf::{Model, TensorId, TensorInfo};
+use crate::gguf::TensorInfo;
 
 /// Why a tensor takes no part in the arithmetic.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
@@ -81,7 +81,7 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
             model: inputs.model().map(|_| own),
             terms: Vec::new(),
             combination: Combination::default(),
-            kept: kept_by_nature(inputs.source(own.source), own.tensor),
+            kept: kept_by_nature(inputs, own),
             tied: false,
             except: Vec::new(),
         };
@@ -93,7 +93,7 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
                 add_vector(inputs, name, own, (number, vector), &mut pair)?;
             }
             if pair.terms.is_empty() {
-                let is_zero = |vector: &Vector| is_zero_in(inputs.source(vector.plus), name);
+                let is_zero = |vector: &Vector| inputs.is_zero(vector.plus, name);
                 pair.kept = Some(match inputs.vectors() {
                     [] => Kept::NoVector,
                     vectors if vectors.iter().any(is_zero) => Kept::Zero,
@@ -119,8 +119,8 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
 /// differences in a patch that are of other numbers than those that are added.
 fn check_coordinates(inputs: &Inputs, pairs: &[Pair]) -> Result<(), Error> {
     for (pair, term) in pairs.iter().flat_map(|pair| pair.terms.iter().map(move |term| (pair, term))) {
-        if inputs.role(term.plus.source) == Role::Patch {
-            require_space(inputs.source(term.plus.source), &pair.name)?;
+        if let Some(stored) = inputs.stored(term.plus.source) {
+            require_space(stored.model().path(), &pair.name, stored.space(&pair.name))?;
         }
     }
     let Some(foldings) = Foldings::read(inputs)? else { return Ok(()) };
@@ -134,14 +134,14 @@ fn check_coordinates(inputs: &Inputs, pairs: &[Pair]) -> Result<(), Error> {
     Ok(())
 }
 
-fn kept_by_nature(model: &Model, id: TensorId) -> Option<Kept> {
-    let info = model.tensor(id);
+fn kept_by_nature(inputs: &Inputs, at: TensorRef) -> Option<Kept> {
+    let model = inputs.source(at.source);
+    let info = model.tensor(at.tensor);
     let stem = info.name().strip_suffix(".weight").unwrap_or(info.name());
     match stem.rsplit('.').next() {
         Some("rope_freqs" | "rope_factors_long" | "rope_factors_short") => Some(Kept::NotAWeight),
-        // What a patch has of its base and chat, beside the vector.
-        _ if [SPECIAL_ROWS, BASE_ROWS].iter().any(|end| info.name().ends_with(end)) => Some(Kept::NotAWeight),
-        _ if model.is_scale(id) => Some(Kept::NotAWeight),
+        _ if inputs.stored(at.source).is_some_and(|stored| stored.is_beside(info.name())) => Some(Kept::NotAWeight),
+        _ if model.is_scale(at.tensor) => Some(Kept::NotAWeight),
         _ if !info.ty().is_weight_type() => Some(Kept::NoArithmetic),
         _ => None,
     }
@@ -206,20 +206,25 @@ fn fits(inputs: &Inputs, own: TensorRef, other: TensorRef) -> bool {
 /// plan reports.
 fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
     let (plus, own) = (inputs.source(vector.plus), inputs.source(inputs.template()));
-    let names = |model: &Model| -> Vec<String> {
-        let has_no_place = |(id, t): &(TensorId, &TensorInfo)| {
-            kept_by_nature(model, *id).is_none() && t.name() != OUTPUT && own.find(t.name()).is_none()
+    let names = |source: SourceId| -> Vec<String> {
+        let has_no_place = |(tensor, t): &(usize, &TensorInfo)| {
+            let is_weight = kept_by_nature(inputs, TensorRef { source, tensor: *tensor }).is_none();
+            is_weight && t.name() != OUTPUT && own.find(t.name()).is_none()
         };
-        model.tensors().enumerate().filter(has_no_place).map(|(_, t)| t.name().to_owned()).collect()
+        let tensors = inputs.source(source).tensors().enumerate();
+        tensors.filter(has_no_place).map(|(_, t)| t.name().to_owned()).collect()
     };
-    let tensors = names(plus);
+    let tensors = names(vector.plus);
     if !tensors.is_empty() {
         return Err(Error::NoPlace { tensors, vector: plus.path().to_owned(), model: own.path().to_owned() });
     }
-    let Some(minus) = vector.minus.map(|id| inputs.source(id)) else { return Ok(()) };
+    let Some(minus) = vector.minus else { return Ok(()) };
     match names(minus).into_iter().next() {
         None => Ok(()),
-        Some(tensor) => Err(Error::OneSided { tensor, has: minus.path().to_owned(), lacks: plus.path().to_owned() }),
+        Some(tensor) => {
+            let (has, lacks) = (inputs.source(minus).path().to_owned(), plus.path().to_owned());
+            Err(Error::OneSided { tensor, has, lacks })
+        }
     }
 }
 

@@ -24,7 +24,6 @@
 use std::path::{Path, PathBuf};
 
 use super::error::Error;
-use super::names::whole_name;
 use super::source::TensorSource;
 use super::sum::{Sum, resize};
 
@@ -39,9 +38,9 @@ pub enum Space {
 }
 
 impl Space {
-    /// That of the tensor with this name, of any architecture.
+    /// The space of the tensor with this name, in any architecture.
     pub fn of(name: &str) -> Self {
-        match whole_name(name).trim_end_matches(".weight").rsplit('.').next() {
+        match name.trim_end_matches(".weight").rsplit('.').next() {
             Some("ssm_a") => Space::Logarithm,
             _ => Space::AsStored,
         }

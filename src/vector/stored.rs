@@ -1,63 +1,68 @@
-//! What a patch says of the vector that it holds.
+//! A file that holds a vector by itself, and what the algebra asks of it.
+
+use std::fmt::Debug;
+use std::path::Path;
 
 use super::error::Error;
 use super::space::Space;
-use crate::gguf::{Metadata, Model};
+use crate::gguf::{Model, TensorId};
 
-/// Behind the name of a tensor of a patch: its rows in the chat model, of the tokens that
-/// [`SPECIAL_TOKENS`] lists.
-pub const SPECIAL_ROWS: &str = ".special_rows";
+/// A file that holds a vector by itself, where other vectors are differences of two models.
+///
+/// The algebra asks by names of the model's tensors. How the file says what it holds is known to
+/// whoever opened it.
+pub trait StoredVector: Debug + Send + Sync {
+    /// The file as a model: the tensors of the vector, and those that lie beside it.
+    fn model(&self) -> &Model;
 
-/// Behind the name of a tensor of a patch: its rows in the base, of the tokens that [`BASE_TOKENS`]
-/// lists.
-pub const BASE_ROWS: &str = ".base_rows";
+    /// Whether the vector has a tensor of this name. The file may leave it out where it is zero.
+    fn lists(&self, name: &str) -> bool;
 
-/// Key of a patch: ids of the chat's special tokens, in ascending order.
-pub const SPECIAL_TOKENS: &str = "chatvec.patch.special_tokens";
+    /// The space in which the tensor of this name is a difference.
+    fn space(&self, name: &str) -> Space;
 
-/// Key of a patch: ids of the special tokens that the base has, and of some ordinary ones, in
-/// ascending order.
-pub const BASE_TOKENS: &str = "chatvec.patch.base_tokens";
+    /// Whether the file's tensor of this name lies beside the vector, and is no part of it.
+    fn is_beside(&self, name: &str) -> bool;
 
-/// Key of a patch: the names of all tensors of the vector, also of those that are zero and left
-/// out.
-pub const PATCH_TENSORS: &str = "chatvec.patch.tensors";
+    /// Rows of the chat model's tensor of this name: those of its special tokens.
+    fn chat_rows(&self, name: &str) -> Option<StoredRows>;
 
-/// Key of a patch: the tensors whose τ is ln(chat / base). Files of version 1 have none.
-pub const LOGARITHMS: &str = "chatvec.patch.logarithms";
+    /// Rows of the base's tensor of this name: those of special tokens and of some ordinary ones.
+    fn base_rows(&self, name: &str) -> Option<StoredRows>;
 
-/// Whether a patch has this tensor of the vector, and it is zero.
-pub(crate) fn is_zero_in(patch: &Model, name: &str) -> bool {
-    patch.find(name).is_none() && is_listed(patch, name)
+    /// The ids of the chat's special tokens, in ascending order.
+    fn special_tokens(&self) -> Vec<u32>;
+
+    /// Whether the vector has a tensor of this name, which is zero and left out.
+    fn is_zero(&self, name: &str) -> bool {
+        self.model().find(name).is_none() && self.lists(name)
+    }
 }
 
-/// Whether a patch has this tensor of the vector, be it zero.
-pub(crate) fn is_listed(patch: &Model, name: &str) -> bool {
-    let names = patch.metadata().get_strings(PATCH_TENSORS);
-    names.is_some_and(|names| names.iter().any(|other| other == name))
+/// Rows of some tokens that lie beside a vector.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoredRows {
+    /// The file's tensor that has them, one after the other.
+    pub tensor: TensorId,
+    /// The ids of their tokens, in ascending order.
+    pub tokens: Vec<u32>,
 }
 
-/// Ids of tokens, if these are some, in ascending order.
-pub fn token_list(metadata: &Metadata, key: &str) -> Option<Vec<u32>> {
-    let array = metadata.get(key)?.as_array()?;
-    let tokens: Vec<u32> = array.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect::<Option<_>>()?;
-    tokens.is_sorted_by(|a, b| a < b).then_some(tokens)
-}
-
-/// Refuses a tensor of a patch whose differences are of other numbers than those that are added.
-/// What an earlier version made of base and chat cannot be told from c − b alone.
+/// Refuses a tensor whose stored difference is in another space than the one in which the tensor is
+/// added. `c − b` alone does not tell the ratio of `c` and `b`.
 ///
 /// # Errors
 /// [`Error::PatchSpace`].
-pub fn require_space(patch: &Model, tensor: &str) -> Result<(), Error> {
-    let words = |is_logarithm| if is_logarithm { "ln(chat / base)" } else { "chat - base" };
-    let listed = patch.metadata().get_strings(LOGARITHMS);
-    let found = listed.is_some_and(|names| names.iter().any(|name| name == tensor));
-    let expected = Space::of(tensor) == Space::Logarithm;
+pub fn require_space(path: &Path, tensor: &str, found: Space) -> Result<(), Error> {
+    let words = |space| match space {
+        Space::Logarithm => "ln(chat / base)",
+        Space::AsStored => "chat - base",
+    };
+    let expected = Space::of(tensor);
     match expected == found {
         true => Ok(()),
         false => Err(Error::PatchSpace {
-            path: patch.path().to_owned(),
+            path: path.to_owned(),
             tensor: tensor.to_owned(),
             expected: words(expected),
             found: words(found),

@@ -1,10 +1,10 @@
 //! Rows of some tokens: which tensor of which file has them.
 
 use super::error::Error;
-use super::inputs::{Inputs, Role, find_or_tied};
+use super::inputs::{Inputs, find_or_tied};
 use super::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use super::source::read_row;
-use super::stored::{BASE_ROWS, BASE_TOKENS, SPECIAL_ROWS, SPECIAL_TOKENS, is_listed, token_list};
+use super::stored::StoredRows;
 use super::term::{SourceId, TensorRef};
 use crate::gguf::TensorInfo;
 use crate::quants;
@@ -14,49 +14,40 @@ use crate::quants;
 pub struct TokenRows {
     /// The tensor that has them.
     pub at: TensorRef,
-    /// Whose they are, in ascending order; none for a row of each token.
+    /// The tokens whose rows they are, in ascending order. None for a row of each token.
     pub(crate) tokens: Option<Vec<u32>>,
 }
 
 impl TokenRows {
-    /// The rows of a tensor in the chat model of a source, by that model's ids. A patch has those
-    /// of special tokens.
+    /// The rows of a tensor in the chat model of a source, by the ids of that model. A stored
+    /// vector has those of special tokens.
     pub fn of_chat(inputs: &Inputs, source: SourceId, name: &str) -> Option<Self> {
-        // Without an output of its own the vector is of a chat model with tied embeddings.
-        let is_tied = name == OUTPUT && !is_listed(inputs.source(source), name);
-        let stored = if is_tied { TOKEN_EMBEDDINGS } else { name };
-        Self::listed(inputs, source, stored, SPECIAL_ROWS, SPECIAL_TOKENS)
-            .or_else(|| Some(TokenRows { at: find_or_tied(inputs, source, name)?, tokens: None }))
-            .filter(|rows| rows.tokens.is_some() || inputs.role(source) != Role::Patch)
+        let Some(stored) = inputs.stored(source) else {
+            return Some(TokenRows { at: find_or_tied(inputs, source, name)?, tokens: None });
+        };
+        // The embeddings of the chat model are tied if the vector has no output of its own.
+        let is_tied = name == OUTPUT && !stored.lists(name);
+        Some(Self::stored(source, stored.chat_rows(if is_tied { TOKEN_EMBEDDINGS } else { name })?))
     }
 
-    /// The rows of a tensor in the base of the vector that ends in a source, by that base's ids.
-    /// Where its embeddings are tied, those of `token_embd` are what its output is. A patch has
-    /// some.
+    /// The rows of a tensor in the base of the vector that ends in a source, by the ids of that
+    /// base. Where its embeddings are tied, the rows of `token_embd` are those of its output. A
+    /// stored vector has some.
     pub(crate) fn of_base(inputs: &Inputs, plus: SourceId, name: &str) -> Option<Self> {
         let vector = inputs.vectors().iter().find(|vector| vector.plus == plus)?;
         if let Some(base) = vector.minus {
             return Some(TokenRows { at: find_or_tied(inputs, base, name)?, tokens: None });
         }
-        let patch = inputs.source(plus);
-        let listed = |name| Self::listed(inputs, plus, name, BASE_ROWS, BASE_TOKENS);
+        let stored = inputs.stored(plus)?;
         // The base is tied if the vector has no output of its own, or if chat alone brought rows of
         // one.
-        let has_chat_rows = || patch.find(&format!("{OUTPUT}{SPECIAL_ROWS}")).is_some();
-        let is_tied = name == OUTPUT && (!is_listed(patch, OUTPUT) || has_chat_rows());
-        listed(name).or_else(|| listed(TOKEN_EMBEDDINGS).filter(|_| is_tied))
+        let is_tied = name == OUTPUT && (!stored.lists(OUTPUT) || stored.chat_rows(OUTPUT).is_some());
+        let rows = stored.base_rows(name).or_else(|| stored.base_rows(TOKEN_EMBEDDINGS).filter(|_| is_tied));
+        Some(Self::stored(plus, rows?))
     }
 
-    /// The rows that a patch has of some tokens.
-    fn listed(inputs: &Inputs, source: SourceId, name: &str, end: &str, key: &str) -> Option<Self> {
-        if inputs.role(source) != Role::Patch {
-            return None;
-        }
-        let model = inputs.source(source);
-        let tensor = model.find(&format!("{name}{end}"))?;
-        let tokens = token_list(model.metadata(), key)?;
-        let fits = tokens.len() as u64 == model.tensor(tensor).n_rows();
-        fits.then_some(TokenRows { at: TensorRef { source, tensor }, tokens: Some(tokens) })
+    fn stored(source: SourceId, rows: StoredRows) -> Self {
+        TokenRows { at: TensorRef { source, tensor: rows.tensor }, tokens: Some(rows.tokens) }
     }
 
     /// The row of a token.
@@ -100,7 +91,7 @@ const ORDINARY: u64 = 1024;
 /// spread.
 ///
 /// # Errors
-/// Those of `of`.
+/// Whatever `of` says.
 pub fn median_of_rows(n_rows: u64, of: impl FnMut(u64) -> Result<Option<f64>, Error>) -> Result<Option<f64>, Error> {
     median((0..n_rows).step_by((n_rows / ORDINARY).max(1) as usize), of)
 }

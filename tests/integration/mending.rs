@@ -9,7 +9,7 @@ use chatvec::patch;
 use chatvec::pipeline::{self, Budget, Mended, Observer};
 use chatvec::plan::{self, LossPolicy, MergePlan, OnLoss, OutputType, Recipe, SpecialTokens};
 use chatvec::survey::{self, SampleSettings};
-use chatvec::vector::{self, Inputs, Pair, Role, Vector};
+use chatvec::vector::{self, Inputs, Pair, Vector};
 
 use crate::support::{Draft, Val};
 use crate::trio::{
@@ -183,7 +183,7 @@ fn a_patch_is_applied_in_the_same_way() {
     chatvec(["extract", "--base", &base, "--chat", &chat, "-o", &to, "-e", "f16"].map(String::from)).says(0, &[]);
     for on_loss in [OnLoss::Dither, OnLoss::Promote] {
         let mut inputs = Inputs::new(open(&paths.cp));
-        let plus = inputs.add_source(Role::Patch, patch::open(&file, &Limits::default()).unwrap());
+        let plus = inputs.add_patch(patch::open(&file, &Limits::default()).unwrap());
         inputs.add_vector(Vector { ratio: 1.0, plus, minus: None });
         plan::check(&inputs).unwrap();
         let out = folder.path().join("out.gguf");

@@ -1,14 +1,12 @@
-//! Hashes of a file in its own header, by which damage is found: BLAKE3 of the bytes of each
-//! tensor, and of the header with zeros for its own hash.
+//! Hashes of a file in its own header, by which damage is found.
+//!
+//! There is one of the bytes of each tensor, and one of the header, taken with zeros in its place.
+//! All are BLAKE3.
 
-use super::{Budget, Error};
+use super::format::{HASHES, HEADER_HASH};
 use crate::gguf::{self, Array, Header, Metadata, Model, TensorId, Value, Writer};
+use crate::pipeline::{Budget, Error};
 use crate::pool;
-
-/// Key: hashes of the tensors in hexadecimal digits, in their order in the file.
-pub const TENSORS: &str = "chatvec.blake3";
-/// Key: the hash of the header.
-pub const HEADER: &str = "chatvec.header_blake3";
 
 /// Stands among the names of damaged tensors for bytes that belong to none.
 const BEHIND: &str = "what is behind the last tensor";
@@ -16,22 +14,22 @@ const BEHIND: &str = "what is behind the last tensor";
 /// Digits of a hash.
 const N_DIGITS: usize = 64;
 
-/// Bytes that are read at a time, and those of a thread.
+/// Bytes that a thread reads at a time, which are all that it takes.
 const PIECE: usize = 1 << 20;
 
-/// Gives `metadata` the places for the hashes of as many tensors; they are filled by
-/// [`super::describe`].
+/// Takes places in `metadata` for the hashes of so many tensors. [`super::write_unnamed`] fills
+/// them.
 pub fn reserve(metadata: &mut Metadata, n_tensors: usize) {
     let none = "0".repeat(N_DIGITS);
-    metadata.set(HEADER, none.as_str());
-    metadata.set(TENSORS, Value::Array(Array::Strings(std::iter::repeat_n(&none, n_tensors).collect())));
+    metadata.set(HEADER_HASH, none.as_str());
+    metadata.set(HASHES, Value::Array(Array::Strings(std::iter::repeat_n(&none, n_tensors).collect())));
 }
 
-/// Fills in the hashes of what was written; nothing else of the header may change afterwards.
+/// Fills in the hashes of what was written. Nothing else of the header may change afterwards.
 ///
 /// # Errors
-/// [`gguf::Error::Io`], and [`gguf::Error::Layout`] for an output of several files, whose headers
-/// no one of them has; [`Error::Threads`].
+/// [`gguf::Error::Io`]; [`gguf::Error::Layout`] for an output of several files, none of which has
+/// the whole header; [`Error::Threads`].
 pub(super) fn seal(writer: &Writer, mut metadata: Metadata, budget: &Budget) -> Result<Metadata, Error> {
     if writer.n_files() > 1 {
         let (check, place) = (gguf::Check::Split, "a file with hashes of itself".to_owned());
@@ -41,21 +39,21 @@ pub(super) fn seal(writer: &Writer, mut metadata: Metadata, budget: &Budget) -> 
     let tensors = writer.header().tensors();
     let of = |id: usize| Ok::<_, Error>(hash(tensors[id].size(), |at, piece| writer.read(id, at, piece))?);
     let hashes = pool::try_map_on(n_threads(budget), (0..tensors.len()).collect(), of)?;
-    metadata.set(TENSORS, Value::Array(Array::Strings(hashes.iter().collect())));
+    metadata.set(HASHES, Value::Array(Array::Strings(hashes.iter().collect())));
     let digest = header_hash(writer.header(), &metadata);
-    metadata.set(HEADER, digest.as_str());
+    metadata.set(HEADER_HASH, digest.as_str());
     Ok(metadata)
 }
 
 /// Threads that hash at once within a budget.
-pub(crate) fn n_threads(budget: &Budget) -> usize {
+pub(super) fn n_threads(budget: &Budget) -> usize {
     budget.threads.clamp(1, usize::try_from(budget.memory / PIECE as u64).unwrap_or(usize::MAX).max(1))
 }
 
 /// The hash of a header with this metadata.
 fn header_hash(header: &Header, metadata: &Metadata) -> String {
     let mut metadata = metadata.clone();
-    metadata.set(HEADER, "0".repeat(N_DIGITS).as_str());
+    metadata.set(HEADER_HASH, "0".repeat(N_DIGITS).as_str());
     let bytes = header.encode_with(&metadata);
     blake3::hash(&bytes).to_hex().to_string()
 }
@@ -84,7 +82,7 @@ fn hash(size: u64, mut read: impl FnMut(u64, &mut [u8]) -> Result<(), gguf::Erro
 /// What a file's own hashes say of it.
 #[derive(Clone, PartialEq, Eq, Default, Debug, serde::Serialize)]
 pub struct Checked {
-    /// Whether it has hashes; without, nothing was looked at.
+    /// Whether the file has hashes. Without them nothing was looked at.
     pub has_hashes: bool,
     /// Whether the header is as it was written.
     pub is_header_whole: bool,
@@ -93,7 +91,7 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// What is wrong with the file, in words; none if it is what was written.
+    /// What is wrong with the file, in words. None if it is what was written.
     pub fn damage(&self) -> Option<String> {
         match (self.has_hashes, self.is_header_whole, self.damaged.as_slice()) {
             (true, true, []) => None,
@@ -112,7 +110,7 @@ impl Checked {
 /// [`gguf::Error::Io`].
 pub fn check(model: &Model) -> Result<Checked, gguf::Error> {
     let metadata = model.metadata();
-    let (Some(tensors), Some(header)) = (metadata.get_strings(TENSORS), metadata.get_str(HEADER)) else {
+    let (Some(tensors), Some(header)) = (metadata.get_strings(HASHES), metadata.get_str(HEADER_HASH)) else {
         return Ok(Checked::default());
     };
     let is_header_whole = match model.files() {
