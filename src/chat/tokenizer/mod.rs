@@ -5,23 +5,23 @@
 //! WordPiece, unigram and RWKV vocabularies belong to models without a chat and are refused by
 //! name.
 
-pub(super) mod vocab;
-
 mod bpe;
+mod end;
 mod merge;
 mod pre;
 mod special;
 mod spm;
+mod vocab;
 
 use std::borrow::Cow;
 use std::fmt;
 
 use bstr::{BStr, ByteSlice};
 
-use crate::chat::end::{Defaults, Named};
 use crate::chat::error::{Error, shown};
 use crate::gguf::Metadata;
 use bpe::Bpe;
+use end::{Defaults, Named};
 use pre::Pre;
 use special::{Part, Specials};
 use vocab::{Vocab, flag, text};

@@ -5,9 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use super::error::{Error, typed};
-use super::tokenizer::TokenKind;
-use super::tokenizer::vocab::Vocab;
+use super::vocab::{TokenKind, Vocab};
+use crate::chat::error::{Error, typed};
 use crate::gguf::{Metadata, Value, ValueType};
 
 /// The tokens that a file names, or that llama.cpp knows by their texts.
