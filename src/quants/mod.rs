@@ -34,6 +34,7 @@
 //! | `rounding` | from floats to codes |
 //! | `grid`, `feedback` | codes chosen anew on the grid that blocks have, with errors passed on along the row |
 //! | `gain` | blocks of few values that hold as much of a vector as there is |
+//! | `dot`, `operands` | dot products of a stored row with activations |
 //! | `simd`, `batch` | vector instructions, also for loops of other modules, and rows cut into what they take |
 
 mod batch;
@@ -52,6 +53,7 @@ mod iq4;
 mod lattice;
 mod legacy;
 mod legacy_importance;
+mod operands;
 mod planes;
 mod q2_k;
 mod q3_k;
@@ -66,11 +68,12 @@ mod super_block;
 mod ternary;
 mod weighting;
 
-pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
+pub use dot::{dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
 pub use feedback::{Feedback, Gram};
 pub use gain::{has_few_values, quantize_to_unit_gain};
 pub use grid::{Dither, Place, has_grid, round_to_grid};
+pub use operands::Block8;
 #[cfg(test)]
 pub(crate) use simd::vectorized_at;
 pub use simd::{Level, UnknownLevel, limit_level};

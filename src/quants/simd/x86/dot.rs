@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::quants::dot::{Block, Block8, Half, scale_and_minimum};
+use crate::quants::operands::{Block, Block8, Half, scale_and_minimum};
 
 /// Whether the processor has what the functions of this module use.
 pub(in crate::quants::simd) fn is_available() -> bool {
