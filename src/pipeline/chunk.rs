@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::feedbacks::Feedbacks;
+use super::segment::rows_of;
 use super::{Error, TensorSink};
 use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
@@ -12,10 +13,6 @@ use crate::vector::{
     self, Coordinates, Inputs, Kept, Moments, Operand, Rounding, Rows as SourceRows, Selection, Sum, TensorRef,
     TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
-
-/// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold:
-/// 16 of them a million.
-pub(super) const SEGMENT_WEIGHTS: u64 = 1 << 16;
 
 /// Whole rows of one tensor, beginning at a whole segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -185,7 +182,7 @@ pub(super) fn sum_of_rows(
     selections: &[Selection],
     rows: Range<u64>,
 ) -> Result<Sum, Error> {
-    let (row_len, _) = super::rows_of(plan);
+    let (row_len, _) = rows_of(plan);
     let n_rows = rows.end - rows.start;
     let (first_segment, segment_rows, row_size) = (0, n_rows, 0);
     let chunk = Chunk { tensor: 0, first_row: rows.start, n_rows, first_segment, segment_rows, row_len, row_size };

@@ -25,9 +25,11 @@
 mod budget;
 mod chunk;
 mod feedbacks;
+mod layout;
 mod mend;
 mod prepare;
 pub mod seal;
+mod segment;
 mod sums;
 mod tally;
 
@@ -42,12 +44,12 @@ pub use sums::Sums;
 
 use crate::ggml::GgmlType;
 use crate::gguf;
-use crate::plan::{self, MergePlan, TensorPlan};
+use crate::plan::{self, MergePlan};
 use crate::pool::{self, NoThreads};
 use crate::vector::{self, Inputs, Moments, Selection};
-use budget::Layout;
 use chunk::{Chunk, Worker};
 use feedbacks::Feedbacks;
+use layout::Layout;
 use tally::Tally;
 
 /// Where the blocks of the output go, from any thread in any order, each byte once.
@@ -370,10 +372,4 @@ pub fn describe(
 /// A panic in another worker ends the run by itself; what it left under the lock is whole.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// Weights in a row of a planned tensor, and rows.
-fn rows_of(tensor: &TensorPlan) -> (u64, u64) {
-    let row_len = tensor.ne.first().copied().unwrap_or(1);
-    (row_len, if row_len == 0 { 0 } else { tensor.ne[1.min(tensor.ne.len())..].iter().product() })
 }

@@ -9,8 +9,9 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::budget::{Budget, segment_rows};
-use super::{Error, Observer, lock, rows_of};
+use super::budget::Budget;
+use super::segment::{rows_of, segment_rows};
+use super::{Error, Observer, lock};
 use crate::plan::{MergePlan, TensorPlan};
 use crate::pool;
 use crate::vector::{

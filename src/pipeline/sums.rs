@@ -1,6 +1,7 @@
 //! The sums of a plan, row by row, for those who look at them without writing them.
 
-use super::{Budget, Error, Observer, chunk, prepare, rows_of};
+use super::segment::rows_of;
+use super::{Budget, Error, Observer, chunk, prepare};
 use crate::plan::MergePlan;
 use crate::vector::{Inputs, Selection, Sum};
 
