@@ -37,7 +37,7 @@
 //! Follow one merge through it: [`gguf::Model::open`] reads three headers, [`plan::check`] asks
 //! whether they are siblings, [`vector::pair`] finds what is added to each tensor,
 //! [`plan::MergePlan::merge`] decides, [`survey::survey`] looks at a sample of what that will give,
-//! and [`pipeline::write`] does it.
+//! and [`pipeline::write()`] does it.
 //!
 //! # Example
 //!

@@ -11,13 +11,12 @@
 
 use std::path::Path;
 
-use super::{Error, Measured, Nowhere, Observer, TensorSink, describe, run};
+use super::observer::Nowhere;
+use super::{Budget, Error, Measured, Observer, TensorSink, describe, run};
 use crate::gguf::{self, Metadata, WriteOptions, Writer};
 use crate::plan::{Change, LossPolicy, MergePlan, OutputType, TensorPlan};
 use crate::quants;
 use crate::vector::{Encoding, Inputs, Moments, Rounding};
-
-use super::Budget;
 
 /// An output as [`write_mending`] leaves it.
 #[derive(Debug)]

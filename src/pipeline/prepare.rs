@@ -10,8 +10,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::budget::Budget;
+use super::lock::lock;
 use super::segment::{rows_of, segment_rows};
-use super::{Error, Observer, lock};
+use super::{Error, Observer};
 use crate::plan::{MergePlan, TensorPlan};
 use crate::pool;
 use crate::vector::{

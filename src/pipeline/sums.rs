@@ -16,7 +16,7 @@ impl<'a> Sums<'a> {
     /// Reads what has to be known of whole vectors before, as where weights are selected.
     ///
     /// # Errors
-    /// As [`super::run`].
+    /// As [`super::run()`].
     pub fn new(
         plan: &'a MergePlan,
         inputs: &'a Inputs,
