@@ -1,4 +1,4 @@
-//! Why no plan could be made.
+//! Why no plan could be made: errors in groups, by what can be changed about them.
 
 use std::path::PathBuf;
 
@@ -9,12 +9,7 @@ use crate::{gguf, imatrix};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The output's header cannot be laid out.
-    #[error(transparent)]
-    Container(#[from] gguf::Error),
-    /// An importance matrix that is not this model's.
-    #[error(transparent)]
-    Importance(#[from] imatrix::Error),
+    // The files are not what they are given for, or not siblings: give others.
     /// Two files that must agree do not.
     #[error("{key} is {found} in {} but {expected} in {}; {hint}", found_in.display(), expected_in.display())]
     Mismatch {
@@ -54,6 +49,61 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A model that does not say how many layers it has, which the rules of a mixture need.
+    #[error("the key {key} is missing or no number: without it there is no choosing types; --pure needs none")]
+    NoNumber {
+        /// The metadata key.
+        key: String,
+    },
+    /// A token of the model that another file lacks, where all were to take part.
+    #[error(
+        "{} of the {of} tokens of {} are not in {}, among them {example:?}: not every row can take part; --embeddings shared \
+         leaves those out", n, model.display(), other.display()
+    )]
+    Unshared {
+        /// How many.
+        n: usize,
+        /// How many tokens the model has.
+        of: usize,
+        /// One of them.
+        example: String,
+        /// The model's file.
+        model: PathBuf,
+        /// The other file.
+        other: PathBuf,
+    },
+    /// Vocabularies that have little in common.
+    #[error(
+        "only {shared} of the {of} tokens of {} are in {}: the files are no siblings", model.display(), other.display()
+    )]
+    Vocabulary {
+        /// Tokens in both.
+        shared: usize,
+        /// Tokens of the smaller vocabulary.
+        of: usize,
+        /// The model's file.
+        model: PathBuf,
+        /// The other file.
+        other: PathBuf,
+    },
+    /// A tensor that takes part in the sum has a type that cannot be read.
+    #[error(
+        "{}: tensor {tensor} is {ty}, for which ggml has no decoder; get this model as F16, Q8_0 or a K-quant",
+        path.display()
+    )]
+    CannotDecode {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type there.
+        ty: GgmlType,
+    },
+    /// An importance matrix that is not this model's.
+    #[error(transparent)]
+    Importance(#[from] imatrix::Error),
+
+    // The types that were asked for cannot be had: choose others, or give what they take.
     /// A file type for which llama.cpp has no rules which tensor gets which type.
     #[error("llama.cpp has no mixture for the output type {name}; give --pure for this one type in every tensor")]
     NoRules {
@@ -78,12 +128,6 @@ pub enum Error {
         text: String,
         /// What is wrong with it.
         reason: String,
-    },
-    /// A model that does not say how many layers it has, which the rules of a mixture need.
-    #[error("the key {key} is missing or no number: without it there is no choosing types; --pure needs none")]
-    NoNumber {
-        /// The metadata key.
-        key: String,
     },
     /// A tensor of a mixture of experts that is in no layer.
     #[error(
@@ -143,50 +187,8 @@ pub enum Error {
         /// Its type in the output.
         ty: GgmlType,
     },
-    /// A tensor that takes part in the sum has a type that cannot be read.
-    #[error(
-        "{}: tensor {tensor} is {ty}, for which ggml has no decoder; get this model as F16, Q8_0 or a K-quant",
-        path.display()
-    )]
-    CannotDecode {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// Its type there.
-        ty: GgmlType,
-    },
-    /// A token of the model that another file lacks, where all were to take part.
-    #[error(
-        "{} of the {of} tokens of {} are not in {}, among them {example:?}: not every row can take part; --embeddings shared \
-         leaves those out", n, model.display(), other.display()
-    )]
-    Unshared {
-        /// How many.
-        n: usize,
-        /// How many tokens the model has.
-        of: usize,
-        /// One of them.
-        example: String,
-        /// The model's file.
-        model: PathBuf,
-        /// The other file.
-        other: PathBuf,
-    },
-    /// Vocabularies that have little in common.
-    #[error(
-        "only {shared} of the {of} tokens of {} are in {}: the files are no siblings", model.display(), other.display()
-    )]
-    Vocabulary {
-        /// Tokens in both.
-        shared: usize,
-        /// Tokens of the smaller vocabulary.
-        of: usize,
-        /// The model's file.
-        model: PathBuf,
-        /// The other file.
-        other: PathBuf,
-    },
+
+    // The tokens of a conversation: say which rows are taken, and which tokens are added.
     /// Tokens that a conversation needs and the model lacks.
     #[error(
         "{} lacks tokens that the chat of {} needs: {}; {}", model.display(), chat.display(), tokens.join(", "),
@@ -236,6 +238,8 @@ pub enum Error {
         /// The model's file.
         model: PathBuf,
     },
+
+    // The words for a vector and its ratios, on the command line or in a recipe: write them anew.
     /// A ratio that cannot be read.
     #[error("a ratio must be a number, found {text:?}; write PATCH@0.5")]
     RatioText {
@@ -272,6 +276,15 @@ pub enum Error {
         /// What was found.
         value: f64,
     },
+    /// A ratio that is no number, or too large or too small to be one in f32; also a product of
+    /// such, or a sum that is divided by.
+    #[error("a ratio must be a finite number that f32 can hold and that does not become 0 in it, found {ratio:e}")]
+    Ratio {
+        /// The ratio.
+        ratio: f64,
+    },
+
+    // The recipe, and what it asks of these models: change the recipe.
     /// A rule for tensors that there are not.
     #[error("no tensor's name has a match of {pattern:?}; the parts of this model are {known}")]
     NothingMatches {
@@ -332,13 +345,11 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A ratio that is no number, or too large or too small to be one in f32; also a product of
-    /// such, or a sum that is divided by.
-    #[error("a ratio must be a finite number that f32 can hold and that does not become 0 in it, found {ratio:e}")]
-    Ratio {
-        /// The ratio.
-        ratio: f64,
-    },
+
+    // The output itself: its header has no room for what was planned.
+    /// The output's header cannot be laid out.
+    #[error(transparent)]
+    Container(#[from] gguf::Error),
 }
 
 /// What to do with a file of this kind (gguf-py/gguf/constants.py, `GGUFType`, and this crate's
