@@ -9,7 +9,7 @@ use super::plan::{encoding, method_json, words};
 use super::{Lora, Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
 use crate::patch::{TensorSummary, bits_per_weight};
-use crate::pipeline::Written;
+use crate::pipeline::{TensorResult, Written};
 use crate::plan::{Change, MergePlan, TensorPlan, Verdict};
 use crate::survey::Finding;
 use crate::vector::{Moments, part_of, whole_name};
@@ -80,9 +80,41 @@ impl Run<'_> {
         })
     }
 
+    /// What was measured of each tensor, and how it is stored.
+    fn tensors(&self) -> Vec<Json> {
+        let (types, stored) = (self.types(), self.stored());
+        let tensor = |t: &TensorResult| {
+            let mut json = measured(&t.moments);
+            json["name"] = json!(t.name);
+            if let Some(stored) = stored.get(whole_name(&t.name)) {
+                json["stored"] = json!(stored.stored);
+                json["bytes"] = json!(stored.bytes);
+                json["bits_per_weight"] = json!(stored.bits_per_weight());
+                if stored.factors.is_some() {
+                    return json;
+                }
+            }
+            let tensor = types.get(t.name.as_str());
+            json["type"] = json!(tensor.map(|tensor| tensor.ty));
+            json["rounding"] = json!(tensor.map(|tensor| tensor.rounding));
+            json
+        };
+        self.written.measured.tensors.iter().map(tensor).collect()
+    }
+
     fn types(&self) -> HashMap<&str, &TensorPlan> {
         self.plan.tensors().iter().map(|t| (t.name.as_str(), t)).collect()
     }
+}
+
+fn measured(m: &Moments) -> Json {
+    json!({
+        "delta_ratio": m.delta_ratio(),
+        "drift_ratio": m.drift_ratio(),
+        "drift_cosine": m.drift_cosine(),
+        "survival": m.survival(),
+        "noise": m.noise(),
+    })
 }
 
 /// A part of the model, over all layers.
@@ -136,38 +168,7 @@ impl Report for Run<'_> {
     }
 
     fn json(&self) -> Json {
-        let measured = |m: &Moments| {
-            json!({
-                "delta_ratio": m.delta_ratio(),
-                "drift_ratio": m.drift_ratio(),
-                "drift_cosine": m.drift_cosine(),
-                "survival": m.survival(),
-                "noise": m.noise(),
-            })
-        };
-        let (types, stored) = (self.types(), self.stored());
-        let tensors: Vec<Json> = self
-            .written
-            .measured
-            .tensors
-            .iter()
-            .map(|t| {
-                let mut json = measured(&t.moments);
-                json["name"] = json!(t.name);
-                if let Some(stored) = stored.get(whole_name(&t.name)) {
-                    json["stored"] = json!(stored.stored);
-                    json["bytes"] = json!(stored.bytes);
-                    json["bits_per_weight"] = json!(stored.bits_per_weight());
-                    if stored.factors.is_some() {
-                        return json;
-                    }
-                }
-                let tensor = types.get(t.name.as_str());
-                json["type"] = json!(tensor.map(|tensor| tensor.ty));
-                json["rounding"] = json!(tensor.map(|tensor| tensor.rounding));
-                json
-            })
-            .collect();
+        let tensors = self.tensors();
         let parts: Vec<Json> = self
             .parts()
             .iter()
