@@ -408,12 +408,7 @@ impl Strip {
         }
         coordinates.enter_stored(sum, got);
         if let Some(i) = check_finite(sum.wanted()).or_else(|| check_finite(got)) {
-            let i = largest_of_block(sum.wanted(), i, plan.ty.block_len());
-            let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, coordinates.stored(sum, i));
-            return Err(match importance {
-                Some(_) if value.is_finite() => Error::Importance { tensor, index, value, ty: plan.ty },
-                _ => Error::Range { tensor, index, value, ty: plan.ty },
-            });
+            return Err(no_number(plan, (sum, coordinates), first_weight, i, importance.is_some()));
         }
 
         let mut moments = Moments::default();
@@ -433,6 +428,22 @@ fn neighbours(rows: &[(u32, u32)], row_size: u64) -> usize {
     let most = (TAKEN_BYTES / row_size.max(1)).max(1) as usize;
     let n = rows.windows(2).take(most).take_while(|pair| pair[0].1.checked_add(1) == Some(pair[1].1)).count() + 1;
     n.min(most).min(rows.len())
+}
+
+/// Why the block of the `i`-th weight of a strip came out as no number.
+fn no_number(
+    plan: &TensorPlan,
+    (sum, coordinates): (&Sum, &Coordinates),
+    first_weight: u64,
+    i: usize,
+    has_importance: bool,
+) -> Error {
+    let i = largest_of_block(sum.wanted(), i, plan.ty.block_len());
+    let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, coordinates.stored(sum, i));
+    match has_importance && value.is_finite() {
+        true => Error::Importance { tensor, index, value, ty: plan.ty },
+        false => Error::Range { tensor, index, value, ty: plan.ty },
+    }
 }
 
 /// The weight that spoils the block of the `i`-th: one that is no number, or the largest.
