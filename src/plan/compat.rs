@@ -156,6 +156,7 @@ impl Warning {
 }
 
 impl fmt::Display for Warning {
+    #[expect(clippy::too_many_lines, reason = "a list: one arm a warning")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Warning::Differs { key, own, model, other, role } if *own == Role::Model.name() => {

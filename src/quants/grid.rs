@@ -73,6 +73,7 @@ impl Values {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table: one arm a type")]
 fn layout(ty: GgmlType) -> Option<Layout> {
     use GgmlType::*;
     use Values::*;

@@ -153,6 +153,10 @@ pub(super) struct Found {
 /// The best scale and points for a sub-block. `span` is what the largest odd code is tried for, and
 /// `scale` what it is if all candidates fail.
 #[inline(always)]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one search: each step works on the arrays of those before it, which stay in registers"
+)]
 pub(super) fn search<S: Simd, const N: usize, const DIM: usize>(
     simd: S,
     neighbours: &Neighbours,

@@ -447,6 +447,7 @@ impl<S: Simd, const N: usize> Symmetric<S, N> {
 /// positive: the scales, or minimums, of sub-blocks (`make_qp_quants`). Codes of negative numbers
 /// are what is left of them in a byte.
 #[inline(always)]
+#[expect(clippy::too_many_lines, reason = "ggml's function, step by step in its order")]
 pub(super) fn positive_scale<S: Simd, const N: usize>(
     simd: S,
     x: &[S::F; N],

@@ -112,6 +112,7 @@ impl Finding {
 }
 
 impl fmt::Display for Finding {
+    #[expect(clippy::too_many_lines, reason = "a list: one arm a finding")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Finding::OfVector { vector, finding } => write!(f, "vector {vector}: {finding}"),
