@@ -159,13 +159,13 @@ impl ChatAudit {
         }
         let (ends, others): (Vec<u32>, Vec<u32>) = ids.others.iter().partition(|id| tokenizer.is_end(**id));
         self.n_other_control = others.len();
-        let embeddings = TokenRows::new(model, "token_embd.weight")?;
-        let outputs = TokenRows::new(model, "output.weight")?;
+        let embeddings = NormedRows::new(model, "token_embd.weight")?;
+        let outputs = NormedRows::new(model, "output.weight")?;
         let mut seen: HashMap<blake3::Hash, u32> = HashMap::new();
         self.n_not_shown = (ids.needed.len() + ends.len()).saturating_sub(MOST_TOKENS);
         let shown = ids.needed.iter().map(|id| (*id, true)).chain(ends.into_iter().map(|id| (id, false)));
         for (id, is_needed) in shown.take(MOST_TOKENS) {
-            let of = |rows: &Option<TokenRows<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
+            let of = |rows: &Option<NormedRows<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
             let (row, norm) = of(&embeddings)?.unzip();
             let output_norm = of(&outputs)?.map(|(_, norm)| norm);
             let twin = row.and_then(|row| seen.insert(digest(&row), id));
@@ -229,14 +229,14 @@ fn markers(prompt: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Rows of a tensor that has one for each token.
-struct TokenRows<'a> {
+struct NormedRows<'a> {
     model: &'a Model,
     id: usize,
     /// The median norm.
     usual: f64,
 }
 
-impl<'a> TokenRows<'a> {
+impl<'a> NormedRows<'a> {
     /// None if there is no such tensor, or none that can be read.
     fn new(model: &'a Model, name: &str) -> Result<Option<Self>, vector::Error> {
         let is_usable = |id: &usize| vector::is_readable_row(model.tensor(*id));
@@ -244,7 +244,7 @@ impl<'a> TokenRows<'a> {
         let mut rows = RowReader::new(model, id);
         let of_row = |row| Ok(Some(norm(&rows.read(row)?)));
         let usual = vector::median_of_rows(model.tensor(id).n_rows(), of_row)?;
-        Ok(Some(TokenRows { model, id, usual: usual.filter(|norm| *norm > 0.0).unwrap_or(1.0) }))
+        Ok(Some(NormedRows { model, id, usual: usual.filter(|norm| *norm > 0.0).unwrap_or(1.0) }))
     }
 
     /// A token's row, and its norm in units of what is usual.

@@ -134,7 +134,7 @@ struct Position {
 
 /// What is kept of a model's distributions, position after position.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct KeptDistributions {
     keep: Keep,
     n_vocab: usize,
     positions: Vec<Position>,
@@ -145,12 +145,12 @@ pub(super) struct Kept {
     keys: Vec<u64>,
 }
 
-impl Kept {
+impl KeptDistributions {
     /// Takes the memory for this many positions, so that it does not grow on the way to twice as
     /// much.
     pub(super) fn new(keep: Keep, n_vocab: usize, n_positions: usize) -> Self {
         let n_tokens = n_positions.saturating_mul(keep.stride(n_vocab));
-        Kept {
+        KeptDistributions {
             keep,
             n_vocab,
             positions: Vec::with_capacity(n_positions),
@@ -318,7 +318,7 @@ mod tests {
 
     fn known(p: &[f32], q: &[f32], keep: Keep) -> (Known, f64) {
         let (p, q) = (Distribution::new(p), Distribution::new(q));
-        let mut kept = Kept::new(keep, p.logits.len(), 1);
+        let mut kept = KeptDistributions::new(keep, p.logits.len(), 1);
         kept.push(&p);
         (kept.divergence(0, &q, &mut Vec::new()), p.divergence(&q))
     }
@@ -372,7 +372,7 @@ mod tests {
         #[test]
         fn the_top_are_the_most_probable(p in prop::collection::vec(-2i32..2, 1..50), n_top in 1usize..9) {
             let p: Vec<f32> = p.into_iter().map(|l| l as f32).collect();
-            let mut kept = Kept::new(Keep { n_top, n_draws: 0 }, p.len(), 1);
+            let mut kept = KeptDistributions::new(Keep { n_top, n_draws: 0 }, p.len(), 1);
             kept.push(&Distribution::new(&p));
             let mut order: Vec<usize> = (0..p.len()).collect();
             order.sort_by(|a, b| p[*b].total_cmp(&p[*a]).then(a.cmp(b)));
@@ -389,7 +389,7 @@ mod tests {
         let p: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin() * 2.0).collect();
         let q: Vec<f32> = (0..n).map(|i| (i as f32 * 1.3).cos() * 2.0).collect();
         let (p, q) = (Distribution::new(&p), Distribution::new(&q));
-        let mut kept = Kept::new(Keep { n_top: 8, n_draws: 16 }, n, 2000);
+        let mut kept = KeptDistributions::new(Keep { n_top: 8, n_draws: 16 }, n, 2000);
         (0..2000).for_each(|_| kept.push(&p));
         let found: Vec<Known> = (0..2000).map(|i| kept.divergence(i, &q, &mut Vec::new())).collect();
         let mean = |f: fn(&Known) -> f64| found.iter().map(f).sum::<f64>() / found.len() as f64;

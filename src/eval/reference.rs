@@ -3,7 +3,7 @@
 use super::compare::must_have_size;
 use super::comparison::{Comparison, Said};
 use super::error::{Error, Side};
-use super::kl::{Keep, Kept};
+use super::kl::{Keep, KeptDistributions};
 use super::scorer::{Scorer, score_chunk};
 use super::statistics::Estimate;
 use super::text::Text;
@@ -14,7 +14,7 @@ pub struct Reference {
     text: Text,
     n_vocab: usize,
     said: Said,
-    kept: Kept,
+    kept: KeptDistributions,
 }
 
 impl Reference {
@@ -37,7 +37,7 @@ impl Reference {
         let n_vocab = a.n_vocab();
         text.check_tokens(Side::A, n_vocab)?;
         let mut said = Said::default();
-        let mut kept = Kept::new(keep, n_vocab, text.n_scored());
+        let mut kept = KeptDistributions::new(keep, n_vocab, text.n_scored());
         for chunk in 0..text.n_chunks() {
             score_chunk(a, Side::A, &text, chunk, &mut |s| {
                 said.add(s);

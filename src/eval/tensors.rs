@@ -319,7 +319,7 @@ struct Job<'a> {
 
 /// A thread's buffers, used again for every piece of a tensor.
 #[derive(Default)]
-struct Buffers {
+struct PieceBuffers {
     raw: Vec<u8>,
     a: Vec<f32>,
     b: Vec<f32>,
@@ -338,8 +338,8 @@ impl<'a> Job<'a> {
     fn run(&self) -> Result<TensorDifference, Error> {
         let info = self.a.0.tensor(self.a.1);
         let n_pieces = info.n_weights().div_ceil(PIECE_WEIGHTS);
-        let piece = |buffers: &mut Buffers, piece| self.piece(piece, buffers);
-        let sums = pool::try_map_init((0..n_pieces).collect(), Buffers::default, piece)?;
+        let piece = |buffers: &mut PieceBuffers, piece| self.piece(piece, buffers);
+        let sums = pool::try_map_init((0..n_pieces).collect(), PieceBuffers::default, piece)?;
         let mut difference = Difference::default();
         sums.into_iter().for_each(|sum| difference += sum);
         Ok(TensorDifference {
@@ -352,10 +352,10 @@ impl<'a> Job<'a> {
         })
     }
 
-    fn piece(&self, piece: u64, buffers: &mut Buffers) -> Result<Difference, Error> {
+    fn piece(&self, piece: u64, buffers: &mut PieceBuffers) -> Result<Difference, Error> {
         let first = piece * PIECE_WEIGHTS;
         let n = PIECE_WEIGHTS.min(self.a.0.tensor(self.a.1).n_weights() - first);
-        let Buffers { raw, a, b, plus, minus, coordinates } = buffers;
+        let PieceBuffers { raw, a, b, plus, minus, coordinates } = buffers;
         coordinates.begin(Space::of(self.a.0.tensor(self.a.1).name()));
         let mut load = |at: At<'_>, out: &mut Vec<f32>| {
             let (source, id) = at;

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::computed::{Computed, ComputedTensors};
 use super::error::{Check, Error, Fault, place_of};
 use super::header::{ByteOrder, TensorInfo};
-use super::place::{Place, TensorId};
+use super::place::{TensorId, TensorPlace};
 use super::read::Limits;
 use super::scale::{Scales, is_scale};
 use super::split::{parse_shard_name, shard_path};
@@ -20,7 +20,7 @@ use super::{File, MAX_DIMS, Metadata};
 pub struct Model {
     files: Vec<File>,
     /// By [`TensorId`].
-    places: Vec<Place>,
+    places: Vec<TensorPlace>,
     by_name: HashMap<String, TensorId>,
     scales: Scales,
     computed: Option<Computed>,
@@ -40,7 +40,7 @@ impl Model {
             Some(n) => open_shards(first, n, limits)?,
         };
         let tensors = |(f, file): (usize, &File)| {
-            (0..file.header().tensors().len()).map(move |t| Place::Stored(f as u32, t as u32))
+            (0..file.header().tensors().len()).map(move |t| TensorPlace::Stored(f as u32, t as u32))
         };
         let places = files.iter().enumerate().flat_map(tensors).collect();
         let mut model = Model { files, places, by_name: HashMap::new(), scales: Scales::default(), computed: None };
@@ -60,7 +60,7 @@ impl Model {
                 return Err(split_fault(file, place_of("tensor", &name), "each tensor in one shard", "it in two"));
             }
         }
-        let is_stored = |id: TensorId| matches!(self.places[id], Place::Stored(..));
+        let is_stored = |id: TensorId| matches!(self.places[id], TensorPlace::Stored(..));
         let tensors = self.tensors().enumerate().map(|(id, info)| (id, info, is_stored(id)));
         self.scales = Scales::new(tensors, |name| self.find_info(name));
         Ok(())
@@ -78,11 +78,11 @@ impl Model {
         shapes: Vec<(String, [u64; MAX_DIMS])>,
         tensors: Box<dyn ComputedTensors>,
     ) -> Result<Model, Error> {
-        let stored: Vec<Place> =
+        let stored: Vec<TensorPlace> =
             (0..self.n_tensors()).filter(|id| !is_part(self.tensor(*id).name())).map(|id| self.places[id]).collect();
         let computed = Computed::new(self.path(), shapes, tensors)?;
         self.places = stored;
-        self.places.extend((0..computed.infos.len()).map(|index| Place::Computed(index as u32)));
+        self.places.extend((0..computed.infos.len()).map(|index| TensorPlace::Computed(index as u32)));
         self.computed = Some(computed);
         self.index()?;
         Ok(self)
@@ -129,8 +129,8 @@ impl Model {
     /// If `id` is not below [`Model::n_tensors`].
     pub fn tensor(&self, id: TensorId) -> &TensorInfo {
         match self.places[id] {
-            Place::Stored(file, index) => &self.files[file as usize].header().tensors()[index as usize],
-            Place::Computed(index) => {
+            TensorPlace::Stored(file, index) => &self.files[file as usize].header().tensors()[index as usize],
+            TensorPlace::Computed(index) => {
                 &self.computed.as_ref().expect("it has its place from there").infos[index as usize]
             }
         }
@@ -171,7 +171,7 @@ impl Model {
     /// If `id` is not below [`Model::n_tensors`].
     pub fn scratch_of(&self, id: TensorId) -> u64 {
         match (self.places[id], &self.computed) {
-            (Place::Computed(index), Some(computed)) => computed.scratch(index as usize),
+            (TensorPlace::Computed(index), Some(computed)) => computed.scratch(index as usize),
             _ => 0,
         }
     }
@@ -187,8 +187,8 @@ impl Model {
     /// The position in [`Model::files`] of the file that holds a tensor.
     pub(super) fn file_of(&self, id: TensorId) -> usize {
         match self.places[id] {
-            Place::Stored(file, _) => file as usize,
-            Place::Computed(_) => 0,
+            TensorPlace::Stored(file, _) => file as usize,
+            TensorPlace::Computed(_) => 0,
         }
     }
 
@@ -212,7 +212,7 @@ impl Model {
             return Ok(());
         }
         match (self.places[id], &self.computed) {
-            (Place::Computed(index), Some(computed)) => computed.read(&self.files, index as usize, offset, buf),
+            (TensorPlace::Computed(index), Some(computed)) => computed.read(&self.files, index as usize, offset, buf),
             _ => self.files[self.file_of(id)].read(self.tensor(id), offset, buf),
         }
     }

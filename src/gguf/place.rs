@@ -5,7 +5,7 @@ pub type TensorId = usize;
 
 /// Where the bytes of a tensor come from.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place {
+pub(super) enum TensorPlace {
     /// They stand in a file: its position among the files, and the tensor's position in it.
     Stored(u32, u32),
     /// They are computed: the tensor's position among the computed ones.

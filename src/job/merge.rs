@@ -347,7 +347,7 @@ impl<'a> Judged<'a> {
         let (outcome, Judged { written, verdict, talk, is_kept, .. }) = (self.outcome(), self);
         let Written { merge, settings, file, plan, survey, measured, changes, took } = written;
         let file = if is_kept { file.publish() } else { file.publish_with_suffix(REJECTED) }?;
-        let written = pipeline::Written { file, measured };
+        let written = pipeline::WrittenFile { file, measured };
         Ok(Published { merge, settings, plan, survey, written, changes, verdict, talk, is_kept, outcome, took })
     }
 }
@@ -362,7 +362,7 @@ pub struct Published<'a> {
     /// What a sample of weights had said.
     pub survey: Survey,
     /// The file, and what was measured.
-    pub written: pipeline::Written,
+    pub written: pipeline::WrittenFile,
     /// The tensors that were encoded again.
     pub changes: Vec<Change>,
     /// What rounding took, by the bounds of the recipe.

@@ -24,7 +24,7 @@ use super::{SVD_A, SVD_B, SVD_SCALES, SVD_SHAPES, SVD_TENSORS};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Complete, Header, Metadata, TensorSpec, Value, WriteOptions, Writer};
 use crate::imatrix;
-use crate::pipeline::{self, Budget, Measured, Observer, Sums, TensorResult, TensorSink, seal};
+use crate::pipeline::{self, Budget, Measured, Observer, PlannedSums, TensorResult, TensorSink, seal};
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::pool::{self, Pool};
 use crate::quants;
@@ -419,7 +419,7 @@ pub fn write_unnamed(
     options.check_name(path, 0)?;
     let forecast = forecast(plan, inputs, target, budget)?;
     forecast.check_disk(path)?;
-    let sums = Sums::new(plan, inputs, observer, budget)?;
+    let sums = PlannedSums::new(plan, inputs, observer, budget)?;
     let extractor = Extractor { plan, inputs, sums, target, n_weights: n_weights(inputs), path, observer };
     let pool = Pool::new(forecast.threads).map_err(pipeline::Error::from)?;
     pool.install(|| extractor.write(&options, budget))
@@ -445,7 +445,7 @@ impl Forecast {
 struct Extractor<'a> {
     plan: &'a MergePlan,
     inputs: &'a Inputs,
-    sums: Sums<'a>,
+    sums: PlannedSums<'a>,
     target: Target,
     /// Of all matrices.
     n_weights: u64,

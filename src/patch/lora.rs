@@ -21,7 +21,7 @@ use super::stored::{LOW_RANK_A, LOW_RANK_B};
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Finished, Header, Metadata, Model, TensorSpec, Value, WriteOptions};
 use crate::imatrix;
-use crate::pipeline::{self, Budget, Observer, Sums};
+use crate::pipeline::{self, Budget, Observer, PlannedSums};
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::pool::{self, Pool};
 use crate::quants;
@@ -315,7 +315,7 @@ impl Adapter {
         if !PLAIN_RMS_NORMS.contains(&architecture) {
             return Ok(());
         }
-        let sums = Sums::new(plan, inputs, &(), budget)?;
+        let sums = PlannedSums::new(plan, inputs, &(), budget)?;
         let positions: HashMap<&str, usize> =
             plan.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
         let held: HashMap<&str, usize> = self.matrices.iter().enumerate().map(|(i, m)| (m.name.as_str(), i)).collect();
@@ -387,7 +387,7 @@ impl Adapter {
         observer: &dyn Observer,
         budget: &Budget,
     ) -> Result<Written, Error> {
-        let sums = Sums::new(plan, inputs, observer, budget)?;
+        let sums = PlannedSums::new(plan, inputs, observer, budget)?;
         let read = |m: &Matrix, first: u64, target: &mut [f32], delta: &mut [f32]| {
             let sum = sums.rows(m.tensor, first, target.len() as u64 / m.row_len)?;
             let weights = sum.weights(&[]);
@@ -423,7 +423,7 @@ impl Adapter {
         observer: &dyn Observer,
         budget: &Budget,
     ) -> Result<Written, Error> {
-        let sums = Sums::new(plan, inputs, observer, budget)?;
+        let sums = PlannedSums::new(plan, inputs, observer, budget)?;
         let read = |m: &Matrix, first: u64, target: &mut [f32], delta: &mut [f32]| {
             let n_rows = target.len() as u64 / m.row_len;
             let sum = sums.rows(m.tensor, first, n_rows)?;

@@ -25,7 +25,7 @@ pub(super) struct Layout {
 
 /// What the smallest chunk of a tensor takes.
 #[derive(Clone, Copy)]
-struct Need {
+struct SmallestChunk {
     segment: u64,
     scratch: u64,
 }
@@ -43,7 +43,7 @@ impl Budget {
     }
 
     pub(super) fn lay_out(&self, plan: &MergePlan, inputs: &Inputs) -> Result<Layout, Error> {
-        let needs: Vec<Need> = plan.tensors().iter().map(|t| Need::of(t, inputs)).collect();
+        let needs: Vec<SmallestChunk> = plan.tensors().iter().map(|t| SmallestChunk::of(t, inputs)).collect();
         let scratch = needs.iter().map(|n| n.scratch).max().unwrap_or(0);
         let largest = needs.iter().zip(plan.tensors()).max_by_key(|(need, _)| need.segment);
         let (segment, name) = largest.map_or((0, ""), |(need, tensor)| (need.segment, tensor.name.as_str()));
@@ -63,7 +63,7 @@ impl Budget {
     }
 }
 
-impl Need {
+impl SmallestChunk {
     fn of(tensor: &TensorPlan, inputs: &Inputs) -> Self {
         let (row_len, n_rows) = rows_of(tensor);
         let rows = segment_rows(row_len).min(n_rows);
@@ -83,7 +83,7 @@ impl Need {
         };
         let scratch_of = |at: TensorRef| inputs.source(at.source).scratch_of(at.tensor);
         let computed = tensor.sources().map(scratch_of).fold(0, u64::saturating_add);
-        Need { segment, scratch: scratch.saturating_add(feedback).saturating_add(computed) }
+        SmallestChunk { segment, scratch: scratch.saturating_add(feedback).saturating_add(computed) }
     }
 }
 

@@ -43,5 +43,5 @@ pub use error::Error;
 pub use mend::{Mended, write_mending};
 pub use observer::{Observer, TensorSink};
 pub use run::{Measured, TensorResult, measure, rehearse, run};
-pub use sums::Sums;
-pub use write::{Written, describe, write, write_unnamed};
+pub use sums::PlannedSums;
+pub use write::{WrittenFile, describe, write, write_unnamed};

@@ -52,7 +52,7 @@ pub(super) fn select(
     let first_error: Mutex<Option<(Task, Error)>> = Mutex::new(None);
     let found = Mutex::new(selections);
     pool::each_worker(n_workers, || {
-        let mut reader = Reader::default();
+        let mut reader = VectorReader::default();
         while !stopped.load(Ordering::Relaxed) {
             let Some(task): Option<Task> = lock(&queue).next() else { return };
             let is_cancelled = || stopped.load(Ordering::Relaxed) || observer.is_cancelled();
@@ -104,7 +104,7 @@ pub(super) fn largest<'a>(plan: &'a MergePlan, inputs: &Inputs) -> Option<(u64, 
     readers.map(|t| (reader_bytes(t, inputs), t.name.as_str())).max_by_key(|(bytes, _)| *bytes)
 }
 
-/// Bytes of a [`Reader`] for a tensor: blocks of a segment, f32 of a strip, and what a selector
+/// Bytes of a [`VectorReader`] for a tensor: blocks of a segment, f32 of a strip, and what a selector
 /// counts in.
 fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
     let (row_len, n_rows) = rows_of(tensor);
@@ -121,13 +121,13 @@ fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
 
 /// A thread's buffers.
 #[derive(Default)]
-struct Reader {
+struct VectorReader {
     blocks: [Vec<u8>; 2],
     weights: [Vec<f32>; 2],
     coordinates: Coordinates,
 }
 
-impl Reader {
+impl VectorReader {
     /// Reads a vector of a tensor until it is known what is selected of it.
     fn read(
         &mut self,

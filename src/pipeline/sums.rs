@@ -6,13 +6,13 @@ use crate::plan::MergePlan;
 use crate::vector::{Inputs, Selection, Sum};
 
 /// A plan whose sums can be had in any order, from any thread.
-pub struct Sums<'a> {
+pub struct PlannedSums<'a> {
     plan: &'a MergePlan,
     inputs: &'a Inputs,
     selections: Vec<Vec<Selection>>,
 }
 
-impl<'a> Sums<'a> {
+impl<'a> PlannedSums<'a> {
     /// Reads what has to be known of whole vectors before, as where weights are selected.
     ///
     /// # Errors
@@ -23,7 +23,7 @@ impl<'a> Sums<'a> {
         observer: &dyn Observer,
         budget: &Budget,
     ) -> Result<Self, Error> {
-        Ok(Sums { plan, inputs, selections: prepare::select(plan, inputs, observer, budget)? })
+        Ok(PlannedSums { plan, inputs, selections: prepare::select(plan, inputs, observer, budget)? })
     }
 
     /// Weights in a row of a tensor, and rows.

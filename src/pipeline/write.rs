@@ -9,7 +9,7 @@ use crate::vector::Inputs;
 
 /// An output that is done.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Written {
+pub struct WrittenFile {
     /// Where it is.
     pub file: gguf::Finished,
     /// What was measured on the way.
@@ -28,9 +28,9 @@ pub fn write(
     options: &gguf::WriteOptions,
     observer: &dyn Observer,
     budget: &Budget,
-) -> Result<Written, Error> {
+) -> Result<WrittenFile, Error> {
     let (file, measured) = write_unnamed(plan, inputs, path, options, observer, budget)?;
-    Ok(Written { file: file.publish()?, measured })
+    Ok(WrittenFile { file: file.publish()?, measured })
 }
 
 /// As [`write()`], but leaves it to the caller to give the file its name, once it was looked at.

@@ -355,7 +355,7 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
             None => Err(Error::NoArchitecture { path: model.path().to_owned() }),
         };
         let (expected, found) = (architecture(own)?, architecture(other)?);
-        let compare = Compare { own, own_role: own_role.name(), other, role: role.name() };
+        let compare = Comparer { own, own_role: own_role.name(), other, role: role.name() };
         if expected != found {
             return Err(compare.mismatch("general.architecture", expected, found, NOT_SIBLINGS));
         }
@@ -389,14 +389,14 @@ pub(super) fn embeddings(inputs: &Inputs, wanted: Embeddings) -> Result<Embeddin
     }
 }
 
-struct Compare<'a> {
+struct Comparer<'a> {
     own: &'a Model,
     own_role: &'static str,
     other: &'a Model,
     role: &'static str,
 }
 
-impl Compare<'_> {
+impl Comparer<'_> {
     fn mismatch(&self, key: &str, expected: String, found: String, hint: &'static str) -> Error {
         let path = |model: &Model| -> PathBuf { Path::to_owned(model.path()) };
         let (expected_in, found_in) = (path(self.own), path(self.other));

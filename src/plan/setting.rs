@@ -113,7 +113,7 @@ impl Scalar for bool {
 
 /// A value for each tensor.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
-#[serde(from = "Written<T>", bound = "T: Deserialize<'de>")]
+#[serde(from = "SettingForm<T>", bound = "T: Deserialize<'de>")]
 pub struct Setting<T> {
     cases: Vec<Case<T>>,
 }
@@ -143,18 +143,18 @@ enum Values<T> {
     bound = "T: Deserialize<'de>",
     expecting = "expected a value, a list of values over the layers, or a list of {filter, value}"
 )]
-enum Written<T> {
+enum SettingForm<T> {
     Plain(Values<T>),
     Case(Case<T>),
     Cases(Vec<Case<T>>),
 }
 
-impl<T> From<Written<T>> for Setting<T> {
-    fn from(written: Written<T>) -> Self {
+impl<T> From<SettingForm<T>> for Setting<T> {
+    fn from(written: SettingForm<T>) -> Self {
         let cases = match written {
-            Written::Plain(value) => vec![Case { filter: None, value }],
-            Written::Case(case) => vec![case],
-            Written::Cases(cases) => cases,
+            SettingForm::Plain(value) => vec![Case { filter: None, value }],
+            SettingForm::Case(case) => vec![case],
+            SettingForm::Cases(cases) => cases,
         };
         Setting { cases }
     }

@@ -24,13 +24,13 @@ pub(super) struct Grid<const DIM: usize> {
 
 /// Where every possible group of codes is on a grid, or near it.
 pub(super) struct Neighbours {
-    places: Box<[Place]>,
+    places: Box<[NeighbourRange]>,
     points: Box<[Point]>,
 }
 
 /// Of one group of codes.
 #[derive(Clone, Copy, Default)]
-struct Place {
+struct NeighbourRange {
     /// The first neighbour.
     start: u32,
     /// Their number.
@@ -75,7 +75,7 @@ impl<const DIM: usize> Grid<DIM> {
     /// it, ordered by distance, then number. A point of the grid is its only neighbour.
     fn find_neighbours(&self) -> Neighbours {
         let last = (0..DIM as u32).fold(0, |u, i| u | (Self::N_CODES as usize - 1) << (Self::BITS * i));
-        let mut places = vec![Place::default(); last + 1].into_boxed_slice();
+        let mut places = vec![NeighbourRange::default(); last + 1].into_boxed_slice();
         for (index, &point) in self.points.iter().enumerate() {
             places[usize::from(point)].index = Some(index as u16);
         }

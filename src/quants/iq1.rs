@@ -261,12 +261,12 @@ struct Split {
 
 /// The sums of splits, a split a lane, for each way to move the groups.
 #[derive(Clone, Copy)]
-struct Sums<S: Simd, const WAYS: usize> {
+struct SplitSums<S: Simd, const WAYS: usize> {
     qx: [S::F; WAYS],
     q2: [S::F; WAYS],
 }
 
-impl<S: Simd, const WAYS: usize> Sums<S, WAYS> {
+impl<S: Simd, const WAYS: usize> SplitSums<S, WAYS> {
     /// The lanes whose score is above in any way. Where a sum of squares is not positive, a lane
     /// may be among them that has no score.
     #[inline(always)]
@@ -299,7 +299,7 @@ impl Split {
     /// then by way, and keeps each that is better than the one it has. Most are not: vectors find
     /// the next one that is. Those not above `floor` may be passed over.
     #[inline(always)]
-    fn improve<S: Simd, const WAYS: usize>(&mut self, simd: S, cuts: [Cuts; 2], sums: &Sums<S, WAYS>, floor: f32) {
+    fn improve<S: Simd, const WAYS: usize>(&mut self, simd: S, cuts: [Cuts; 2], sums: &SplitSums<S, WAYS>, floor: f32) {
         let mut lanes = sums.lanes_above(simd, self.score.max(floor));
         if lanes == 0 {
             return;
@@ -415,14 +415,14 @@ impl SortedS {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> Sums<S, 2> {
+    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> SplitSums<S, 2> {
         let Self { sumx, sumw, above_x, above_w } = self;
         let (below_x, below_w) = (at_first(simd, sumx, cuts), at_first(simd, sumw, cuts));
         let delta = simd.splat(DELTA);
         let middle_x = (at_second(simd, sumx, cuts) - below_x) * delta;
         let middle_w = (at_second(simd, sumw, cuts) - below_w) * delta * delta;
         let (up, down) = (simd.splat(UP[0]), simd.splat(DOWN[0]));
-        Sums {
+        SplitSums {
             qx: [
                 below_x * up + middle_x + at_second(simd, &above_x[0], cuts),
                 below_x * down - middle_x + at_second(simd, &above_x[1], cuts),
@@ -490,7 +490,7 @@ impl SortedM {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> Sums<S, 4> {
+    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> SplitSums<S, 4> {
         let zero = simd.splat(0.0);
         let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
         for group in 0..2 {
@@ -506,7 +506,7 @@ impl SortedM {
         }
         let [[a, b], [c, d]] = qx;
         let [[e, f], [g, h]] = q2;
-        Sums { qx: [a + c, a + d, b + c, b + d], q2: [e + g, e + h, f + g, f + h] }
+        SplitSums { qx: [a + c, a + d, b + c, b + d], q2: [e + g, e + h, f + g, f + h] }
     }
 }
 

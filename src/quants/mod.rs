@@ -72,7 +72,7 @@ pub use dot::{dot, dot_halves, has_dot, has_dot_halves, quantize_activations, ro
 
 pub use feedback::{Feedback, Gram};
 pub use gain::{has_few_values, quantize_to_unit_gain};
-pub use grid::{Dither, Place, has_grid, round_to_grid};
+pub use grid::{Dither, Placement, has_grid, round_to_grid};
 pub use operands::Block8;
 #[cfg(test)]
 pub(crate) use simd::vectorized_at;
@@ -80,7 +80,7 @@ pub use simd::{Level, UnknownLevel, limit_level};
 pub(crate) use simd::{Loops, vectorized};
 
 use crate::ggml::GgmlType;
-use batch::Rows;
+use batch::WeightRows;
 
 /// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is
 /// an error.
@@ -260,7 +260,7 @@ pub fn quantize_rows_at(
         }
         _ => {}
     }
-    let rows = Rows { weights: src, importance };
+    let rows = WeightRows { weights: src, importance };
     match ty {
         GgmlType::F32 => encode_blocks(level, src, dst, float::encode_f32),
         GgmlType::F16 => simd::encode_f16(level, src.as_chunks().0, dst.as_chunks_mut().0),

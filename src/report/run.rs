@@ -9,7 +9,7 @@ use super::plan::{encoding, method_json, words};
 use super::{Lora, Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
 use crate::patch::{TensorSummary, bits_per_weight};
-use crate::pipeline::{TensorResult, Written};
+use crate::pipeline::{TensorResult, WrittenFile};
 use crate::plan::{Change, MergePlan, TensorPlan, Verdict};
 use crate::survey::Finding;
 use crate::vector::{Moments, part_of, whole_name};
@@ -19,7 +19,7 @@ pub struct Run<'a> {
     /// The plan that was carried out.
     pub plan: &'a MergePlan,
     /// The output.
-    pub written: &'a Written,
+    pub written: &'a WrittenFile,
     /// What the survey said before.
     pub findings: &'a [Finding],
     /// Whether the output is a patch: then survival is its gain and noise its relative error.
@@ -40,8 +40,8 @@ pub struct Run<'a> {
 
 impl Run<'_> {
     /// Sums, tensors and types by part of the model, in the order of the output.
-    fn parts(&self) -> Vec<Part<'_>> {
-        let mut parts: Vec<Part<'_>> = Vec::new();
+    fn parts(&self) -> Vec<PartSummary<'_>> {
+        let mut parts: Vec<PartSummary<'_>> = Vec::new();
         let mut positions = HashMap::new();
         let (types, stored) = (self.types(), self.stored());
         for tensor in &self.written.measured.tensors {
@@ -50,7 +50,7 @@ impl Run<'_> {
             let position = *positions.entry(name).or_insert(parts.len());
             if position == parts.len() {
                 let moments = Moments::default();
-                parts.push(Part { name, types: Vec::new(), n_tensors: 0, bytes: 0, n_weights: 0, moments });
+                parts.push(PartSummary { name, types: Vec::new(), n_tensors: 0, bytes: 0, n_weights: 0, moments });
             }
             let part = &mut parts[position];
             let ty = match stored.and_then(|stored| stored.factors) {
@@ -118,7 +118,7 @@ fn measured(m: &Moments) -> Json {
 }
 
 /// A part of the model, over all layers.
-struct Part<'a> {
+struct PartSummary<'a> {
     name: &'a str,
     types: Vec<String>,
     n_tensors: usize,

@@ -23,7 +23,7 @@ use crate::gguf::Metadata;
 use bpe::Bpe;
 use end::{Defaults, Named};
 use pre::Pre;
-use special::{Part, Specials};
+use special::{Fragment, Specials};
 use vocab::{Vocab, flag, text};
 
 pub(super) use special::MOST_SPECIAL;
@@ -138,15 +138,15 @@ impl Tokenizer {
         let mut after_special = true;
         for part in self.specials.partition(&self.vocab, text, parse_special) {
             match part {
-                Part::Token(id) => out.push(id),
+                Fragment::Token(id) => out.push(id),
                 // Ends of parts are ends of characters unless a vocabulary has tokens that are
                 // none; then llama.cpp reads the halves as U+FFFD, and so do we.
-                Part::Text(ref range) => {
+                Fragment::Text(ref range) => {
                     let text = text.as_bytes()[range.clone()].to_str_lossy();
                     self.encode_part(&text, after_special, &mut out);
                 }
             }
-            after_special = matches!(part, Part::Token(_));
+            after_special = matches!(part, Fragment::Token(_));
         }
         if add_special && self.adds_eos {
             out.extend(self.named.eos);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use fs4::FileExt;
 
-use super::{Error, Header, Part, Shard, WriteOptions, Writer, positional, split};
+use super::{Error, Header, OutputFile, Shard, WriteOptions, Writer, positional, split};
 
 /// Bytes that are moved at a time.
 const PIECE: u64 = 1 << 20;
@@ -46,7 +46,7 @@ impl Writer {
     ) -> Result<Option<Self>, Error> {
         let is_open = |tensor: usize| open.binary_search(&tensor).is_ok();
         let shards = split::split(header.clone(), options.split_max_size)?;
-        let n_tensors = |part: &Part| part.header.tensors().len();
+        let n_tensors = |part: &OutputFile| part.header.tensors().len();
         let is_alike = self.parts.iter().map(n_tensors).eq(shards.iter().map(|s| s.header.tensors().len()));
         if !is_alike {
             let copy = Writer::create(header, path, options)?;
@@ -79,7 +79,7 @@ impl Writer {
     }
 }
 
-impl Part {
+impl OutputFile {
     fn lay_out_anew(
         &mut self,
         header: Header,
