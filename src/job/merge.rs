@@ -158,7 +158,7 @@ impl<'a> Merge<'a> {
         let Some(smoke) = self.smoke else { return Ok(()) };
         // The output has the tensors of the model that is added to, in types that can be computed
         // with.
-        let model = self.inputs.source(self.inputs.template());
+        let model = self.inputs.source(self.inputs.skeleton());
         let check = smoke.questions.check(model, settings.budget.memory).map_err(Error::from);
         check
             .and_then(|()| Ok(Tokenizer::from_metadata(plan.header().metadata()).map(drop)?))

@@ -311,7 +311,7 @@ impl Adapter {
 
     /// Moves changes of norms into the matrices behind them, where all of those are in the adapter.
     fn fold_norms(&mut self, plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> Result<(), Error> {
-        let architecture = inputs.source(inputs.template()).metadata().architecture().unwrap_or_default();
+        let architecture = inputs.source(inputs.skeleton()).metadata().architecture().unwrap_or_default();
         if !PLAIN_RMS_NORMS.contains(&architecture) {
             return Ok(());
         }
@@ -751,7 +751,7 @@ fn norm_before(name: &str) -> Option<String> {
 }
 
 fn metadata(inputs: &Inputs, rank: usize, ty: GgmlType) -> Metadata {
-    let template = inputs.source(inputs.template()).metadata();
+    let template = inputs.source(inputs.skeleton()).metadata();
     let mut metadata = Metadata::default();
     metadata.set("general.architecture", template.architecture().unwrap_or_default());
     metadata.set("general.type", TYPE);

@@ -335,7 +335,7 @@ const FAMILY: f64 = 0.6;
 pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
     inputs.require_little_endian()?;
     let mut warnings = Vec::new();
-    let (own, own_role) = (inputs.source(inputs.template()), inputs.role(inputs.template()));
+    let (own, own_role) = (inputs.source(inputs.skeleton()), inputs.role(inputs.skeleton()));
     for (id, (role, other)) in inputs.sources().enumerate() {
         // Adapters, importance matrices and patches have a type of their own; models often have
         // none.
@@ -372,7 +372,7 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
 /// # Errors
 /// [`Error::Unshared`] if all should, and cannot.
 pub(super) fn embeddings(inputs: &Inputs, wanted: Embeddings) -> Result<Embeddings, Error> {
-    let own = inputs.source(inputs.template());
+    let own = inputs.source(inputs.skeleton());
     let unshared = inputs.sources().enumerate().find_map(|(id, (_, other))| {
         let map = inputs.token_map(id).filter(|map| map.n_shared() < map.n_own())?;
         let lacks = (0..map.n_own() as u32).find(|token| map.find(*token).is_none())?;

@@ -175,7 +175,7 @@ impl MergePlan {
         };
         let tensors: Vec<mixture::Tensor<'_>> =
             self.tensors.iter().map(|t| mixture::Tensor { name: &t.name, ne: &t.ne, ty: own_type(t) }).collect();
-        let metadata = inputs.source(inputs.template()).metadata();
+        let metadata = inputs.source(inputs.skeleton()).metadata();
         let choices = output.choose(metadata, &tensors, inputs.importance().is_some())?;
         Ok(choices.into_iter().map(|choice| choice.ty).collect())
     }
@@ -206,7 +206,7 @@ fn plan_tensors(
     let infos = pairs.iter().map(|pair| pair.info(inputs));
     let tensors: Vec<_> = infos.map(|t| mixture::Tensor { name: t.name(), ne: t.ne(), ty: t.ty() }).collect();
     let choices =
-        recipe.output.choose(inputs.source(inputs.template()).metadata(), &tensors, inputs.importance().is_some())?;
+        recipe.output.choose(inputs.source(inputs.skeleton()).metadata(), &tensors, inputs.importance().is_some())?;
     warnings.extend(compat::fallback_warnings(&tensors, &choices));
     pairs.into_iter().zip(choices).map(|(pair, choice)| TensorPlan::new(inputs, pair, choice.ty)).collect()
 }
