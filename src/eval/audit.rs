@@ -36,7 +36,8 @@ pub struct AuditedToken {
     /// The norm of its row in `token_embd`, in units of what is usual there; none if there is no
     /// such row.
     pub norm: Option<f64>,
-    /// The same in `output`.
+    /// The norm of its row in `output`, in units of what is usual there; none if there is no such
+    /// row.
     pub output_norm: Option<f64>,
     /// Whether its row looks as if nobody had trained it: next to nothing, or the very row of
     /// another special token.
@@ -237,7 +238,8 @@ struct NormedRows<'a> {
 }
 
 impl<'a> NormedRows<'a> {
-    /// None if there is no such tensor, or none that can be read.
+    /// The rows of the tensor with this name; none if there is no such tensor, or it cannot be
+    /// read.
     fn new(model: &'a Model, name: &str) -> Result<Option<Self>, vector::Error> {
         let is_usable = |id: &usize| vector::is_readable_row(model.tensor(*id));
         let Some(id) = model.find(name).filter(is_usable) else { return Ok(None) };

@@ -12,8 +12,8 @@
 //! cut here.
 //!
 //! Two ways, with one result: [`compare`] evaluates both models chunk by chunk and is exact; a
-//! [`Reference`](super::Reference) holds what one model said in a few KB a position, so that models need not be in
-//! memory together and many can be held against one.
+//! [`Reference`](super::Reference) holds what one model said in a few KB a position, so that models
+//! need not be in memory together and many can be held against one.
 
 use super::comparison::{Comparison, Said};
 use super::error::{Error, Side};

@@ -38,7 +38,7 @@ pub struct Comparison {
     pub is_short: bool,
     /// e to the mean negative log-likelihood, in A.
     pub perplexity_a: Estimate,
-    /// The same in B.
+    /// e to the mean negative log-likelihood, in B.
     pub perplexity_b: Estimate,
     /// ln(perplexity of B / perplexity of A). Its error is far smaller than those of the two, which
     /// go up and down together.
@@ -56,7 +56,7 @@ pub struct Comparison {
     pub n_tied_tops: usize,
     /// Mean of p(B) − p(A) of the token that comes.
     pub delta_p: Estimate,
-    /// Root mean square of it.
+    /// Root mean square of p(B) − p(A) of the token that comes.
     pub delta_p_rms: Estimate,
 }
 
@@ -65,8 +65,8 @@ pub struct Comparison {
 pub struct Divergence {
     /// The mean.
     pub mean: Estimate,
-    /// How much of [`Divergence::mean`]'s error comes from what was left out of a [`Reference`](super::Reference):
-    /// zero if nothing was.
+    /// How much of [`Divergence::mean`]'s error comes from what was left out of a
+    /// [`Reference`](super::Reference): zero if nothing was.
     pub drawing_error: f64,
     /// The mean is no less than this, whatever was left out.
     pub mean_lower: f64,
@@ -87,7 +87,7 @@ pub struct Divergence {
 }
 
 impl Comparison {
-    /// From what was said at each position, at least one.
+    /// The comparison by what was said at each position, of which there is at least one.
     pub(super) fn new(text: &Text, a: &Said, b: &Said, kl: &[Known]) -> Self {
         let pairs = || a.nll.iter().zip(&b.nll);
         let mean = |values: &[f64]| Estimate::mean(values).expect("a text has something to score");

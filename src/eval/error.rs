@@ -133,9 +133,9 @@ pub enum Error {
     Chunks {
         /// What differs.
         key: &'static str,
-        /// For A.
+        /// Its value for A.
         a: String,
-        /// For B.
+        /// Its value for B.
         b: String,
     },
     /// A logit that is no number.

@@ -15,21 +15,21 @@ use super::{Detector, Language, Prompt, PromptSet, Thresholds, checks, expected,
 /// Numbers of replies.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
 pub struct Counts {
-    /// All of them.
+    /// All replies.
     pub replies: usize,
-    /// That ended by themselves.
+    /// Replies that ended by themselves.
     pub ended: usize,
-    /// In their prompt's language.
+    /// Replies in the language of their prompt.
     pub right_language: usize,
-    /// In another language.
+    /// Replies in another language.
     pub wrong_language: usize,
-    /// Whose language cannot be told.
+    /// Replies whose language cannot be told.
     pub undecided_language: usize,
-    /// That refuse.
+    /// Replies that refuse.
     pub refused: usize,
-    /// Whose prompt says what is right.
+    /// Replies whose prompt says what is right.
     pub expected: usize,
-    /// That are right, by a whole answer or a key word.
+    /// Replies that are right, by a whole answer or a key word.
     pub right: usize,
 }
 

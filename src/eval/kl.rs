@@ -68,9 +68,9 @@ pub(super) struct Known {
     /// Standard error of drawing, as if draws were independent; they are spread evenly, so it is
     /// rather too large.
     pub(super) drawing_error: f64,
-    /// It is no less than this, up to rounding of f64.
+    /// The divergence is no less than this, up to rounding of f64.
     pub(super) lower: f64,
-    /// It is no more than this, up to rounding of f64.
+    /// The divergence is no more than this, up to rounding of f64.
     pub(super) upper: f64,
 }
 
@@ -86,7 +86,7 @@ pub(super) struct Distribution<'a> {
 }
 
 impl<'a> Distribution<'a> {
-    /// Of finite logits, at least one.
+    /// The distribution of these logits: finite numbers, at least one.
     pub(super) fn new(logits: &'a [f32]) -> Self {
         let (mut argmax, mut is_tied) = (0, false);
         for (i, l) in logits.iter().enumerate().skip(1) {

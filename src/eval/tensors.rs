@@ -154,11 +154,11 @@ pub enum Reason {
     OnlyInA,
     /// A lacks it.
     OnlyInB,
-    /// Its shapes differ, row length first.
+    /// The shapes differ. They have the row length first.
     Shape {
-        /// In A.
+        /// The shape in A.
         a: Vec<u64>,
-        /// In B.
+        /// The shape in B.
         b: Vec<u64>,
     },
     /// The codec does not know this type.
@@ -180,9 +180,9 @@ pub struct NotCompared {
 pub struct TensorTable {
     /// What both files have, in the order of A.
     pub tensors: Vec<TensorDifference>,
-    /// The same by part, in the order of their names.
+    /// Sums by part of the model, in the order of the parts' names.
     pub parts: Vec<PartDifference>,
-    /// Sums over all of it.
+    /// Sums over all tensors.
     pub total: Difference,
     /// What was left out, in the order of A, then of B.
     pub not_compared: Vec<NotCompared>,

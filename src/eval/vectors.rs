@@ -89,7 +89,7 @@ struct PatchVector<'a> {
 /// What a patch has of a tensor.
 enum InPatch {
     Stored(TensorId),
-    /// It is left out.
+    /// The patch leaves the tensor out, since it is zero.
     Zero,
     /// The vector has no such tensor.
     Absent,
@@ -121,7 +121,7 @@ impl<'a> PatchVector<'a> {
     }
 }
 
-/// One side of a pair: nothing where it is zero.
+/// What a patch stores of a tensor: nothing where the vector is zero.
 type StoredTensor<'a> = Option<(&'a Model, TensorId)>;
 
 /// The same tensor of two vectors.
@@ -134,9 +134,9 @@ struct TensorPair<'a> {
 
 /// Which rows belong together.
 enum RowPairs {
-    /// So many, each with the one of its number.
+    /// So many rows; each belongs to the row of its number.
     Same(u64),
-    /// By the texts of tokens; none where a side lacks the token.
+    /// Rows of tokens with one text; none where a side lacks the token.
     ByToken(Vec<(Option<u32>, Option<u32>)>),
 }
 
@@ -148,7 +148,7 @@ impl RowPairs {
         }
     }
 
-    /// Those of A and of B of this number.
+    /// The rows of A and of B in the pair of this number.
     fn get(&self, i: u64) -> (Option<u64>, Option<u64>) {
         match self {
             RowPairs::Same(_) => (Some(i), Some(i)),

@@ -19,7 +19,7 @@ use super::{File, MAX_DIMS, Metadata};
 #[derive(Debug)]
 pub struct Model {
     files: Vec<File>,
-    /// By [`TensorId`].
+    /// Where each tensor is, by its [`TensorId`].
     places: Vec<TensorPlace>,
     by_name: HashMap<String, TensorId>,
     scales: Scales,

@@ -21,7 +21,7 @@ use crate::ggml::GgmlType;
 /// What the factors of a model belong to.
 #[derive(Default, Debug)]
 pub(super) struct Scales {
-    /// By tensor of weights.
+    /// The tensor of factors, by the tensor of the weights that it multiplies.
     of: HashMap<TensorId, TensorId>,
     /// Bytes of factors, by their tensor, from the first time that one is asked for: every piece of
     /// their weights needs one.

@@ -16,10 +16,10 @@ pub(super) struct Layout {
     pub(super) n_workers: usize,
     /// Bytes of blocks a worker may have.
     block_bytes: u64,
-    /// Bytes of f32 scratch of a worker: those of the longest row, and what errors are passed on
+    /// Bytes of f32 scratch of a worker: those of the longest row, and of what errors are passed on
     /// with.
     scratch: u64,
-    /// For each tensor, bytes of one segment: the blocks of all sources and of the output.
+    /// Bytes of one segment of each tensor: the blocks of all sources and of the output.
     segments: Vec<u64>,
 }
 

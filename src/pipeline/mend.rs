@@ -31,16 +31,16 @@ pub struct Mended {
     pub changes: Vec<Change>,
 }
 
-/// As [`super::write_unnamed`], and tensors that then are beyond the bounds of `policy` are encoded
-/// again where it says how.
+/// Carries out a plan into a file as [`super::write_unnamed`] does. Tensors that then are beyond
+/// the bounds of `policy` are encoded again, where it says how.
 ///
 /// It takes no more memory than the budget and a buffer of 1 MiB. A larger output is moved within
 /// its file; a set of shards of which any begins at another tensor than before is copied, and takes
 /// its space twice meanwhile.
 ///
 /// # Errors
-/// As [`super::write_unnamed`]; [`gguf::Error::NoSpace`] also where the disk does not hold the
-/// larger output.
+/// Those of [`super::write_unnamed`]; [`gguf::Error::NoSpace`] also where the disk does not hold
+/// the larger output.
 pub fn write_mending(
     plan: MergePlan,
     inputs: &Inputs,
@@ -104,7 +104,7 @@ impl Mender<'_> {
         Ok(found)
     }
 
-    /// None if the tensor stays as it is.
+    /// Looks for an encoding of one tensor that holds; none if the tensor stays as it is.
     fn find_for(
         &self,
         plan: &MergePlan,

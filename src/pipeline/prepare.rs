@@ -104,8 +104,8 @@ pub(super) fn largest<'a>(plan: &'a MergePlan, inputs: &Inputs) -> Option<(u64, 
     readers.map(|t| (reader_bytes(t, inputs), t.name.as_str())).max_by_key(|(bytes, _)| *bytes)
 }
 
-/// Bytes of a [`VectorReader`] for a tensor: blocks of a segment, f32 of a strip, and what a selector
-/// counts in.
+/// Bytes of a [`VectorReader`] for a tensor: blocks of a segment, f32 of a strip, and what a
+/// selector counts in.
 fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
     let (row_len, n_rows) = rows_of(tensor);
     let segment = segment_rows(row_len).min(n_rows).saturating_mul(row_len);

@@ -65,15 +65,15 @@ pub fn run(
 /// Measures what a run would write, and writes nothing.
 ///
 /// # Errors
-/// As [`run`].
+/// Those of [`run`].
 ///
 /// # Panics
-/// As [`run`].
+/// If `inputs` are not those the plan was made for.
 pub fn measure(plan: &MergePlan, inputs: &Inputs, observer: &dyn Observer, budget: &Budget) -> Result<Measured, Error> {
     run(plan, inputs, &Nowhere, observer, budget)
 }
 
-/// Works off chunks, in any order. Gives what was added up of each tensor.
+/// Works chunks off, in any order. Returns what was added up of each tensor.
 fn work_off(
     plan: &MergePlan,
     inputs: &Inputs,
@@ -132,7 +132,7 @@ const REHEARSED: usize = 32;
 /// Those of [`run`], in the chunks that were tried.
 ///
 /// # Panics
-/// As [`run`].
+/// If `inputs` are not those the plan was made for.
 pub fn rehearse(
     plan: &MergePlan,
     inputs: &Inputs,

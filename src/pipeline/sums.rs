@@ -16,7 +16,7 @@ impl<'a> PlannedSums<'a> {
     /// Reads what has to be known of whole vectors before, as where weights are selected.
     ///
     /// # Errors
-    /// As [`super::run()`].
+    /// Those of [`super::run()`].
     pub fn new(
         plan: &'a MergePlan,
         inputs: &'a Inputs,

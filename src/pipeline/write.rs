@@ -33,10 +33,11 @@ pub fn write(
     Ok(WrittenFile { file: file.publish()?, measured })
 }
 
-/// As [`write()`], but leaves it to the caller to give the file its name, once it was looked at.
+/// Carries out a plan into a file as [`write()`] does, but leaves it to the caller to give the file
+/// its name, once it was looked at.
 ///
 /// # Errors
-/// As [`write()`].
+/// Those of [`write()`].
 pub fn write_unnamed(
     plan: &MergePlan,
     inputs: &Inputs,

@@ -98,9 +98,9 @@ pub enum Warning {
     },
     /// Tensors whose rows are no whole number of blocks of the type that they should have.
     FellBack {
-        /// That type.
+        /// The type that they should have.
         wanted: GgmlType,
-        /// The one they have instead.
+        /// The type that they have instead.
         #[serde(rename = "type")]
         ty: GgmlType,
         /// Their names.

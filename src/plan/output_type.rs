@@ -24,7 +24,7 @@ pub enum OutputType {
 }
 
 impl OutputType {
-    /// From a name or a number that llama-quantize takes (`try_parse_ftype`), or `keep`, or its
+    /// Reads a name or a number that llama-quantize takes (`try_parse_ftype`), or `keep`, or its
     /// `COPY`, which is the same. `pure` is its `--pure`.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ pub enum Embeddings {
     All,
     /// The rows of tokens that base and chat have too; others stay the model's.
     Shared,
-    /// None: they stay the model's.
+    /// No row: they stay the model's.
     Skip,
 }
 

@@ -122,7 +122,7 @@ pub struct Setting<T> {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, bound(serialize = "T: Serialize + Copy", deserialize = "T: Deserialize<'de>"))]
 struct Case<T> {
-    /// None and `*` are for all.
+    /// What a tensor's name has to contain; none and `*` are for all tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     filter: Option<String>,
     value: Values<T>,

@@ -204,7 +204,7 @@ impl LossPolicy {
         Verdict { lost, missing, is_rejected }
     }
 
-    /// The same of what a plan was measured to give.
+    /// Holds what was measured of a plan's tensors to the bounds.
     pub fn judge_measured<'a>(
         &self,
         plan: &MergePlan,
@@ -215,7 +215,7 @@ impl LossPolicy {
         self.judge(tensors.into_iter().map(|(name, m)| Held { name, is_matrix: is_matrix(name), estimate: m.into() }))
     }
 
-    /// The same of what a survey expects of a plan.
+    /// Holds what a survey expects of a plan's tensors to the bounds.
     pub fn judge_expected(&self, plan: &MergePlan, survey: &Survey) -> Verdict {
         self.judge(held(plan, survey))
     }

@@ -80,7 +80,7 @@ impl TensorPlan {
         self.operands().into_iter().map(|operand| operand.at)
     }
 
-    /// The same, with what each is half of.
+    /// Every tensor that is read for this one, once, with the difference that it is half of.
     pub fn operands(&self) -> Vec<Operand> {
         let mut operands: Vec<Operand> = Vec::new();
         for operand in vector::operands(self.model, &self.terms).map(|operand| self.operand(operand)) {
@@ -118,8 +118,8 @@ impl TensorPlan {
         self.terms.is_empty() && self.model.is_some_and(same_type)
     }
 
-    /// Whether the model's scales of these weights ([`scale_of`](crate::gguf::Model::scale_of)) are beside them in the
-    /// output, too: the blocks then hold weight / scale.
+    /// Whether the model's scales of these weights are beside them in the output, too
+    /// ([`scale_of`](crate::gguf::Model::scale_of)): the blocks then hold weight / scale.
     pub fn keeps_scale(&self, inputs: &Inputs) -> bool {
         let is_dropped = self.name == "output.weight" && self.ty != GgmlType::NVFP4;
         !is_dropped && self.model.is_some_and(|at| inputs.source(at.source).scale_of(at.tensor).is_some())

@@ -101,7 +101,7 @@ impl<'a> MeanSquares<'a> {
         Self { rows: rows.weights, row_len, first: None, computed: [0.0; LANES] }
     }
 
-    /// That of the row which weight `at` is in.
+    /// The mean square of the row that weight `at` is in.
     #[inline(always)]
     fn at<S: Simd>(&mut self, simd: S, at: usize) -> f32 {
         let row = at / self.row_len;

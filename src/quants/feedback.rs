@@ -43,7 +43,7 @@ pub(super) struct Group<'a> {
 const RIDGE: f64 = 0.1;
 
 impl Gram {
-    /// Of no rows.
+    /// The matrix of no rows: zero.
     pub fn new(row_len: usize) -> Self {
         let groups = lengths(row_len).map(|n| vec![0.0; n * (n + 1) / 2]).collect();
         Gram { row_len, groups }
@@ -70,11 +70,11 @@ impl Gram {
         self.feedback_with(None)
     }
 
-    /// The same, where inputs that the vector does not know of are as large as `importance` says of
-    /// each weight of a row, in any unit.
+    /// The feedback that is best for these rows, if inputs that the vector does not know of are as
+    /// large as `importance` says. It has a number for each weight of a row, in any unit.
     ///
     /// # Panics
-    /// If that has another length.
+    /// If `importance` has another length than a row.
     pub fn feedback_with(&self, importance: Option<&[f64]>) -> Feedback {
         assert!(importance.is_none_or(|i| i.len() == self.row_len), "each weight has an importance");
         let mut start = 0;
@@ -128,7 +128,7 @@ impl Feedback {
     /// Weights that pass errors on among each other: the longest block of any type with a grid.
     pub const GROUP: usize = 256;
 
-    /// None at all: every weight is rounded by itself.
+    /// Feedback that passes nothing on: every weight is rounded by itself.
     pub fn none(row_len: usize) -> Self {
         let groups = lengths(row_len).map(|n| vec![0.0; n * (n - 1) / 2]).collect();
         Feedback { row_len, groups }

@@ -34,7 +34,7 @@ struct CodeLayout {
 enum Values {
     /// 0, 1, 2 … up to one less than this.
     Even(u16),
-    /// These.
+    /// The values of a list.
     Listed(&'static [f32]),
 }
 

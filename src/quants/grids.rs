@@ -28,21 +28,21 @@ pub(super) struct Neighbours {
     points: Box<[Point]>,
 }
 
-/// Of one group of codes.
+/// The neighbours of one group of codes.
 #[derive(Clone, Copy, Default)]
 struct NeighbourRange {
     /// The first neighbour.
     start: u32,
-    /// Their number.
+    /// How many neighbours there are.
     len: u16,
-    /// The number of the point in the grid, if it is one.
+    /// The number of the group's own point in the grid, if it is one.
     index: Option<u16>,
 }
 
 pub(super) static IQ2_XXS: Grid<8> = Grid::new(&POINTS_IQ2_XXS, 2);
 pub(super) static IQ2_XS: Grid<8> = Grid::new(&POINTS_IQ2_XS, 2);
 pub(super) static IQ2_S: Grid<8> = Grid::new(&POINTS_IQ2_S, 1);
-/// Of IQ1_S and IQ1_M.
+/// The grid of IQ1_S and IQ1_M.
 pub(super) static IQ1: Grid<8> = Grid::new(&POINTS_IQ1, 3);
 pub(super) static IQ3_XXS: Grid<4> = Grid::new(&POINTS_IQ3_XXS, 2);
 pub(super) static IQ3_S: Grid<4> = Grid::new(&POINTS_IQ3_S, 3);

@@ -231,7 +231,7 @@ fn ascending<S: Simd, const N: usize>(simd: S, x: &[f32; N]) -> [u8; N] {
     if taken == all { order } else { sorted(x) }
 }
 
-/// As [`ascending`], for any weights.
+/// The order that [`ascending`] finds, for any weights: also equal ones and NaN.
 #[cold]
 fn sorted<const N: usize>(x: &[f32; N]) -> [u8; N] {
     // What is sorted are integers that ascend with the float, the same for both zeros, and then
@@ -454,7 +454,7 @@ fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: 
 
 /// The sorted weights of a sub-block whose two groups are moved independently.
 struct SortedM {
-    /// For each group.
+    /// Σ importance·x and Σ importance before each cut, for each group.
     sumx: [AtCut<{ 16 + LANES }>; 2],
     sumw: [AtCut<{ 16 + LANES }>; 2],
     /// For each group and way, the sums without cuts.
@@ -533,7 +533,7 @@ struct Fit {
     scale: f32,
     /// For each group a bit, set if its points are moved down.
     down: u8,
-    /// As many as the sub-block has groups.
+    /// The point of each group; as many count as the sub-block has groups.
     points: [Point; 4],
 }
 

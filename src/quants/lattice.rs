@@ -110,9 +110,9 @@ impl<const N: usize> SubBlock<'_, N> {
 
 /// The scales that are tried.
 pub(super) struct Candidates {
-    /// On either side of the one in the middle; at most 15.
+    /// How many scales lie on either side of the one in the middle; at most 15.
     pub(super) n_beside: i8,
-    /// From one to the next, in units of half a code.
+    /// The step from one scale to the next, in units of half a code.
     pub(super) step: f32,
     /// Which groups are rounded again once the scale is known.
     pub(super) again: Again,
@@ -122,11 +122,11 @@ pub(super) struct Candidates {
 /// codes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
-    /// Every one.
+    /// Every group.
     All,
-    /// Those that were off the grid in the best candidate.
+    /// The groups that were off the grid in the best candidate.
     OffGrid,
-    /// Every one if any was off the grid, or no candidate was good.
+    /// Every group, if any was off the grid or no candidate was good.
     AllIfOffGrid,
 }
 
@@ -144,9 +144,9 @@ const MAX_TASKS: usize = 4;
 
 /// What a search found for a sub-block.
 pub(super) struct Found {
-    /// Of codes 2·l + 1.
+    /// The scale of codes 2·l + 1.
     pub(super) scale: f32,
-    /// One for each group, as many as there are.
+    /// The point of each group; as many count as there are groups.
     pub(super) points: [Point; MAX_GROUPS],
 }
 

@@ -169,8 +169,8 @@ pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), E
     dequantize_row_at(Level::current(), ty, src, dst)
 }
 
-/// As [`dequantize_row`], by the instructions of `level`, to measure or test them; the bits do not
-/// depend on it.
+/// Decodes a row by the instructions of `level`, to measure or test them. The bits are those of
+/// [`dequantize_row`] at any level.
 ///
 /// # Errors
 /// As [`dequantize_row`], and [`Error::LevelMissing`].
@@ -237,8 +237,8 @@ pub fn quantize_rows(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst:
     quantize_rows_at(Level::current(), ty, src, importance, dst)
 }
 
-/// As [`quantize_rows`], by the instructions of `level`, to measure or test them; the bytes do not
-/// depend on it.
+/// Encodes whole rows by the instructions of `level`, to measure or test them. The bytes are those
+/// of [`quantize_rows`] at any level.
 ///
 /// # Errors
 /// As [`quantize_rows`], and [`Error::LevelMissing`].
@@ -385,7 +385,7 @@ fn field<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..].first_chunk().expect("a field ends within its block: the layout tables say so")
 }
 
-/// As [`field`], to be written.
+/// The `N` bytes of a block from `at`, to be written: see [`field`].
 #[inline(always)]
 fn field_mut<const N: usize>(block: &mut [u8], at: usize) -> &mut [u8; N] {
     block[at..].first_chunk_mut().expect("a field ends within its block: the layout tables say so")

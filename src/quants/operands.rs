@@ -23,7 +23,7 @@ pub(super) trait Half {
     /// Whether it is the upper half of an f32.
     const IS_BRAIN: bool;
 
-    /// Its value.
+    /// The value of a number.
     fn to_f32(bytes: [u8; 2]) -> f32;
 }
 

@@ -229,7 +229,7 @@ fn line_error<S: Simd, const N: usize>(
 }
 
 impl<S: Simd> ScaleAndMin<S> {
-    /// As if all weights were 0.
+    /// What is found where all weights are 0.
     #[inline(always)]
     pub(super) fn none(simd: S) -> Self {
         let zero = simd.splat(0.0);
@@ -406,7 +406,7 @@ pub(super) fn symmetric_scale_by_rounds<S: Simd, const N: usize>(simd: S, x: &[S
 }
 
 impl<S: Simd, const N: usize> Symmetric<S, N> {
-    /// As if all weights were 0.
+    /// What is found where all weights are 0.
     #[inline(always)]
     pub(super) fn none(simd: S) -> Self {
         let zero = simd.splat(0.0);

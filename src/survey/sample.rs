@@ -58,9 +58,9 @@ pub struct TensorSurvey {
     pub n_pieces: u64,
     /// Norms and cosines, as if every weight were stored as it is wanted.
     pub moments: Moments,
-    /// With `kept` and `error2`, for every type that was tried.
+    /// What came of every type that was tried: sums with `kept` and `error2`.
     pub by_type: BTreeMap<GgmlType, Estimate>,
-    /// The same for the encoding that the tensor will have, where that was tried by itself.
+    /// What came of the encoding that the tensor will have, where it was tried by itself.
     pub chosen: Option<Estimate>,
 }
 
@@ -91,8 +91,8 @@ impl Survey {
         total
     }
 
-    /// As [`forecast`](Self::forecast), where tensors for which another encoding was chosen are
-    /// written in that.
+    /// What becomes of the vector if each tensor is written in the encoding that was chosen for it,
+    /// and tensors without one in the type that `ty_of` names.
     pub fn forecast_chosen(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
         let mut total = Moments::default();
         for t in &self.tensors {

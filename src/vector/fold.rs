@@ -37,7 +37,7 @@ use crate::gguf::{Metadata, Model, TensorId, Value};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Folding {
     block_size: u64,
-    /// By the weights in a row, whether a sign is −; none where all are +.
+    /// Whether a sign is −, by the number of weights in a row; none where all signs are +.
     signs: Option<BTreeMap<u64, Vec<bool>>>,
     names: HashSet<String>,
     has_grouped_heads: bool,
@@ -186,7 +186,7 @@ impl Keys<'_> {
         numbers.ok_or_else(|| self.wrong(word, expected))
     }
 
-    /// By width, whether a sign is −.
+    /// Whether a sign is −, by the width.
     fn signs(&self, block_size: u64) -> Result<BTreeMap<u64, Vec<bool>>, Error> {
         let expected = format!("different multiples of {block_size} that sum up to the length of sign_values");
         let mut values = &self.numbers("sign_values", "1 and -1")?[..];
@@ -285,8 +285,9 @@ impl Foldings {
         require_one_fold(parts.into_iter().map(part))
     }
 
-    /// The same of rows of this tensor, whole or only some, whatever becomes of them: rows of
-    /// special tokens are taken and held against each other also where the tensor has no vector.
+    /// Refuses inputs that fold the rows of this tensor differently, whatever becomes of the rows:
+    /// those of special tokens are taken and held against each other also where the tensor has no
+    /// vector.
     pub(super) fn check_rows(&self, inputs: &Inputs, at: TensorRef) -> Result<(), Error> {
         let own = FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
         let of_source = |(id, (_, model)): (usize, (Role, &'_ Model))| {

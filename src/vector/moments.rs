@@ -53,7 +53,7 @@ impl Moments {
         (self.delta2 > 0.0).then(|| (self.error2 / self.delta2).sqrt())
     }
 
-    /// The same sums times `factor`, as the estimate for `factor` times as many weights.
+    /// All sums times `factor`: the estimate for `factor` times as many weights.
     pub fn scaled(self, factor: f64) -> Self {
         Moments {
             delta2: self.delta2 * factor,

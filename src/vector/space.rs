@@ -39,7 +39,7 @@ pub enum Space {
 }
 
 impl Space {
-    /// That of the tensor with this name, of any architecture.
+    /// What numbers are added of the tensor with this name, in any architecture.
     pub fn of(name: &str) -> Self {
         match whole_name(name).trim_end_matches(".weight").rsplit('.').next() {
             Some("ssm_a") => Space::Logarithm,

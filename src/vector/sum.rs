@@ -25,7 +25,7 @@ impl Sum {
     /// Buffers of a [`Sum`]: bytes for each weight.
     pub const BYTES_PER_WEIGHT: u64 = 6 * 4;
 
-    /// The same where terms are combined in this way.
+    /// Bytes for each weight that the buffers take where terms are combined in this way.
     pub fn bytes_per_weight(n_terms: usize, combination: &Combination) -> u64 {
         match combination.is_plain() || n_terms == 0 {
             true => Self::BYTES_PER_WEIGHT,
@@ -79,11 +79,12 @@ impl Sum {
         Ok(())
     }
 
-    /// As [`Sum::compute`], with the terms combined in this way. `selections` has what is selected
-    /// of each term, and `first` is the index in the tensor of the first weight.
+    /// Computes the sum as [`Sum::compute`] does, with the terms combined in this way. `selections`
+    /// has what is selected of each term, and `first` is the index in the tensor of the first
+    /// weight.
     ///
     /// # Errors
-    /// As there.
+    /// Those of `load`.
     #[expect(clippy::too_many_arguments, reason = "what a sum is made of")]
     pub fn combine<E>(
         &mut self,

@@ -94,7 +94,7 @@ pub struct RenderOptions<'a> {
 }
 
 impl<'a> RenderOptions<'a> {
-    /// With the tokens that begin and end a text in this vocabulary, if they are UTF-8.
+    /// Options with the tokens that begin and end a text in this vocabulary, if they are UTF-8.
     pub fn new(tokenizer: Option<&'a Tokenizer>, add_generation_prompt: bool) -> Self {
         let text = |id: fn(&Tokenizer) -> Option<u32>| {
             let text = tokenizer.and_then(|tokenizer| tokenizer.text(id(tokenizer)?));

@@ -426,7 +426,7 @@ const MONTHS: [&str; 12] = [
     "November",
     "December",
 ];
-/// From the day on that times are counted from, a Thursday.
+/// The days of the week, from that of 1970-01-01 on.
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// Python's `datetime.strftime` of a time in UTC; a directive that is not known stays as it is, as

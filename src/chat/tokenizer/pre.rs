@@ -283,8 +283,7 @@ enum Spaces {
     All,
     /// All but the last, which belongs to the word behind: `\s+(?!\S)`.
     ButLast,
-    /// Likewise; but a run that ends with a newline was matched by `\s*[\r\n]+`, which takes it
-    /// whole.
+    /// All but the last, unless the run ends with a newline: `\s*[\r\n]+` takes such a run whole.
     ButLastUnlessNewline,
 }
 

@@ -23,9 +23,9 @@ impl Writer {
         part.written.fetch_sub(part.header.tensors()[tensor].size(), Ordering::Relaxed);
     }
 
-    /// The same output under a header in which the tensors `open`, in ascending order, may have
-    /// finer types; all of their bytes are to be written again. Every other tensor has been written
-    /// and is moved to its place.
+    /// Lays the output out under another header. The tensors `open`, in ascending order, may have
+    /// finer types there: all of their bytes are to be written again. Every other tensor has been
+    /// written and is moved to its place.
     ///
     /// Bytes are moved within the files, in a buffer of 1 MiB. A set of shards of which any begins
     /// at another tensor than before is copied into a second one, which takes its space twice
