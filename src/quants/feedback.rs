@@ -3,9 +3,10 @@
 //! A row w of a matrix acts on inputs x by ⟨w, x⟩. With errors e the output is off by ⟨e, x⟩, in
 //! the mean square by e·H·eᵀ, where H is the mean of x·xᵀ. If weights are rounded one after the
 //! other and each is first moved by what its predecessors' errors ask for, that sum becomes less
-//! than by rounding each to the nearest value (Frantar et al., GPTQ, 2022). With the factors H = (U
-//! + I)·D·(U + I)ᵀ, U strictly upper triangular and D diagonal, the move of weight k is Σ e_j·U_jk
-//! over j before it (Chee et al., QuIP, 2023, theorem 1: no other linear move does better).
+//! than by rounding each to the nearest value (Frantar et al., GPTQ, 2022). With the factors
+//! `H = (U + I)·D·(U + I)ᵀ`, U strictly upper triangular and D diagonal, the move of weight k is
+//! Σ e_j·U_jk over j before it (Chee et al., QuIP, 2023, theorem 1: no other linear move does
+//! better).
 //!
 //! Nobody has the inputs at hand when a vector is added. But training moves a row along the inputs
 //! it sees, so that the vector's own rows span what the model will be fed as a chat model: H is
