@@ -99,7 +99,7 @@ impl LoadedSource<'_> {
         first: &LoadedSource<'_>,
         chunk: &Chunk,
         rows: Range<u64>,
-        decode: Decode,
+        decode: DecodeFn,
         out: &mut [f32],
     ) -> Result<(), vector::Error> {
         let (start, row_len) = (chunk.first_row + rows.start, chunk.row_len);
@@ -144,7 +144,7 @@ fn load<'a>(
 }
 
 /// [`decode`], or [`decode_unscaled`].
-type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), vector::Error>;
+type DecodeFn = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), vector::Error>;
 
 /// A chunk whose sources are read.
 struct LoadedChunk<'a> {

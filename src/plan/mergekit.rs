@@ -119,7 +119,7 @@ impl RecipeFile {
 }
 
 /// What is merged: whole models, or slices of the same layers.
-struct Merged {
+struct MergedModels {
     sources: Vec<Source>,
     parameters: Parameters,
     base: Option<String>,
@@ -138,7 +138,7 @@ impl Configuration {
         };
         self.refuse_what_is_not_done()?;
         let (dtype, out_dtype) = (self.dtype.take(), self.out_dtype.take());
-        let Merged { sources, parameters, base, n_layers } = self.into_merged()?;
+        let MergedModels { sources, parameters, base, n_layers } = self.into_merged()?;
         let mut sources: Vec<(String, OfSource)> =
             sources.into_iter().map(|source| (source.model, source.parameters.unwrap_or_default())).collect();
         for (i, (model, _)) in sources.iter().enumerate() {
@@ -201,14 +201,14 @@ impl Configuration {
         Ok(())
     }
 
-    fn into_merged(self) -> Result<Merged, Error> {
+    fn into_merged(self) -> Result<MergedModels, Error> {
         match (self.models, self.slices) {
             (Some(models), None) => {
                 if models.iter().any(|source| source.layer_range.is_some()) {
                     return refuse("layer_range", "models have none; slices do");
                 }
                 let parameters = self.parameters.unwrap_or_default();
-                Ok(Merged { sources: models, parameters, base: self.base_model, n_layers: None })
+                Ok(MergedModels { sources: models, parameters, base: self.base_model, n_layers: None })
             }
             (None, Some(slices)) => {
                 let Ok([slice]) = <[Slice; 1]>::try_from(slices) else {
@@ -226,7 +226,7 @@ impl Configuration {
                 };
                 let parameters = slice.parameters.unwrap_or_default().or(self.parameters.unwrap_or_default());
                 let base = slice.base_model.or(self.base_model);
-                Ok(Merged { sources: slice.sources, parameters, base, n_layers: Some(n_layers) })
+                Ok(MergedModels { sources: slice.sources, parameters, base, n_layers: Some(n_layers) })
             }
             _ => refuse("models", "give either models or slices"),
         }

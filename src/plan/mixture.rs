@@ -166,7 +166,7 @@ const FINER_OUTPUT_OF_EIGHT: [&str; 11] =
 
 /// What the rules want to know of a model (`load_hparams` of src/llama-model.cpp and
 /// `load_arch_hparams` of src/models).
-struct Hyperparameters<'a> {
+struct RuleInputs<'a> {
     architecture: &'a str,
     n_layers: i64,
     n_experts: u64,
@@ -176,12 +176,12 @@ struct Hyperparameters<'a> {
     is_70b: bool,
 }
 
-impl<'a> Hyperparameters<'a> {
+impl<'a> RuleInputs<'a> {
     fn read(metadata: &'a Metadata) -> Result<Self, Error> {
         let architecture = metadata.architecture().unwrap_or_default();
         // Multimodal projectors: llama.cpp reads no hyperparameters of them.
         if architecture == "clip" {
-            return Ok(Hyperparameters { architecture, n_layers: 0, n_experts: 0, n_queries: 0, is_70b: false });
+            return Ok(RuleInputs { architecture, n_layers: 0, n_experts: 0, n_queries: 0, is_70b: false });
         }
         // One number, or one for each layer.
         let number = |suffix: &str| match metadata.get(&format!("{architecture}.{suffix}"))? {
@@ -206,7 +206,7 @@ impl<'a> Hyperparameters<'a> {
             _ => false,
         };
         let n_queries = n_heads.checked_div(n_kv_heads).unwrap_or(0);
-        Ok(Hyperparameters { architecture, n_layers: n_layers as i64, n_experts, n_queries, is_70b })
+        Ok(RuleInputs { architecture, n_layers: n_layers as i64, n_experts, n_queries, is_70b })
     }
 }
 
@@ -227,7 +227,7 @@ pub fn choose(
     let default = file_type.default_type;
     let is_mixed = default.is_quantized() && !options.pure;
     let mut rules = match is_mixed {
-        true => Some(Rules::new(Hyperparameters::read(metadata)?, tensors, file_type, options, has_importance)),
+        true => Some(Rules::new(RuleInputs::read(metadata)?, tensors, file_type, options, has_importance)),
         false => None,
     };
     let architecture = metadata.architecture().unwrap_or_default();
@@ -300,7 +300,7 @@ fn is_worth_more(layer: i64, n_layers: i64) -> bool {
 
 /// The rules of a mixture, with what they count.
 struct Rules<'a> {
-    model: Hyperparameters<'a>,
+    model: RuleInputs<'a>,
     name: &'a str,
     output: Option<GgmlType>,
     has_importance: bool,
@@ -315,7 +315,7 @@ struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     fn new(
-        model: Hyperparameters<'a>,
+        model: RuleInputs<'a>,
         tensors: &[Tensor<'_>],
         file_type: &FileType,
         options: &Options,

@@ -32,9 +32,9 @@ pub struct Feedback {
     groups: Vec<Vec<f32>>,
 }
 
-/// One group of [`Feedback`].
+/// U of one group of [`Feedback`], row by row, without the diagonal.
 #[derive(Clone, Copy)]
-pub(super) struct Group<'a> {
+pub(super) struct UpperTriangle<'a> {
     n: usize,
     upper: &'a [f32],
 }
@@ -168,13 +168,13 @@ impl Feedback {
         groups.saturating_mul(2).saturating_add(square(group) * 2)
     }
 
-    pub(super) fn group(&self, index: usize) -> Group<'_> {
+    pub(super) fn group(&self, index: usize) -> UpperTriangle<'_> {
         let n = Self::GROUP.min(self.row_len - index * Self::GROUP);
-        Group { n, upper: &self.groups[index] }
+        UpperTriangle { n, upper: &self.groups[index] }
     }
 }
 
-impl Group<'_> {
+impl UpperTriangle<'_> {
     /// Moves the weights after the `j`-th by what its error asks for.
     #[inline]
     pub(super) fn pass_on(&self, j: usize, error: f32, weights: &mut [f32; Feedback::GROUP]) {

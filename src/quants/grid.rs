@@ -26,12 +26,12 @@ struct CodeLayout {
     read: fn(&[u8], &mut Codes),
     /// Writes codes by their rank; everything else in the block stays.
     write: fn(&Codes, &mut [u8]),
-    values: Values,
+    values: GridValues,
 }
 
 /// The values of a grid in ascending order, in units of their own.
 #[derive(Clone, Copy)]
-enum Values {
+enum GridValues {
     /// 0, 1, 2 … up to one less than this.
     Even(u16),
     /// The values of a list.
@@ -41,18 +41,18 @@ enum Values {
 /// E2M1 without the second zero, in halves (`kvalues_fp4`).
 const FP4: [f32; 15] = [-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
 
-impl Values {
+impl GridValues {
     fn count(self) -> usize {
         match self {
-            Values::Even(n) => usize::from(n),
-            Values::Listed(values) => values.len(),
+            GridValues::Even(n) => usize::from(n),
+            GridValues::Listed(values) => values.len(),
         }
     }
 
     fn at(self, rank: usize) -> f32 {
         match self {
-            Values::Even(_) => rank as f32,
-            Values::Listed(values) => values[rank],
+            GridValues::Even(_) => rank as f32,
+            GridValues::Listed(values) => values[rank],
         }
     }
 
@@ -61,11 +61,11 @@ impl Values {
     fn place(self, x: f32) -> (usize, f32) {
         let last = self.count() - 2;
         match self {
-            Values::Even(_) => {
+            GridValues::Even(_) => {
                 let below = x.floor().clamp(0.0, last as f32);
                 (below as usize, x - below)
             }
-            Values::Listed(values) => {
+            GridValues::Listed(values) => {
                 let below = values.partition_point(|v| *v <= x).saturating_sub(1).min(last);
                 (below, (x - values[below]) / (values[below + 1] - values[below]))
             }
@@ -76,7 +76,7 @@ impl Values {
 #[expect(clippy::too_many_lines, reason = "a table: one arm a type")]
 fn layout(ty: GgmlType) -> Option<CodeLayout> {
     use GgmlType::*;
-    use Values::*;
+    use GridValues::*;
     fn read_nibbles(qs: &[u8], codes: &mut Codes) {
         codes[..32].copy_from_slice(&legacy::unpack_nibbles(field(qs, 0)));
     }
@@ -97,7 +97,7 @@ fn layout(ty: GgmlType) -> Option<CodeLayout> {
     fn fp4_of_rank(rank: u8) -> u8 {
         if rank < 7 { 15 - rank } else { rank - 7 }
     }
-    fn made(read: fn(&[u8], &mut Codes), write: fn(&Codes, &mut [u8]), values: Values) -> CodeLayout {
+    fn made(read: fn(&[u8], &mut Codes), write: fn(&Codes, &mut [u8]), values: GridValues) -> CodeLayout {
         CodeLayout { read, write, values }
     }
     Some(match ty {
@@ -299,7 +299,7 @@ struct FeedbackGroup<'a> {
     ty: GgmlType,
     /// Position of the first in the tensor.
     first: u64,
-    feedback: super::feedback::Group<'a>,
+    feedback: super::feedback::UpperTriangle<'a>,
     dither: Dither,
     /// The weights wanted, with what the errors so far move them by.
     moved: [f32; Feedback::GROUP],

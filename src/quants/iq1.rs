@@ -110,11 +110,11 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut
     let mut importance = [0.0; QK_K];
     weigh(w, matrix, sigma2(w, 2.0), &mut importance);
     let neighbours = grids::IQ1.neighbours();
-    let mut fits = [Fit::default(); QK_K / N];
+    let mut fits = [SubBlockFit::default(); QK_K / N];
     for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
         if farthest(x) >= MAX_EPS_S {
             let order = ascending(simd, x);
-            *fit = Fit::new(&order, best_split_s(simd, x, importance, &order));
+            *fit = SubBlockFit::new(&order, best_split_s(simd, x, importance, &order));
         }
     }
     let points = fit_to_grid(simd, neighbours, w, &importance, &mut fits);
@@ -149,11 +149,11 @@ fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
         None => importance = w.map(|x| x * x),
     }
     let neighbours = grids::IQ1.neighbours();
-    let mut fits = [Fit::default(); QK_K / N];
+    let mut fits = [SubBlockFit::default(); QK_K / N];
     for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
         if farthest(x) >= MAX_EPS_M {
             let order = ascending(simd, x);
-            *fit = Fit::new(&order, best_split_m(simd, x, importance, &order));
+            *fit = SubBlockFit::new(&order, best_split_m(simd, x, importance, &order));
         }
     }
     let points = fit_to_grid(simd, neighbours, w, &importance, &mut fits);
@@ -529,7 +529,7 @@ fn best_split_m<S: Simd>(simd: S, x: &[f32; 16], importance: &[f32; 16], order: 
 
 /// A sub-block's scale, moves and codes.
 #[derive(Clone, Copy, Default)]
-struct Fit {
+struct SubBlockFit {
     scale: f32,
     /// For each group a bit, set if its points are moved down.
     down: u8,
@@ -537,7 +537,7 @@ struct Fit {
     points: [Point; 4],
 }
 
-impl Fit {
+impl SubBlockFit {
     /// What a split means, whether its codes are on the grid or not; nothing without a split.
     #[inline(always)]
     fn new<const N: usize>(order: &[u8; N], split: Split) -> Self {
@@ -564,7 +564,7 @@ fn fit_to_grid<S: Simd, const N_SUB: usize>(
     neighbours: &Neighbours,
     w: &[f32; QK_K],
     importance: &[f32; QK_K],
-    fits: &mut [Fit; N_SUB],
+    fits: &mut [SubBlockFit; N_SUB],
 ) -> [Point; QK_K / DIM] {
     let n_groups = QK_K / DIM / N_SUB;
     let mut points = [0; QK_K / DIM];

@@ -25,7 +25,7 @@ use super::simd::{Floats, Ints, LANES, Mask, Simd};
 pub(super) const GROUP_MAX_EPS: f32 = 1e-8;
 
 /// Weights of a super-block as the search wants them.
-pub(super) struct Weights {
+pub(super) struct SearchedWeights {
     /// Magnitudes; for types whose signs have even parity, one of a group may be negative.
     pub(super) x: [f32; QK_K],
     /// How much the error of each counts.
@@ -50,7 +50,7 @@ pub(super) fn weigh(w: &[f32], matrix: &[f32], sigma2: f32, importance: &mut [f3
     }
 }
 
-impl Weights {
+impl SearchedWeights {
     /// Splits weights in magnitudes and signs.
     #[inline(always)]
     pub(super) fn new(w: &[f32; QK_K], importance: [f32; QK_K]) -> Self {

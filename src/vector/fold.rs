@@ -67,7 +67,7 @@ impl Folding {
         if fold_key(metadata).is_none() {
             return Ok(None);
         }
-        let keys = Keys { metadata, path: model.path() };
+        let keys = FoldKeys { metadata, path: model.path() };
         keys.number("version", "1 or 2", |n| n == 1 || n == 2)?;
         let block_size = keys.number("block_size", "a power of two", u64::is_power_of_two)?;
         keys.word("transform", &["normalized-sylvester-walsh-hadamard"])?;
@@ -143,12 +143,12 @@ impl Fold<'_> {
 }
 
 /// The keys of a fold.
-struct Keys<'a> {
+struct FoldKeys<'a> {
     metadata: &'a Metadata,
     path: &'a Path,
 }
 
-impl Keys<'_> {
+impl FoldKeys<'_> {
     fn get(&self, word: &str) -> Option<&Value> {
         self.metadata.get(&format!("{FOLD_KEYS}{word}"))
     }
@@ -234,7 +234,7 @@ impl<'a> FoldedTensor<'a> {
     fn fold(self) -> Result<Option<Fold<'a>>, Error> {
         let Some(folding) = self.folding else { return Ok(None) };
         folding.of(self.name, self.row_len).map_err(|(word, expected)| {
-            Keys { metadata: self.model.metadata(), path: self.model.path() }.wrong(word, &expected)
+            FoldKeys { metadata: self.model.metadata(), path: self.model.path() }.wrong(word, &expected)
         })
     }
 }

@@ -144,7 +144,7 @@ impl Sum {
             (true, true) => wanted.copy_from_slice(own),
             (false, _) => wanted.copy_from_slice(delta),
             (true, false) => {
-                quants::vectorized(Wanted { wanted, model: own, delta, keep_zeros });
+                quants::vectorized(AddDelta { wanted, model: own, delta, keep_zeros });
             }
         }
     }
@@ -217,14 +217,14 @@ impl Loops for AddTerm<'_> {
 }
 
 /// `wanted = model + delta`; with `keep_zeros` the model itself where `delta` is ±0.
-struct Wanted<'a> {
+struct AddDelta<'a> {
     wanted: &'a mut [f32],
     model: &'a [f32],
     delta: &'a [f32],
     keep_zeros: bool,
 }
 
-impl Loops for Wanted<'_> {
+impl Loops for AddDelta<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -265,7 +265,7 @@ mod tests {
                     for keep_zeros in [true, false] {
                         let mut wanted = vec![f32::NAN; n];
                         let (wanted_now, model, delta) = (&mut wanted[..], &model[..n], &delta[..]);
-                        vectorized_at(level, Wanted { wanted: wanted_now, model, delta, keep_zeros });
+                        vectorized_at(level, AddDelta { wanted: wanted_now, model, delta, keep_zeros });
                         bits.extend(wanted.iter().map(|w| w.to_bits()));
                     }
                 }
