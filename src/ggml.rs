@@ -240,7 +240,7 @@ impl fmt::Display for GgmlType {
 }
 
 impl serde::Serialize for GgmlType {
-    /// As its upper-case name.
+    /// Writes the type as its name in upper case.
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }

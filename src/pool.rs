@@ -17,7 +17,7 @@ use rayon::prelude::*;
 /// A number of threads, which are gone once it is dropped: what takes their place never runs beside
 /// them.
 pub struct Pool {
-    /// None while it is dropped.
+    /// The threads' pool; none while this value is dropped.
     pool: Option<rayon::ThreadPool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -162,10 +162,10 @@ pub fn map<T: Send, R: Send>(items: Vec<T>, f: impl Fn(T) -> R + Sync + Send) ->
     if is_inside() { items.into_par_iter().map(f).collect() } else { items.into_iter().map(f).collect() }
 }
 
-/// As [`map`], until one fails.
+/// What `f` makes of each item, in their order, unless it fails for one.
 ///
 /// # Errors
-/// One of those of `f`.
+/// One of the errors of `f`.
 pub fn try_map<T: Send, R: Send, E: Send>(
     items: Vec<T>,
     f: impl Fn(T) -> Result<R, E> + Sync + Send,
@@ -173,11 +173,11 @@ pub fn try_map<T: Send, R: Send, E: Send>(
     if is_inside() { items.into_par_iter().map(f).collect() } else { items.into_iter().map(f).collect() }
 }
 
-/// As [`try_map`], with something that each thread makes for itself now and then and uses for many
-/// items.
+/// What `f` makes of each item, in their order, unless it fails for one. Each thread makes
+/// something for itself by `init`, now and then, and uses it for many items.
 ///
 /// # Errors
-/// One of those of `f`.
+/// One of the errors of `f`.
 pub fn try_map_init<T: Send, S, R: Send, E: Send>(
     items: Vec<T>,
     init: impl Fn() -> S + Sync + Send,

@@ -30,7 +30,7 @@ pub enum Error {
     TooShort {
         /// The key of the list.
         key: &'static str,
-        /// Its entries.
+        /// Entries that the list has.
         found: usize,
         /// Entries of `tokenizer.ggml.tokens`.
         n_tokens: usize,
@@ -50,23 +50,23 @@ pub enum Error {
     TooManySpecial {
         /// Control, unknown and user-defined tokens.
         found: usize,
-        /// As many are allowed.
+        /// How many are allowed.
         most: usize,
     },
     /// An algorithm that is not built in.
     #[error("tokenizer.ggml.model is {found:?}, which is not built in; known are {known}")]
     UnknownModel {
-        /// The file's.
+        /// The algorithm that the file names.
         found: String,
-        /// Those built in.
+        /// The algorithms that are built in.
         known: &'static str,
     },
     /// A pre-tokenizer that is not built in.
     #[error("tokenizer.ggml.pre is {found:?}, which is not built in; known are {known}")]
     UnknownPre {
-        /// The file's.
+        /// The pre-tokenizer that the file names.
         found: String,
-        /// Those built in.
+        /// The pre-tokenizers that are built in.
         known: String,
     },
     /// Two tokens with one text.

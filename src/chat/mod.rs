@@ -5,7 +5,6 @@
 //! inside the chat model's template. Everything about the text vocabulary stays the
 //! continual-pretrained model's.
 
-mod end;
 mod error;
 mod needed;
 mod plumbing;

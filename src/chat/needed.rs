@@ -16,10 +16,10 @@ const LEAST_TEXT: usize = 3;
 /// The special tokens of a chat model.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct SpecialIds {
-    /// Those that a conversation cannot do without: what the template writes, and what ends an
-    /// answer. In order.
+    /// Tokens that a conversation cannot do without, in ascending order: what the template writes,
+    /// and what ends an answer.
     pub needed: Vec<u32>,
-    /// All control tokens besides. In order.
+    /// All other control tokens, in ascending order.
     pub others: Vec<u32>,
     /// Templates that cannot be parsed or rendered, or not to their end: of theirs, `needed` may lack
     /// some.

@@ -52,7 +52,7 @@ impl TokenMap {
         }
     }
 
-    /// The same the other way round: for each token of the other vocabulary its place in the own
+    /// The map in the other direction: for each token of the other vocabulary its place in the own
     /// one.
     #[must_use]
     pub fn inverted(&self) -> TokenMap {

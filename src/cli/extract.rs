@@ -122,7 +122,7 @@ pub(super) fn run(args: &ExtractArgs, global: &Global) -> Result<Exit> {
         return run_adapter(Adapter { inputs: &inputs, file }, &settings, global);
     };
     let form = match (args.size, args.encoding) {
-        (Some(size), _) => Form::Decomposed(size.target(inputs.source(inputs.template()))),
+        (Some(size), _) => Form::Decomposed(size.target(inputs.source(inputs.skeleton()))),
         (None, Encoding::Bits(bits)) => Form::Decomposed(Target::Bits(bits)),
         (None, Encoding::Rank(rank)) => Form::Decomposed(Target::Rank(rank)),
         (None, Encoding::Type(ty)) => Form::Type(ty),

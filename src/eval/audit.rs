@@ -36,7 +36,8 @@ pub struct AuditedToken {
     /// The norm of its row in `token_embd`, in units of what is usual there; none if there is no
     /// such row.
     pub norm: Option<f64>,
-    /// The same in `output`.
+    /// The norm of its row in `output`, in units of what is usual there; none if there is no such
+    /// row.
     pub output_norm: Option<f64>,
     /// Whether its row looks as if nobody had trained it: next to nothing, or the very row of
     /// another special token.
@@ -159,13 +160,13 @@ impl ChatAudit {
         }
         let (ends, others): (Vec<u32>, Vec<u32>) = ids.others.iter().partition(|id| tokenizer.is_end(**id));
         self.n_other_control = others.len();
-        let embeddings = TokenRows::new(model, "token_embd.weight")?;
-        let outputs = TokenRows::new(model, "output.weight")?;
+        let embeddings = NormedRows::new(model, "token_embd.weight")?;
+        let outputs = NormedRows::new(model, "output.weight")?;
         let mut seen: HashMap<blake3::Hash, u32> = HashMap::new();
         self.n_not_shown = (ids.needed.len() + ends.len()).saturating_sub(MOST_TOKENS);
         let shown = ids.needed.iter().map(|id| (*id, true)).chain(ends.into_iter().map(|id| (id, false)));
         for (id, is_needed) in shown.take(MOST_TOKENS) {
-            let of = |rows: &Option<TokenRows<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
+            let of = |rows: &Option<NormedRows<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
             let (row, norm) = of(&embeddings)?.unzip();
             let output_norm = of(&outputs)?.map(|(_, norm)| norm);
             let twin = row.and_then(|row| seen.insert(digest(&row), id));
@@ -229,22 +230,23 @@ fn markers(prompt: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Rows of a tensor that has one for each token.
-struct TokenRows<'a> {
+struct NormedRows<'a> {
     model: &'a Model,
     id: usize,
     /// The median norm.
     usual: f64,
 }
 
-impl<'a> TokenRows<'a> {
-    /// None if there is no such tensor, or none that can be read.
+impl<'a> NormedRows<'a> {
+    /// The rows of the tensor with this name; none if there is no such tensor, or it cannot be
+    /// read.
     fn new(model: &'a Model, name: &str) -> Result<Option<Self>, vector::Error> {
         let is_usable = |id: &usize| vector::is_readable_row(model.tensor(*id));
         let Some(id) = model.find(name).filter(is_usable) else { return Ok(None) };
         let mut rows = RowReader::new(model, id);
         let of_row = |row| Ok(Some(norm(&rows.read(row)?)));
         let usual = vector::median_of_rows(model.tensor(id).n_rows(), of_row)?;
-        Ok(Some(TokenRows { model, id, usual: usual.filter(|norm| *norm > 0.0).unwrap_or(1.0) }))
+        Ok(Some(NormedRows { model, id, usual: usual.filter(|norm| *norm > 0.0).unwrap_or(1.0) }))
     }
 
     /// A token's row, and its norm in units of what is usual.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::judge::{CheckResult, End, Example, Loaded, Marks, Seen, Spoken, Verdict, is_asked, without_end};
+use super::answer::{End, Loaded, is_asked, without_end};
+use super::check_result::{CheckResult, Example, Verdict};
+use super::seen::{Marks, Seen, Spoken};
 use super::{Check, Good, Kind, Language, Thresholds};
 use crate::gguf::printable;
 

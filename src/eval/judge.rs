@@ -7,177 +7,29 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{
-    Detector, Good, Language, Prompt, PromptSet, Thresholds, checks, expected, garbled, leak, refusal, repetition,
-};
-
-/// Why generation stopped.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum End {
-    /// At one of the file's end-of-generation tokens, as text.
-    Token(String),
-    /// At the number of tokens asked for.
-    Limit,
-    /// At the end of the context.
-    Context,
-}
-
-/// One answer of the model.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Reply {
-    /// Its text, without control tokens.
-    pub text: String,
-    /// Its text with control tokens as they are written, the last one included; empty if that is
-    /// not known.
-    pub raw: String,
-    /// Why it stopped.
-    pub end: End,
-    /// Its length in tokens, the end token included.
-    pub n_tokens: usize,
-    /// Whether all logits were finite numbers.
-    pub finite: bool,
-}
-
-/// What the model said to one prompt.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Answer {
-    /// The prompt's place in the set.
-    pub prompt: usize,
-    /// One reply for each of [`Prompt::answered`], in order; fewer if the run was given up.
-    pub replies: Vec<Reply>,
-}
-
-/// What is known of the file before it answers.
-#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
-pub struct Loaded {
-    /// Whether the file has a chat template.
-    pub has_template: bool,
-    /// What the template says instead of rendering, if it does.
-    pub template_error: Option<String>,
-    /// The token that the template writes after an assistant turn, as text; none if it writes none
-    /// or is not there.
-    pub turn_end: Option<String>,
-    /// Tokens at which generation stops, as text.
-    pub end_tokens: Vec<String>,
-    /// What else looked odd.
-    pub warnings: Vec<String>,
-}
-
-/// How a check went. The worst is the greatest.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// Nothing to measure it on, or turned off.
-    #[default]
-    NotMeasured,
-    /// Good.
-    Pass,
-    /// Worth a look.
-    Warn,
-    /// Not good enough.
-    Fail,
-}
-
-/// An answer that a check found fault with.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Example {
-    /// The prompt's id.
-    pub prompt: String,
-    /// The beginning of the answer in one line, control tokens included and control characters
-    /// escaped.
-    pub excerpt: String,
-}
-
-/// The result of one check.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct CheckResult {
-    /// Its name.
-    pub name: &'static str,
-    /// How it went.
-    pub verdict: Verdict,
-    /// What was measured, a share of `n`.
-    pub value: Option<f64>,
-    /// Answers it was measured on.
-    pub n: usize,
-    /// Which way the value is good.
-    pub good: Good,
-    /// The bound of failing.
-    pub fail: Option<f64>,
-    /// The bound of warning.
-    pub warn: Option<f64>,
-    /// What was found; unless it is good, also what that usually means and what to do.
-    pub message: String,
-    /// Answers to look at.
-    pub examples: Vec<Example>,
-}
-
-/// The language of an answer against the one of its prompt.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
-pub struct Spoken {
-    /// The prompt's.
-    pub expected: Language,
-    /// The answer's; none if it is too short or too uncertain.
-    pub found: Option<Language>,
-}
-
-impl Spoken {
-    pub(super) fn is_right(self) -> bool {
-        self.found == Some(self.expected)
-    }
-
-    pub(super) fn is_wrong(self) -> bool {
-        self.found.is_some() && !self.is_right()
-    }
-}
-
-/// What was seen of one reply.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Marks {
-    /// The prompt's place in the set.
-    pub prompt: usize,
-    /// The reply's place among the prompt's.
-    pub turn: usize,
-    /// Whether it was computed without NaN and infinity.
-    pub is_finite: bool,
-    /// Whether it ended by itself, and with the token that ends a turn if that is known.
-    pub is_ended: bool,
-    /// Whether it has no letter and no digit, though the prompt had room.
-    pub is_empty: bool,
-    /// Text of the template in it.
-    pub leak: Option<String>,
-    /// The passage it repeats.
-    pub repetition: Option<String>,
-    /// Why it is no text.
-    pub garbled: Option<&'static str>,
-    /// Its language, if the prompt's is known.
-    pub language: Option<Spoken>,
-    /// Whether it refuses; of the last reply only.
-    pub is_refusal: Option<bool>,
-    /// Whether it is right to the letter; of the last reply, if the prompt says what is.
-    pub is_exact: Option<bool>,
-    /// Whether it has a word of a right answer; of the last reply, if the prompt names any.
-    pub has_keyword: Option<bool>,
-}
+use super::answer::{Answer, End, Loaded, is_asked, without_end};
+use super::check_result::{CheckResult, Verdict};
+use super::seen::{Marks, Seen, Spoken};
+use super::{Detector, Language, Prompt, PromptSet, Thresholds, checks, expected, garbled, leak, refusal, repetition};
 
 /// Numbers of replies.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
 pub struct Counts {
-    /// All of them.
+    /// All replies.
     pub replies: usize,
-    /// That ended by themselves.
+    /// Replies that ended by themselves.
     pub ended: usize,
-    /// In their prompt's language.
+    /// Replies in the language of their prompt.
     pub right_language: usize,
-    /// In another language.
+    /// Replies in another language.
     pub wrong_language: usize,
-    /// Whose language cannot be told.
+    /// Replies whose language cannot be told.
     pub undecided_language: usize,
-    /// That refuse.
+    /// Replies that refuse.
     pub refused: usize,
-    /// Whose prompt says what is right.
+    /// Replies whose prompt says what is right.
     pub expected: usize,
-    /// That are right, by a whole answer or a key word.
+    /// Replies that are right, by a whole answer or a key word.
     pub right: usize,
 }
 
@@ -283,13 +135,6 @@ pub fn judge(
     })
 }
 
-/// One reply and what was seen of it.
-pub(super) struct Seen<'a> {
-    pub(super) prompt: &'a Prompt,
-    pub(super) reply: &'a Reply,
-    pub(super) marks: Marks,
-}
-
 fn look<'a>(
     set: &'a PromptSet,
     answers: &'a [Answer],
@@ -359,18 +204,6 @@ fn said(text: &str) -> &str {
 /// All that the prompt says itself.
 fn asked(prompt: &Prompt) -> String {
     prompt.messages.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>().join("\n")
-}
-
-/// A reply with control tokens as text, but for the one that ended it.
-pub(super) fn without_end(reply: &Reply) -> &str {
-    let raw = if reply.raw.is_empty() { &reply.text } else { &reply.raw };
-    let end = if let End::Token(end) = &reply.end { end.as_str() } else { "" };
-    raw.strip_suffix(end).unwrap_or(raw)
-}
-
-/// Whether there was room for the prompt. If not, that there is no answer is no fault of the model.
-pub(super) fn is_asked(reply: &Reply) -> bool {
-    reply.end != End::Context || reply.n_tokens > 0
 }
 
 /// A base model stops too, at the token between documents: where the token that ends a turn is

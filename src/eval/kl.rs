@@ -68,9 +68,9 @@ pub(super) struct Known {
     /// Standard error of drawing, as if draws were independent; they are spread evenly, so it is
     /// rather too large.
     pub(super) drawing_error: f64,
-    /// It is no less than this, up to rounding of f64.
+    /// The divergence is no less than this, up to rounding of f64.
     pub(super) lower: f64,
-    /// It is no more than this, up to rounding of f64.
+    /// The divergence is no more than this, up to rounding of f64.
     pub(super) upper: f64,
 }
 
@@ -86,7 +86,7 @@ pub(super) struct Distribution<'a> {
 }
 
 impl<'a> Distribution<'a> {
-    /// Of finite logits, at least one.
+    /// The distribution of these logits: finite numbers, at least one.
     pub(super) fn new(logits: &'a [f32]) -> Self {
         let (mut argmax, mut is_tied) = (0, false);
         for (i, l) in logits.iter().enumerate().skip(1) {
@@ -134,7 +134,7 @@ struct Position {
 
 /// What is kept of a model's distributions, position after position.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct KeptDistributions {
     keep: Keep,
     n_vocab: usize,
     positions: Vec<Position>,
@@ -145,12 +145,12 @@ pub(super) struct Kept {
     keys: Vec<u64>,
 }
 
-impl Kept {
+impl KeptDistributions {
     /// Takes the memory for this many positions, so that it does not grow on the way to twice as
     /// much.
     pub(super) fn new(keep: Keep, n_vocab: usize, n_positions: usize) -> Self {
         let n_tokens = n_positions.saturating_mul(keep.stride(n_vocab));
-        Kept {
+        KeptDistributions {
             keep,
             n_vocab,
             positions: Vec::with_capacity(n_positions),
@@ -318,7 +318,7 @@ mod tests {
 
     fn known(p: &[f32], q: &[f32], keep: Keep) -> (Known, f64) {
         let (p, q) = (Distribution::new(p), Distribution::new(q));
-        let mut kept = Kept::new(keep, p.logits.len(), 1);
+        let mut kept = KeptDistributions::new(keep, p.logits.len(), 1);
         kept.push(&p);
         (kept.divergence(0, &q, &mut Vec::new()), p.divergence(&q))
     }
@@ -372,7 +372,7 @@ mod tests {
         #[test]
         fn the_top_are_the_most_probable(p in prop::collection::vec(-2i32..2, 1..50), n_top in 1usize..9) {
             let p: Vec<f32> = p.into_iter().map(|l| l as f32).collect();
-            let mut kept = Kept::new(Keep { n_top, n_draws: 0 }, p.len(), 1);
+            let mut kept = KeptDistributions::new(Keep { n_top, n_draws: 0 }, p.len(), 1);
             kept.push(&Distribution::new(&p));
             let mut order: Vec<usize> = (0..p.len()).collect();
             order.sort_by(|a, b| p[*b].total_cmp(&p[*a]).then(a.cmp(b)));
@@ -389,7 +389,7 @@ mod tests {
         let p: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin() * 2.0).collect();
         let q: Vec<f32> = (0..n).map(|i| (i as f32 * 1.3).cos() * 2.0).collect();
         let (p, q) = (Distribution::new(&p), Distribution::new(&q));
-        let mut kept = Kept::new(Keep { n_top: 8, n_draws: 16 }, n, 2000);
+        let mut kept = KeptDistributions::new(Keep { n_top: 8, n_draws: 16 }, n, 2000);
         (0..2000).for_each(|_| kept.push(&p));
         let found: Vec<Known> = (0..2000).map(|i| kept.divergence(i, &q, &mut Vec::new())).collect();
         let mean = |f: fn(&Known) -> f64| found.iter().map(f).sum::<f64>() / found.len() as f64;

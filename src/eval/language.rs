@@ -13,7 +13,8 @@ use serde::{Serialize, Serializer};
 /// Measured on the bundled models' German answers: shorter ones ("Tom.", "Anna?") are names, which
 /// lingua gives to any language.
 const MIN_LETTERS: usize = 8;
-/// The same where a character is a syllable or a word (Chinese, Japanese, Korean).
+/// Characters that a text needs before its language is asked for, where one is a syllable or a word
+/// (Chinese, Japanese, Korean).
 const MIN_SYLLABLES: usize = 3;
 /// How far the best language's confidence must be above the second's, as a multiple. A bound on the
 /// confidence itself would leave more undecided the more candidates there are.

@@ -15,10 +15,14 @@
 //! [`compare()`] and [`Reference`] hold what two models say of a text against each other,
 //! [`compare_tensors`] their weights, [`compare_vectors`] the vectors of two patches.
 
+mod answer;
 mod audit;
 mod chatter;
+mod check_result;
 mod checks;
 mod compare;
+mod comparison;
+mod error;
 mod expected;
 mod garbled;
 mod judge;
@@ -26,26 +30,35 @@ mod kl;
 mod language;
 mod leak;
 mod prompts;
+mod reference;
 mod refusal;
 mod repetition;
+mod scorer;
+mod seen;
 mod statistics;
 mod tensors;
+mod text;
 mod thresholds;
 mod vectors;
 
+pub use answer::{Answer, End, Loaded, Reply};
 pub use audit::{AuditedToken, ChatAudit, audit_chat};
 pub use chatter::{Asking, Chatter, ChatterError, Conversations, Speed};
-pub use compare::{Comparison, Divergence, Error, Reference, Scorer, Side, Text, compare, perplexity, same_vocabulary};
-pub use judge::{
-    Answer, CheckResult, Counts, End, Example, Group, JudgeError, Judgement, Loaded, Marks, Reply, Spoken, SpokenCount,
-    Verdict, judge,
-};
+pub use check_result::{CheckResult, Example, Verdict};
+pub use compare::{compare, same_vocabulary};
+pub use comparison::{Comparison, Divergence};
+pub use error::{Error, Side};
+pub use judge::{Counts, Group, JudgeError, Judgement, SpokenCount, judge};
 pub use kl::Keep;
 pub use language::{Detector, Language, UnknownLanguage};
 pub use prompts::{Kind, LineProblem, MAX_FILE, MAX_LINE, MAX_PROMPTS, MAX_TURNS, Prompt, PromptError, PromptSet};
+pub use reference::Reference;
+pub use scorer::{Scorer, perplexity};
+pub use seen::{Marks, Spoken};
 pub use statistics::Estimate;
 pub use tensors::{
     Difference, NotCompared, PartDifference, Reason, Tau, TensorDifference, TensorTable, compare_tensors,
 };
+pub use text::Text;
 pub use thresholds::{CHECKS, Check, Good, ThresholdError, Thresholds};
 pub use vectors::compare_vectors;

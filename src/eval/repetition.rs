@@ -167,8 +167,8 @@ fn run_of_characters(text: &str) -> Option<String> {
     None
 }
 
-/// The same line over and over, as in code or a table. Lines without letters are rows of numbers
-/// and rulers.
+/// A line that comes over and over, as in code or a table. Lines without letters do not count: they
+/// are rows of numbers, or rulers.
 fn run_of_lines(text: &str) -> Option<String> {
     let mut last = "";
     let mut times = 0;

@@ -153,11 +153,11 @@ pub enum Reason {
     OnlyInA,
     /// A lacks it.
     OnlyInB,
-    /// Its shapes differ, row length first.
+    /// The shapes differ. They have the row length first.
     Shape {
-        /// In A.
+        /// The shape in A.
         a: Vec<u64>,
-        /// In B.
+        /// The shape in B.
         b: Vec<u64>,
     },
     /// The codec does not know this type.
@@ -179,9 +179,9 @@ pub struct NotCompared {
 pub struct TensorTable {
     /// What both files have, in the order of A.
     pub tensors: Vec<TensorDifference>,
-    /// The same by part, in the order of their names.
+    /// Sums by part of the model, in the order of the parts' names.
     pub parts: Vec<PartDifference>,
-    /// Sums over all of it.
+    /// Sums over all tensors.
     pub total: Difference,
     /// What was left out, in the order of A, then of B.
     pub not_compared: Vec<NotCompared>,
@@ -318,7 +318,7 @@ struct Job<'a> {
 
 /// A thread's buffers, used again for every piece of a tensor.
 #[derive(Default)]
-struct Buffers {
+struct PieceBuffers {
     raw: Vec<u8>,
     a: Vec<f32>,
     b: Vec<f32>,
@@ -337,8 +337,8 @@ impl<'a> Job<'a> {
     fn run(&self) -> Result<TensorDifference, Error> {
         let info = self.a.0.tensor(self.a.1);
         let n_pieces = info.n_weights().div_ceil(PIECE_WEIGHTS);
-        let piece = |buffers: &mut Buffers, piece| self.piece(piece, buffers);
-        let sums = pool::try_map_init((0..n_pieces).collect(), Buffers::default, piece)?;
+        let piece = |buffers: &mut PieceBuffers, piece| self.piece(piece, buffers);
+        let sums = pool::try_map_init((0..n_pieces).collect(), PieceBuffers::default, piece)?;
         let mut difference = Difference::default();
         sums.into_iter().for_each(|sum| difference += sum);
         Ok(TensorDifference {
@@ -351,10 +351,10 @@ impl<'a> Job<'a> {
         })
     }
 
-    fn piece(&self, piece: u64, buffers: &mut Buffers) -> Result<Difference, Error> {
+    fn piece(&self, piece: u64, buffers: &mut PieceBuffers) -> Result<Difference, Error> {
         let first = piece * PIECE_WEIGHTS;
         let n = PIECE_WEIGHTS.min(self.a.0.tensor(self.a.1).n_weights() - first);
-        let Buffers { raw, a, b, plus, minus, coordinates } = buffers;
+        let PieceBuffers { raw, a, b, plus, minus, coordinates } = buffers;
         coordinates.begin(Space::of(self.a.0.tensor(self.a.1).name()));
         let mut load = |at: At<'_>, out: &mut Vec<f32>| {
             let (source, id) = at;

@@ -41,7 +41,7 @@ pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTa
     let threads = budget.threads.min((budget.memory / thread_bytes) as usize).max(1);
     let pool = Pool::new(threads)?;
 
-    let (a, b) = (Vector::new(a), Vector::new(b));
+    let (a, b) = (PatchVector::new(a), PatchVector::new(b));
     let map = TokenMap::new(a.patch.metadata(), b.patch.metadata());
     let (folding_a, folding_b) = (Folding::read(a.patch)?, Folding::read(b.patch)?);
     let mut table = TensorTable::default();
@@ -49,18 +49,18 @@ pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTa
     for name in a.names.iter().chain(only_in_b) {
         let leave_out = |reason| NotCompared { name: name.clone(), reason };
         let (held_a, held_b) = match (a.held(name), b.held(name)) {
-            (Held::Absent, _) => {
+            (InPatch::Absent, _) => {
                 table.not_compared.push(leave_out(Reason::OnlyInB));
                 continue;
             }
-            (_, Held::Absent) => {
+            (_, InPatch::Absent) => {
                 table.not_compared.push(leave_out(Reason::OnlyInA));
                 continue;
             }
-            (Held::Stored(a), Held::Stored(b)) => (Some(a), Some(b)),
-            (Held::Stored(a), Held::Zero) => (Some(a), None),
-            (Held::Zero, Held::Stored(b)) => (None, Some(b)),
-            (Held::Zero, Held::Zero) => continue,
+            (InPatch::Stored(a), InPatch::Stored(b)) => (Some(a), Some(b)),
+            (InPatch::Stored(a), InPatch::Zero) => (Some(a), None),
+            (InPatch::Zero, InPatch::Stored(b)) => (None, Some(b)),
+            (InPatch::Zero, InPatch::Zero) => continue,
         };
         let whole = whole_name(name);
         let sides = [(a.patch, held_a, &folding_a), (b.patch, held_b, &folding_b)];
@@ -70,7 +70,7 @@ pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTa
             let row_len = model.tensor(id).row_len();
             FoldedTensor { model, folding, name: whole, row_len }
         }))?;
-        match Pair::new((&a, held_a), (&b, held_b), map.as_ref()) {
+        match TensorPair::new((&a, held_a), (&b, held_b), map.as_ref()) {
             Err(reason) => table.not_compared.push(leave_out(reason)),
             Ok(pair) => table.tensors.push(pool.install(|| pair.run(name))?),
         }
@@ -80,28 +80,28 @@ pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTa
 }
 
 /// A patch, and the names of what its vector consists of.
-struct Vector<'a> {
+struct PatchVector<'a> {
     patch: &'a Model,
     names: Vec<String>,
     listed: HashSet<String>,
 }
 
 /// What a patch has of a tensor.
-enum Held {
+enum InPatch {
     Stored(TensorId),
-    /// It is left out.
+    /// The patch leaves the tensor out, since it is zero.
     Zero,
     /// The vector has no such tensor.
     Absent,
 }
 
-impl<'a> Vector<'a> {
+impl<'a> PatchVector<'a> {
     fn new(patch: &'a Model) -> Self {
         let names = patch.metadata().get_strings(patch::format::TENSORS);
         let listed = names.into_iter().flat_map(|names| names.iter()).map(ToString::to_string);
         let stored =
             patch.tensors().map(|info| info.name()).filter(|name| !patch::format::is_beside(name)).map(str::to_owned);
-        let mut vector = Vector { patch, names: Vec::new(), listed: HashSet::new() };
+        let mut vector = PatchVector { patch, names: Vec::new(), listed: HashSet::new() };
         for name in listed.chain(stored) {
             if vector.listed.insert(name.clone()) {
                 vector.names.push(name);
@@ -110,49 +110,49 @@ impl<'a> Vector<'a> {
         vector
     }
 
-    fn held(&self, name: &str) -> Held {
+    fn held(&self, name: &str) -> InPatch {
         match self.patch.find(name) {
-            Some(id) => Held::Stored(id),
-            None if self.listed.contains(name) => Held::Zero,
+            Some(id) => InPatch::Stored(id),
+            None if self.listed.contains(name) => InPatch::Zero,
             // Of a model with tied embeddings, whose vector stands for the output too.
             None if name == OUTPUT => self.held(TOKEN_EMBEDDINGS),
-            None => Held::Absent,
+            None => InPatch::Absent,
         }
     }
 }
 
-/// One side of a pair: nothing where it is zero.
-type Side<'a> = Option<(&'a Model, TensorId)>;
+/// What a patch stores of a tensor: nothing where the vector is zero.
+type StoredTensor<'a> = Option<(&'a Model, TensorId)>;
 
 /// The same tensor of two vectors.
-struct Pair<'a> {
-    a: Side<'a>,
-    b: Side<'a>,
+struct TensorPair<'a> {
+    a: StoredTensor<'a>,
+    b: StoredTensor<'a>,
     row_len: u64,
-    rows: Rows,
+    rows: RowPairs,
 }
 
 /// Which rows belong together.
-enum Rows {
-    /// So many, each with the one of its number.
+enum RowPairs {
+    /// So many rows; each belongs to the row of its number.
     Same(u64),
-    /// By the texts of tokens; none where a side lacks the token.
+    /// Rows of tokens with one text; none where a side lacks the token.
     ByToken(Vec<(Option<u32>, Option<u32>)>),
 }
 
-impl Rows {
+impl RowPairs {
     fn len(&self) -> u64 {
         match self {
-            Rows::Same(n) => *n,
-            Rows::ByToken(pairs) => pairs.len() as u64,
+            RowPairs::Same(n) => *n,
+            RowPairs::ByToken(pairs) => pairs.len() as u64,
         }
     }
 
-    /// Those of A and of B of this number.
+    /// The rows of A and of B in the pair of this number.
     fn get(&self, i: u64) -> (Option<u64>, Option<u64>) {
         match self {
-            Rows::Same(_) => (Some(i), Some(i)),
-            Rows::ByToken(pairs) => {
+            RowPairs::Same(_) => (Some(i), Some(i)),
+            RowPairs::ByToken(pairs) => {
                 let (a, b) = pairs[i as usize];
                 (a.map(u64::from), b.map(u64::from))
             }
@@ -163,15 +163,15 @@ impl Rows {
         let own = (0..map.n_own() as u32).map(|id| (Some(id), map.find(id)));
         let inverted = map.inverted();
         let others = (0..map.n_other() as u32).filter(|id| inverted.find(*id).is_none()).map(|id| (None, Some(id)));
-        Rows::ByToken(own.chain(others).collect())
+        RowPairs::ByToken(own.chain(others).collect())
     }
 }
 
-impl<'a> Pair<'a> {
+impl<'a> TensorPair<'a> {
     /// Fails with what keeps the two from being compared.
     fn new(
-        (a, held_a): (&Vector<'a>, Option<TensorId>),
-        (b, held_b): (&Vector<'a>, Option<TensorId>),
+        (a, held_a): (&PatchVector<'a>, Option<TensorId>),
+        (b, held_b): (&PatchVector<'a>, Option<TensorId>),
         map: Option<&TokenMap>,
     ) -> Result<Self, Reason> {
         let (a, b) = (held_a.map(|id| (a.patch, id)), held_b.map(|id| (b.patch, id)));
@@ -182,7 +182,7 @@ impl<'a> Pair<'a> {
             }
         }
         let some = a.or(b).map(info).expect("a pair of two zeros is none");
-        let mut rows = Rows::Same(some.n_rows());
+        let mut rows = RowPairs::Same(some.n_rows());
         if let (Some(a), Some(b)) = (a, b) {
             let by_token = |(patch, id): (&Model, TensorId)| is_by_token(patch, id);
             let map = map.filter(|map| !map.is_identity() && by_token(a) && by_token(b));
@@ -193,9 +193,9 @@ impl<'a> Pair<'a> {
             if !fits {
                 return Err(Reason::Shape { a: info(a).ne().to_vec(), b: info(b).ne().to_vec() });
             }
-            rows = map.map_or(rows, Rows::by_token);
+            rows = map.map_or(rows, RowPairs::by_token);
         }
-        Ok(Pair { a, b, row_len: some.row_len(), rows })
+        Ok(TensorPair { a, b, row_len: some.row_len(), rows })
     }
 
     /// Pieces are the same for any number of threads, and are added in their order.
@@ -204,25 +204,25 @@ impl<'a> Pair<'a> {
         let columns_of_piece = self.row_len.clamp(1, PIECE_WEIGHTS);
         let n_columns = self.row_len.div_ceil(columns_of_piece);
         let n_pieces = self.rows.len().div_ceil(rows_of_piece) * n_columns;
-        let piece = |buffers: &mut Buffers, piece: u64| {
+        let piece = |buffers: &mut RowBuffers, piece: u64| {
             let row = piece / n_columns * rows_of_piece;
             let column = piece % n_columns * columns_of_piece;
             let rows = row..(row + rows_of_piece).min(self.rows.len());
             self.piece(rows, column..(column + columns_of_piece).min(self.row_len), buffers)
         };
-        let sums = pool::try_map_init((0..n_pieces).collect(), Buffers::default, piece)?;
+        let sums = pool::try_map_init((0..n_pieces).collect(), RowBuffers::default, piece)?;
         let mut difference = Difference::default();
         sums.into_iter().for_each(|sum| difference += sum);
         let info = |(patch, id): (&'a Model, TensorId)| patch.tensor(id);
-        let ty = |side: Side<'a>| side.map_or(GgmlType::F32, |side| info(side).ty());
+        let ty = |side: StoredTensor<'a>| side.map_or(GgmlType::F32, |side| info(side).ty());
         let ne = self.a.or(self.b).map_or(Vec::new(), |side| info(side).ne().to_vec());
         let (type_a, type_b) = (ty(self.a), ty(self.b));
         Ok(TensorDifference { name: name.to_owned(), ne, type_a, type_b, has_tau: false, difference })
     }
 
-    fn piece(&self, rows: Range<u64>, columns: Range<u64>, buffers: &mut Buffers) -> Result<Difference, Error> {
+    fn piece(&self, rows: Range<u64>, columns: Range<u64>, buffers: &mut RowBuffers) -> Result<Difference, Error> {
         let n = (rows.end - rows.start) * (columns.end - columns.start);
-        let Buffers { raw, a, b } = buffers;
+        let RowBuffers { raw, a, b } = buffers;
         resize(a, n as usize);
         resize(b, n as usize);
         let (of_a, of_b): (Vec<_>, Vec<_>) = rows.map(|row| self.rows.get(row)).unzip();
@@ -236,7 +236,7 @@ impl<'a> Pair<'a> {
 
 /// A thread's buffers, used again for every piece of a tensor.
 #[derive(Default)]
-struct Buffers {
+struct RowBuffers {
     raw: Vec<u8>,
     a: Vec<f32>,
     b: Vec<f32>,
@@ -244,7 +244,7 @@ struct Buffers {
 
 /// Loads `columns` of these rows, those together that lie one behind the other.
 fn load(
-    side: Side<'_>,
+    side: StoredTensor<'_>,
     row_len: u64,
     rows: &[Option<u64>],
     columns: &Range<u64>,

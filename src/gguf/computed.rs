@@ -1,11 +1,11 @@
 //! Tensors that stand in no file, but are computed from what does.
 
 use std::fmt::Debug;
+use std::path::Path;
 
 use super::error::{Error, Fault, place_of};
 use super::header::TensorInfo;
-use super::model::Place;
-use super::{File, MAX_DIMS, Model, TensorId};
+use super::{File, MAX_DIMS};
 use crate::ggml::GgmlType;
 
 /// Who computes tensors of a model from its files.
@@ -32,6 +32,27 @@ pub(super) struct Computed {
 }
 
 impl Computed {
+    /// Tensors of f32 of these names and shapes. `path` is the model's, for errors.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a shape that no tensor can have.
+    pub(super) fn new(
+        path: &Path,
+        shapes: Vec<(String, [u64; MAX_DIMS])>,
+        tensors: Box<dyn ComputedTensors>,
+    ) -> Result<Self, Error> {
+        let mut infos = Vec::new();
+        for (name, ne) in shapes {
+            let fault = |(check, expected, found)| {
+                Fault { check, place: place_of("tensor", &name), offset: 0, expected, found }.at(path)
+            };
+            TensorInfo::checked_size(&ne, GgmlType::F32).map_err(fault)?;
+            let n_dims = ne.iter().rposition(|&n| n > 1).map_or(1, |i| i as u32 + 1);
+            infos.push(TensorInfo { name, ne, n_dims, ty: GgmlType::F32, offset: 0 });
+        }
+        Ok(Computed { infos, tensors })
+    }
+
     /// Reads bytes of a tensor of f32, from `offset` bytes after its start.
     pub(super) fn read(&self, files: &[File], index: usize, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         self.infos[index].assert_range(offset, buf.len());
@@ -58,52 +79,8 @@ impl Computed {
     }
 
     /// Bytes that reading a tensor takes, besides the buffer.
-    fn scratch(&self, index: usize) -> u64 {
+    pub(super) fn scratch(&self, index: usize) -> u64 {
         let piece = self.piece(index);
         self.tensors.scratch(index, piece).saturating_add(piece.saturating_mul(4))
-    }
-}
-
-impl Model {
-    /// Bytes that reading a tensor takes besides the buffer it is read into: for a computed one
-    /// what it is computed in.
-    ///
-    /// # Panics
-    /// If `id` is not below [`Model::n_tensors`].
-    pub fn scratch_of(&self, id: TensorId) -> u64 {
-        match (self.places[id], &self.computed) {
-            (Place::Computed(index), Some(computed)) => computed.scratch(index as usize),
-            _ => 0,
-        }
-    }
-
-    /// The model with tensors of f32 of these names and shapes, which `tensors` computes, in place
-    /// of those stored ones whose names `is_part` knows as parts.
-    ///
-    /// # Errors
-    /// [`Error::Malformed`] for a shape that no tensor can have, or a name that a tensor has
-    /// already.
-    pub fn with_computed(
-        mut self,
-        is_part: impl Fn(&str) -> bool,
-        shapes: Vec<(String, [u64; MAX_DIMS])>,
-        tensors: Box<dyn ComputedTensors>,
-    ) -> Result<Model, Error> {
-        let stored: Vec<Place> =
-            (0..self.n_tensors()).filter(|id| !is_part(self.tensor(*id).name())).map(|id| self.places[id]).collect();
-        let mut infos = Vec::new();
-        for (name, ne) in shapes {
-            let fault = |(check, expected, found)| {
-                Fault { check, place: place_of("tensor", &name), offset: 0, expected, found }.at(self.path())
-            };
-            TensorInfo::checked_size(&ne, GgmlType::F32).map_err(fault)?;
-            let n_dims = ne.iter().rposition(|&n| n > 1).map_or(1, |i| i as u32 + 1);
-            infos.push(TensorInfo { name, ne, n_dims, ty: GgmlType::F32, offset: 0 });
-        }
-        self.places = stored;
-        self.places.extend((0..infos.len()).map(|index| Place::Computed(index as u32)));
-        self.computed = Some(Computed { infos, tensors });
-        self.index()?;
-        Ok(self)
     }
 }

@@ -117,7 +117,7 @@ pub enum Error {
         path: PathBuf,
         /// Which limit.
         what: &'static str,
-        /// Its value.
+        /// The value of the limit.
         limit: u64,
         /// What the file asks for.
         found: u64,

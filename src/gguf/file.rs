@@ -65,7 +65,7 @@ impl File {
         self.header_memory
     }
 
-    /// Its header.
+    /// The header of the file.
     pub fn header(&self) -> &Header {
         &self.header
     }

@@ -259,7 +259,7 @@ impl Header {
         self.encode_with(&self.metadata)
     }
 
-    /// The same with other metadata in place of its own.
+    /// The bytes of the header with `metadata` in place of its own.
     pub fn encode_with(&self, metadata: &Metadata) -> Vec<u8> {
         match self.byte_order {
             ByteOrder::Little => encode::<byteorder::LE>(self, metadata, false),

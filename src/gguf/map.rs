@@ -11,7 +11,8 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 use super::error::Error;
-use super::model::{Model, TensorId};
+use super::model::Model;
+use super::place::TensorId;
 
 /// All files of a [`Model`], mapped.
 #[derive(Debug)]

@@ -4,37 +4,26 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
-use super::computed::Computed;
+use super::computed::{Computed, ComputedTensors};
 use super::error::{Check, Error, Fault, place_of};
 use super::header::{ByteOrder, TensorInfo};
+use super::place::{TensorId, TensorPlace};
 use super::read::Limits;
-use super::scale::Scales;
+use super::scale::{Scales, is_scale};
 use super::split::{parse_shard_name, shard_path};
 use super::value::ValueType;
-use super::{File, Metadata};
-
-/// Where a tensor is in a [`Model`]: its position in the list of all tensors.
-pub type TensorId = usize;
+use super::{File, MAX_DIMS, Metadata};
 
 /// A model: the metadata of its first file and the tensors of all of them, shard by shard in their
 /// order.
 #[derive(Debug)]
 pub struct Model {
     files: Vec<File>,
-    /// By [`TensorId`].
-    pub(super) places: Vec<Place>,
+    /// Where each tensor is, by its [`TensorId`].
+    places: Vec<TensorPlace>,
     by_name: HashMap<String, TensorId>,
-    pub(super) scales: Scales,
-    pub(super) computed: Option<Computed>,
-}
-
-/// Where a tensor is.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Place {
-    /// File and position in it.
-    Stored(u32, u32),
-    /// Position among the computed ones.
-    Computed(u32),
+    scales: Scales,
+    computed: Option<Computed>,
 }
 
 impl Model {
@@ -51,7 +40,7 @@ impl Model {
             Some(n) => open_shards(first, n, limits)?,
         };
         let tensors = |(f, file): (usize, &File)| {
-            (0..file.header().tensors().len()).map(move |t| Place::Stored(f as u32, t as u32))
+            (0..file.header().tensors().len()).map(move |t| TensorPlace::Stored(f as u32, t as u32))
         };
         let places = files.iter().enumerate().flat_map(tensors).collect();
         let mut model = Model { files, places, by_name: HashMap::new(), scales: Scales::default(), computed: None };
@@ -62,7 +51,7 @@ impl Model {
     }
 
     /// Finds names and scales anew.
-    pub(super) fn index(&mut self) -> Result<(), Error> {
+    fn index(&mut self) -> Result<(), Error> {
         self.by_name.clear();
         for id in 0..self.places.len() {
             let name = self.tensor(id).name().to_owned();
@@ -71,8 +60,32 @@ impl Model {
                 return Err(split_fault(file, place_of("tensor", &name), "each tensor in one shard", "it in two"));
             }
         }
-        self.scales = Scales::new(self);
+        let is_stored = |id: TensorId| matches!(self.places[id], TensorPlace::Stored(..));
+        let tensors = self.tensors().enumerate().map(|(id, info)| (id, info, is_stored(id)));
+        self.scales = Scales::new(tensors, |name| self.find_info(name));
         Ok(())
+    }
+
+    /// The model with tensors of f32 of these names and shapes, which `tensors` computes, in place
+    /// of those stored ones whose names `is_part` knows as parts.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a shape that no tensor can have, or a name that a tensor has
+    /// already.
+    pub fn with_computed(
+        mut self,
+        is_part: impl Fn(&str) -> bool,
+        shapes: Vec<(String, [u64; MAX_DIMS])>,
+        tensors: Box<dyn ComputedTensors>,
+    ) -> Result<Model, Error> {
+        let stored: Vec<TensorPlace> =
+            (0..self.n_tensors()).filter(|id| !is_part(self.tensor(*id).name())).map(|id| self.places[id]).collect();
+        let computed = Computed::new(self.path(), shapes, tensors)?;
+        self.places = stored;
+        self.places.extend((0..computed.infos.len()).map(|index| TensorPlace::Computed(index as u32)));
+        self.computed = Some(computed);
+        self.index()?;
+        Ok(self)
     }
 
     /// The path of the first file.
@@ -116,8 +129,8 @@ impl Model {
     /// If `id` is not below [`Model::n_tensors`].
     pub fn tensor(&self, id: TensorId) -> &TensorInfo {
         match self.places[id] {
-            Place::Stored(file, index) => &self.files[file as usize].header().tensors()[index as usize],
-            Place::Computed(index) => {
+            TensorPlace::Stored(file, index) => &self.files[file as usize].header().tensors()[index as usize],
+            TensorPlace::Computed(index) => {
                 &self.computed.as_ref().expect("it has its place from there").infos[index as usize]
             }
         }
@@ -133,6 +146,36 @@ impl Model {
         self.by_name.get(name).copied()
     }
 
+    fn find_info(&self, name: &str) -> Option<(TensorId, &TensorInfo)> {
+        self.find(name).map(|id| (id, self.tensor(id)))
+    }
+
+    /// The tensor of f32 that the decoded weights of this one have to be multiplied by: as many
+    /// numbers as there are matrices in it (`ne[2]`).
+    pub fn scale_of(&self, id: TensorId) -> Option<TensorId> {
+        self.scales.of(id)
+    }
+
+    /// Whether a tensor is a factor of other weights, or of their inputs, rather than weights.
+    ///
+    /// # Panics
+    /// If `id` is not below [`Model::n_tensors`].
+    pub fn is_scale(&self, id: TensorId) -> bool {
+        is_scale(self.tensor(id), |name| self.find_info(name))
+    }
+
+    /// Bytes that reading a tensor takes besides the buffer it is read into: for a computed one
+    /// what it is computed in.
+    ///
+    /// # Panics
+    /// If `id` is not below [`Model::n_tensors`].
+    pub fn scratch_of(&self, id: TensorId) -> u64 {
+        match (self.places[id], &self.computed) {
+            (TensorPlace::Computed(index), Some(computed)) => computed.scratch(index as usize),
+            _ => 0,
+        }
+    }
+
     /// The file that holds a tensor; the first, if it is computed.
     ///
     /// # Panics
@@ -144,8 +187,8 @@ impl Model {
     /// The position in [`Model::files`] of the file that holds a tensor.
     pub(super) fn file_of(&self, id: TensorId) -> usize {
         match self.places[id] {
-            Place::Stored(file, _) => file as usize,
-            Place::Computed(_) => 0,
+            TensorPlace::Stored(file, _) => file as usize,
+            TensorPlace::Computed(_) => 0,
         }
     }
 
@@ -158,13 +201,18 @@ impl Model {
     /// # Panics
     /// If `id` is not below [`Model::n_tensors`], or the range reaches beyond the tensor.
     pub fn read(&self, id: TensorId, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        if let Some(kept) = self.kept_scale(id)? {
+        let whole = || {
+            let mut bytes = vec![0; self.tensor(id).size() as usize];
+            self.files[self.file_of(id)].read(self.tensor(id), 0, &mut bytes)?;
+            Ok(bytes)
+        };
+        if let Some(kept) = self.scales.kept(id, whole)? {
             self.tensor(id).assert_range(offset, buf.len());
             buf.copy_from_slice(&kept[offset as usize..][..buf.len()]);
             return Ok(());
         }
         match (self.places[id], &self.computed) {
-            (Place::Computed(index), Some(computed)) => computed.read(&self.files, index as usize, offset, buf),
+            (TensorPlace::Computed(index), Some(computed)) => computed.read(&self.files, index as usize, offset, buf),
             _ => self.files[self.file_of(id)].read(self.tensor(id), offset, buf),
         }
     }

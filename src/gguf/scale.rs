@@ -13,15 +13,15 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use super::TensorInfo;
 use super::error::Error;
-use super::model::Place;
-use super::{Model, TensorId, TensorInfo};
+use super::place::TensorId;
 use crate::ggml::GgmlType;
 
 /// What the factors of a model belong to.
 #[derive(Default, Debug)]
 pub(super) struct Scales {
-    /// By tensor of weights.
+    /// The tensor of factors, by the tensor of the weights that it multiplies.
     of: HashMap<TensorId, TensorId>,
     /// Bytes of factors, by their tensor, from the first time that one is asked for: every piece of
     /// their weights needs one.
@@ -32,62 +32,66 @@ pub(super) struct Scales {
 const KEPT_BYTES: u64 = 16 << 10;
 
 impl Scales {
-    /// Those of a model whose tensors are known.
-    pub(super) fn new(model: &Model) -> Self {
-        let mut of = HashMap::new();
-        for (id, info) in model.tensors().enumerate() {
-            if let Some(weights) = weights_of(model, info, ".scale")
-                && (info.name() != "output.scale" || model.tensor(weights).ty() == GgmlType::NVFP4)
+    /// The factors among `tensors`, each with its position and whether its bytes stand in a file.
+    /// `find` knows all tensors by their names.
+    pub(super) fn new<'a>(
+        tensors: impl Iterator<Item = (TensorId, &'a TensorInfo, bool)>,
+        find: impl Fn(&str) -> Option<(TensorId, &'a TensorInfo)>,
+    ) -> Self {
+        let mut scales = Scales::default();
+        for (id, info, is_stored) in tensors {
+            if let Some((weights, of)) = weights_of(info, ".scale", &find)
+                && (info.name() != "output.scale" || of.ty() == GgmlType::NVFP4)
             {
-                of.insert(weights, id);
+                scales.of.insert(weights, id);
+                if is_stored && info.size() <= KEPT_BYTES {
+                    scales.bytes.insert(id, OnceLock::new());
+                }
             }
         }
-        let is_stored = |id: &TensorId| matches!(model.places[*id], Place::Stored(..));
-        let is_kept = |id: &TensorId| is_stored(id) && model.tensor(*id).size() <= KEPT_BYTES;
-        let bytes = of.values().copied().filter(is_kept).map(|id| (id, OnceLock::new())).collect();
-        Scales { of, bytes }
+        scales
     }
+
+    /// The factors of these weights.
+    pub(super) fn of(&self, weights: TensorId) -> Option<TensorId> {
+        self.of.get(&weights).copied()
+    }
+
+    /// Bytes of a tensor of factors that is read once, by `read`, and kept; none of any other
+    /// tensor.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub(super) fn kept(
+        &self,
+        id: TensorId,
+        read: impl FnOnce() -> Result<Vec<u8>, Error>,
+    ) -> Result<Option<&[u8]>, Error> {
+        let Some(kept) = self.bytes.get(&id) else { return Ok(None) };
+        if kept.get().is_none() {
+            // Whoever was faster has read the same.
+            let _ = kept.set(read()?.into());
+        }
+        Ok(kept.get().map(|bytes| &**bytes))
+    }
+}
+
+/// Whether a tensor is a factor of other weights, or of their inputs, rather than weights. `find`
+/// knows all tensors by their names.
+pub(super) fn is_scale<'a>(info: &TensorInfo, find: impl Fn(&str) -> Option<(TensorId, &'a TensorInfo)>) -> bool {
+    [".scale", ".input_scale"].iter().any(|suffix| weights_of(info, suffix, &find).is_some())
 }
 
 /// The weights that this tensor, `STEM` and `suffix`, is a factor of, if it has their shape: one
 /// number, or one for each matrix of the stack. A router's `ffn_gate_inp.scale`, of one number for
 /// each input, is a weight in its own right.
-fn weights_of(model: &Model, info: &TensorInfo, suffix: &str) -> Option<TensorId> {
+fn weights_of<'a>(
+    info: &TensorInfo,
+    suffix: &str,
+    find: impl Fn(&str) -> Option<(TensorId, &'a TensorInfo)>,
+) -> Option<(TensorId, &'a TensorInfo)> {
     let stem = info.name().strip_suffix(suffix)?;
-    let id = model.find(&format!("{stem}.weight"))?;
-    let weights = model.tensor(id);
+    let (id, weights) = find(&format!("{stem}.weight"))?;
     let fits = info.ty() == GgmlType::F32 && info.ne == [weights.ne[2], 1, 1, 1];
-    (fits && weights.n_dims() >= 2 && weights.ne[3] == 1).then_some(id)
-}
-
-impl Model {
-    /// Bytes of a tensor of factors that is read once and kept; none of any other tensor.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub(super) fn kept_scale(&self, id: TensorId) -> Result<Option<&[u8]>, Error> {
-        let Some(kept) = self.scales.bytes.get(&id) else { return Ok(None) };
-        if kept.get().is_none() {
-            let mut bytes = vec![0; self.tensor(id).size() as usize];
-            self.files()[self.file_of(id)].read(self.tensor(id), 0, &mut bytes)?;
-            // Whoever was faster has read the same.
-            let _ = kept.set(bytes.into());
-        }
-        Ok(kept.get().map(|bytes| &**bytes))
-    }
-
-    /// The tensor of f32 that the decoded weights of this one have to be multiplied by: as many
-    /// numbers as there are matrices in it (`ne[2]`).
-    pub fn scale_of(&self, id: TensorId) -> Option<TensorId> {
-        self.scales.of.get(&id).copied()
-    }
-
-    /// Whether a tensor is a factor of other weights, or of their inputs, rather than weights.
-    ///
-    /// # Panics
-    /// If `id` is not below [`Model::n_tensors`].
-    pub fn is_scale(&self, id: TensorId) -> bool {
-        let info = self.tensor(id);
-        [".scale", ".input_scale"].iter().any(|suffix| weights_of(self, info, suffix).is_some())
-    }
+    (fits && weights.n_dims() >= 2 && weights.ne[3] == 1).then_some((id, weights))
 }

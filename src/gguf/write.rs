@@ -122,7 +122,7 @@ fn folder_of(path: &Path) -> &Path {
 #[derive(Debug)]
 pub struct Writer {
     /// At least one.
-    parts: Vec<Part>,
+    parts: Vec<OutputFile>,
     /// The file and the position in it of each tensor.
     places: Vec<(usize, usize)>,
     // Dropped after the files in it.
@@ -131,7 +131,7 @@ pub struct Writer {
 
 /// One file of an output.
 #[derive(Debug)]
-struct Part {
+struct OutputFile {
     header: Header,
     file: NamedTempFile,
     target: PathBuf,
@@ -194,7 +194,7 @@ impl Writer {
         for (part, (Shard { header, first_tensor }, target)) in shards.into_iter().zip(targets).enumerate() {
             debug_assert_eq!(first_tensor, places.len());
             places.extend((0..header.tensors().len()).map(|tensor| (part, tensor)));
-            parts.push(Part::create(header, target, folder.as_ref().map(TempDir::path))?);
+            parts.push(OutputFile::create(header, target, folder.as_ref().map(TempDir::path))?);
         }
         let path = if folder.is_some() { path.to_owned() } else { parts[0].target.clone() };
         Ok(Writer { parts, places, files: Files { overwrite: options.overwrite, path, folder } })
@@ -231,7 +231,7 @@ impl Writer {
     /// If there is no such tensor or the range reaches beyond it.
     pub fn read(&self, tensor: usize, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         let (part, tensor) = self.places[tensor];
-        let Part { header, file, target, .. } = &self.parts[part];
+        let OutputFile { header, file, target, .. } = &self.parts[part];
         let info = &header.tensors()[tensor];
         info.assert_range(offset, buf.len());
         let at = header.data_offset() + info.offset() + offset;
@@ -276,7 +276,7 @@ impl Writer {
         }
         let Writer { parts, files, .. } = self;
         let len = parts.iter().map(|part| part.header.file_len()).sum();
-        let parts = parts.into_iter().map(Part::complete).collect::<Result<_, _>>()?;
+        let parts = parts.into_iter().map(OutputFile::complete).collect::<Result<_, _>>()?;
         Ok(Complete { parts, len, files })
     }
 }
@@ -321,10 +321,10 @@ fn with_room(folder: Option<&Path>, target: &Path, len: u64) -> Result<NamedTemp
     Ok(file)
 }
 
-impl Part {
+impl OutputFile {
     fn create(header: Header, target: PathBuf, folder: Option<&Path>) -> Result<Self, Error> {
         let file = with_room(folder, &target, header.file_len())?;
-        Ok(Part { header, file, target, written: AtomicU64::new(0), flush: Mutex::default() })
+        Ok(OutputFile { header, file, target, written: AtomicU64::new(0), flush: Mutex::default() })
     }
 
     fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -355,7 +355,7 @@ impl Part {
 
     /// Writes the header and makes the file durable.
     fn complete(self) -> Result<(NamedTempFile, PathBuf), Error> {
-        let Part { header, file, target, written, flush } = self;
+        let OutputFile { header, file, target, written, flush } = self;
         let expected: u64 = header.tensors().iter().map(|t| t.size()).sum();
         let layout = |place: &str, expected: u64, found: u64| Error::Layout {
             check: Check::Size,

@@ -25,12 +25,7 @@ pub(super) fn read(path: &Path, memory: u64) -> Result<Unchecked, Error> {
         });
     }
     model.require_little_endian()?;
-    let malformed = |place: String, expected: &str, found: String| Error::Malformed {
-        path: path.to_owned(),
-        place,
-        expected: expected.to_owned(),
-        found,
-    };
+    let malformed = |place: String, expected: &str, found: String| malformed(path, place, expected, found);
     if let Some(&key) = [DATASETS, CHUNK_COUNT, CHUNK_SIZE].iter().find(|key| metadata.get(key).is_none()) {
         let (path, found) = (path.to_owned(), format!("no key {key}"));
         let expected = "imatrix.datasets, imatrix.chunk_count and imatrix.chunk_size";
@@ -61,37 +56,43 @@ pub(super) fn read(path: &Path, memory: u64) -> Result<Unchecked, Error> {
     let mut entries = BTreeMap::new();
     for (name, part) in parts {
         let [Some(sums), Some(counts)] = part else {
-            let missing = if part[0].is_none() { SUMS } else { COUNTS };
-            return Err(malformed(
-                format!("entry {name}"),
-                "a tensor each of sums and counts",
-                format!("no {missing}"),
-            ));
+            let found = format!("no {}", if part[0].is_none() { SUMS } else { COUNTS });
+            return Err(malformed(format!("entry {name}"), "a tensor each of sums and counts", found));
         };
-        for id in [sums, counts] {
-            let tensor = model.tensor(id);
-            if tensor.ty() != GgmlType::F32 {
-                return Err(malformed(format!("tensor {}", tensor.name()), "F32", tensor.ty().to_string()));
-            }
-        }
-        let (n_values, n_counts) = (model.tensor(sums).n_weights(), model.tensor(counts).n_weights());
-        if n_values == 0 || n_counts == 0 || !n_values.is_multiple_of(n_counts) {
-            let found = format!("{n_values} sums and {n_counts} counts");
-            return Err(malformed(format!("entry {name}"), "a count for each matrix of sums", found));
-        }
-        let (mut values, counts) = (floats(&model, sums)?, floats(&model, counts)?);
-        for (i, (values, count)) in values.chunks_exact_mut((n_values / n_counts) as usize).zip(counts).enumerate() {
-            if !(0.0..i64::MAX as f32).contains(&count) {
-                return Err(malformed(format!("entry {name}, count {i}"), "a number from 0 on", count.to_string()));
-            }
-            match count.round() {
-                0.0 => values.fill(1.0),
-                count => values.iter_mut().for_each(|v| *v /= count),
-            }
-        }
-        entries.insert(name.to_owned(), values);
+        entries.insert(name.to_owned(), means(path, &model, name, [sums, counts])?);
     }
     Ok(Unchecked { datasets, n_chunks, entries })
+}
+
+/// The means of an entry: its sums by its counts, one for each matrix of a stack.
+fn means(path: &Path, model: &Model, name: &str, [sums, counts]: [TensorId; 2]) -> Result<Vec<f32>, Error> {
+    let malformed = |place: String, expected: &str, found: String| malformed(path, place, expected, found);
+    for id in [sums, counts] {
+        let tensor = model.tensor(id);
+        if tensor.ty() != GgmlType::F32 {
+            return Err(malformed(format!("tensor {}", tensor.name()), "F32", tensor.ty().to_string()));
+        }
+    }
+    let (n_values, n_counts) = (model.tensor(sums).n_weights(), model.tensor(counts).n_weights());
+    if n_values == 0 || n_counts == 0 || !n_values.is_multiple_of(n_counts) {
+        let found = format!("{n_values} sums and {n_counts} counts");
+        return Err(malformed(format!("entry {name}"), "a count for each matrix of sums", found));
+    }
+    let (mut values, counts) = (floats(model, sums)?, floats(model, counts)?);
+    for (i, (values, count)) in values.chunks_exact_mut((n_values / n_counts) as usize).zip(counts).enumerate() {
+        if !(0.0..i64::MAX as f32).contains(&count) {
+            return Err(malformed(format!("entry {name}, count {i}"), "a number from 0 on", count.to_string()));
+        }
+        match count.round() {
+            0.0 => values.fill(1.0),
+            count => values.iter_mut().for_each(|v| *v /= count),
+        }
+    }
+    Ok(values)
+}
+
+fn malformed(path: &Path, place: String, expected: &str, found: String) -> Error {
+    Error::Malformed { path: path.to_owned(), place, expected: expected.to_owned(), found }
 }
 
 /// All of an F32 tensor. That its bytes are in the file was checked when that was opened.

@@ -44,7 +44,7 @@ pub struct ImportanceMatrix {
     path: PathBuf,
     datasets: Vec<String>,
     n_chunks: u32,
-    /// By the name of the tensor; finite numbers from 0 on.
+    /// The importance of each weight, by the name of the tensor; finite numbers from 0 on.
     entries: BTreeMap<String, Vec<f32>>,
 }
 
@@ -195,7 +195,7 @@ impl<'a> RowImportance<'a> {
         })
     }
 
-    /// That of the row with this number.
+    /// The importance of the row with this number, counted through the whole tensor.
     ///
     /// # Panics
     /// If there is no such row.

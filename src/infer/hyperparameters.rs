@@ -132,7 +132,8 @@ impl Hyperparameters {
 }
 
 impl RopeParameters {
-    /// As `load_hparams` reads them and `llama_context` completes them (src/llama-context.cpp).
+    /// Reads the parameters as `load_hparams` does, and completes them as `llama_context` does
+    /// (src/llama-context.cpp).
     fn read(keys: &Keys<'_>, n_ctx_train: usize) -> Result<Self, Error> {
         let scaling = match keys.value("rope.scaling.type") {
             None => "linear".to_owned(),

@@ -21,14 +21,14 @@ pub(super) struct Matrix {
     n_rows: usize,
     row_size: usize,
     blocks: Mapped,
-    kernel: Kernel,
+    kernel: DotProducts,
     /// What every product is multiplied by.
     scale: Option<f32>,
 }
 
 /// What multiplies a stored row with activations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kernel {
+enum DotProducts {
     /// candle's dot product on blocks where they lie.
     Candle,
     /// The codec's own dot product.
@@ -63,11 +63,11 @@ impl Matrix {
         // Blocks of halves and floats: the container may align tensors to fewer bytes.
         let is_aligned = (blocks.as_ptr() as usize).is_multiple_of(4);
         let kernel = match ty {
-            _ if quants::has_dot(ty) || quants::has_dot_halves(ty) => Kernel::Codec,
+            _ if quants::has_dot(ty) || quants::has_dot_halves(ty) => DotProducts::Codec,
             F32 | Q4_0 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K if is_aligned && cfg!(target_endian = "little") => {
-                Kernel::Candle
+                DotProducts::Candle
             }
-            _ => Kernel::Decoded,
+            _ => DotProducts::Decoded,
         };
         Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel, scale: None })
     }
@@ -98,17 +98,17 @@ impl Matrix {
 
     fn prepare<'a>(&self, x: &'a [f32]) -> Activations<'a> {
         match (self.kernel, self.ty) {
-            (Kernel::Codec, ty) if quants::has_dot_halves(ty) => {
+            (DotProducts::Codec, ty) if quants::has_dot_halves(ty) => {
                 let mut rounded = x.to_vec();
                 quants::round_activations(ty, &mut rounded);
                 Activations::Halves(rounded)
             }
-            (Kernel::Codec, _) => {
+            (DotProducts::Codec, _) => {
                 let mut blocks = Vec::new();
                 x.chunks_exact(self.row_len).for_each(|row| quants::quantize_activations(row, &mut blocks));
                 Activations::Block8(blocks)
             }
-            (Kernel::Decoded, _) | (_, GgmlType::F32) => Activations::F32(x),
+            (DotProducts::Decoded, _) | (_, GgmlType::F32) => Activations::F32(x),
             (_, GgmlType::Q4_0 | GgmlType::Q8_0) => Activations::Q8_0(round_rows(x, self.row_len)),
             _ => Activations::Q8K(round_rows(x, self.row_len)),
         }
@@ -121,7 +121,7 @@ impl Matrix {
         let bytes = &self.blocks[rows.start * self.row_size..rows.end * self.row_size];
         let n = self.row_len;
         match (self.ty, x) {
-            (GgmlType::F32, A::F32(x)) if self.kernel == Kernel::Candle => dots::<f32>(bytes, n, x, n_tokens, out),
+            (GgmlType::F32, A::F32(x)) if self.kernel == DotProducts::Candle => dots::<f32>(bytes, n, x, n_tokens, out),
             (GgmlType::Q4_0, A::Q8_0(x)) => dots::<BlockQ4_0>(bytes, n, x, n_tokens, out),
             (GgmlType::Q8_0, A::Q8_0(x)) => dots::<BlockQ8_0>(bytes, n, x, n_tokens, out),
             (GgmlType::Q2_K, A::Q8K(x)) => dots::<BlockQ2K>(bytes, n, x, n_tokens, out),

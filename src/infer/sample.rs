@@ -12,7 +12,7 @@ use super::Error;
 pub enum Sampling {
     /// The most probable token; of several the first.
     Greedy,
-    /// By chance, among the most probable.
+    /// A token drawn by chance among the most probable.
     Random {
         /// Logits are divided by this, above 0.
         temperature: f32,
@@ -22,7 +22,7 @@ pub enum Sampling {
         top_p: f32,
         /// Tokens are dropped whose probability is below this share of the largest.
         min_p: f32,
-        /// The same seed gives the same tokens.
+        /// The seed of chance: an equal seed gives equal tokens.
         seed: u64,
     },
 }

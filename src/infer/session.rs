@@ -124,7 +124,7 @@ impl<'m> Session<'m> {
         self.feed_watched(tokens, first, logits, &mut None)
     }
 
-    /// As [`Session::feed`], watched.
+    /// Feeds tokens as [`Session::feed`] does, and shows `watch` what goes into each matrix.
     pub(super) fn feed_watched(
         &mut self,
         tokens: &[u32],

@@ -22,10 +22,11 @@ pub struct Transformer {
     pub(super) embedding: Matrix,
     pub(super) layers: Vec<Layer>,
     pub(super) output_norm: Vec<f32>,
-    /// None if the embedding is used for the output, too.
+    /// The output matrix; none if the embedding stands for it.
     pub(super) output: Option<Matrix>,
     pub(super) output_bias: Option<Vec<f32>>,
-    /// For contexts within the original one, and beyond it (they differ for `longrope` alone).
+    /// The rotation for contexts within the original one, and for longer ones. They differ for
+    /// `longrope` alone.
     pub(super) ropes: [Rope; 2],
     pub(super) pool: Pool,
 }
@@ -47,7 +48,7 @@ pub(super) struct Layer {
 /// A matrix with a bias that is added to its product.
 #[derive(Debug)]
 pub(super) struct Linear {
-    /// Of the weight.
+    /// The name of the weight's tensor.
     pub(super) name: String,
     pub(super) weight: Matrix,
     pub(super) bias: Option<Vec<f32>>,

@@ -10,7 +10,7 @@ use super::{Caution, Error, LEAST_SURVIVAL, Settings};
 use crate::ggml::GgmlType;
 use crate::patch::extract::{self, Forecast, Target};
 use crate::patch::{self, Extraction, whole_name};
-use crate::pipeline::{Measured, Observer, Written};
+use crate::pipeline::{Measured, Observer, WrittenFile};
 use crate::plan::{self, MergePlan};
 use crate::survey::{self, Look, Survey};
 use crate::vector::{self, Encoding, Inputs, Moments, Pair, Rounding};
@@ -186,7 +186,7 @@ impl<'a> PreparedExtract<'a> {
             }
         };
         let took = started.elapsed();
-        let written = Written { file: file.publish()?, measured };
+        let written = WrittenFile { file: file.publish()?, measured };
         Ok(Extracted { extract, settings, plan, survey, written, took })
     }
 }
@@ -201,7 +201,7 @@ pub struct Extracted<'a> {
     /// What a sample of weights had said.
     pub survey: Survey,
     /// The patch, and what it holds.
-    pub written: Written,
+    pub written: WrittenFile,
     /// From the beginning to the end of writing.
     pub took: Duration,
 }

@@ -158,7 +158,7 @@ impl<'a> Merge<'a> {
         let Some(smoke) = self.smoke else { return Ok(()) };
         // The output has the tensors of the model that is added to, in types that can be computed
         // with.
-        let model = self.inputs.source(self.inputs.template());
+        let model = self.inputs.source(self.inputs.skeleton());
         let check = smoke.questions.check(model, settings.budget.memory).map_err(Error::from);
         check
             .and_then(|()| Ok(Tokenizer::from_metadata(plan.header().metadata()).map(drop)?))
@@ -347,7 +347,7 @@ impl<'a> Judged<'a> {
         let (outcome, Judged { written, verdict, talk, is_kept, .. }) = (self.outcome(), self);
         let Written { merge, settings, file, plan, survey, measured, changes, took } = written;
         let file = if is_kept { file.publish() } else { file.publish_with_suffix(REJECTED) }?;
-        let written = pipeline::Written { file, measured };
+        let written = pipeline::WrittenFile { file, measured };
         Ok(Published { merge, settings, plan, survey, written, changes, verdict, talk, is_kept, outcome, took })
     }
 }
@@ -362,7 +362,7 @@ pub struct Published<'a> {
     /// What a sample of weights had said.
     pub survey: Survey,
     /// The file, and what was measured.
-    pub written: pipeline::Written,
+    pub written: pipeline::WrittenFile,
     /// The tensors that were encoded again.
     pub changes: Vec<Change>,
     /// What rounding took, by the bounds of the recipe.

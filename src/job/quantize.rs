@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Error, Settings};
-use crate::pipeline::{self, Observer, Written};
+use crate::pipeline::{self, Observer, WrittenFile};
 use crate::plan::{self, MergePlan, Recipe};
 use crate::vector::{self, Inputs};
 
@@ -57,7 +57,7 @@ impl PreparedQuantize<'_> {
     ///
     /// # Errors
     /// [`PreparedQuantize::refusal`], and whatever ends the run; no file is left then.
-    pub fn write(self, path: &Path, observer: &dyn Observer) -> Result<(MergePlan, Written), Error> {
+    pub fn write(self, path: &Path, observer: &dyn Observer) -> Result<(MergePlan, WrittenFile), Error> {
         let PreparedQuantize { inputs, settings, plan, refusal } = self;
         if let Some(refusal) = refusal {
             return Err(refusal);

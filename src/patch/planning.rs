@@ -46,7 +46,7 @@ pub fn plan_extract(
     if !quants::is_supported(encoding) || quants::requires_importance(encoding) {
         return Err(Error::Encoding { ty: encoding });
     }
-    let architecture = inputs.source(inputs.template()).metadata().architecture().unwrap_or_default();
+    let architecture = inputs.source(inputs.skeleton()).metadata().architecture().unwrap_or_default();
     let mut warnings = plan::pairing_warnings(inputs, &pairs);
     let mut metadata = metadata(inputs, encoding);
     let origins = extraction.looks.then(|| provenance::Origins::read(inputs, &pairs, budget)).transpose()?;

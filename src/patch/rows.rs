@@ -2,7 +2,7 @@
 //! many workers do that.
 
 use super::low_rank::Rows;
-use crate::pipeline::{Budget, Error, Observer, Sums};
+use crate::pipeline::{Budget, Error, Observer, PlannedSums};
 
 /// Weights that one task measures.
 const TASK_WEIGHTS: usize = 1 << 18;
@@ -41,7 +41,7 @@ pub(super) fn n_workers<'a>(matrices: impl Iterator<Item = Need<'a>>, budget: &B
 
 /// τ of one tensor of a plan of [`super::plan_extract`].
 pub(super) struct Tau<'a> {
-    pub(super) sums: &'a Sums<'a>,
+    pub(super) sums: &'a PlannedSums<'a>,
     pub(super) tensor: usize,
     pub(super) observer: &'a dyn Observer,
 }

@@ -3,19 +3,16 @@
 use std::ops::Range;
 
 use super::feedbacks::Feedbacks;
+use super::segment::rows_of;
 use super::{Error, TensorSink};
 use crate::ggml::GgmlType;
 use crate::imatrix::RowImportance;
 use crate::plan::TensorPlan;
-use crate::quants::{self, Dither, Feedback, Place};
+use crate::quants::{self, Dither, Feedback, Placement};
 use crate::vector::{
-    self, Coordinates, Inputs, Kept, Moments, Operand, Rounding, Rows as SourceRows, Selection, Sum, TensorRef,
-    TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
+    self, Coordinates, Inputs, Kept, Moments, Operand, Rounding, Rows, Selection, Sum, TensorRef, TensorSource,
+    check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, resize,
 };
-
-/// Weights of a segment, about. Partial sums are kept for each, so it bounds what a tally may hold:
-/// 16 of them a million.
-pub(super) const SEGMENT_WEIGHTS: u64 = 1 << 16;
 
 /// Whole rows of one tensor, beginning at a whole segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,36 +44,30 @@ pub(super) struct Worker<'a> {
     /// Blocks of the output, then of the model, then of plus and minus of each term. One
     /// allocation, so that the largest chunk bounds it, and not the sum of each part's largest.
     blocks: Vec<u8>,
-    strip: Strip,
+    strip: StripBuffers,
 }
 
 /// A source of a chunk and its blocks.
-struct Loaded<'a> {
+struct LoadedSource<'a> {
     source: &'a dyn TensorSource,
     operand: Operand,
     ty: GgmlType,
     row_size: u64,
     blocks: &'a [u8],
     /// Which rows of the tensor those of the output are.
-    rows: SourceRows<'a>,
+    rows: Rows<'a>,
     /// Whether it is the model, and has scales of its own that the output keeps.
     keeps_scale: bool,
 }
 
-impl Loaded<'_> {
+impl LoadedSource<'_> {
     /// The blocks of `n_rows` rows from the `row`-th of the chunk.
     fn rows(&self, row: u64, n_rows: u64) -> &[u8] {
         &self.blocks[(row * self.row_size) as usize..((row + n_rows) * self.row_size) as usize]
     }
 
     /// Reads the rows of the chunk that the tensor has.
-    fn read(
-        at: TensorRef,
-        rows: SourceRows<'_>,
-        chunk: &Chunk,
-        inputs: &Inputs,
-        blocks: &mut [u8],
-    ) -> Result<(), Error> {
+    fn read(at: TensorRef, rows: Rows<'_>, chunk: &Chunk, inputs: &Inputs, blocks: &mut [u8]) -> Result<(), Error> {
         let source = inputs.source(at.source);
         let row_size = source.tensor(at.tensor).row_size();
         let first = chunk.first_row;
@@ -105,10 +96,10 @@ impl Loaded<'_> {
     /// those of `first`, if it is half of a difference, or zero.
     fn decode(
         &self,
-        first: &Loaded<'_>,
+        first: &LoadedSource<'_>,
         chunk: &Chunk,
         rows: Range<u64>,
-        decode: Decode,
+        decode: DecodeFn,
         out: &mut [f32],
     ) -> Result<(), vector::Error> {
         let (start, row_len) = (chunk.first_row + rows.start, chunk.row_len);
@@ -134,8 +125,8 @@ fn load<'a>(
     inputs: &'a Inputs,
     taken: &'a [u32],
     mut blocks: &'a mut [u8],
-) -> Result<Vec<Loaded<'a>>, Error> {
-    let mut sources: Vec<Loaded<'_>> = Vec::new();
+) -> Result<Vec<LoadedSource<'a>>, Error> {
+    let mut sources: Vec<LoadedSource<'_>> = Vec::new();
     for operand in plan.operands() {
         let at = operand.at;
         let info = inputs.source(at.source).tensor(at.tensor);
@@ -143,36 +134,36 @@ fn load<'a>(
         let is_model = plan.model == Some(at) && sources.is_empty();
         let rows = inputs.rows(&operand, if is_model { &[] } else { taken }).select(plan.selected.as_deref());
         let (own, after) = std::mem::take(&mut blocks).split_at_mut((chunk.n_rows * row_size) as usize);
-        Loaded::read(at, rows, chunk, inputs, own)?;
+        LoadedSource::read(at, rows, chunk, inputs, own)?;
         let keeps_scale = is_model && plan.keeps_scale(inputs);
         let source: &dyn TensorSource = inputs.source(at.source);
-        sources.push(Loaded { source, operand, ty, row_size, blocks: own, rows, keeps_scale });
+        sources.push(LoadedSource { source, operand, ty, row_size, blocks: own, rows, keeps_scale });
         blocks = after;
     }
     Ok(sources)
 }
 
 /// [`decode`], or [`decode_unscaled`].
-type Decode = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), vector::Error>;
+type DecodeFn = fn(&dyn TensorSource, usize, u64, &[u8], &mut [f32]) -> Result<(), vector::Error>;
 
 /// A chunk whose sources are read.
-struct Computed<'a> {
+struct LoadedChunk<'a> {
     plan: &'a TensorPlan,
     chunk: &'a Chunk,
-    sources: &'a [Loaded<'a>],
+    sources: &'a [LoadedSource<'a>],
     selections: &'a [Selection],
     how: How<'a>,
 }
 
 /// f32 buffers of one strip.
 #[derive(Default)]
-struct Strip {
+struct StripBuffers {
     sum: Sum,
     coordinates: Coordinates,
     got: Vec<f32>,
 }
 
-/// Bytes of [`Strip`] for each weight of a tensor.
+/// Bytes of [`StripBuffers`] for each weight of a tensor.
 pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
     Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + Coordinates::bytes_per_weight(plan.space()) + 4
 }
@@ -185,7 +176,7 @@ pub(super) fn sum_of_rows(
     selections: &[Selection],
     rows: Range<u64>,
 ) -> Result<Sum, Error> {
-    let (row_len, _) = super::rows_of(plan);
+    let (row_len, _) = rows_of(plan);
     let n_rows = rows.end - rows.start;
     let (first_segment, segment_rows, row_size) = (0, n_rows, 0);
     let chunk = Chunk { tensor: 0, first_row: rows.start, n_rows, first_segment, segment_rows, row_len, row_size };
@@ -215,7 +206,7 @@ impl<'a> Worker<'a> {
         feedbacks: &'a Feedbacks,
         block_bytes: usize,
     ) -> Self {
-        Worker { inputs, sink, feedbacks, blocks: vec![0; block_bytes], strip: Strip::default() }
+        Worker { inputs, sink, feedbacks, blocks: vec![0; block_bytes], strip: StripBuffers::default() }
     }
 
     /// Reads, computes and writes one chunk. Returns the sums of its segments; none for a tensor
@@ -255,7 +246,7 @@ impl<'a> Worker<'a> {
             }
         };
         let how = How { importance, grid: feedback.as_ref().map(|(feedback, dither)| (&**feedback, *dither)) };
-        let computed = Computed { plan, chunk, sources: &sources, selections, how };
+        let computed = LoadedChunk { plan, chunk, sources: &sources, selections, how };
         let mut sums = Vec::new();
         let mut row = 0;
         while row < chunk.n_rows {
@@ -293,9 +284,9 @@ pub(super) fn must_be_finite(plan: &TensorPlan) -> bool {
     ) && quants::is_supported(plan.ty)
 }
 
-impl Strip {
+impl StripBuffers {
     /// Refuses NaN and infinity in blocks that are copied.
-    fn check(&mut self, chunk: &Chunk, source: &Loaded<'_>, strip_rows: u64) -> Result<(), Error> {
+    fn check(&mut self, chunk: &Chunk, source: &LoadedSource<'_>, strip_rows: u64) -> Result<(), Error> {
         for row in (0..chunk.n_rows).step_by(strip_rows as usize) {
             let n_rows = strip_rows.min(chunk.n_rows - row);
             resize(&mut self.got, (n_rows * chunk.row_len) as usize);
@@ -343,7 +334,7 @@ impl Strip {
         if let Some(model) = plan.model.filter(|_| plan.keeps_scale(inputs)) {
             divide_scale(inputs.source(model.source), model.tensor, 0, &mut self.got)?;
         }
-        let rows = Rows { ty: plan.ty, row_len, first: row, importance };
+        let rows = RowsToEncode { ty: plan.ty, row_len, first: row, importance };
         rows.encode(&self.got, out);
         let wanted = std::mem::take(&mut self.got);
         resize(&mut self.got, wanted.len());
@@ -357,14 +348,14 @@ impl Strip {
     }
 
     /// Computes rows, counted from the first of the chunk, into `out`.
-    fn compute(&mut self, computed: &Computed<'_>, rows: Range<u64>, out: &mut [u8]) -> Result<Moments, Error> {
-        let Computed { plan, chunk, sources, selections, how } = *computed;
+    fn compute(&mut self, computed: &LoadedChunk<'_>, rows: Range<u64>, out: &mut [u8]) -> Result<Moments, Error> {
+        let LoadedChunk { plan, chunk, sources, selections, how } = *computed;
         let importance = how.importance;
         let (row, n_rows) = (rows.start, rows.end - rows.start);
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
         let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
-        let Strip { sum, coordinates, got } = self;
+        let StripBuffers { sum, coordinates, got } = self;
         coordinates.begin(plan.space());
         let load = |operand: Operand, out: &mut [f32]| {
             let operand = plan.operand(operand);
@@ -376,7 +367,8 @@ impl Strip {
         let combination = (&plan.combination, selections);
         sum.combine(n, first_weight, plan.model, &plan.terms, combination, model.is_some(), load)?;
 
-        let rows = Rows { ty: plan.ty, row_len: chunk.row_len as usize, first: chunk.first_row + row, importance };
+        let rows =
+            RowsToEncode { ty: plan.ty, row_len: chunk.row_len as usize, first: chunk.first_row + row, importance };
         resize(got, n);
         let scaled = sources.first().filter(|model| model.keeps_scale && !plan.terms.is_empty());
         let stored = match scaled {
@@ -401,7 +393,7 @@ impl Strip {
             _ => rows.encode(stored, out),
         }
         if let Some((feedback, dither)) = how.grid {
-            let place = Place { row_len: chunk.row_len as usize, first_weight };
+            let place = Placement { row_len: chunk.row_len as usize, first_weight };
             let rounded = quants::round_to_grid(plan.ty, out, stored, sum.delta(), place, feedback, dither);
             rounded.expect("the plan chose a type with a grid");
         }
@@ -411,12 +403,7 @@ impl Strip {
         }
         coordinates.enter_stored(sum, got);
         if let Some(i) = check_finite(sum.wanted()).or_else(|| check_finite(got)) {
-            let i = largest_of_block(sum.wanted(), i, plan.ty.block_len());
-            let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, coordinates.stored(sum, i));
-            return Err(match importance {
-                Some(_) if value.is_finite() => Error::Importance { tensor, index, value, ty: plan.ty },
-                _ => Error::Range { tensor, index, value, ty: plan.ty },
-            });
+            return Err(no_number(plan, (sum, coordinates), first_weight, i, importance.is_some()));
         }
 
         let mut moments = Moments::default();
@@ -438,6 +425,22 @@ fn neighbours(rows: &[(u32, u32)], row_size: u64) -> usize {
     n.min(most).min(rows.len())
 }
 
+/// Why the block of the `i`-th weight of a strip came out as no number.
+fn no_number(
+    plan: &TensorPlan,
+    (sum, coordinates): (&Sum, &Coordinates),
+    first_weight: u64,
+    i: usize,
+    has_importance: bool,
+) -> Error {
+    let i = largest_of_block(sum.wanted(), i, plan.ty.block_len());
+    let (tensor, index, value) = (plan.name.clone(), first_weight + i as u64, coordinates.stored(sum, i));
+    match has_importance && value.is_finite() {
+        true => Error::Importance { tensor, index, value, ty: plan.ty },
+        false => Error::Range { tensor, index, value, ty: plan.ty },
+    }
+}
+
 /// The weight that spoils the block of the `i`-th: one that is no number, or the largest.
 fn largest_of_block(weights: &[f32], i: usize, block_len: usize) -> usize {
     let start = i - i % block_len;
@@ -447,14 +450,14 @@ fn largest_of_block(weights: &[f32], i: usize, block_len: usize) -> usize {
 
 /// Whole rows that are to be encoded, the first of which has this number in its tensor.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
+struct RowsToEncode<'a> {
     ty: GgmlType,
     row_len: usize,
     first: u64,
     importance: Option<RowImportance<'a>>,
 }
 
-impl Rows<'_> {
+impl RowsToEncode<'_> {
     fn encode(self, weights: &[f32], out: &mut [u8]) {
         let Some(importance) = self.importance else { return encode(self.ty, weights, None, out) };
         let n_rows = weights.len() / self.row_len;
@@ -482,7 +485,7 @@ impl Rows<'_> {
                 out[bytes.clone()].copy_from_slice(&blocks[bytes]);
                 continue;
             }
-            let rows = Rows { first: self.first + (weights.start / self.row_len) as u64, ..self };
+            let rows = RowsToEncode { first: self.first + (weights.start / self.row_len) as u64, ..self };
             rows.encode(&stored[weights.clone()], &mut out[bytes.clone()]);
             if unit > len {
                 let changed = delta[weights].chunks_exact(len).map(is_changed);

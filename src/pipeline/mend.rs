@@ -11,13 +11,12 @@
 
 use std::path::Path;
 
-use super::{Error, Measured, Nowhere, Observer, TensorSink, run};
+use super::observer::Nowhere;
+use super::{Budget, Error, Measured, Observer, TensorSink, run};
 use crate::gguf::{self, Metadata, WriteOptions, Writer};
 use crate::plan::{self, Change, LossPolicy, MergePlan, OutputType, TensorPlan};
 use crate::quants;
 use crate::vector::{Encoding, Inputs, Moments, Rounding};
-
-use super::Budget;
 
 /// An output as [`write_mending`] leaves it.
 #[derive(Debug)]
@@ -32,16 +31,16 @@ pub struct Mended {
     pub changes: Vec<Change>,
 }
 
-/// As [`super::write_unnamed`], and tensors that then are beyond the bounds of `policy` are encoded
-/// again where it says how.
+/// Carries out a plan into a file as [`super::write_unnamed`] does. Tensors that then are beyond
+/// the bounds of `policy` are encoded again, where it says how.
 ///
 /// It takes no more memory than the budget and a buffer of 1 MiB. A larger output is moved within
 /// its file; a set of shards of which any begins at another tensor than before is copied, and takes
 /// its space twice meanwhile.
 ///
 /// # Errors
-/// As [`super::write_unnamed`]; [`gguf::Error::NoSpace`] also where the disk does not hold the
-/// larger output.
+/// Those of [`super::write_unnamed`]; [`gguf::Error::NoSpace`] also where the disk does not hold
+/// the larger output.
 pub fn write_mending(
     plan: MergePlan,
     inputs: &Inputs,
@@ -72,7 +71,7 @@ pub fn write_mending(
 }
 
 /// What is done about one tensor.
-struct Found {
+struct Remedy {
     change: Change,
     moments: Moments,
     /// Whether its bytes are to be written.
@@ -90,7 +89,7 @@ struct Mender<'a> {
 impl Mender<'_> {
     /// Looks for an encoding that holds, for each tensor that is lost. What has the same size is
     /// written where it belongs.
-    fn find(&self, plan: &MergePlan, measured: &Measured, writer: &Writer) -> Result<Vec<Found>, Error> {
+    fn find(&self, plan: &MergePlan, measured: &Measured, writer: &Writer) -> Result<Vec<Remedy>, Error> {
         if !self.policy.can_be_met() {
             return Ok(Vec::new());
         }
@@ -105,14 +104,14 @@ impl Mender<'_> {
         Ok(found)
     }
 
-    /// None if the tensor stays as it is.
+    /// Looks for an encoding of one tensor that holds; none if the tensor stays as it is.
     fn find_for(
         &self,
         plan: &MergePlan,
         index: usize,
         before: Moments,
         writer: &Writer,
-    ) -> Result<Option<Found>, Error> {
+    ) -> Result<Option<Remedy>, Error> {
         let tensor = &plan.tensors()[index];
         let numbers = |m: &Moments| (m.survival().unwrap_or(1.0), m.noise().unwrap_or(0.0));
         let survival_before = numbers(&before).0;
@@ -123,7 +122,7 @@ impl Mender<'_> {
             if is_in_place {
                 writer.forget(index);
             }
-            let sink: &dyn TensorSink = if is_in_place { &Part { writer, tensors: &[index] } } else { &Nowhere };
+            let sink: &dyn TensorSink = if is_in_place { &SomeTensors { writer, tensors: &[index] } } else { &Nowhere };
             let measured = match self
                 .encode(&[TensorPlan { ty: encoding.ty, rounding: encoding.rounding, ..tensor.clone() }], sink)
             {
@@ -137,7 +136,7 @@ impl Mender<'_> {
             let (survival, noise) = numbers(&moments);
             let change = Change { tensor: index, encoding, survival_before, survival };
             if !self.policy.is_lost(survival, noise) {
-                return Ok(Some(Found { change, moments, is_open: !is_in_place }));
+                return Ok(Some(Remedy { change, moments, is_open: !is_in_place }));
             }
             if survival > numbers(&best.1).0 {
                 best = (encoding, moments);
@@ -148,7 +147,7 @@ impl Mender<'_> {
             return Ok(None);
         }
         let change = Change { tensor: index, encoding, survival_before, survival: numbers(&moments).0 };
-        Ok(Some(Found { change, moments, is_open: true }))
+        Ok(Some(Remedy { change, moments, is_open: true }))
     }
 
     /// The encodings after the one that a tensor has. Dither is no remedy for too much noise.
@@ -171,7 +170,7 @@ impl Mender<'_> {
         &self,
         plan: MergePlan,
         mut measured: Measured,
-        found: Vec<Found>,
+        found: Vec<Remedy>,
         output: &OutputType,
         (writer, path, options): (Writer, &Path, &WriteOptions),
     ) -> Result<(MergePlan, Measured, Writer, Vec<Change>), Error> {
@@ -190,18 +189,18 @@ impl Mender<'_> {
         let header = plan.header().clone();
         let writer = writer.lay_out_anew(header, &open, (path, options), &go_on)?.ok_or(Error::Cancelled)?;
         let tensors: Vec<TensorPlan> = open.iter().map(|i| plan.tensors()[*i].clone()).collect();
-        self.encode(&tensors, &Part { writer: &writer, tensors: &open })?;
+        self.encode(&tensors, &SomeTensors { writer: &writer, tensors: &open })?;
         Ok((plan, measured, writer, changes))
     }
 }
 
 /// Some tensors of an output, in their order.
-struct Part<'a> {
+struct SomeTensors<'a> {
     writer: &'a Writer,
     tensors: &'a [usize],
 }
 
-impl TensorSink for Part<'_> {
+impl TensorSink for SomeTensors<'_> {
     fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), gguf::Error> {
         self.writer.write(self.tensors[tensor], offset, bytes)
     }

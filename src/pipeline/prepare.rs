@@ -9,8 +9,10 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::budget::{Budget, segment_rows};
-use super::{Error, Observer, lock, rows_of};
+use super::budget::Budget;
+use super::lock::lock;
+use super::segment::{rows_of, segment_rows};
+use super::{Error, Observer};
 use crate::plan::{MergePlan, TensorPlan};
 use crate::pool;
 use crate::vector::{
@@ -50,7 +52,7 @@ pub(super) fn select(
     let first_error: Mutex<Option<(Task, Error)>> = Mutex::new(None);
     let found = Mutex::new(selections);
     pool::each_worker(n_workers, || {
-        let mut reader = Reader::default();
+        let mut reader = VectorReader::default();
         while !stopped.load(Ordering::Relaxed) {
             let Some(task): Option<Task> = lock(&queue).next() else { return };
             let is_cancelled = || stopped.load(Ordering::Relaxed) || observer.is_cancelled();
@@ -102,8 +104,8 @@ pub(super) fn largest<'a>(plan: &'a MergePlan, inputs: &Inputs) -> Option<(u64, 
     readers.map(|t| (reader_bytes(t, inputs), t.name.as_str())).max_by_key(|(bytes, _)| *bytes)
 }
 
-/// Bytes of a [`Reader`] for a tensor: blocks of a segment, f32 of a strip, and what a selector
-/// counts in.
+/// Bytes of a [`VectorReader`] for a tensor: blocks of a segment, f32 of a strip, and what a
+/// selector counts in.
 fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
     let (row_len, n_rows) = rows_of(tensor);
     let segment = segment_rows(row_len).min(n_rows).saturating_mul(row_len);
@@ -119,13 +121,13 @@ fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
 
 /// A thread's buffers.
 #[derive(Default)]
-struct Reader {
+struct VectorReader {
     blocks: [Vec<u8>; 2],
     weights: [Vec<f32>; 2],
     coordinates: Coordinates,
 }
 
-impl Reader {
+impl VectorReader {
     /// Reads a vector of a tensor until it is known what is selected of it.
     fn read(
         &mut self,

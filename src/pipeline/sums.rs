@@ -1,28 +1,29 @@
 //! The sums of a plan, row by row, for those who look at them without writing them.
 
-use super::{Budget, Error, Observer, chunk, prepare, rows_of};
+use super::segment::rows_of;
+use super::{Budget, Error, Observer, chunk, prepare};
 use crate::plan::MergePlan;
 use crate::vector::{Inputs, Selection, Sum};
 
 /// A plan whose sums can be had in any order, from any thread.
-pub struct Sums<'a> {
+pub struct PlannedSums<'a> {
     plan: &'a MergePlan,
     inputs: &'a Inputs,
     selections: Vec<Vec<Selection>>,
 }
 
-impl<'a> Sums<'a> {
+impl<'a> PlannedSums<'a> {
     /// Reads what has to be known of whole vectors before, as where weights are selected.
     ///
     /// # Errors
-    /// As [`super::run`].
+    /// Those of [`super::run()`].
     pub fn new(
         plan: &'a MergePlan,
         inputs: &'a Inputs,
         observer: &dyn Observer,
         budget: &Budget,
     ) -> Result<Self, Error> {
-        Ok(Sums { plan, inputs, selections: prepare::select(plan, inputs, observer, budget)? })
+        Ok(PlannedSums { plan, inputs, selections: prepare::select(plan, inputs, observer, budget)? })
     }
 
     /// Weights in a row of a tensor, and rows.

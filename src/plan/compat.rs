@@ -98,9 +98,9 @@ pub enum Warning {
     },
     /// Tensors whose rows are no whole number of blocks of the type that they should have.
     FellBack {
-        /// That type.
+        /// The type that they should have.
         wanted: GgmlType,
-        /// The one they have instead.
+        /// The type that they have instead.
         #[serde(rename = "type")]
         ty: GgmlType,
         /// Their names.
@@ -156,6 +156,7 @@ impl Warning {
 }
 
 impl fmt::Display for Warning {
+    #[expect(clippy::too_many_lines, reason = "a list: one arm a warning")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Warning::Differs { key, own, model, other, role } if *own == Role::Model.name() => {
@@ -334,7 +335,7 @@ const FAMILY: f64 = 0.6;
 pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
     inputs.require_little_endian()?;
     let mut warnings = Vec::new();
-    let (own, own_role) = (inputs.source(inputs.template()), inputs.role(inputs.template()));
+    let (own, own_role) = (inputs.source(inputs.skeleton()), inputs.role(inputs.skeleton()));
     for (id, (role, other)) in inputs.sources().enumerate() {
         // Adapters, importance matrices and patches have a type of their own; models often have
         // none.
@@ -354,7 +355,7 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
             None => Err(Error::NoArchitecture { path: model.path().to_owned() }),
         };
         let (expected, found) = (architecture(own)?, architecture(other)?);
-        let compare = Compare { own, own_role: own_role.name(), other, role: role.name() };
+        let compare = Comparer { own, own_role: own_role.name(), other, role: role.name() };
         if expected != found {
             return Err(compare.mismatch("general.architecture", expected, found, NOT_SIBLINGS));
         }
@@ -371,7 +372,7 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
 /// # Errors
 /// [`Error::Unshared`] if all should, and cannot.
 pub(super) fn embeddings(inputs: &Inputs, wanted: Embeddings) -> Result<Embeddings, Error> {
-    let own = inputs.source(inputs.template());
+    let own = inputs.source(inputs.skeleton());
     let unshared = inputs.sources().enumerate().find_map(|(id, (_, other))| {
         let map = inputs.token_map(id).filter(|map| map.n_shared() < map.n_own())?;
         let lacks = (0..map.n_own() as u32).find(|token| map.find(*token).is_none())?;
@@ -388,14 +389,14 @@ pub(super) fn embeddings(inputs: &Inputs, wanted: Embeddings) -> Result<Embeddin
     }
 }
 
-struct Compare<'a> {
+struct Comparer<'a> {
     own: &'a Model,
     own_role: &'static str,
     other: &'a Model,
     role: &'static str,
 }
 
-impl Compare<'_> {
+impl Comparer<'_> {
     fn mismatch(&self, key: &str, expected: String, found: String, hint: &'static str) -> Error {
         let path = |model: &Model| -> PathBuf { Path::to_owned(model.path()) };
         let (expected_in, found_in) = (path(self.own), path(self.other));

@@ -88,7 +88,7 @@ fn without_place(text: &str) -> &str {
     }
 }
 
-/// As much of a string as llama-quantize would write, in whole characters.
+/// The beginning of a string that llama-quantize would write, cut between characters.
 fn cut(text: &str) -> &str {
     let end = (0..=LONGEST.min(text.len())).rev().find(|&end| text.is_char_boundary(end));
     &text[..end.unwrap_or(0)]

@@ -118,8 +118,17 @@ impl RecipeFile {
     }
 }
 
+/// What is merged: whole models, or slices of the same layers.
+struct MergedModels {
+    sources: Vec<Source>,
+    parameters: Parameters,
+    base: Option<String>,
+    /// How many layers the models must have, where slices say it.
+    n_layers: Option<u64>,
+}
+
 impl Configuration {
-    fn into_recipe(self) -> Result<RecipeFile, Error> {
+    fn into_recipe(mut self) -> Result<RecipeFile, Error> {
         let Some(method) = Method::ALL.into_iter().find(|method| method.name() == self.merge_method) else {
             let known = Method::ALL.map(Method::name).join(", ");
             return refuse(
@@ -127,51 +136,9 @@ impl Configuration {
                 format!("{:?} is not among those that can be done: {known}", self.merge_method),
             );
         };
-        if self.modules.is_some() {
-            return refuse("modules", "GGUF files have one module; give models");
-        }
-        match &self.tokenizer_source {
-            None => {}
-            Some(source) if source == "base" => {}
-            Some(source) => {
-                return refuse(
-                    "tokenizer_source",
-                    format!("{source:?}: the vocabulary is the base model's; leave it out"),
-                );
-            }
-        }
-        if self.tokenizer.is_some() {
-            return refuse("tokenizer", "the vocabulary is the base model's; leave it out");
-        }
-        if self.chat_template.as_deref().is_some_and(|template| template != "auto") {
-            return refuse("chat_template", "the template is that of the first model that has one; leave it out");
-        }
-        let (sources, parameters, base, n_layers) = match (self.models, self.slices) {
-            (Some(models), None) => {
-                if models.iter().any(|source| source.layer_range.is_some()) {
-                    return refuse("layer_range", "models have none; slices do");
-                }
-                (models, self.parameters.unwrap_or_default(), self.base_model, None)
-            }
-            (None, Some(slices)) => {
-                let Ok([slice]) = <[Slice; 1]>::try_from(slices) else {
-                    return refuse(
-                        "slices",
-                        "more or less than one would give a model of other layers; give one, or models",
-                    );
-                };
-                let range = slice.sources.first().and_then(|source| source.layer_range);
-                let Some((0, n_layers)) = range.filter(|_| slice.sources.iter().all(|s| s.layer_range == range)) else {
-                    return refuse(
-                        "layer_range",
-                        "all sources of a slice must have the same, from 0 to the number of layers",
-                    );
-                };
-                let parameters = slice.parameters.unwrap_or_default().or(self.parameters.unwrap_or_default());
-                (slice.sources, parameters, slice.base_model.or(self.base_model), Some(n_layers))
-            }
-            _ => return refuse("models", "give either models or slices"),
-        };
+        self.refuse_what_is_not_done()?;
+        let (dtype, out_dtype) = (self.dtype.take(), self.out_dtype.take());
+        let MergedModels { sources, parameters, base, n_layers } = self.into_merged()?;
         let mut sources: Vec<(String, OfSource)> =
             sources.into_iter().map(|source| (source.model, source.parameters.unwrap_or_default())).collect();
         for (i, (model, _)) in sources.iter().enumerate() {
@@ -192,30 +159,15 @@ impl Configuration {
         } else {
             sources.retain(|(source, _)| *source != model);
         }
-        let vectors = sources.into_iter().map(|(source, of_source)| {
-            let weight = match of_source.weight {
-                Some(weight) => weight.or(parameters.weight.clone()),
-                None => match parameters.weight.clone() {
-                    Some(weight) => weight,
-                    None => return refuse("weight", format!("{source} has none")),
-                },
-            };
-            let density = match of_source.density {
-                Some(density) => Some(density.or(parameters.density.clone())),
-                None => parameters.density.clone(),
-            };
-            let base = (method != Method::Linear).then(|| PathBuf::from(&model));
-            // mergekit takes a density where it means nothing.
-            let density = density.filter(|_| method.is_sparse());
-            Ok(VectorFile { base, chat: Some(source.into()), patch: None, ratio: weight, density })
-        });
+        let base = (method != Method::Linear).then(|| PathBuf::from(&model));
+        let vectors = sources.into_iter().map(|(source, own)| vector(method, base.clone(), source, own, &parameters));
         let recipe = RecipeFile {
             model: PathBuf::from(&model),
             method,
             normalize: parameters.normalize.clone(),
             rescale: parameters.rescale.clone().filter(|_| method.is_sparse()),
             lambda: parameters.lambda.clone().filter(|_| method != Method::Linear),
-            ty: output_type(self.dtype, self.out_dtype)?.to_owned(),
+            ty: output_type(dtype, out_dtype)?.to_owned(),
             vectors: vectors.collect::<Result<_, _>>()?,
             n_layers,
             // mergekit has rows of its own for no token.
@@ -225,6 +177,84 @@ impl Configuration {
         recipe.check()?;
         Ok(recipe)
     }
+
+    fn refuse_what_is_not_done(&self) -> Result<(), Error> {
+        if self.modules.is_some() {
+            return refuse("modules", "GGUF files have one module; give models");
+        }
+        match &self.tokenizer_source {
+            None => {}
+            Some(source) if source == "base" => {}
+            Some(source) => {
+                return refuse(
+                    "tokenizer_source",
+                    format!("{source:?}: the vocabulary is the base model's; leave it out"),
+                );
+            }
+        }
+        if self.tokenizer.is_some() {
+            return refuse("tokenizer", "the vocabulary is the base model's; leave it out");
+        }
+        if self.chat_template.as_deref().is_some_and(|template| template != "auto") {
+            return refuse("chat_template", "the template is that of the first model that has one; leave it out");
+        }
+        Ok(())
+    }
+
+    fn into_merged(self) -> Result<MergedModels, Error> {
+        match (self.models, self.slices) {
+            (Some(models), None) => {
+                if models.iter().any(|source| source.layer_range.is_some()) {
+                    return refuse("layer_range", "models have none; slices do");
+                }
+                let parameters = self.parameters.unwrap_or_default();
+                Ok(MergedModels { sources: models, parameters, base: self.base_model, n_layers: None })
+            }
+            (None, Some(slices)) => {
+                let Ok([slice]) = <[Slice; 1]>::try_from(slices) else {
+                    return refuse(
+                        "slices",
+                        "more or less than one would give a model of other layers; give one, or models",
+                    );
+                };
+                let range = slice.sources.first().and_then(|source| source.layer_range);
+                let Some((0, n_layers)) = range.filter(|_| slice.sources.iter().all(|s| s.layer_range == range)) else {
+                    return refuse(
+                        "layer_range",
+                        "all sources of a slice must have the same, from 0 to the number of layers",
+                    );
+                };
+                let parameters = slice.parameters.unwrap_or_default().or(self.parameters.unwrap_or_default());
+                let base = slice.base_model.or(self.base_model);
+                Ok(MergedModels { sources: slice.sources, parameters, base, n_layers: Some(n_layers) })
+            }
+            _ => refuse("models", "give either models or slices"),
+        }
+    }
+}
+
+/// The vector from the base to a source.
+fn vector(
+    method: Method,
+    base: Option<PathBuf>,
+    source: String,
+    own: OfSource,
+    parameters: &Parameters,
+) -> Result<VectorFile, Error> {
+    let weight = match own.weight {
+        Some(weight) => weight.or(parameters.weight.clone()),
+        None => match parameters.weight.clone() {
+            Some(weight) => weight,
+            None => return refuse("weight", format!("{source} has none")),
+        },
+    };
+    let density = match own.density {
+        Some(density) => Some(density.or(parameters.density.clone())),
+        None => parameters.density.clone(),
+    };
+    // mergekit takes a density where it means nothing.
+    let density = density.filter(|_| method.is_sparse());
+    Ok(VectorFile { base, chat: Some(source.into()), patch: None, ratio: weight, density })
 }
 
 /// The type that torch's name means.

@@ -39,7 +39,7 @@ const LARGEST_USUAL_RATIO: f32 = 3.0;
 
 /// Where the tensors are, and how many layers there are.
 fn places(inputs: &Inputs, pairs: &[Pair]) -> (Vec<Place>, u64) {
-    let metadata = inputs.source(inputs.template()).metadata();
+    let metadata = inputs.source(inputs.skeleton()).metadata();
     let architecture = metadata.architecture().unwrap_or_default();
     let named = n_layers(pairs.iter().map(|pair| pair.name.as_str()));
     let n_layers = metadata.get_u64(&format!("{architecture}.block_count")).unwrap_or(named);

@@ -116,7 +116,7 @@ impl PartialEq for Override {
 
 /// The part of a tensor in the model, as far as the rules care (`tensor_get_category`).
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
+enum Category {
     Output,
     Embeddings,
     /// Values, alone or together with queries and keys.
@@ -130,24 +130,27 @@ enum Part {
     Other,
 }
 
-impl Part {
+impl Category {
     fn of(name: &str) -> Self {
         /// In the order in which llama-quantize looks for them.
-        const INSIDE: [(&str, Part); 9] = [
-            ("attn_qkv.weight", Part::Value),
-            ("attn_kv_b.weight", Part::Value),
-            ("attn_v.weight", Part::Value),
-            ("attn_k.weight", Part::Key),
-            ("attn_q.weight", Part::Query),
-            ("attn_output.weight", Part::AttentionOutput),
-            ("ffn_up", Part::Up),
-            ("ffn_gate", Part::Gate),
-            ("ffn_down", Part::Down),
+        const INSIDE: [(&str, Category); 9] = [
+            ("attn_qkv.weight", Category::Value),
+            ("attn_kv_b.weight", Category::Value),
+            ("attn_v.weight", Category::Value),
+            ("attn_k.weight", Category::Key),
+            ("attn_q.weight", Category::Query),
+            ("attn_output.weight", Category::AttentionOutput),
+            ("ffn_up", Category::Up),
+            ("ffn_gate", Category::Gate),
+            ("ffn_down", Category::Down),
         ];
         match name {
-            "output.weight" => Part::Output,
-            "token_embd.weight" | PER_LAYER_EMBEDDINGS => Part::Embeddings,
-            _ => INSIDE.iter().find(|(inside, _)| name.contains(inside)).map_or(Part::Other, |(_, part)| *part),
+            "output.weight" => Category::Output,
+            "token_embd.weight" | PER_LAYER_EMBEDDINGS => Category::Embeddings,
+            _ => INSIDE
+                .iter()
+                .find(|(inside, _)| name.contains(inside))
+                .map_or(Category::Other, |(_, category)| *category),
         }
     }
 }
@@ -163,7 +166,7 @@ const FINER_OUTPUT_OF_EIGHT: [&str; 11] =
 
 /// What the rules want to know of a model (`load_hparams` of src/llama-model.cpp and
 /// `load_arch_hparams` of src/models).
-struct Hyperparameters<'a> {
+struct RuleInputs<'a> {
     architecture: &'a str,
     n_layers: i64,
     n_experts: u64,
@@ -173,12 +176,12 @@ struct Hyperparameters<'a> {
     is_70b: bool,
 }
 
-impl<'a> Hyperparameters<'a> {
+impl<'a> RuleInputs<'a> {
     fn read(metadata: &'a Metadata) -> Result<Self, Error> {
         let architecture = metadata.architecture().unwrap_or_default();
         // Multimodal projectors: llama.cpp reads no hyperparameters of them.
         if architecture == "clip" {
-            return Ok(Hyperparameters { architecture, n_layers: 0, n_experts: 0, n_queries: 0, is_70b: false });
+            return Ok(RuleInputs { architecture, n_layers: 0, n_experts: 0, n_queries: 0, is_70b: false });
         }
         // One number, or one for each layer.
         let number = |suffix: &str| match metadata.get(&format!("{architecture}.{suffix}"))? {
@@ -203,7 +206,7 @@ impl<'a> Hyperparameters<'a> {
             _ => false,
         };
         let n_queries = n_heads.checked_div(n_kv_heads).unwrap_or(0);
-        Ok(Hyperparameters { architecture, n_layers: n_layers as i64, n_experts, n_queries, is_70b })
+        Ok(RuleInputs { architecture, n_layers: n_layers as i64, n_experts, n_queries, is_70b })
     }
 }
 
@@ -224,7 +227,7 @@ pub fn choose(
     let default = file_type.default_type;
     let is_mixed = default.is_quantized() && !options.pure;
     let mut rules = match is_mixed {
-        true => Some(Rules::new(Hyperparameters::read(metadata)?, tensors, file_type, options, has_importance)),
+        true => Some(Rules::new(RuleInputs::read(metadata)?, tensors, file_type, options, has_importance)),
         false => None,
     };
     let architecture = metadata.architecture().unwrap_or_default();
@@ -250,13 +253,13 @@ fn choose_one(
     options: &Options,
     rules: Option<&mut Rules<'_>>,
 ) -> Result<Choice, Error> {
-    let part = Part::of(tensor.name);
+    let category = Category::of(tensor.name);
     let named = options.overrides.iter().find(|o| o.matches(tensor.name)).map(|o| o.ty);
-    let asked = match part {
+    let asked = match category {
         // The table of each layer follows that of the model unless it is named itself.
-        Part::Embeddings if tensor.name == PER_LAYER_EMBEDDINGS && named.is_some() => None,
-        Part::Embeddings => options.embeddings,
-        Part::Output => options.output,
+        Category::Embeddings if tensor.name == PER_LAYER_EMBEDDINGS && named.is_some() => None,
+        Category::Embeddings => options.embeddings,
+        Category::Output => options.output,
         _ => None,
     };
     let row_len = tensor.ne.first().copied().unwrap_or(1);
@@ -271,7 +274,7 @@ fn choose_one(
     }
     let wanted = match (named, rules) {
         (Some(ty), _) => ty,
-        (None, Some(rules)) => rules.mixed(tensor, part, default)?,
+        (None, Some(rules)) => rules.mixed(tensor, category, default)?,
         (None, None) => default,
     };
     let ty = fallback(wanted, row_len).ok_or_else(|| no_type(wanted))?;
@@ -297,7 +300,7 @@ fn is_worth_more(layer: i64, n_layers: i64) -> bool {
 
 /// The rules of a mixture, with what they count.
 struct Rules<'a> {
-    model: Hyperparameters<'a>,
+    model: RuleInputs<'a>,
     name: &'a str,
     output: Option<GgmlType>,
     has_importance: bool,
@@ -312,20 +315,20 @@ struct Rules<'a> {
 
 impl<'a> Rules<'a> {
     fn new(
-        model: Hyperparameters<'a>,
+        model: RuleInputs<'a>,
         tensors: &[Tensor<'_>],
         file_type: &FileType,
         options: &Options,
         has_importance: bool,
     ) -> Self {
-        let parts = || tensors.iter().map(|t| Part::of(t.name));
+        let categories = || tensors.iter().map(|t| Category::of(t.name));
         Rules {
             model,
             name: file_type.name,
             output: options.output,
             has_importance,
-            is_tied: !parts().any(|part| part == Part::Output),
-            n_values: parts().filter(|part| *part == Part::Value).count() as i64,
+            is_tied: !categories().any(|category| category == Category::Output),
+            n_values: categories().filter(|category| *category == Category::Value).count() as i64,
             values_seen: 0,
             down_seen: 0,
             gate_seen: 0,
@@ -335,23 +338,23 @@ impl<'a> Rules<'a> {
 
     /// The type of a tensor by the rules of the mixture (`llama_tensor_get_type_impl`). To be asked
     /// for each tensor once, in llama-quantize's order.
-    fn mixed(&mut self, tensor: &Tensor<'_>, part: Part, default: GgmlType) -> Result<GgmlType, Error> {
-        let inside = |parts: [&str; 3]| parts.iter().any(|part| tensor.name.contains(part));
+    fn mixed(&mut self, tensor: &Tensor<'_>, category: Category, default: GgmlType) -> Result<GgmlType, Error> {
+        let inside = |words: [&str; 3]| words.iter().any(|word| tensor.name.contains(word));
         if self.model.architecture == "glm5-next" && inside(["attn_q_a", "attn_q_b", "nextn.eh_proj"]) {
             return Ok(Q8_0);
         }
-        if part == Part::Output || (self.is_tied && part == Part::Embeddings) {
+        if category == Category::Output || (self.is_tied && category == Category::Embeddings) {
             let divides = tensor.ne.first().is_none_or(|n| n.is_multiple_of(default.block_len() as u64));
             return Ok(self.output.unwrap_or_else(|| self.of_output(default, divides)));
         }
         if self.name == "MXFP4_MOE" {
             let is_stack = tensor.ne.get(2).is_some_and(|&n| n > 1);
             // The projections of latent attention are stacks too.
-            let is_expert =
-                matches!(part, Part::Up | Part::Gate | Part::Down) || self.model.architecture != "bailingmoe3";
+            let is_expert = matches!(category, Category::Up | Category::Gate | Category::Down)
+                || self.model.architecture != "bailingmoe3";
             return Ok(if is_stack && is_expert { MXFP4 } else { Q8_0 });
         }
-        if part == Part::Embeddings {
+        if category == Category::Embeddings {
             return Ok(match self.name {
                 "IQ2_XXS" | "IQ2_XS" | "IQ1_S" | "IQ1_M" => Q2_K,
                 "IQ2_S" | "IQ2_M" | "IQ3_XXS" => IQ3_S,
@@ -360,30 +363,30 @@ impl<'a> Rules<'a> {
             });
         }
         if LOWEST.contains(&self.name) {
-            return Ok(self.of_lowest(part).unwrap_or(default));
+            return Ok(self.of_lowest(category).unwrap_or(default));
         }
-        let finer = match part {
-            Part::Value => Some(self.of_value(default)),
-            Part::Key if self.model.n_experts == 8 => Some(Q8_0),
-            Part::Key | Part::Query => match self.name {
+        let finer = match category {
+            Category::Value => Some(self.of_value(default)),
+            Category::Key if self.model.n_experts == 8 => Some(Q8_0),
+            Category::Key | Category::Query => match self.name {
                 "IQ3_XS" => Some(IQ3_XXS),
                 "IQ3_XXS" => Some(IQ2_S),
                 _ => None,
             },
-            Part::AttentionOutput => self.of_attention_output(),
-            Part::Down => {
+            Category::AttentionOutput => self.of_attention_output(),
+            Category::Down => {
                 let layer = self.layer(self.down_seen, tensor.name)?;
                 self.down_seen += 1;
                 self.of_down(layer)
             }
-            Part::Gate | Part::Up => {
-                let seen = if part == Part::Gate { &mut self.gate_seen } else { &mut self.up_seen };
+            Category::Gate | Category::Up => {
+                let seen = if category == Category::Gate { &mut self.gate_seen } else { &mut self.up_seen };
                 *seen += 1;
                 let before = *seen - 1;
                 let (layer, n) = (self.layer(before, tensor.name)?, self.model.n_layers);
                 (self.name == "IQ3_XS" && layer >= n / 8 && layer < 7 * n / 8).then_some(IQ3_XXS)
             }
-            Part::Output | Part::Embeddings | Part::Other => None,
+            Category::Output | Category::Embeddings | Category::Other => None,
         };
         Ok(finer.unwrap_or(default))
     }
@@ -410,20 +413,20 @@ impl<'a> Rules<'a> {
         }
     }
 
-    fn of_lowest(&mut self, part: Part) -> Option<GgmlType> {
+    fn of_lowest(&mut self, category: Category) -> Option<GgmlType> {
         let is_iq2_s = matches!(self.name, "IQ2_S" | "IQ2_M");
         let finer = if is_iq2_s { IQ3_S } else { Q2_K };
-        match part {
-            Part::Value if self.model.n_queries >= 4 || self.model.n_experts >= 4 => Some(Q4_K),
-            Part::Value => Some(finer),
-            Part::Key if self.model.n_experts == 8 => Some(Q4_K),
-            Part::Down => {
+        match category {
+            Category::Value if self.model.n_queries >= 4 || self.model.n_experts >= 4 => Some(Q4_K),
+            Category::Value => Some(finer),
+            Category::Key if self.model.n_experts == 8 => Some(Q4_K),
+            Category::Down => {
                 self.down_seen += 1;
                 (self.down_seen <= self.model.n_layers / 8).then_some(finer)
             }
-            Part::AttentionOutput if self.model.n_experts == 8 => Some(Q5_K),
-            Part::AttentionOutput if is_iq2_s => Some(IQ3_S),
-            Part::AttentionOutput if matches!(self.name, "IQ1_S" | "IQ1_M") => Some(IQ2_XXS),
+            Category::AttentionOutput if self.model.n_experts == 8 => Some(Q5_K),
+            Category::AttentionOutput if is_iq2_s => Some(IQ3_S),
+            Category::AttentionOutput if matches!(self.name, "IQ1_S" | "IQ1_M") => Some(IQ2_XXS),
             _ => None,
         }
     }

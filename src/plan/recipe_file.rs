@@ -238,7 +238,7 @@ impl RecipeFile {
         std::iter::once(&mut self.model).chain(vectors).chain(&mut self.imatrix)
     }
 
-    /// With paths that are relative to this folder.
+    /// The recipe with paths that are relative to this folder.
     #[must_use]
     pub fn in_folder(mut self, folder: &Path) -> Self {
         self.paths().filter(|path| !path.as_os_str().is_empty()).for_each(|path| *path = folder.join(&*path));

@@ -113,7 +113,7 @@ impl Scalar for bool {
 
 /// A value for each tensor.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
-#[serde(from = "Written<T>", bound = "T: Deserialize<'de>")]
+#[serde(from = "SettingForm<T>", bound = "T: Deserialize<'de>")]
 pub struct Setting<T> {
     cases: Vec<Case<T>>,
 }
@@ -122,7 +122,7 @@ pub struct Setting<T> {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, bound(serialize = "T: Serialize + Copy", deserialize = "T: Deserialize<'de>"))]
 struct Case<T> {
-    /// None and `*` are for all.
+    /// What a tensor's name has to contain; none and `*` are for all tensors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     filter: Option<String>,
     value: Values<T>,
@@ -143,18 +143,18 @@ enum Values<T> {
     bound = "T: Deserialize<'de>",
     expecting = "expected a value, a list of values over the layers, or a list of {filter, value}"
 )]
-enum Written<T> {
+enum SettingForm<T> {
     Plain(Values<T>),
     Case(Case<T>),
     Cases(Vec<Case<T>>),
 }
 
-impl<T> From<Written<T>> for Setting<T> {
-    fn from(written: Written<T>) -> Self {
+impl<T> From<SettingForm<T>> for Setting<T> {
+    fn from(written: SettingForm<T>) -> Self {
         let cases = match written {
-            Written::Plain(value) => vec![Case { filter: None, value }],
-            Written::Case(case) => vec![case],
-            Written::Cases(cases) => cases,
+            SettingForm::Plain(value) => vec![Case { filter: None, value }],
+            SettingForm::Case(case) => vec![case],
+            SettingForm::Cases(cases) => cases,
         };
         Setting { cases }
     }

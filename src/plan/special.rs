@@ -14,17 +14,17 @@ use crate::vector::{Inputs, Role, TokenRows, has_row_per_token};
 /// Tokens whose rows are the chat model's, as they are.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub enum SpecialTokens {
-    /// Those that the chat needs or that control it, where nobody trained the model on them.
+    /// The tokens that the chat needs or that control it, where nobody trained the model on them.
     #[default]
     Auto,
-    /// These, by their texts.
+    /// The tokens with these texts.
     List(Vec<String>),
-    /// None: their rows are sums, as all others are.
+    /// No token: the rows of special tokens are sums, as all others are.
     None,
 }
 
 impl SpecialTokens {
-    /// From the words of the command line: `auto`, `none`, or texts with commas between.
+    /// Reads the words of the command line: `auto`, `none`, or texts with commas between.
     pub fn parse(text: &str) -> Self {
         match text {
             "auto" => SpecialTokens::Auto,
@@ -33,7 +33,7 @@ impl SpecialTokens {
         }
     }
 
-    /// As the command line has it.
+    /// The words for it on the command line.
     pub fn name(&self) -> String {
         match self {
             SpecialTokens::Auto => "auto".to_owned(),

@@ -138,7 +138,7 @@ pub struct Verdict {
 }
 
 /// How much each tensor counts.
-struct Weights {
+struct TensorShares {
     /// ‖δ‖²/‖W‖² of each tensor, cut at [`LARGEST`] times the median; 0 for what is no matrix.
     each: Vec<f64>,
     sum: f64,
@@ -147,7 +147,7 @@ struct Weights {
     lengths: Vec<f64>,
 }
 
-impl Weights {
+impl TensorShares {
     fn of(tensors: &[Held<'_>]) -> Self {
         let has_matrix = tensors.iter().any(|t| t.is_matrix && t.estimate.moments.delta2 > 0.0);
         let counts = |t: &Held<'_>| (t.is_matrix || !has_matrix) && t.estimate.moments.delta2 > 0.0;
@@ -170,7 +170,7 @@ impl Weights {
         let n = each.iter().filter(|w| **w > 0.0).count().max(1);
         let sum: f64 = each.iter().sum();
         let lengths = tensors.iter().map(|t| if counts(t) { t.estimate.moments.delta2 } else { 0.0 }).collect();
-        Weights { each, sum, mean: sum / n as f64, lengths }
+        TensorShares { each, sum, mean: sum / n as f64, lengths }
     }
 }
 
@@ -185,7 +185,7 @@ impl LossPolicy {
     /// What is to be said of an output with these tensors.
     pub fn judge<'a>(&self, tensors: impl IntoIterator<Item = Held<'a>>) -> Verdict {
         let tensors: Vec<Held<'_>> = tensors.into_iter().collect();
-        let weights = Weights::of(&tensors);
+        let weights = TensorShares::of(&tensors);
         let mut lost = self.lost(&tensors, &weights, |e, s, n| (e.moments.delta2 > 0.0).then_some((s, n)));
         let mut total = Moments::default();
         tensors.iter().for_each(|t| total += t.estimate.moments);
@@ -204,7 +204,7 @@ impl LossPolicy {
         Verdict { lost, missing, is_rejected }
     }
 
-    /// The same of what a plan was measured to give.
+    /// Holds what was measured of a plan's tensors to the bounds.
     pub fn judge_measured<'a>(
         &self,
         plan: &MergePlan,
@@ -215,7 +215,7 @@ impl LossPolicy {
         self.judge(tensors.into_iter().map(|(name, m)| Held { name, is_matrix: is_matrix(name), estimate: m.into() }))
     }
 
-    /// The same of what a survey expects of a plan.
+    /// Holds what a survey expects of a plan's tensors to the bounds.
     pub fn judge_expected(&self, plan: &MergePlan, survey: &Survey) -> Verdict {
         self.judge(held(plan, survey))
     }
@@ -227,7 +227,7 @@ impl LossPolicy {
         let cautious = |e: &Estimate, survival: f64, noise: f64| {
             Some((survival - ERRORS * e.survival_error, noise + ERRORS * e.noise_error))
         };
-        self.lost(&tensors, &Weights::of(&tensors), cautious)
+        self.lost(&tensors, &TensorShares::of(&tensors), cautious)
     }
 
     /// What is made of an estimate for an encoding that is tried.
@@ -268,7 +268,7 @@ impl LossPolicy {
     fn lost(
         &self,
         tensors: &[Held<'_>],
-        weights: &Weights,
+        weights: &TensorShares,
         numbers: impl Fn(&Estimate, f64, f64) -> Option<(f64, f64)>,
     ) -> Vec<Loss> {
         let least = self.negligible().powi(2) * weights.mean;

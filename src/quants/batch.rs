@@ -6,7 +6,7 @@ use super::simd::{Floats, Ints, Kernel, LANES, Level, Simd, run};
 
 /// Rows of one tensor, to be encoded.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(super) struct WeightRows<'a> {
     /// Their weights, one row after the other.
     pub(super) weights: &'a [f32],
     /// How much the error of each weight of a row counts; has the length of a row.
@@ -46,14 +46,14 @@ pub(super) trait Encoder<const LEN: usize, const SIZE: usize> {
 /// Encodes rows with `E`.
 pub(super) fn encode<E: Encoder<LEN, SIZE>, const LEN: usize, const SIZE: usize>(
     level: Level,
-    rows: Rows<'_>,
+    rows: WeightRows<'_>,
     dst: &mut [u8],
 ) {
     run(level, Encode::<E, LEN, SIZE> { rows, dst, encoder: PhantomData });
 }
 
 struct Encode<'a, E, const LEN: usize, const SIZE: usize> {
-    rows: Rows<'a>,
+    rows: WeightRows<'a>,
     dst: &'a mut [u8],
     encoder: PhantomData<E>,
 }
@@ -96,12 +96,12 @@ struct MeanSquares<'a> {
 }
 
 impl<'a> MeanSquares<'a> {
-    fn of(rows: Rows<'a>) -> Self {
+    fn of(rows: WeightRows<'a>) -> Self {
         let row_len = rows.importance.map_or(1, <[f32]>::len);
         Self { rows: rows.weights, row_len, first: None, computed: [0.0; LANES] }
     }
 
-    /// That of the row which weight `at` is in.
+    /// The mean square of the row that weight `at` is in.
     #[inline(always)]
     fn at<S: Simd>(&mut self, simd: S, at: usize) -> f32 {
         let row = at / self.row_len;

@@ -3,9 +3,10 @@
 //! A row w of a matrix acts on inputs x by ⟨w, x⟩. With errors e the output is off by ⟨e, x⟩, in
 //! the mean square by e·H·eᵀ, where H is the mean of x·xᵀ. If weights are rounded one after the
 //! other and each is first moved by what its predecessors' errors ask for, that sum becomes less
-//! than by rounding each to the nearest value (Frantar et al., GPTQ, 2022). With the factors H = (U
-//! + I)·D·(U + I)ᵀ, U strictly upper triangular and D diagonal, the move of weight k is Σ e_j·U_jk
-//! over j before it (Chee et al., QuIP, 2023, theorem 1: no other linear move does better).
+//! than by rounding each to the nearest value (Frantar et al., GPTQ, 2022). With the factors
+//! `H = (U + I)·D·(U + I)ᵀ`, U strictly upper triangular and D diagonal, the move of weight k is
+//! Σ e_j·U_jk over j before it (Chee et al., QuIP, 2023, theorem 1: no other linear move does
+//! better).
 //!
 //! Nobody has the inputs at hand when a vector is added. But training moves a row along the inputs
 //! it sees, so that the vector's own rows span what the model will be fed as a chat model: H is
@@ -31,9 +32,9 @@ pub struct Feedback {
     groups: Vec<Vec<f32>>,
 }
 
-/// One group of [`Feedback`].
+/// U of one group of [`Feedback`], row by row, without the diagonal.
 #[derive(Clone, Copy)]
-pub(super) struct Group<'a> {
+pub(super) struct UpperTriangle<'a> {
     n: usize,
     upper: &'a [f32],
 }
@@ -43,7 +44,7 @@ pub(super) struct Group<'a> {
 const RIDGE: f64 = 0.1;
 
 impl Gram {
-    /// Of no rows.
+    /// The matrix of no rows: zero.
     pub fn new(row_len: usize) -> Self {
         let groups = lengths(row_len).map(|n| vec![0.0; n * (n + 1) / 2]).collect();
         Gram { row_len, groups }
@@ -70,11 +71,11 @@ impl Gram {
         self.feedback_with(None)
     }
 
-    /// The same, where inputs that the vector does not know of are as large as `importance` says of
-    /// each weight of a row, in any unit.
+    /// The feedback that is best for these rows, if inputs that the vector does not know of are as
+    /// large as `importance` says. It has a number for each weight of a row, in any unit.
     ///
     /// # Panics
-    /// If that has another length.
+    /// If `importance` has another length than a row.
     pub fn feedback_with(&self, importance: Option<&[f64]>) -> Feedback {
         assert!(importance.is_none_or(|i| i.len() == self.row_len), "each weight has an importance");
         let mut start = 0;
@@ -128,7 +129,7 @@ impl Feedback {
     /// Weights that pass errors on among each other: the longest block of any type with a grid.
     pub const GROUP: usize = 256;
 
-    /// None at all: every weight is rounded by itself.
+    /// Feedback that passes nothing on: every weight is rounded by itself.
     pub fn none(row_len: usize) -> Self {
         let groups = lengths(row_len).map(|n| vec![0.0; n * (n - 1) / 2]).collect();
         Feedback { row_len, groups }
@@ -167,13 +168,13 @@ impl Feedback {
         groups.saturating_mul(2).saturating_add(square(group) * 2)
     }
 
-    pub(super) fn group(&self, index: usize) -> Group<'_> {
+    pub(super) fn group(&self, index: usize) -> UpperTriangle<'_> {
         let n = Self::GROUP.min(self.row_len - index * Self::GROUP);
-        Group { n, upper: &self.groups[index] }
+        UpperTriangle { n, upper: &self.groups[index] }
     }
 }
 
-impl Group<'_> {
+impl UpperTriangle<'_> {
     /// Moves the weights after the `j`-th by what its error asks for.
     #[inline]
     pub(super) fn pass_on(&self, j: usize, error: f32, weights: &mut [f32; Feedback::GROUP]) {

@@ -21,38 +21,38 @@ use crate::ggml::GgmlType;
 const LARGEST_BLOCK: usize = 256;
 
 /// How codes lie in a block, and what they stand for.
-struct Layout {
+struct CodeLayout {
     /// Reads the rank of each weight's value among the values of its grid.
     read: fn(&[u8], &mut Codes),
     /// Writes codes by their rank; everything else in the block stays.
     write: fn(&Codes, &mut [u8]),
-    values: Values,
+    values: GridValues,
 }
 
 /// The values of a grid in ascending order, in units of their own.
 #[derive(Clone, Copy)]
-enum Values {
+enum GridValues {
     /// 0, 1, 2 … up to one less than this.
     Even(u16),
-    /// These.
+    /// The values of a list.
     Listed(&'static [f32]),
 }
 
 /// E2M1 without the second zero, in halves (`kvalues_fp4`).
 const FP4: [f32; 15] = [-12.0, -8.0, -6.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0];
 
-impl Values {
+impl GridValues {
     fn count(self) -> usize {
         match self {
-            Values::Even(n) => usize::from(n),
-            Values::Listed(values) => values.len(),
+            GridValues::Even(n) => usize::from(n),
+            GridValues::Listed(values) => values.len(),
         }
     }
 
     fn at(self, rank: usize) -> f32 {
         match self {
-            Values::Even(_) => rank as f32,
-            Values::Listed(values) => values[rank],
+            GridValues::Even(_) => rank as f32,
+            GridValues::Listed(values) => values[rank],
         }
     }
 
@@ -61,11 +61,11 @@ impl Values {
     fn place(self, x: f32) -> (usize, f32) {
         let last = self.count() - 2;
         match self {
-            Values::Even(_) => {
+            GridValues::Even(_) => {
                 let below = x.floor().clamp(0.0, last as f32);
                 (below as usize, x - below)
             }
-            Values::Listed(values) => {
+            GridValues::Listed(values) => {
                 let below = values.partition_point(|v| *v <= x).saturating_sub(1).min(last);
                 (below, (x - values[below]) / (values[below + 1] - values[below]))
             }
@@ -73,9 +73,10 @@ impl Values {
     }
 }
 
-fn layout(ty: GgmlType) -> Option<Layout> {
+#[expect(clippy::too_many_lines, reason = "a table: one arm a type")]
+fn layout(ty: GgmlType) -> Option<CodeLayout> {
     use GgmlType::*;
-    use Values::*;
+    use GridValues::*;
     fn read_nibbles(qs: &[u8], codes: &mut Codes) {
         codes[..32].copy_from_slice(&legacy::unpack_nibbles(field(qs, 0)));
     }
@@ -96,8 +97,8 @@ fn layout(ty: GgmlType) -> Option<Layout> {
     fn fp4_of_rank(rank: u8) -> u8 {
         if rank < 7 { 15 - rank } else { rank - 7 }
     }
-    fn made(read: fn(&[u8], &mut Codes), write: fn(&Codes, &mut [u8]), values: Values) -> Layout {
-        Layout { read, write, values }
+    fn made(read: fn(&[u8], &mut Codes), write: fn(&Codes, &mut [u8]), values: GridValues) -> CodeLayout {
+        CodeLayout { read, write, values }
     }
     Some(match ty {
         Q4_0 => made(|b, c| read_nibbles(&b[2..], c), |c, b| write_nibbles(c, &mut b[2..]), Even(16)),
@@ -231,7 +232,7 @@ impl Dither {
 
 /// Where weights lie in their tensor.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Placement {
     /// Weights in a row.
     pub row_len: usize,
     /// The number of the first weight in the tensor: at the beginning of a row, or a multiple of
@@ -259,7 +260,7 @@ pub fn round_to_grid(
     blocks: &mut [u8],
     wanted: &[f32],
     delta: &[f32],
-    place: Place,
+    place: Placement,
     feedback: &Feedback,
     dither: Dither,
 ) -> Result<(), Error> {
@@ -272,7 +273,7 @@ pub fn round_to_grid(
         let column = ((place.first_weight + start as u64) % place.row_len as u64) as usize;
         let group = (Feedback::GROUP - column % Feedback::GROUP).min(place.row_len - column);
         let part = start..(start + group).min(wanted.len());
-        let mut strip = Strip {
+        let mut strip = FeedbackGroup {
             layout: &layout,
             ty,
             first: place.first_weight + start as u64,
@@ -293,18 +294,18 @@ pub fn round_to_grid(
 }
 
 /// The weights of a row whose errors are passed on among them.
-struct Strip<'a> {
-    layout: &'a Layout,
+struct FeedbackGroup<'a> {
+    layout: &'a CodeLayout,
     ty: GgmlType,
     /// Position of the first in the tensor.
     first: u64,
-    feedback: super::feedback::Group<'a>,
+    feedback: super::feedback::UpperTriangle<'a>,
     dither: Dither,
     /// The weights wanted, with what the errors so far move them by.
     moved: [f32; Feedback::GROUP],
 }
 
-impl Strip<'_> {
+impl FeedbackGroup<'_> {
     /// Rounds the weights of one block, of which the first is the `start`-th of the strip.
     fn round(&mut self, block: &mut [u8], start: usize, wanted: &[f32]) {
         let len = self.ty.block_len();
@@ -379,7 +380,7 @@ mod tests {
 
     fn rounded(ty: GgmlType, blocks: &[u8], wanted: &[f32], feedback: &Feedback, dither: Dither) -> Vec<u8> {
         let mut out = blocks.to_vec();
-        let place = Place { row_len: feedback.row_len(), first_weight: 0 };
+        let place = Placement { row_len: feedback.row_len(), first_weight: 0 };
         round_to_grid(ty, &mut out, wanted, &vec![1.0; wanted.len()], place, feedback, dither).unwrap();
         out
     }
@@ -494,12 +495,12 @@ mod tests {
         for (row, start, end) in [(2, 256, 576), (0, 0, 512), (1, 0, 256), (1, 256, 512), (2, 0, 256), (1, 512, 576)] {
             let part = row * n + start..row * n + end;
             let bytes = part.start / 32 * 18..part.end / 32 * 18;
-            let place = Place { row_len: n, first_weight: part.start as u64 };
+            let place = Placement { row_len: n, first_weight: part.start as u64 };
             let (wanted, delta) = (&wanted[part.clone()], vec![1.0; part.len()]);
             round_to_grid(ty, &mut out[bytes], wanted, &delta, place, &feedback, dither).unwrap();
         }
         let part = 512..576;
-        let place = Place { row_len: n, first_weight: 512 };
+        let place = Placement { row_len: n, first_weight: 512 };
         let bytes = &mut out[512 / 32 * 18..576 / 32 * 18];
         round_to_grid(ty, bytes, &wanted[part], &[1.0; 64], place, &feedback, dither).unwrap();
         assert!(out == whole);
@@ -514,13 +515,13 @@ mod tests {
                     rounded(ty, &blocks, &[wanted; 512], &Feedback::none(256), Dither { seed: 1, amplitude: 1.0 });
                 }
                 let mut out = blocks.clone();
-                let place = Place { row_len: 512, first_weight: 0 };
+                let place = Placement { row_len: 512, first_weight: 0 };
                 let feedback = Feedback::none(512);
                 round_to_grid(ty, &mut out, &[1.0; 512], &[-0.0; 512], place, &feedback, NEAREST).unwrap();
                 assert_eq!(out, blocks, "{ty}");
             }
         }
-        let place = Place { row_len: 256, first_weight: 0 };
+        let place = Placement { row_len: 256, first_weight: 0 };
         for ty in supported().filter(|ty| !has_grid(*ty)) {
             let mut blocks = vec![0; ty.size_of(256).unwrap() as usize];
             let found = round_to_grid(ty, &mut blocks, &[0.0; 256], &[1.0; 256], place, &Feedback::none(256), NEAREST);

@@ -24,25 +24,25 @@ pub(super) struct Grid<const DIM: usize> {
 
 /// Where every possible group of codes is on a grid, or near it.
 pub(super) struct Neighbours {
-    places: Box<[Place]>,
+    places: Box<[NeighbourRange]>,
     points: Box<[Point]>,
 }
 
-/// Of one group of codes.
+/// The neighbours of one group of codes.
 #[derive(Clone, Copy, Default)]
-struct Place {
+struct NeighbourRange {
     /// The first neighbour.
     start: u32,
-    /// Their number.
+    /// How many neighbours there are.
     len: u16,
-    /// The number of the point in the grid, if it is one.
+    /// The number of the group's own point in the grid, if it is one.
     index: Option<u16>,
 }
 
 pub(super) static IQ2_XXS: Grid<8> = Grid::new(&POINTS_IQ2_XXS, 2);
 pub(super) static IQ2_XS: Grid<8> = Grid::new(&POINTS_IQ2_XS, 2);
 pub(super) static IQ2_S: Grid<8> = Grid::new(&POINTS_IQ2_S, 1);
-/// Of IQ1_S and IQ1_M.
+/// The grid of IQ1_S and IQ1_M.
 pub(super) static IQ1: Grid<8> = Grid::new(&POINTS_IQ1, 3);
 pub(super) static IQ3_XXS: Grid<4> = Grid::new(&POINTS_IQ3_XXS, 2);
 pub(super) static IQ3_S: Grid<4> = Grid::new(&POINTS_IQ3_S, 3);
@@ -75,7 +75,7 @@ impl<const DIM: usize> Grid<DIM> {
     /// it, ordered by distance, then number. A point of the grid is its only neighbour.
     fn find_neighbours(&self) -> Neighbours {
         let last = (0..DIM as u32).fold(0, |u, i| u | (Self::N_CODES as usize - 1) << (Self::BITS * i));
-        let mut places = vec![Place::default(); last + 1].into_boxed_slice();
+        let mut places = vec![NeighbourRange::default(); last + 1].into_boxed_slice();
         for (index, &point) in self.points.iter().enumerate() {
             places[usize::from(point)].index = Some(index as u16);
         }

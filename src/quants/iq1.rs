@@ -110,11 +110,11 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mut
     let mut importance = [0.0; QK_K];
     weigh(w, matrix, sigma2(w, 2.0), &mut importance);
     let neighbours = grids::IQ1.neighbours();
-    let mut fits = [Fit::default(); QK_K / N];
+    let mut fits = [SubBlockFit::default(); QK_K / N];
     for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
         if farthest(x) >= MAX_EPS_S {
             let order = ascending(simd, x);
-            *fit = Fit::new(&order, best_split_s(simd, x, importance, &order));
+            *fit = SubBlockFit::new(&order, best_split_s(simd, x, importance, &order));
         }
     }
     let points = fit_to_grid(simd, neighbours, w, &importance, &mut fits);
@@ -149,11 +149,11 @@ fn encode_m<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
         None => importance = w.map(|x| x * x),
     }
     let neighbours = grids::IQ1.neighbours();
-    let mut fits = [Fit::default(); QK_K / N];
+    let mut fits = [SubBlockFit::default(); QK_K / N];
     for ((fit, x), importance) in fits.iter_mut().zip(w.as_chunks::<N>().0).zip(importance.as_chunks().0) {
         if farthest(x) >= MAX_EPS_M {
             let order = ascending(simd, x);
-            *fit = Fit::new(&order, best_split_m(simd, x, importance, &order));
+            *fit = SubBlockFit::new(&order, best_split_m(simd, x, importance, &order));
         }
     }
     let points = fit_to_grid(simd, neighbours, w, &importance, &mut fits);
@@ -231,7 +231,7 @@ fn ascending<S: Simd, const N: usize>(simd: S, x: &[f32; N]) -> [u8; N] {
     if taken == all { order } else { sorted(x) }
 }
 
-/// As [`ascending`], for any weights.
+/// The order that [`ascending`] finds, for any weights: also equal ones and NaN.
 #[cold]
 fn sorted<const N: usize>(x: &[f32; N]) -> [u8; N] {
     // What is sorted are integers that ascend with the float, the same for both zeros, and then
@@ -261,12 +261,12 @@ struct Split {
 
 /// The sums of splits, a split a lane, for each way to move the groups.
 #[derive(Clone, Copy)]
-struct Sums<S: Simd, const WAYS: usize> {
+struct SplitSums<S: Simd, const WAYS: usize> {
     qx: [S::F; WAYS],
     q2: [S::F; WAYS],
 }
 
-impl<S: Simd, const WAYS: usize> Sums<S, WAYS> {
+impl<S: Simd, const WAYS: usize> SplitSums<S, WAYS> {
     /// The lanes whose score is above in any way. Where a sum of squares is not positive, a lane
     /// may be among them that has no score.
     #[inline(always)]
@@ -299,7 +299,7 @@ impl Split {
     /// then by way, and keeps each that is better than the one it has. Most are not: vectors find
     /// the next one that is. Those not above `floor` may be passed over.
     #[inline(always)]
-    fn improve<S: Simd, const WAYS: usize>(&mut self, simd: S, cuts: [Cuts; 2], sums: &Sums<S, WAYS>, floor: f32) {
+    fn improve<S: Simd, const WAYS: usize>(&mut self, simd: S, cuts: [Cuts; 2], sums: &SplitSums<S, WAYS>, floor: f32) {
         let mut lanes = sums.lanes_above(simd, self.score.max(floor));
         if lanes == 0 {
             return;
@@ -415,14 +415,14 @@ impl SortedS {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> Sums<S, 2> {
+    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> SplitSums<S, 2> {
         let Self { sumx, sumw, above_x, above_w } = self;
         let (below_x, below_w) = (at_first(simd, sumx, cuts), at_first(simd, sumw, cuts));
         let delta = simd.splat(DELTA);
         let middle_x = (at_second(simd, sumx, cuts) - below_x) * delta;
         let middle_w = (at_second(simd, sumw, cuts) - below_w) * delta * delta;
         let (up, down) = (simd.splat(UP[0]), simd.splat(DOWN[0]));
-        Sums {
+        SplitSums {
             qx: [
                 below_x * up + middle_x + at_second(simd, &above_x[0], cuts),
                 below_x * down - middle_x + at_second(simd, &above_x[1], cuts),
@@ -454,7 +454,7 @@ fn best_split_s<S: Simd>(simd: S, x: &[f32; 32], importance: &[f32; 32], order: 
 
 /// The sorted weights of a sub-block whose two groups are moved independently.
 struct SortedM {
-    /// For each group.
+    /// Σ importance·x and Σ importance before each cut, for each group.
     sumx: [AtCut<{ 16 + LANES }>; 2],
     sumw: [AtCut<{ 16 + LANES }>; 2],
     /// For each group and way, the sums without cuts.
@@ -490,7 +490,7 @@ impl SortedM {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> Sums<S, 4> {
+    fn sums<S: Simd>(&self, simd: S, cuts: [Cuts; 2]) -> SplitSums<S, 4> {
         let zero = simd.splat(0.0);
         let (mut qx, mut q2) = ([[zero; 2]; 2], [[zero; 2]; 2]);
         for group in 0..2 {
@@ -506,7 +506,7 @@ impl SortedM {
         }
         let [[a, b], [c, d]] = qx;
         let [[e, f], [g, h]] = q2;
-        Sums { qx: [a + c, a + d, b + c, b + d], q2: [e + g, e + h, f + g, f + h] }
+        SplitSums { qx: [a + c, a + d, b + c, b + d], q2: [e + g, e + h, f + g, f + h] }
     }
 }
 
@@ -529,15 +529,15 @@ fn best_split_m<S: Simd>(simd: S, x: &[f32; 16], importance: &[f32; 16], order: 
 
 /// A sub-block's scale, moves and codes.
 #[derive(Clone, Copy, Default)]
-struct Fit {
+struct SubBlockFit {
     scale: f32,
     /// For each group a bit, set if its points are moved down.
     down: u8,
-    /// As many as the sub-block has groups.
+    /// The point of each group; as many count as the sub-block has groups.
     points: [Point; 4],
 }
 
-impl Fit {
+impl SubBlockFit {
     /// What a split means, whether its codes are on the grid or not; nothing without a split.
     #[inline(always)]
     fn new<const N: usize>(order: &[u8; N], split: Split) -> Self {
@@ -564,7 +564,7 @@ fn fit_to_grid<S: Simd, const N_SUB: usize>(
     neighbours: &Neighbours,
     w: &[f32; QK_K],
     importance: &[f32; QK_K],
-    fits: &mut [Fit; N_SUB],
+    fits: &mut [SubBlockFit; N_SUB],
 ) -> [Point; QK_K / DIM] {
     let n_groups = QK_K / DIM / N_SUB;
     let mut points = [0; QK_K / DIM];

@@ -26,7 +26,9 @@
 use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ2_S, POINTS_IQ2_XS, POINTS_IQ2_XXS};
-use super::lattice::{self, Again, Candidates, Weights, even_signs, number, scale_code, sigma2, signed, unit, weigh};
+use super::lattice::{
+    self, Again, Candidates, SearchedWeights, even_signs, number, scale_code, sigma2, signed, unit, weigh,
+};
 use super::rounding::nearest_int;
 use super::search::GROUP_MAX_EPS;
 use super::simd::Simd;
@@ -120,7 +122,7 @@ fn encode_xxs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &m
     let neighbours = grids::IQ2_XXS.neighbours();
     let mut importance = [0.0; QK_K];
     weigh(w, matrix, sigma2(w, 1.0), &mut importance);
-    let weights = Weights::new(w, importance).with_even_signs();
+    let weights = SearchedWeights::new(w, importance).with_even_signs();
 
     let mut qs = [[0u32; 2]; QK_K / 32];
     let mut scales = [0.0; QK_K / 32];
@@ -158,7 +160,7 @@ fn encode_xs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: &[f32; QK_K], block: &mu
     let neighbours = grids::IQ2_XS.neighbours();
     let mut importance = [0.0; QK_K];
     weigh(w, matrix, sigma2(w, 1.0), &mut importance);
-    let weights = Weights::new(w, importance).with_even_signs();
+    let weights = SearchedWeights::new(w, importance).with_even_signs();
 
     let mut qs = [0; QK_K / DIM];
     let mut scales = [0.0; QK_K / SUB];
@@ -193,7 +195,7 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
         Some(matrix) => weigh(w, matrix, sigma2, &mut importance),
         None => importance = w.map(|x| 0.25 * sigma2 + x * x),
     }
-    let weights = Weights::new(w, importance);
+    let weights = SearchedWeights::new(w, importance);
 
     let mut scales = [0.0; QK_K / SUB];
     for (ib, stored) in scales.iter_mut().enumerate() {

@@ -22,7 +22,9 @@
 use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
 use super::grids::{self, POINTS_IQ3_S, POINTS_IQ3_XXS};
-use super::lattice::{self, Again, Candidates, Weights, even_signs, number, scale_code, sigma2, signed, unit, weigh};
+use super::lattice::{
+    self, Again, Candidates, SearchedWeights, even_signs, number, scale_code, sigma2, signed, unit, weigh,
+};
 use super::simd::Simd;
 use super::{QK_K, field, field_mut};
 
@@ -96,7 +98,7 @@ fn encode_xxs<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, b
     const CANDIDATES: Candidates = Candidates { n_beside: 15, step: 0.2, again: Again::OffGrid };
     block.fill(0);
     let neighbours = grids::IQ3_XXS.neighbours();
-    let weights = Weights::new(w, importance(w, matrix)).with_even_signs();
+    let weights = SearchedWeights::new(w, importance(w, matrix)).with_even_signs();
 
     let mut qs = [0; QK_K / DIM];
     let mut signs = [0u32; QK_K / SUB];
@@ -131,7 +133,7 @@ fn encode_s<S: Simd>(simd: S, w: &[f32; QK_K], matrix: Option<&[f32; QK_K]>, blo
     const CANDIDATES: Candidates = Candidates { n_beside: 9, step: 0.2, again: Again::AllIfOffGrid };
     block.fill(0);
     let neighbours = grids::IQ3_S.neighbours();
-    let weights = Weights::new(w, importance(w, matrix));
+    let weights = SearchedWeights::new(w, importance(w, matrix));
 
     let mut scales = [0.0; QK_K / SUB];
     // ggml's pointers into `qs` and `signs` stay where they are at a sub-block of zeros, and all

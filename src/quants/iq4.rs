@@ -186,7 +186,7 @@ struct Nearest<S: Simd> {
     fourth: S::F,
     /// The values of even and of odd codes.
     values: [S::F; 2],
-    /// These codes.
+    /// The codes of these values.
     codes: [S::F; 2],
 }
 

@@ -25,7 +25,7 @@ use super::simd::{Floats, Ints, LANES, Mask, Simd};
 pub(super) const GROUP_MAX_EPS: f32 = 1e-8;
 
 /// Weights of a super-block as the search wants them.
-pub(super) struct Weights {
+pub(super) struct SearchedWeights {
     /// Magnitudes; for types whose signs have even parity, one of a group may be negative.
     pub(super) x: [f32; QK_K],
     /// How much the error of each counts.
@@ -50,7 +50,7 @@ pub(super) fn weigh(w: &[f32], matrix: &[f32], sigma2: f32, importance: &mut [f3
     }
 }
 
-impl Weights {
+impl SearchedWeights {
     /// Splits weights in magnitudes and signs.
     #[inline(always)]
     pub(super) fn new(w: &[f32; QK_K], importance: [f32; QK_K]) -> Self {
@@ -110,9 +110,9 @@ impl<const N: usize> SubBlock<'_, N> {
 
 /// The scales that are tried.
 pub(super) struct Candidates {
-    /// On either side of the one in the middle; at most 15.
+    /// How many scales lie on either side of the one in the middle; at most 15.
     pub(super) n_beside: i8,
-    /// From one to the next, in units of half a code.
+    /// The step from one scale to the next, in units of half a code.
     pub(super) step: f32,
     /// Which groups are rounded again once the scale is known.
     pub(super) again: Again,
@@ -122,11 +122,11 @@ pub(super) struct Candidates {
 /// codes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
-    /// Every one.
+    /// Every group.
     All,
-    /// Those that were off the grid in the best candidate.
+    /// The groups that were off the grid in the best candidate.
     OffGrid,
-    /// Every one if any was off the grid, or no candidate was good.
+    /// Every group, if any was off the grid or no candidate was good.
     AllIfOffGrid,
 }
 
@@ -144,15 +144,19 @@ const MAX_TASKS: usize = 4;
 
 /// What a search found for a sub-block.
 pub(super) struct Found {
-    /// Of codes 2·l + 1.
+    /// The scale of codes 2·l + 1.
     pub(super) scale: f32,
-    /// One for each group, as many as there are.
+    /// The point of each group; as many count as there are groups.
     pub(super) points: [Point; MAX_GROUPS],
 }
 
 /// The best scale and points for a sub-block. `span` is what the largest odd code is tried for, and
 /// `scale` what it is if all candidates fail.
 #[inline(always)]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one search: each step works on the arrays of those before it, which stay in registers"
+)]
 pub(super) fn search<S: Simd, const N: usize, const DIM: usize>(
     simd: S,
     neighbours: &Neighbours,

@@ -26,11 +26,11 @@ use super::{field, field_mut};
 /// Weights in a block.
 pub(super) const QK: usize = 32;
 
-type Weights = [f32; QK];
+type BlockWeights = [f32; QK];
 pub(super) type Codes = [u8; QK];
 
 #[inline(always)]
-pub(super) fn decode_q4_0(block: &[u8; 18], w: &mut Weights) {
+pub(super) fn decode_q4_0(block: &[u8; 18], w: &mut BlockWeights) {
     let d = read_f16(field(block, 0));
     let q = unpack_nibbles(field(block, 2));
     for (w, q) in w.iter_mut().zip(q) {
@@ -39,13 +39,13 @@ pub(super) fn decode_q4_0(block: &[u8; 18], w: &mut Weights) {
 }
 
 #[inline(always)]
-pub(super) fn encode_q4_0(w: &Weights, block: &mut [u8; 18]) {
+pub(super) fn encode_q4_0(w: &BlockWeights, block: &mut [u8; 18]) {
     let q = encode_symmetric(w, 8, field_mut(block, 0));
     pack_nibbles(&q, field_mut(block, 2));
 }
 
 #[inline(always)]
-pub(super) fn decode_q4_1(block: &[u8; 20], w: &mut Weights) {
+pub(super) fn decode_q4_1(block: &[u8; 20], w: &mut BlockWeights) {
     let (d, m) = (read_f16(field(block, 0)), read_f16(field(block, 2)));
     let q = unpack_nibbles(field(block, 4));
     for (w, q) in w.iter_mut().zip(q) {
@@ -54,13 +54,13 @@ pub(super) fn decode_q4_1(block: &[u8; 20], w: &mut Weights) {
 }
 
 #[inline(always)]
-pub(super) fn encode_q4_1(w: &Weights, block: &mut [u8; 20]) {
+pub(super) fn encode_q4_1(w: &BlockWeights, block: &mut [u8; 20]) {
     let q = encode_with_min(w, 15, field_mut(block, 0));
     pack_nibbles(&q, field_mut(block, 4));
 }
 
 #[inline(always)]
-pub(super) fn decode_q5_0(block: &[u8; 22], w: &mut Weights) {
+pub(super) fn decode_q5_0(block: &[u8; 22], w: &mut BlockWeights) {
     let d = read_f16(field(block, 0));
     let q = unpack_5_bits(field(block, 2), field(block, 6));
     for (w, q) in w.iter_mut().zip(q) {
@@ -69,14 +69,14 @@ pub(super) fn decode_q5_0(block: &[u8; 22], w: &mut Weights) {
 }
 
 #[inline(always)]
-pub(super) fn encode_q5_0(w: &Weights, block: &mut [u8; 22]) {
+pub(super) fn encode_q5_0(w: &BlockWeights, block: &mut [u8; 22]) {
     let q = encode_symmetric(w, 16, field_mut(block, 0));
     pack_fifth_bits(&q, field_mut(block, 2));
     pack_nibbles(&q, field_mut(block, 6));
 }
 
 #[inline(always)]
-pub(super) fn decode_q5_1(block: &[u8; 24], w: &mut Weights) {
+pub(super) fn decode_q5_1(block: &[u8; 24], w: &mut BlockWeights) {
     let (d, m) = (read_f16(field(block, 0)), read_f16(field(block, 2)));
     let q = unpack_5_bits(field(block, 4), field(block, 8));
     for (w, q) in w.iter_mut().zip(q) {
@@ -85,14 +85,14 @@ pub(super) fn decode_q5_1(block: &[u8; 24], w: &mut Weights) {
 }
 
 #[inline(always)]
-pub(super) fn encode_q5_1(w: &Weights, block: &mut [u8; 24]) {
+pub(super) fn encode_q5_1(w: &BlockWeights, block: &mut [u8; 24]) {
     let q = encode_with_min(w, 31, field_mut(block, 0));
     pack_fifth_bits(&q, field_mut(block, 4));
     pack_nibbles(&q, field_mut(block, 8));
 }
 
 #[inline(always)]
-pub(super) fn decode_q8_0(block: &[u8; 34], w: &mut Weights) {
+pub(super) fn decode_q8_0(block: &[u8; 34], w: &mut BlockWeights) {
     let d = read_f16(field(block, 0));
     let qs: &Codes = field(block, 2);
     for (w, q) in w.iter_mut().zip(qs) {
@@ -101,7 +101,7 @@ pub(super) fn decode_q8_0(block: &[u8; 34], w: &mut Weights) {
 }
 
 #[inline(always)]
-pub(super) fn encode_q8_0(w: &Weights, block: &mut [u8; 34]) {
+pub(super) fn encode_q8_0(w: &BlockWeights, block: &mut [u8; 34]) {
     let (min, max) = extremes(w);
     let amax = if max > -min { max } else { -min };
     let d = amax.abs() / 127.0; // not -0
@@ -124,7 +124,7 @@ pub(super) fn pack<const BITS: u32>(q: &Codes, bytes: &mut [u8]) {
 /// Codes of Q4_0 and Q5_0. The weight farthest from zero, of two with both signs the first, becomes
 /// code 0; its scale is thus of the opposite sign, and the code range is used whole on that side.
 #[inline(always)]
-fn encode_symmetric(w: &Weights, half_range: u8, d_bytes: &mut [u8; 2]) -> Codes {
+fn encode_symmetric(w: &BlockWeights, half_range: u8, d_bytes: &mut [u8; 2]) -> Codes {
     let (min, max) = extremes(w);
     let (min, max) = (if min < 0.0 { min } else { 0.0 }, if max > 0.0 { max } else { 0.0 });
     let farthest = if max > -min {
@@ -144,7 +144,7 @@ fn encode_symmetric(w: &Weights, half_range: u8, d_bytes: &mut [u8; 2]) -> Codes
 
 /// Codes of Q4_1 and Q5_1, counted from the least weight.
 #[inline(always)]
-fn encode_with_min(w: &Weights, top: u8, dm_bytes: &mut [u8; 4]) -> Codes {
+fn encode_with_min(w: &BlockWeights, top: u8, dm_bytes: &mut [u8; 4]) -> Codes {
     let (min, max) = extremes(w);
     // Which zero is the least decides the sign of the stored minimum: in ggml, the first.
     let first_of = |x: f32| if x == 0.0 { w.iter().copied().find(|&w| w == x).unwrap_or(x) } else { x };
@@ -158,7 +158,7 @@ fn encode_with_min(w: &Weights, top: u8, dm_bytes: &mut [u8; 4]) -> Codes {
 }
 
 #[inline(always)]
-fn each_code(w: &Weights, code: impl Fn(f32) -> u8) -> Codes {
+fn each_code(w: &BlockWeights, code: impl Fn(f32) -> u8) -> Codes {
     let mut q = [0; QK];
     for (q, &w) in q.iter_mut().zip(w) {
         *q = code(w);
@@ -169,7 +169,7 @@ fn each_code(w: &Weights, code: impl Fn(f32) -> u8) -> Codes {
 /// The least and the largest weight; of two zeros, either. The compiler may not reorder comparisons
 /// of floats by itself, because of NaN and the zeros.
 #[inline(always)]
-fn extremes(w: &Weights) -> (f32, f32) {
+fn extremes(w: &BlockWeights) -> (f32, f32) {
     let (mut min, mut max) = ([f32::MAX; 8], [-f32::MAX; 8]);
     for w in w.as_chunks::<8>().0 {
         for k in 0..8 {

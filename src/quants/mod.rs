@@ -34,6 +34,7 @@
 //! | `rounding` | from floats to codes |
 //! | `grid`, `feedback` | codes chosen anew on the grid that blocks have, with errors passed on along the row |
 //! | `gain` | blocks of few values that hold as much of a vector as there is |
+//! | `dot`, `operands` | dot products of a stored row with activations |
 //! | `simd`, `batch` | vector instructions, also for loops of other modules, and rows cut into what they take |
 
 mod batch;
@@ -52,6 +53,7 @@ mod iq4;
 mod lattice;
 mod legacy;
 mod legacy_importance;
+mod operands;
 mod planes;
 mod q2_k;
 mod q3_k;
@@ -66,18 +68,19 @@ mod super_block;
 mod ternary;
 mod weighting;
 
-pub use dot::{Block8, dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
+pub use dot::{dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
 
 pub use feedback::{Feedback, Gram};
 pub use gain::{has_few_values, quantize_to_unit_gain};
-pub use grid::{Dither, Place, has_grid, round_to_grid};
+pub use grid::{Dither, Placement, has_grid, round_to_grid};
+pub use operands::Block8;
 #[cfg(test)]
 pub(crate) use simd::vectorized_at;
 pub use simd::{Level, UnknownLevel, limit_level};
 pub(crate) use simd::{Loops, vectorized};
 
 use crate::ggml::GgmlType;
-use batch::Rows;
+use batch::WeightRows;
 
 /// Why a row was not converted. Each is a mistake of the caller; no content of a row or a block is
 /// an error.
@@ -166,8 +169,8 @@ pub fn dequantize_row(ty: GgmlType, src: &[u8], dst: &mut [f32]) -> Result<(), E
     dequantize_row_at(Level::current(), ty, src, dst)
 }
 
-/// As [`dequantize_row`], by the instructions of `level`, to measure or test them; the bits do not
-/// depend on it.
+/// Decodes a row by the instructions of `level`, to measure or test them. The bits are those of
+/// [`dequantize_row`] at any level.
 ///
 /// # Errors
 /// As [`dequantize_row`], and [`Error::LevelMissing`].
@@ -234,8 +237,8 @@ pub fn quantize_rows(ty: GgmlType, src: &[f32], importance: Option<&[f32]>, dst:
     quantize_rows_at(Level::current(), ty, src, importance, dst)
 }
 
-/// As [`quantize_rows`], by the instructions of `level`, to measure or test them; the bytes do not
-/// depend on it.
+/// Encodes whole rows by the instructions of `level`, to measure or test them. The bytes are those
+/// of [`quantize_rows`] at any level.
 ///
 /// # Errors
 /// As [`quantize_rows`], and [`Error::LevelMissing`].
@@ -257,7 +260,7 @@ pub fn quantize_rows_at(
         }
         _ => {}
     }
-    let rows = Rows { weights: src, importance };
+    let rows = WeightRows { weights: src, importance };
     match ty {
         GgmlType::F32 => encode_blocks(level, src, dst, float::encode_f32),
         GgmlType::F16 => simd::encode_f16(level, src.as_chunks().0, dst.as_chunks_mut().0),
@@ -382,7 +385,7 @@ fn field<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..].first_chunk().expect("a field ends within its block: the layout tables say so")
 }
 
-/// As [`field`], to be written.
+/// The `N` bytes of a block from `at`, to be written: see [`field`].
 #[inline(always)]
 fn field_mut<const N: usize>(block: &mut [u8], at: usize) -> &mut [u8; N] {
     block[at..].first_chunk_mut().expect("a field ends within its block: the layout tables say so")

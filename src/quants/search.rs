@@ -229,7 +229,7 @@ fn line_error<S: Simd, const N: usize>(
 }
 
 impl<S: Simd> ScaleAndMin<S> {
-    /// As if all weights were 0.
+    /// What is found where all weights are 0.
     #[inline(always)]
     pub(super) fn none(simd: S) -> Self {
         let zero = simd.splat(0.0);
@@ -406,7 +406,7 @@ pub(super) fn symmetric_scale_by_rounds<S: Simd, const N: usize>(simd: S, x: &[S
 }
 
 impl<S: Simd, const N: usize> Symmetric<S, N> {
-    /// As if all weights were 0.
+    /// What is found where all weights are 0.
     #[inline(always)]
     pub(super) fn none(simd: S) -> Self {
         let zero = simd.splat(0.0);
@@ -447,6 +447,7 @@ impl<S: Simd, const N: usize> Symmetric<S, N> {
 /// positive: the scales, or minimums, of sub-blocks (`make_qp_quants`). Codes of negative numbers
 /// are what is left of them in a byte.
 #[inline(always)]
+#[expect(clippy::too_many_lines, reason = "ggml's function, step by step in its order")]
 pub(super) fn positive_scale<S: Simd, const N: usize>(
     simd: S,
     x: &[S::F; N],

@@ -23,7 +23,7 @@ pub(super) trait WithMin<const SUB: usize, const N_SUB: usize, const SIZE: usize
     const CANDIDATES: Candidates;
     /// How much a weight's error counts without an importance matrix.
     const PLAIN: Weighting;
-    /// And with one.
+    /// How much a weight's error counts with an importance matrix.
     const IMPORTANCE: Weighting;
     /// The largest code of a scale or minimum.
     const MAX_SCALE: f32;
@@ -32,7 +32,8 @@ pub(super) trait WithMin<const SUB: usize, const N_SUB: usize, const SIZE: usize
     /// them.
     fn store(scales: &[f32; N_SUB], mins: &[f32; N_SUB], block: &mut [u8; SIZE]) -> [(f32, f32); N_SUB];
 
-    /// As [`store`](Self::store), for codes with their scales.
+    /// Stores codes of scales and minimums with their scales, and gives back what
+    /// [`store`](Self::store) does.
     fn store_codes(
         scales: (f32, &[u8; N_SUB]),
         mins: (f32, &[u8; N_SUB]),
@@ -99,7 +100,7 @@ struct Searched<S: Simd> {
     found: [ScaleAndMin<S>; LANES],
     scales: OfSubBlocks<f32>,
     mins: OfSubBlocks<f32>,
-    /// Of the weights of errors.
+    /// Sums of the factors of errors.
     sums: OfSubBlocks<f32>,
 }
 
@@ -143,7 +144,8 @@ pub(super) trait WithoutMin<const SIZE: usize> {
     /// if the whole block is done with that.
     fn store(scales: &[f32; LANES], block: &mut [u8; SIZE]) -> Option<[f32; LANES]>;
 
-    /// As [`store`](Self::store), for codes with their scale.
+    /// Stores codes of scales with their scale, and gives back the scale of each sub-block as a
+    /// decoder will compute it.
     fn store_codes(scales: (f32, &[u8; LANES]), block: &mut [u8; SIZE]) -> [f32; LANES];
 
     /// Stores the codes of the weights.

@@ -3,21 +3,21 @@
 use super::batch::{Batch, group, sums_of_squares};
 use super::simd::{Floats, LANES, Simd};
 
-/// How much each weight's error counts.
+/// What the error of a weight w is multiplied by.
 #[derive(Clone, Copy)]
 pub(super) enum Weighting {
-    /// As its size.
+    /// |w|.
     Size,
-    /// As its size, plus the root mean square of the sub-block.
+    /// |w| + the root mean square of the sub-block.
     SizeAndRms,
-    /// As its square.
+    /// w².
     Square,
-    /// As its importance times √(w² + s·`times`/`over`), where s is the sum of squares of its
-    /// block.
+    /// The importance of the weight times √(w² + s·`times`/`over`), where s is the sum of squares
+    /// of its block.
     Importance { times: f32, over: f32 },
-    /// As its importance times √(w² + mean square of its row).
+    /// The importance of the weight times √(w² + the mean square of its row).
     ImportanceInRow,
-    /// As its importance.
+    /// The importance of the weight.
     ImportanceAlone,
 }
 
@@ -42,7 +42,7 @@ impl<'a, const LEN: usize, const SUB: usize> ErrorWeights<'a, LEN, SUB> {
         Self { weighting, importance: batch.importance.unwrap_or_default().as_flattened().as_chunks().0, sigma2 }
     }
 
-    /// Those of group `i`, whose weights are `x`.
+    /// The factors of the errors of group `i`, whose weights are `x`.
     #[inline(always)]
     pub(super) fn of<S: Simd>(&self, simd: S, x: &[S::F; SUB], i: usize) -> [S::F; SUB] {
         let mut weights = *x;

@@ -25,10 +25,10 @@ pub use verify::Verify;
 
 /// A result that can be shown.
 pub trait Report {
-    /// For people, with a line feed at the end.
+    /// The result as text for people, with a line feed at the end.
     fn text(&self) -> String;
 
-    /// For programs. Keys are stable within a version of this crate.
+    /// The result as JSON for programs. Keys are stable within a version of this crate.
     fn json(&self) -> serde_json::Value;
 }
 

@@ -94,6 +94,71 @@ impl Plan<'_> {
             number(forecast.noise),
         )
     }
+
+    fn tensors(&self) -> Table {
+        let surveyed = self.surveyed();
+        let survival = format!(">{}", words(self.is_patch).0);
+        let mut tensors = Table::new(&["tensor", "shape", "sources", "output", ">size", ">‖δ‖/‖W‖", &survival, ""]);
+        for (i, t) in self.plan.tensors().iter().enumerate() {
+            let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
+            let survey = surveyed.get(t.name.as_str());
+            let form = self.form(i);
+            let output = survey.and_then(|s| s.expected(t.ty)).map(|e| &e.moments).filter(|_| form.is_none());
+            tensors.row([
+                printable(&t.name),
+                shape(&t.ne),
+                sources.join(" "),
+                form.map_or_else(|| encoding(t), str::to_owned),
+                if form.is_none() { bytes(t.size()) } else { String::new() },
+                percent(survey.and_then(|s| s.moments.delta_ratio())),
+                number(output.and_then(|m| m.survival())),
+                kept_name(t.kept).to_owned(),
+            ]);
+        }
+        tensors
+    }
+
+    fn tensor_json(&self, i: usize, t: &TensorPlan, surveyed: &BTreeMap<&str, &TensorSurvey>) -> Json {
+        let survey = surveyed.get(t.name.as_str());
+        let form = self.form(i);
+        let output = survey.and_then(|s| s.expected(t.ty)).map(|e| &e.moments).filter(|_| form.is_none());
+        json!({
+            "name": t.name,
+            "ne": t.ne,
+            "sources": self.source_types(t),
+            "type": form.map_or_else(|| json!(t.ty), |form| json!(form)),
+            "rounding": t.rounding,
+            "bytes": form.is_none().then(|| t.size()),
+            "kept": t.kept,
+            "ratios": t.terms.iter().map(|term| json!({ "vector": term.vector, "ratio": term.ratio })).collect::<Vec<_>>(),
+            "densities": t.combination.parts.iter().map(|part| part.density).collect::<Vec<_>>(),
+            "pieces": survey.map(|s| s.n_pieces),
+            "pieces_sampled": survey.map(|s| s.n_sampled),
+            "delta_ratio": survey.and_then(|s| s.moments.delta_ratio()),
+            "drift_ratio": survey.and_then(|s| s.moments.drift_ratio()),
+            "drift_cosine": survey.and_then(|s| s.moments.drift_cosine()),
+            "survival": output.and_then(|m| m.survival()),
+            "noise": output.and_then(|m| m.noise()),
+        })
+    }
+
+    /// What would be expected of other types.
+    fn types_text(&self) -> String {
+        let (survival, noise) = words(self.is_patch);
+        let head = if self.is_patch {
+            "\nexpected of other encodings:\n"
+        } else {
+            "\nexpected of other types (with --pure):\n"
+        };
+        let mut types = Table::new(&["type", ">size", &format!(">{survival}"), &format!(">{noise}")]);
+        for (name, tensors) in self.types {
+            let f = forecast(self.plan, self.survey, tensors);
+            let bytes: u64 =
+                self.plan.tensors().iter().zip(tensors).filter_map(|(t, ty)| ty.size_of(t.n_weights())).sum();
+            types.row([(*name).to_owned(), super::bytes(bytes), number(f.survival), number(f.noise)]);
+        }
+        head.to_owned() + &types.text()
+    }
 }
 
 /// The least and the greatest ratio of a vector in a part of the model.
@@ -140,7 +205,24 @@ pub(super) fn method(plan: &MergePlan) -> (Method, u32) {
     (combined.max_by_key(|method| *method != Method::TaskArithmetic).unwrap_or_default(), plan.n_passes())
 }
 
-/// The same as JSON.
+/// The method, and the ratios of each part of the model.
+fn method_text(plan: &MergePlan) -> String {
+    let (method, n_passes) = method(plan);
+    let times = if n_passes == 1 { "once".to_owned() } else { format!("up to {n_passes} times") };
+    let text = format!("\nmethod {}; the vectors are read {times}\n", method.name());
+    let parts = ratios(plan);
+    let n_vectors = parts.iter().map(|(_, ranges)| ranges.len()).max().unwrap_or(0);
+    let heads: Vec<String> = (1..=n_vectors).map(|i| format!(">ratio of vector {i}")).collect();
+    let heads: Vec<&str> = std::iter::once("part").chain(heads.iter().map(String::as_str)).collect();
+    let mut table = Table::new(&heads);
+    for (part, ranges) in parts {
+        let cells = ranges.into_iter().map(Range::text);
+        table.row(std::iter::once(printable(part)).chain(cells).collect::<Vec<_>>());
+    }
+    text + &table.text()
+}
+
+/// The method, how often the vectors are read, and the ratios of each part of the model.
 pub(super) fn method_json(plan: &MergePlan) -> Json {
     let (method, n_passes) = method(plan);
     let ratios: Vec<Json> = ratios(plan)
@@ -207,40 +289,9 @@ fn kept_name(kept: Option<Kept>) -> &'static str {
 
 impl Report for Plan<'_> {
     fn text(&self) -> String {
-        let surveyed = self.surveyed();
-        let survival = format!(">{}", words(self.is_patch).0);
-        let mut tensors = Table::new(&["tensor", "shape", "sources", "output", ">size", ">‖δ‖/‖W‖", &survival, ""]);
-        for (i, t) in self.plan.tensors().iter().enumerate() {
-            let sources: Vec<String> = self.source_types(t).iter().map(ToString::to_string).collect();
-            let survey = surveyed.get(t.name.as_str());
-            let form = self.form(i);
-            let output = survey.and_then(|s| s.expected(t.ty)).map(|e| &e.moments).filter(|_| form.is_none());
-            tensors.row([
-                printable(&t.name),
-                shape(&t.ne),
-                sources.join(" "),
-                form.map_or_else(|| encoding(t), str::to_owned),
-                if form.is_none() { bytes(t.size()) } else { String::new() },
-                percent(survey.and_then(|s| s.moments.delta_ratio())),
-                number(output.and_then(|m| m.survival())),
-                kept_name(t.kept).to_owned(),
-            ]);
-        }
-        let mut text = tensors.text();
+        let mut text = self.tensors().text();
         if !self.is_patch {
-            let (method, n_passes) = method(self.plan);
-            let times = if n_passes == 1 { "once".to_owned() } else { format!("up to {n_passes} times") };
-            text += &format!("\nmethod {}; the vectors are read {times}\n", method.name());
-            let parts = ratios(self.plan);
-            let n_vectors = parts.iter().map(|(_, ranges)| ranges.len()).max().unwrap_or(0);
-            let heads: Vec<String> = (1..=n_vectors).map(|i| format!(">ratio of vector {i}")).collect();
-            let heads: Vec<&str> = std::iter::once("part").chain(heads.iter().map(String::as_str)).collect();
-            let mut table = Table::new(&heads);
-            for (part, ranges) in parts {
-                let cells = ranges.into_iter().map(Range::text);
-                table.row(std::iter::once(printable(part)).chain(cells).collect::<Vec<_>>());
-            }
-            text += &table.text();
+            text += &method_text(self.plan);
         }
         match self.decomposed {
             None => text += &format!("\n{}\n", Self::expectation(self.plan, self.survey, self.is_patch)),
@@ -256,20 +307,7 @@ impl Report for Plan<'_> {
         }
         text += &special_rows(self.plan);
         if !self.types.is_empty() {
-            let (survival, noise) = words(self.is_patch);
-            text += if self.is_patch {
-                "\nexpected of other encodings:\n"
-            } else {
-                "\nexpected of other types (with --pure):\n"
-            };
-            let mut types = Table::new(&["type", ">size", &format!(">{survival}"), &format!(">{noise}")]);
-            for (name, tensors) in self.types {
-                let f = forecast(self.plan, self.survey, tensors);
-                let bytes: u64 =
-                    self.plan.tensors().iter().zip(tensors).filter_map(|(t, ty)| ty.size_of(t.n_weights())).sum();
-                types.row([(*name).to_owned(), super::bytes(bytes), number(f.survival), number(f.noise)]);
-            }
-            text += &types.text();
+            text += &self.types_text();
         }
         text += &format!(
             "\noutput {}{}{}; buffers {} in {} threads, about {} of memory in all{}\n",
@@ -288,35 +326,8 @@ impl Report for Plan<'_> {
 
     fn json(&self) -> Json {
         let surveyed = self.surveyed();
-        let tensors: Vec<Json> = self
-            .plan
-            .tensors()
-            .iter()
-            .enumerate()
-            .map(|(i, t)| {
-                let survey = surveyed.get(t.name.as_str());
-                let form = self.form(i);
-                let output = survey.and_then(|s| s.expected(t.ty)).map(|e| &e.moments).filter(|_| form.is_none());
-                json!({
-                    "name": t.name,
-                    "ne": t.ne,
-                    "sources": self.source_types(t),
-                    "type": form.map_or_else(|| json!(t.ty), |form| json!(form)),
-                    "rounding": t.rounding,
-                    "bytes": form.is_none().then(|| t.size()),
-                    "kept": t.kept,
-                    "ratios": t.terms.iter().map(|term| json!({ "vector": term.vector, "ratio": term.ratio })).collect::<Vec<_>>(),
-                    "densities": t.combination.parts.iter().map(|part| part.density).collect::<Vec<_>>(),
-                    "pieces": survey.map(|s| s.n_pieces),
-                    "pieces_sampled": survey.map(|s| s.n_sampled),
-                    "delta_ratio": survey.and_then(|s| s.moments.delta_ratio()),
-                    "drift_ratio": survey.and_then(|s| s.moments.drift_ratio()),
-                    "drift_cosine": survey.and_then(|s| s.moments.drift_cosine()),
-                    "survival": output.and_then(|m| m.survival()),
-                    "noise": output.and_then(|m| m.noise()),
-                })
-            })
-            .collect();
+        let tensors: Vec<Json> =
+            self.plan.tensors().iter().enumerate().map(|(i, t)| self.tensor_json(i, t, &surveyed)).collect();
         let by_type: serde_json::Map<String, Json> = self
             .types
             .iter()

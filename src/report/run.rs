@@ -9,7 +9,7 @@ use super::plan::{encoding, method_json, words};
 use super::{Lora, Report, Smoke, Table, bytes, number, percent};
 use crate::gguf::{self, printable};
 use crate::patch::{TensorSummary, bits_per_weight, whole_name};
-use crate::pipeline::Written;
+use crate::pipeline::{TensorResult, WrittenFile};
 use crate::plan::{Change, MergePlan, TensorPlan, Verdict};
 use crate::survey::Finding;
 use crate::vector::{Moments, part_of};
@@ -19,7 +19,7 @@ pub struct Run<'a> {
     /// The plan that was carried out.
     pub plan: &'a MergePlan,
     /// The output.
-    pub written: &'a Written,
+    pub written: &'a WrittenFile,
     /// What the survey said before.
     pub findings: &'a [Finding],
     /// Whether the output is a patch: then survival is its gain and noise its relative error.
@@ -40,8 +40,8 @@ pub struct Run<'a> {
 
 impl Run<'_> {
     /// Sums, tensors and types by part of the model, in the order of the output.
-    fn parts(&self) -> Vec<Part<'_>> {
-        let mut parts: Vec<Part<'_>> = Vec::new();
+    fn parts(&self) -> Vec<PartSummary<'_>> {
+        let mut parts: Vec<PartSummary<'_>> = Vec::new();
         let mut positions = HashMap::new();
         let (types, stored) = (self.types(), self.stored());
         for tensor in &self.written.measured.tensors {
@@ -50,7 +50,7 @@ impl Run<'_> {
             let position = *positions.entry(name).or_insert(parts.len());
             if position == parts.len() {
                 let moments = Moments::default();
-                parts.push(Part { name, types: Vec::new(), n_tensors: 0, bytes: 0, n_weights: 0, moments });
+                parts.push(PartSummary { name, types: Vec::new(), n_tensors: 0, bytes: 0, n_weights: 0, moments });
             }
             let part = &mut parts[position];
             let ty = match stored.and_then(|stored| stored.factors) {
@@ -80,13 +80,45 @@ impl Run<'_> {
         })
     }
 
+    /// What was measured of each tensor, and how it is stored.
+    fn tensors(&self) -> Vec<Json> {
+        let (types, stored) = (self.types(), self.stored());
+        let tensor = |t: &TensorResult| {
+            let mut json = measured(&t.moments);
+            json["name"] = json!(t.name);
+            if let Some(stored) = stored.get(whole_name(&t.name)) {
+                json["stored"] = json!(stored.stored);
+                json["bytes"] = json!(stored.bytes);
+                json["bits_per_weight"] = json!(stored.bits_per_weight());
+                if stored.factors.is_some() {
+                    return json;
+                }
+            }
+            let tensor = types.get(t.name.as_str());
+            json["type"] = json!(tensor.map(|tensor| tensor.ty));
+            json["rounding"] = json!(tensor.map(|tensor| tensor.rounding));
+            json
+        };
+        self.written.measured.tensors.iter().map(tensor).collect()
+    }
+
     fn types(&self) -> HashMap<&str, &TensorPlan> {
         self.plan.tensors().iter().map(|t| (t.name.as_str(), t)).collect()
     }
 }
 
+fn measured(m: &Moments) -> Json {
+    json!({
+        "delta_ratio": m.delta_ratio(),
+        "drift_ratio": m.drift_ratio(),
+        "drift_cosine": m.drift_cosine(),
+        "survival": m.survival(),
+        "noise": m.noise(),
+    })
+}
+
 /// A part of the model, over all layers.
-struct Part<'a> {
+struct PartSummary<'a> {
     name: &'a str,
     types: Vec<String>,
     n_tensors: usize,
@@ -136,38 +168,7 @@ impl Report for Run<'_> {
     }
 
     fn json(&self) -> Json {
-        let measured = |m: &Moments| {
-            json!({
-                "delta_ratio": m.delta_ratio(),
-                "drift_ratio": m.drift_ratio(),
-                "drift_cosine": m.drift_cosine(),
-                "survival": m.survival(),
-                "noise": m.noise(),
-            })
-        };
-        let (types, stored) = (self.types(), self.stored());
-        let tensors: Vec<Json> = self
-            .written
-            .measured
-            .tensors
-            .iter()
-            .map(|t| {
-                let mut json = measured(&t.moments);
-                json["name"] = json!(t.name);
-                if let Some(stored) = stored.get(whole_name(&t.name)) {
-                    json["stored"] = json!(stored.stored);
-                    json["bytes"] = json!(stored.bytes);
-                    json["bits_per_weight"] = json!(stored.bits_per_weight());
-                    if stored.factors.is_some() {
-                        return json;
-                    }
-                }
-                let tensor = types.get(t.name.as_str());
-                json["type"] = json!(tensor.map(|tensor| tensor.ty));
-                json["rounding"] = json!(tensor.map(|tensor| tensor.rounding));
-                json
-            })
-            .collect();
+        let tensors = self.tensors();
         let parts: Vec<Json> = self
             .parts()
             .iter()

@@ -33,7 +33,7 @@ pub struct Smoke<'a> {
 }
 
 impl<'a> Smoke<'a> {
-    /// Of a model that was asked, whose file is `path` by now.
+    /// The report on a model that was asked, whose file is `path` by now.
     pub fn new(talk: &'a Talk, path: &Path, shows_answers: bool) -> Self {
         Smoke {
             file: path.display().to_string(),

@@ -20,19 +20,19 @@ pub struct Estimate {
 pub(super) struct Tried {
     sums: Moments,
     n_pieces: u64,
-    kept: Spread,
-    error: Spread,
+    kept: PieceProducts,
+    error: PieceProducts,
     delta4: f64,
 }
 
 /// Σ y² and Σ x·y over pieces, where x is a piece's Σ δ² and y another of its sums.
 #[derive(Clone, Copy, Default, Debug)]
-struct Spread {
+struct PieceProducts {
     square: f64,
     product: f64,
 }
 
-impl Spread {
+impl PieceProducts {
     fn add(&mut self, x: f64, y: f64) {
         self.square += y * y;
         self.product += x * y;
@@ -72,7 +72,7 @@ impl Tried {
         let n = self.n_pieces as f64;
         let among = if self.n_pieces > 1 { n / (n - 1.0) } else { f64::INFINITY };
         let share = (1.0 - n / n_in_all as f64) * among;
-        let error = |of: Spread, ratio: f64| (share * of.residual(ratio, self.delta4)).sqrt() / self.sums.delta2;
+        let error = |of: PieceProducts, ratio: f64| (share * of.residual(ratio, self.delta4)).sqrt() / self.sums.delta2;
         // The error of a root is that of its square over twice the root.
         let noise_error = if noise > 0.0 { error(self.error, noise * noise) / (2.0 * noise) } else { 0.0 };
         let known = |error: f64| if error.is_nan() { f64::INFINITY } else { error };

@@ -77,11 +77,11 @@ pub enum Finding {
     TemplateOnlyInModel,
     /// Base has a chat template too.
     TemplateInBase,
-    /// The same of another vector than the first.
+    /// What was noticed of another vector than the first.
     OfVector {
         /// Which one, counted from 1.
         vector: usize,
-        /// What was noticed of it.
+        /// What was noticed.
         finding: Box<Finding>,
     },
 }
@@ -113,6 +113,7 @@ impl Finding {
 }
 
 impl fmt::Display for Finding {
+    #[expect(clippy::too_many_lines, reason = "a list: one arm a finding")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Finding::OfVector { vector, finding } => write!(f, "vector {vector}: {finding}"),
@@ -229,7 +230,7 @@ const LEAST_TRUE: f64 = 0.1;
 const NEARER: f64 = 0.5;
 
 impl Distances {
-    /// From the sums for one vector at ratio 1.
+    /// The distances by the sums for one vector at ratio 1.
     pub(super) fn new(base2: f64, unit: &Moments, has_model: bool) -> Self {
         let (tau2, drift2, tau_drift) = (unit.delta2, unit.drift2, unit.delta_drift);
         Distances { base2, tau2, drift2, tau_drift, has_model, sides: None }

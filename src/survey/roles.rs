@@ -36,7 +36,7 @@ pub(super) fn tell(inputs: &Inputs, vector: &Vector) -> Result<Option<Finding>, 
         rows => rows,
     };
     if let (Some(by_chat), Some(by_model)) = (rows(vector.plus)?, rows(model)?) {
-        let only = |these: &Rows, others: &Rows| -> Vec<u32> {
+        let only = |these: &ByTraining, others: &ByTraining| -> Vec<u32> {
             these.trained.intersection(&others.untrained).copied().collect()
         };
         match (&only(&by_chat, &by_model)[..], &only(&by_model, &by_chat)[..]) {
@@ -60,7 +60,7 @@ pub(super) fn tell(inputs: &Inputs, vector: &Vector) -> Result<Option<Finding>, 
 
 /// Special tokens by what a file did to their rows, as ids of the model.
 #[derive(Default)]
-struct Rows {
+struct ByTraining {
     trained: BTreeSet<u32>,
     untrained: BTreeSet<u32>,
 }
@@ -68,11 +68,11 @@ struct Rows {
 /// What a file did to the rows of the tokens that chat or model need for a conversation. None if
 /// the file's ordinary rows did not move, or cannot be compared: then nothing is learnt from
 /// special ones.
-fn trained(inputs: &Inputs, own: SourceId, vector: &Vector) -> Result<Option<Rows>, Error> {
+fn trained(inputs: &Inputs, own: SourceId, vector: &Vector) -> Result<Option<ByTraining>, Error> {
     let Some(drift) = Drift::new(inputs, own, vector.plus, TOKEN_EMBEDDINGS)?.filter(Drift::is_any) else {
         return Ok(None);
     };
-    let mut rows = Rows::default();
+    let mut rows = ByTraining::default();
     for id in needed(inputs, vector) {
         match drift.stay(id)? {
             Some(Stay::Untrained) => rows.untrained.insert(id),

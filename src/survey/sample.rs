@@ -9,11 +9,12 @@ use super::rounding::true_square;
 use super::special::seen_by_patch;
 use crate::chat;
 use crate::ggml::GgmlType;
+use crate::imatrix::RowImportance;
 use crate::pool;
 use crate::quants;
 use crate::vector::{
-    Coordinates, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Pieces, Selector, Space, Spread, Sum, TensorRef, Term,
-    Weights, check_finite, divide_scale, multiply_scale, operands, part_of, resize, share_out,
+    Coordinates, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Piece, Pieces, Selector, Space, Spread, Sum, TensorRef,
+    Term, Weights, check_finite, divide_scale, multiply_scale, operands, part_of, resize, share_out,
 };
 
 /// How much a survey looks at, and with what.
@@ -57,9 +58,9 @@ pub struct TensorSurvey {
     pub n_pieces: u64,
     /// Norms and cosines, as if every weight were stored as it is wanted.
     pub moments: Moments,
-    /// With `kept` and `error2`, for every type that was tried.
+    /// What came of every type that was tried: sums with `kept` and `error2`.
     pub by_type: BTreeMap<GgmlType, Estimate>,
-    /// The same for the encoding that the tensor will have, where that was tried by itself.
+    /// What came of the encoding that the tensor will have, where it was tried by itself.
     pub chosen: Option<Estimate>,
 }
 
@@ -101,8 +102,8 @@ impl Survey {
         self.findings.extend(findings.into_iter().filter(Finding::is_refusal).map(of_vector));
     }
 
-    /// As [`forecast`](Self::forecast), where tensors for which another encoding was chosen are
-    /// written in that.
+    /// What becomes of the vector if each tensor is written in the encoding that was chosen for it,
+    /// and tensors without one in the type that `ty_of` names.
     pub fn forecast_chosen(&self, ty_of: impl Fn(&str) -> Option<GgmlType>) -> TypeForecast {
         let mut total = Moments::default();
         for t in &self.tensors {
@@ -229,28 +230,18 @@ struct TermSums {
 fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[GgmlType]) -> Result<Sample, Error> {
     let info = pair.info(inputs);
     let row_len = info.row_len();
-    let spread = Spread::new(info, share);
-    let mut candidates: Vec<GgmlType> = types.to_vec();
-    candidates.extend(pair.model_type(inputs));
-    let type_of = |r: TensorRef| inputs.source(r.source).tensor(r.tensor).ty();
-    candidates.sort();
-    candidates.dedup();
     let importance = inputs.importance_of(&pair.name, info.ne());
-    candidates.retain(|&ty| {
-        let is_possible = importance.is_some() || !quants::requires_importance(ty);
-        is_possible && quants::is_supported(ty) && row_len.is_multiple_of(ty.block_len() as u64)
-    });
-
+    let spread = Spread::new(info, share);
     let mut raw = Vec::new();
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
     let mut terms = vec![TermSums::default(); pair.terms.len()];
-    let mut by_type: BTreeMap<GgmlType, Tried> = candidates.iter().map(|&ty| (ty, Tried::default())).collect();
+    let mut by_type: BTreeMap<GgmlType, Tried> =
+        candidates(inputs, pair, types).into_iter().map(|ty| (ty, Tried::default())).collect();
     let mut useless = Vec::new();
     let mut sources = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len, ahead);
     sources.select(spread, (&mut unit, &mut got))?;
     for piece in spread.pieces() {
-        let (row, start, len) = piece;
         sources.compute(&mut sum, piece)?;
         moments.add(&sum.weights(sum.wanted()));
         for (term, seen) in pair.terms.iter().zip(&mut terms) {
@@ -262,23 +253,9 @@ fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[Ggm
             seen.unit.add(&Weights { delta: &unit, base: Some(base), ..sum.weights(sum.wanted()) });
             seen.base2 += square_norm(base);
         }
-        resize(&mut got, len as usize);
         for (&ty, tried) in &mut by_type {
-            raw.resize(ty.size_of(len).expect("candidates fit the row") as usize, 0);
-            sources.coordinates().leave(&sum, &mut got);
-            // Scales that lie beside the model's weights stay as they are.
-            let scaled = pair.model.map(|at| (inputs.source(at.source), at.tensor));
-            if let Some((source, id)) = scaled {
-                divide_scale(source, id, row * row_len + start, &mut got)?;
-            }
-            let importance = importance.map(|all| &all.of_row(row)[start as usize..][..len as usize]);
-            let coded = quants::quantize_rows(ty, &got, importance, &mut raw)
-                .and_then(|()| quants::dequantize_row(ty, &raw, &mut got));
-            coded.expect("candidates are supported and fit the row");
-            if let Some((source, id)) = scaled {
-                multiply_scale(source, id, row * row_len + start, &mut got)?;
-            }
-            sources.coordinates().enter_stored(&sum, &mut got);
+            let place = (piece, row_len, importance);
+            code(inputs, pair, ty, place, (sources.coordinates(), &sum), (&mut raw, &mut got))?;
             match check_finite(&got) {
                 None => {
                     let mut piece = Moments::default();
@@ -294,30 +271,7 @@ fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[Ggm
 
     let n_seen = spread.n_weights();
     let factor = if n_seen > 0 { info.n_weights() as f64 / n_seen as f64 } else { 1.0 };
-    let seen = |(term, sums): (&Term, &TermSums)| {
-        let minus = term.minus?;
-        let n = n_seen.max(1) as f64;
-        let [base, chat] = [minus, term.plus].map(type_of);
-        let true_of = |found2: f64, one, other| {
-            let true2 = true_square(found2 / n, sums.base2 / n, one, other);
-            true2.map(|true2| true2 * info.n_weights() as f64)
-        };
-        let true2 = true_of(sums.unit.delta2, base, chat);
-        let mut distances = Distances::new(sums.base2 * factor, &sums.unit.scaled(factor), pair.model.is_some());
-        distances.sides = match pair.model_type(inputs) {
-            // Of norms and biases there are few, and all files learn alike in them: they say
-            // nothing of roles.
-            _ if info.n_rows() == 1 => Some(Sides::default()),
-            None => None,
-            Some(model) => {
-                let Moments { delta2, drift2, delta_drift, .. } = sums.unit;
-                let far2 = (delta2 + drift2 - 2.0 * delta_drift).max(0.0);
-                let others = true_of(drift2, base, model).zip(true_of(far2, chat, model));
-                true2.zip(others).map(|(tau2, (drift2, far2))| Sides { tau2, drift2, far2 })
-            }
-        };
-        Some(SeenVector { vector: term.vector, distances, true2 })
-    };
+    let seen = |(term, sums): (&Term, &TermSums)| seen_vector(inputs, pair, term, sums, (n_seen, factor));
     let vectors = pair.terms.iter().zip(&terms).filter_map(seen).collect();
     let by_type = by_type.into_iter().map(|(ty, tried)| (ty, tried.estimate(spread.n_pieces, factor))).collect();
     let tensor = TensorSurvey {
@@ -329,6 +283,83 @@ fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[Ggm
         chosen: None,
     };
     Ok(Sample { tensor, vectors })
+}
+
+/// The types that are tried: those asked for and the model's own, as far as the codec has them.
+fn candidates(inputs: &Inputs, pair: &Pair, types: &[GgmlType]) -> Vec<GgmlType> {
+    let info = pair.info(inputs);
+    let mut candidates: Vec<GgmlType> = types.to_vec();
+    candidates.extend(pair.model_type(inputs));
+    candidates.sort();
+    candidates.dedup();
+    let has_importance = inputs.importance_of(&pair.name, info.ne()).is_some();
+    candidates.retain(|&ty| {
+        let is_possible = has_importance || !quants::requires_importance(ty);
+        is_possible && quants::is_supported(ty) && info.row_len().is_multiple_of(ty.block_len() as u64)
+    });
+    candidates
+}
+
+/// Writes the sum on a piece in this type and reads it back into `got`; `raw` holds the blocks.
+fn code(
+    inputs: &Inputs,
+    pair: &Pair,
+    ty: GgmlType,
+    ((row, start, len), row_len, importance): (Piece, u64, Option<RowImportance<'_>>),
+    (coordinates, sum): (&Coordinates, &Sum),
+    (raw, got): (&mut Vec<u8>, &mut Vec<f32>),
+) -> Result<(), Error> {
+    resize(got, len as usize);
+    raw.resize(ty.size_of(len).expect("candidates fit the row") as usize, 0);
+    coordinates.leave(sum, got);
+    // Scales that lie beside the model's weights stay as they are.
+    let scaled = pair.model.map(|at| (inputs.source(at.source), at.tensor));
+    if let Some((source, id)) = scaled {
+        divide_scale(source, id, row * row_len + start, got)?;
+    }
+    let importance = importance.map(|all| &all.of_row(row)[start as usize..][..len as usize]);
+    let coded = quants::quantize_rows(ty, got, importance, raw).and_then(|()| quants::dequantize_row(ty, raw, got));
+    coded.expect("candidates are supported and fit the row");
+    if let Some((source, id)) = scaled {
+        multiply_scale(source, id, row * row_len + start, got)?;
+    }
+    coordinates.enter_stored(sum, got);
+    Ok(())
+}
+
+/// What was seen of a vector, if it is a difference: `n_seen` weights, of which a tensor has
+/// `factor` times as many.
+fn seen_vector(
+    inputs: &Inputs,
+    pair: &Pair,
+    term: &Term,
+    sums: &TermSums,
+    (n_seen, factor): (u64, f64),
+) -> Option<SeenVector> {
+    let minus = term.minus?;
+    let info = pair.info(inputs);
+    let type_of = |r: TensorRef| inputs.source(r.source).tensor(r.tensor).ty();
+    let n = n_seen.max(1) as f64;
+    let [base, chat] = [minus, term.plus].map(type_of);
+    let true_of = |found2: f64, one, other| {
+        let true2 = true_square(found2 / n, sums.base2 / n, one, other);
+        true2.map(|true2| true2 * info.n_weights() as f64)
+    };
+    let true2 = true_of(sums.unit.delta2, base, chat);
+    let mut distances = Distances::new(sums.base2 * factor, &sums.unit.scaled(factor), pair.model.is_some());
+    distances.sides = match pair.model_type(inputs) {
+        // Of norms and biases there are few, and all files learn alike in them: they say
+        // nothing of roles.
+        _ if info.n_rows() == 1 => Some(Sides::default()),
+        None => None,
+        Some(model) => {
+            let Moments { delta2, drift2, delta_drift, .. } = sums.unit;
+            let far2 = (delta2 + drift2 - 2.0 * delta_drift).max(0.0);
+            let others = true_of(drift2, base, model).zip(true_of(far2, chat, model));
+            true2.zip(others).map(|(tau2, (drift2, far2))| Sides { tau2, drift2, far2 })
+        }
+    };
+    Some(SeenVector { vector: term.vector, distances, true2 })
 }
 
 fn square_norm(weights: &[f32]) -> f64 {

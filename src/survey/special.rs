@@ -22,9 +22,9 @@ use crate::vector::{
 /// tenth of its ordinary tokens, too rare to have been met, has 0 too.
 const UNTRAINED: f64 = 0.1;
 
-/// The same where a file is quantised: of rows that were rounded twice, by other encoders,
-/// something is left. The trio as Q4_K from Q8_0 files has .14 at most in its two, and .8 in the
-/// one that was trained.
+/// The share below which a row is untrained where a file is quantised: rows that were rounded
+/// twice, by different encoders, seem to have moved. The trio as Q4_K from Q8_0 files has .14 at
+/// most in its two untrained tokens, and .8 in the one that was trained.
 const UNTRAINED_QUANTIZED: f64 = 0.3;
 
 /// A special token of a chat model.
@@ -42,7 +42,8 @@ pub struct SpecialToken {
     /// How far its row in the model's `token_embd` is from the base's, in units of what is usual;
     /// none where one of them has no such row.
     pub drift: Option<f64>,
-    /// The same of its row in `output`.
+    /// How far its row in the model's `output` is from the base's, in units of what is usual; none
+    /// where one of them has no such row.
     pub output_drift: Option<f64>,
     /// Whether the model has the token and nobody trained it on that. Where the base has no row for
     /// it, or the files have none that can be compared, it is so for tokens that a conversation

@@ -5,7 +5,7 @@ use super::estimate::{Estimate, Tried};
 use super::sample::{SampleSettings, n_operands};
 use crate::imatrix::RowImportance;
 use crate::pool;
-use crate::quants::{self, Dither, Feedback, Place};
+use crate::quants::{self, Dither, Feedback, Placement};
 use crate::vector::{
     Encoding, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Piece, Pieces, Rounding, Space, Spread, Sum, check_finite,
     divide_scale, feedback as feedback_of, feedback_bytes, multiply_scale, resize, share_out,
@@ -175,7 +175,7 @@ impl Bench<'_> {
             }
             let feedback = feedback.as_ref().expect("just found");
             let dither = Dither { seed: Dither::seed_of(&pair.name), amplitude };
-            let place = Place { row_len: row_len as usize, first_weight: first };
+            let place = Placement { row_len: row_len as usize, first_weight: first };
             let rounded = quants::round_to_grid(ty, blocks, stored, sum.delta(), place, feedback, dither);
             rounded.expect("only possible encodings are tried");
         }

@@ -19,7 +19,7 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// Of a tensor of which nothing is read yet, in as many bytes at most.
+    /// The bytes of a tensor of which nothing is read yet; `most` of them are held at most.
     pub(super) fn new(most: usize) -> Self {
         Ahead { most, ..Ahead::default() }
     }
@@ -85,7 +85,7 @@ impl<'a> RowReader<'a> {
     /// Reads a row: cheaply, if it comes not far behind the one before.
     ///
     /// # Errors
-    /// As [`decode`], and whatever the container reports, as of a row that is not there.
+    /// Those of [`decode`], and whatever the container reports, as of a row that is not there.
     pub fn read(&mut self, row: u64) -> Result<Vec<f32>, Error> {
         let info = self.source.tensor(self.id);
         let mut weights = vec![0.0; info.row_len() as usize];

@@ -13,13 +13,13 @@ use crate::quants::{Feedback, Gram};
 #[derive(Clone, Copy, PartialEq, Default, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rounding {
-    /// As ggml's encoder does it.
+    /// ggml's encoder finds scales and codes.
     #[default]
     Encoder,
     /// Codes are chosen anew on a grid ([`round_to_grid`](crate::quants::round_to_grid)): the model's own where the type
     /// stays, else the one that the encoder has found.
     Dithered {
-        /// Of [`Dither`](crate::quants::Dither).
+        /// The amplitude of the [`Dither`](crate::quants::Dither).
         amplitude: f32,
     },
     /// Scales so that each block holds as much of the weights as there is

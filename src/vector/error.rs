@@ -77,7 +77,7 @@ pub enum Error {
         index: u64,
         /// The weight in the first of the files.
         expected: f32,
-        /// That file.
+        /// The first of the files.
         expected_in: PathBuf,
         /// The weight in the other file.
         found: f32,

@@ -36,7 +36,7 @@ use crate::gguf::{Metadata, Model, TensorId, Value};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Folding {
     block_size: u64,
-    /// By the weights in a row, whether a sign is −; none where all are +.
+    /// Whether a sign is −, by the number of weights in a row; none where all signs are +.
     signs: Option<BTreeMap<u64, Vec<bool>>>,
     names: HashSet<String>,
     has_grouped_heads: bool,
@@ -66,7 +66,7 @@ impl Folding {
         if fold_key(metadata).is_none() {
             return Ok(None);
         }
-        let keys = Keys { metadata, path: model.path() };
+        let keys = FoldKeys { metadata, path: model.path() };
         keys.number("version", "1 or 2", |n| n == 1 || n == 2)?;
         let block_size = keys.number("block_size", "a power of two", u64::is_power_of_two)?;
         keys.word("transform", &["normalized-sylvester-walsh-hadamard"])?;
@@ -142,12 +142,12 @@ impl Fold<'_> {
 }
 
 /// The keys of a fold.
-struct Keys<'a> {
+struct FoldKeys<'a> {
     metadata: &'a Metadata,
     path: &'a Path,
 }
 
-impl Keys<'_> {
+impl FoldKeys<'_> {
     fn get(&self, word: &str) -> Option<&Value> {
         self.metadata.get(&format!("{FOLD_KEYS}{word}"))
     }
@@ -185,7 +185,7 @@ impl Keys<'_> {
         numbers.ok_or_else(|| self.wrong(word, expected))
     }
 
-    /// By width, whether a sign is −.
+    /// Whether a sign is −, by the width.
     fn signs(&self, block_size: u64) -> Result<BTreeMap<u64, Vec<bool>>, Error> {
         let expected = format!("different multiples of {block_size} that sum up to the length of sign_values");
         let mut values = &self.numbers("sign_values", "1 and -1")?[..];
@@ -233,7 +233,7 @@ impl<'a> FoldedTensor<'a> {
     fn fold(self) -> Result<Option<Fold<'a>>, Error> {
         let Some(folding) = self.folding else { return Ok(None) };
         folding.of(self.name, self.row_len).map_err(|(word, expected)| {
-            Keys { metadata: self.model.metadata(), path: self.model.path() }.wrong(word, &expected)
+            FoldKeys { metadata: self.model.metadata(), path: self.model.path() }.wrong(word, &expected)
         })
     }
 }
@@ -284,8 +284,9 @@ impl Foldings {
         require_one_fold(parts.into_iter().map(part))
     }
 
-    /// Refuses inputs that fold this tensor differently, whether it has a vector or not. Rows of
-    /// special tokens are taken and held against each other all the same.
+    /// Refuses inputs that fold the rows of this tensor differently, whatever becomes of the rows:
+    /// those of special tokens are taken and held against each other also where the tensor has no
+    /// vector.
     pub(super) fn check_rows(&self, inputs: &Inputs, at: TensorRef) -> Result<(), Error> {
         let own = FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
         let of_source = |(id, (_, model)): (usize, (Role, &'_ Model))| {

@@ -253,7 +253,7 @@ impl Inputs {
     }
 
     /// The model whose tensors the output has, in their order: the one added to, or the chat model.
-    pub fn template(&self) -> SourceId {
+    pub fn skeleton(&self) -> SourceId {
         self.model.unwrap_or_else(|| self.vectors[0].plus)
     }
 
@@ -269,7 +269,7 @@ impl Inputs {
     /// # Panics
     /// If there is no such source.
     pub fn token_map(&self, source: SourceId) -> Option<&TokenMap> {
-        let own = self.source(self.template()).metadata();
+        let own = self.source(self.skeleton()).metadata();
         let maps = self
             .token_maps
             .get_or_init(|| self.sources.iter().map(|other| TokenMap::new(own, other.model().metadata())).collect());

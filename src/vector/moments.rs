@@ -53,7 +53,7 @@ impl Moments {
         (self.delta2 > 0.0).then(|| (self.error2 / self.delta2).sqrt())
     }
 
-    /// The same sums times `factor`, as the estimate for `factor` times as many weights.
+    /// All sums times `factor`: the estimate for `factor` times as many weights.
     pub fn scaled(self, factor: f64) -> Self {
         Moments {
             delta2: self.delta2 * factor,
@@ -117,7 +117,7 @@ impl Weights<'_> {
         // What is absent is not looked at; any slice of the right length will do.
         let model = self.model.unwrap_or(self.delta);
         let base = self.base.unwrap_or(self.delta);
-        let mut sums = Sums::default();
+        let mut sums = LaneSums::default();
         let parts = [self.delta, model, base, self.wanted, self.got].map(<[f32]>::as_chunks::<LANES>);
         let [(delta, _), (model, _), (base, _), (wanted, _), (got, _)] = parts;
         for ((((delta, model), base), wanted), got) in delta.iter().zip(model).zip(base).zip(wanted).zip(got) {
@@ -144,7 +144,7 @@ impl Weights<'_> {
 
 /// The sums of [`Moments`], lane by lane.
 #[derive(Default)]
-struct Sums {
+struct LaneSums {
     delta2: Lanes,
     model2: Lanes,
     drift2: Lanes,
@@ -153,7 +153,7 @@ struct Sums {
     error2: Lanes,
 }
 
-impl Sums {
+impl LaneSums {
     /// One operation on all lanes after the other: of a loop over lanes that does them all the
     /// compiler makes no vectors.
     #[inline(always)]

@@ -62,17 +62,17 @@ pub struct Pair {
 /// [`Error::FoldKey`], [`Error::PatchSpace`], and [`Error::Container`] for a big-endian file.
 pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     inputs.require_little_endian()?;
-    let template = inputs.template();
-    let chat = inputs.source(template);
+    let skeleton = inputs.skeleton();
+    let chat = inputs.source(skeleton);
     let mut own: Vec<(&str, TensorRef)> = Vec::new();
     for (tensor, info) in chat.tensors().enumerate() {
-        own.push((info.name(), TensorRef { source: template, tensor }));
+        own.push((info.name(), TensorRef { source: skeleton, tensor }));
     }
     if inputs.model().is_none() && chat.find(OUTPUT).is_none() {
         // The rows are chat's, whose embeddings are tied, also where base alone has the tensor.
         let is_untied = inputs.vectors()[0].minus.is_some_and(|base| inputs.source(base).find(OUTPUT).is_some());
         let tied = chat.find(TOKEN_EMBEDDINGS).filter(|_| is_untied);
-        own.extend(tied.map(|tensor| (OUTPUT, TensorRef { source: template, tensor })));
+        own.extend(tied.map(|tensor| (OUTPUT, TensorRef { source: skeleton, tensor })));
     }
     let mut pairs = Vec::new();
     for (name, own) in own {
@@ -127,9 +127,9 @@ fn check_coordinates(inputs: &Inputs, pairs: &[Pair]) -> Result<(), Error> {
     for pair in pairs.iter().filter(|pair| pair.kept.is_none()) {
         foldings.check(inputs, operands(pair.model, &pair.terms).map(|operand| operand.at))?;
     }
-    let template = inputs.template();
-    for tensor in [TOKEN_EMBEDDINGS, OUTPUT].into_iter().filter_map(|name| inputs.source(template).find(name)) {
-        foldings.check_rows(inputs, TensorRef { source: template, tensor })?;
+    let skeleton = inputs.skeleton();
+    for tensor in [TOKEN_EMBEDDINGS, OUTPUT].into_iter().filter_map(|name| inputs.source(skeleton).find(name)) {
+        foldings.check_rows(inputs, TensorRef { source: skeleton, tensor })?;
     }
     Ok(())
 }
@@ -205,7 +205,7 @@ fn fits(inputs: &Inputs, own: TensorRef, other: TensorRef) -> bool {
 /// Refuses a vector with tensors that the output lacks, an untied `output.weight` aside, which the
 /// plan reports.
 fn check_places(inputs: &Inputs, vector: &Vector) -> Result<(), Error> {
-    let (plus, own) = (inputs.source(vector.plus), inputs.source(inputs.template()));
+    let (plus, own) = (inputs.source(vector.plus), inputs.source(inputs.skeleton()));
     let names = |source: SourceId| -> Vec<String> {
         let has_no_place = |(tensor, t): &(usize, &TensorInfo)| {
             let is_weight = kept_by_nature(inputs, TensorRef { source, tensor: *tensor }).is_none();

@@ -41,7 +41,7 @@ impl Spread {
         Spread { row_len, n_pieces, n_sampled }
     }
 
-    /// As many pieces of the same tensor, or all of them.
+    /// `n_sampled` pieces of this tensor, or all of them if there are fewer.
     pub(crate) fn of(self, n_sampled: u64) -> Self {
         Spread { n_sampled: n_sampled.min(self.n_pieces), ..self }
     }
@@ -92,17 +92,18 @@ pub(crate) struct Pieces<'a> {
     row_len: u64,
     buffers: Buffers,
     space: Space,
-    /// Of the piece that was computed last, and of the vector that was.
+    /// The coordinates of the piece that was computed last.
     coordinates: Coordinates,
+    /// The coordinates of the vector that was computed last.
     of_tau: Coordinates,
 }
 
 /// Blocks as they were read.
 #[derive(Default)]
 struct Buffers {
-    /// For each operand, if there is memory for it.
+    /// What was read ahead for each operand; empty without memory for it.
     ahead: Vec<Ahead>,
-    /// Of pieces too long for that.
+    /// The blocks of a piece that is too long to be read ahead.
     raw: Vec<u8>,
 }
 

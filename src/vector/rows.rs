@@ -9,7 +9,7 @@ use crate::chat::TokenMap;
 pub struct Rows<'a> {
     /// Rows that the input's tensor has.
     pub(super) n_rows: u64,
-    /// None if they are in the order of the output.
+    /// Where the input has the output's tokens; none if its rows are in the order of the output.
     pub(super) map: Option<&'a TokenMap>,
     pub(super) partner: Option<&'a TokenMap>,
     pub(super) except: &'a [u32],
@@ -19,7 +19,7 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// The same where the output has these rows alone.
+    /// These rows where the output has only the `selected` ones of them.
     #[must_use]
     pub fn select(self, selected: Option<&'a [u32]>) -> Self {
         Rows { selected, ..self }

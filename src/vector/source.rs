@@ -55,7 +55,7 @@ pub fn decode(source: &dyn TensorSource, id: TensorId, first: u64, raw: &[u8], o
     refuse_not_finite(source, id, first, out)
 }
 
-/// As [`decode`], but without the factors that a tensor may have.
+/// Decodes weights as [`decode`] does, but leaves the factors out that a tensor may have.
 ///
 /// # Errors
 /// [`Error::Type`], [`Error::NotFinite`].
@@ -82,7 +82,7 @@ fn decode_stored(source: &dyn TensorSource, id: TensorId, raw: &[u8], out: &mut 
 /// Reads one row of a tensor.
 ///
 /// # Errors
-/// As [`decode`], and whatever the container reports, as of a row that is not there.
+/// Those of [`decode`], and whatever the container reports, as of a row that is not there.
 pub fn read_row(source: &dyn TensorSource, id: TensorId, row: u64) -> Result<Vec<f32>, Error> {
     let info = source.tensor(id);
     let (mut blocks, mut weights) = (vec![0; info.row_size() as usize], vec![0.0; info.row_len() as usize]);
@@ -100,10 +100,11 @@ pub fn multiply_scale(source: &dyn TensorSource, id: TensorId, first: u64, weigh
     rescale(source, id, first, weights, |w, scale| w * scale)
 }
 
-/// The inverse of [`multiply_scale`].
+/// Divides weights by the factors of their tensor, if it has any. `first` is the index in the
+/// tensor of `weights[0]`.
 ///
 /// # Errors
-/// As there.
+/// [`Error::Scale`], [`Error::Container`].
 pub fn divide_scale(source: &dyn TensorSource, id: TensorId, first: u64, weights: &mut [f32]) -> Result<(), Error> {
     rescale(source, id, first, weights, |w, scale| w / scale)
 }

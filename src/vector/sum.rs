@@ -25,7 +25,7 @@ impl Sum {
     /// Buffers of a [`Sum`]: bytes for each weight.
     pub const BYTES_PER_WEIGHT: u64 = 6 * 4;
 
-    /// The same where terms are combined in this way.
+    /// Bytes for each weight that the buffers take where terms are combined in this way.
     pub fn bytes_per_weight(n_terms: usize, combination: &Combination) -> u64 {
         match combination.is_plain() || n_terms == 0 {
             true => Self::BYTES_PER_WEIGHT,
@@ -79,11 +79,12 @@ impl Sum {
         Ok(())
     }
 
-    /// As [`Sum::compute`], with the terms combined in this way. `selections` has what is selected
-    /// of each term, and `first` is the index in the tensor of the first weight.
+    /// Computes the sum as [`Sum::compute`] does, with the terms combined in this way. `selections`
+    /// has what is selected of each term, and `first` is the index in the tensor of the first
+    /// weight.
     ///
     /// # Errors
-    /// As there.
+    /// Those of `load`.
     #[expect(clippy::too_many_arguments, reason = "what a sum is made of")]
     pub fn combine<E>(
         &mut self,
@@ -143,7 +144,7 @@ impl Sum {
             (true, true) => wanted.copy_from_slice(own),
             (false, _) => wanted.copy_from_slice(delta),
             (true, false) => {
-                quants::vectorized(Wanted { wanted, model: own, delta, keep_zeros });
+                quants::vectorized(AddDelta { wanted, model: own, delta, keep_zeros });
             }
         }
     }
@@ -216,14 +217,14 @@ impl Loops for AddTerm<'_> {
 }
 
 /// `wanted = model + delta`; with `keep_zeros` the model itself where `delta` is ±0.
-struct Wanted<'a> {
+struct AddDelta<'a> {
     wanted: &'a mut [f32],
     model: &'a [f32],
     delta: &'a [f32],
     keep_zeros: bool,
 }
 
-impl Loops for Wanted<'_> {
+impl Loops for AddDelta<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -264,7 +265,7 @@ mod tests {
                     for keep_zeros in [true, false] {
                         let mut wanted = vec![f32::NAN; n];
                         let (wanted_now, model, delta) = (&mut wanted[..], &model[..n], &delta[..]);
-                        vectorized_at(level, Wanted { wanted: wanted_now, model, delta, keep_zeros });
+                        vectorized_at(level, AddDelta { wanted: wanted_now, model, delta, keep_zeros });
                         bits.extend(wanted.iter().map(|w| w.to_bits()));
                     }
                 }

@@ -32,7 +32,7 @@ pub struct Term {
 pub struct Operand {
     /// The tensor.
     pub at: TensorRef,
-    /// The other half of the difference that it is half of.
+    /// The other half of the difference, if the tensor is half of one.
     pub partner: Option<TensorRef>,
 }
 

@@ -1,5 +1,6 @@
 //! Promises to users.
 #![allow(clippy::unwrap_used, reason = "clippy takes only functions marked as tests for tests, not their helpers")]
+#![allow(clippy::too_many_lines, reason = "a test is one story, and a list of cases is as long as there are cases")]
 
 // Tensor lists of many architectures, merged by names and shapes; files of other kinds in place of
 // a model.

@@ -1,6 +1,7 @@
 //! The order of the crate's modules (each may use only those above it), read from the sources
 //! themselves.
 
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +62,13 @@ impl Source {
         let first = self.path.iter().next()?.to_str()?;
         let name = first.strip_suffix(".rs").unwrap_or(first);
         (name != "lib" && name != "main").then_some(name)
+    }
+
+    /// The file or folder of this module that it is, or is in; none for other modules and `mod.rs`.
+    fn unit_of(&self, module: &str) -> Option<&str> {
+        let mut parts = self.path.iter().map(|part| part.to_str().unwrap());
+        let unit = parts.next().filter(|first| *first == module).and(parts.next())?;
+        Some(unit.strip_suffix(".rs").unwrap_or(unit)).filter(|unit| *unit != "mod")
     }
 
     fn is_of_the_command(&self) -> bool {
@@ -135,37 +143,110 @@ fn string_len(text: &str) -> usize {
     text.len()
 }
 
-/// Modules that a piece of code names behind `crate::`, and where: `crate::a::B`, `crate::{a,
-/// b::{C, d}}`.
-fn named(code: &str) -> Vec<(usize, String)> {
-    let mut named = Vec::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-        if !rest.starts_with('{') {
-            named.push((at, word(rest)));
-            continue;
+/// Paths that begin with this word, and where each ends in the code: `crate::{a, b::{C, d}}` is
+/// `crate::a`, `crate::b::C` and `crate::b::d`.
+fn paths<'a>(code: &'a str, first: &'a str) -> Vec<(usize, Vec<&'a str>)> {
+    let mut paths = Vec::new();
+    for at in words(code, first) {
+        let end = at + first.len();
+        if !code[..at].ends_with("::") && code[end..].starts_with("::") {
+            spread(code, end + 2, vec![first], &mut paths);
         }
-        // The first word of each entry of the outer braces.
-        let (mut depth, mut is_start) = (0, false);
-        for (i, c) in rest.char_indices() {
-            match c {
-                '{' => (depth, is_start) = (depth + 1, depth == 0),
-                '}' => depth -= 1,
-                ',' => is_start = depth == 1,
-                c if c.is_whitespace() => {}
-                _ if is_start => {
-                    named.push((at + "crate::".len() + i, word(&rest[i..])));
-                    is_start = false;
-                }
-                _ => {}
+    }
+    paths
+}
+
+/// Adds the paths that go on from here, behind `::` or in braces. Returns where they end.
+fn spread<'a>(code: &'a str, at: usize, mut path: Vec<&'a str>, paths: &mut Vec<(usize, Vec<&'a str>)>) -> usize {
+    let at = code.len() - code[at..].trim_start().len();
+    if code[at..].starts_with('{') {
+        let mut at = at + 1;
+        loop {
+            at = spread(code, at, path.clone(), paths);
+            // Another name for the entry may stand between.
+            let Some(len) = code[at..].find([',', '}']) else { return code.len() };
+            let is_end = code[at + len..].starts_with('}');
+            at += len + 1;
+            let next = code.len() - code[at..].trim_start().len();
+            if is_end {
+                return at;
             }
-            if depth == 0 {
-                break;
+            // A comma behind the last entry.
+            if code[next..].starts_with('}') {
+                return next + 1;
             }
         }
     }
-    named
+    let len = code[at..].find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(code.len() - at);
+    if len == 0 {
+        paths.push((at, path));
+        return at;
+    }
+    path.push(&code[at..at + len]);
+    if code[at + len..].starts_with("::") {
+        return spread(code, at + len + 2, path, paths);
+    }
+    paths.push((at, path));
+    at + len
+}
+
+/// Modules that a piece of code names behind `crate::`, and where.
+fn named(code: &str) -> Vec<(usize, &str)> {
+    paths(code, "crate").into_iter().filter_map(|(at, path)| Some((at, *path.get(1)?))).collect()
+}
+
+/// What uses what, by names.
+type Uses = BTreeMap<String, BTreeSet<String>>;
+
+/// What the units of a module use of each other. A unit is a file of the module's folder, or a
+/// folder in it with all its files; `mod.rs` is none.
+fn uses(module: &str, sources: &[Source]) -> Uses {
+    let files: Vec<(&str, &Source)> = sources.iter().filter_map(|s| Some((s.unit_of(module)?, s))).collect();
+    let mut uses: Uses = files.iter().map(|(unit, _)| ((*unit).to_owned(), BTreeSet::new())).collect();
+    for (unit, source) in files {
+        let depth = source.path.iter().count() - usize::from(source.path.ends_with("mod.rs")) - 1;
+        let through_super = paths(&source.code, "super").into_iter().filter_map(|(_, path)| {
+            // More of them, in tests within the file.
+            let n_supers = path.iter().take_while(|word| **word == "super").count();
+            path.get(n_supers).copied().filter(|_| n_supers >= depth)
+        });
+        let through_crate = paths(&source.code, "crate")
+            .into_iter()
+            .filter_map(|(_, path)| path.get(2).copied().filter(|_| path[1] == module));
+        let used: BTreeSet<String> = through_super
+            .chain(through_crate)
+            .filter(|name| *name != unit && uses.contains_key(*name))
+            .map(str::to_owned)
+            .collect();
+        uses.entry(unit.to_owned()).or_default().extend(used);
+    }
+    uses
+}
+
+/// The shortest way from each name back to itself; of names that share a circle, only the first's.
+fn circles(uses: &Uses) -> Vec<String> {
+    let mut circles: Vec<Vec<&str>> = Vec::new();
+    for start in uses.keys().map(String::as_str) {
+        if circles.iter().any(|circle| circle.contains(&start)) {
+            continue;
+        }
+        let mut ways = VecDeque::from([vec![start]]);
+        let mut reached = BTreeSet::new();
+        'search: while let Some(way) = ways.pop_front() {
+            for next in &uses[way[way.len() - 1]] {
+                let mut longer = way.clone();
+                longer.push(next);
+                if next == start {
+                    circles.push(longer);
+                    break 'search;
+                }
+                if reached.insert(next) {
+                    ways.push_back(longer);
+                }
+            }
+        }
+    }
+    circles.into_iter().map(|circle| circle.join(" → ")).collect()
 }
 
 /// Places where a word stands by itself.
@@ -189,7 +270,7 @@ fn each_module_uses_only_those_above_it() {
             continue;
         };
         for (at, used) in named(&source.code) {
-            if used != module && !allowed.contains(&used.as_str()) {
+            if used != module && !allowed.contains(&used) {
                 broken.push(format!("{}: {module} may not use {used}", source.place(at)));
             }
         }
@@ -202,6 +283,16 @@ fn each_module_uses_only_those_above_it() {
         }
     }
     assert!(broken.is_empty(), "\n{}", broken.join("\n"));
+}
+
+#[test]
+fn no_files_of_a_module_use_each_other_in_a_circle() {
+    let sources = sources();
+    let mut broken = Vec::new();
+    for (module, _) in ORDER {
+        broken.extend(circles(&uses(module, &sources)).into_iter().map(|circle| format!("src/{module}: {circle}")));
+    }
+    assert!(broken.is_empty(), "what both need belongs into a file below both:\n{}", broken.join("\n"));
 }
 
 #[test]
@@ -265,8 +356,29 @@ fn the_reader_of_sources_sees_paths_and_not_text() {
         "use crate::{chat, plan::{self, Error}, cli::Exit};\n// crate::eval\nlet a = \"crate::infer \\\" x\"; /* crate::a */\n\
          fn f<'a>(c: char) -> crate::gguf::Error { c == '\"' || c == '\\'' || c == 'x' } crate::report::X",
     );
-    let found: Vec<String> = named(&code).into_iter().map(|(_, name)| name).collect();
-    assert_eq!(found, ["chat", "plan", "cli", "gguf", "report"]);
+    let found: Vec<String> = paths(&code, "crate").into_iter().map(|(_, path)| path[1..].join("::")).collect();
+    assert_eq!(found, ["chat", "plan::self", "plan::Error", "cli::Exit", "gguf::Error", "report::X"]);
     assert_eq!(code.matches('\n').count(), 3);
     assert_eq!(words("clap a_clap clapped (clap::x", "clap").count(), 2);
+}
+
+#[test]
+fn circles_are_found_through_super_and_crate_and_folders() {
+    let source = |path: &str, code: &str| Source { path: path.into(), code: code.to_owned() };
+    let sources = [
+        source("m/mod.rs", "mod a; pub use a::A; use crate::m::b::B;"),
+        source("m/a.rs", "use super::{B as Other, b::{self,\n C,\n},\n};"),
+        source("m/b.rs", "fn f() -> crate::m::c::X {}"),
+        source("m/c/mod.rs", "use super::b; mod inner;"),
+        source("m/c/inner.rs", "use super::a; use super::super::{d::D, nothing};"),
+        source("m/d.rs", "use crate::{n, m::{a::A, d::D}};"),
+        source("n/a.rs", "use crate::m::b;"),
+    ];
+    let uses = uses("m", &sources);
+    assert_eq!(uses["c"].iter().collect::<Vec<_>>(), ["b", "d"]);
+    assert_eq!(circles(&uses), ["a → b → c → d → a"]);
+    let without_d: Uses = uses.into_iter().filter(|(unit, _)| unit != "d").collect();
+    let uses: Uses =
+        without_d.into_iter().map(|(unit, used)| (unit, &used - &BTreeSet::from(["d".to_owned()]))).collect();
+    assert_eq!(circles(&uses), ["b → c → b"]);
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 
 use chatvec::ggml::GgmlType;
 use chatvec::gguf::{Limits, Model, Value, WriteOptions};
-use chatvec::pipeline::{self, Budget, Written};
+use chatvec::pipeline::{self, Budget, WrittenFile};
 use chatvec::plan::{self, MergePlan, OutputType, Recipe, SpecialTokens};
 use chatvec::quants;
 use chatvec::vector::{self, Inputs};
@@ -352,7 +352,7 @@ impl Paths {
         ty: &str,
         ratio: f64,
         budget: &Budget,
-    ) -> Result<Written, pipeline::Error> {
+    ) -> Result<WrittenFile, pipeline::Error> {
         let inputs = self.inputs(ratio);
         let plan = self.plan(&inputs, ty);
         pipeline::write(&plan, &inputs, out, &overwrite(), &(), budget)

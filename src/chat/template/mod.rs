@@ -94,7 +94,7 @@ pub struct RenderOptions<'a> {
 }
 
 impl<'a> RenderOptions<'a> {
-    /// With the tokens that begin and end a text in this vocabulary, if they are UTF-8.
+    /// Options with the tokens that begin and end a text in this vocabulary, if they are UTF-8.
     pub fn new(tokenizer: Option<&'a Tokenizer>, add_generation_prompt: bool) -> Self {
         let text = |id: fn(&Tokenizer) -> Option<u32>| {
             let text = tokenizer.and_then(|tokenizer| tokenizer.text(id(tokenizer)?));
@@ -340,7 +340,7 @@ impl Template {
         let n = messages.len() as u64;
         let per_message = FUEL_PER_PAIR.saturating_mul(n).saturating_add(FUEL_PER_MESSAGE);
         let fuel = FUEL.saturating_add(n.saturating_mul(per_message)).saturating_add(len as u64 * FUEL_PER_BYTE);
-        let mut prompt = Prompt { text: Vec::new(), limit: max_output_bytes(len) };
+        let mut prompt = LimitedText { text: Vec::new(), limit: max_output_bytes(len) };
 
         let mut environment = environment.clone();
         environment.set_fuel(Some(fuel));
@@ -399,12 +399,12 @@ fn on_deep_stack<T: Send>(f: impl FnOnce() -> Result<T, TemplateError> + Send) -
 }
 
 /// The prompt as it grows, no further than to its limit.
-struct Prompt {
+struct LimitedText {
     text: Vec<u8>,
     limit: usize,
 }
 
-impl Write for Prompt {
+impl Write for LimitedText {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() > self.limit - self.text.len() {
             return Err(io::ErrorKind::FileTooLarge.into());

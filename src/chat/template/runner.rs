@@ -102,7 +102,7 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// By this runner.
+    /// Templates that this runner parses and renders.
     pub fn by(runner: Arc<dyn TemplateRunner>) -> Self {
         Templates { runner: Some(runner) }
     }

@@ -5,25 +5,25 @@
 //! WordPiece, unigram and RWKV vocabularies belong to models without a chat and are refused by
 //! name.
 
-pub(super) mod vocab;
-
 mod bpe;
+mod end;
 mod merge;
 mod pre;
 mod special;
 mod spm;
+mod vocab;
 
 use std::borrow::Cow;
 use std::fmt;
 
 use bstr::{BStr, ByteSlice};
 
-use crate::chat::end::{Defaults, Named};
 use crate::chat::error::{Error, shown};
 use crate::gguf::Metadata;
 use bpe::Bpe;
+use end::{Defaults, Named};
 use pre::Pre;
-use special::{Part, Specials};
+use special::{Fragment, Specials};
 use vocab::{Vocab, flag, text};
 
 pub(super) use special::MOST_SPECIAL;
@@ -138,15 +138,15 @@ impl Tokenizer {
         let mut after_special = true;
         for part in self.specials.partition(&self.vocab, text, parse_special) {
             match part {
-                Part::Token(id) => out.push(id),
+                Fragment::Token(id) => out.push(id),
                 // Ends of parts are ends of characters unless a vocabulary has tokens that are
                 // none; then llama.cpp reads the halves as U+FFFD, and so do we.
-                Part::Text(ref range) => {
+                Fragment::Text(ref range) => {
                     let text = text.as_bytes()[range.clone()].to_str_lossy();
                     self.encode_part(&text, after_special, &mut out);
                 }
             }
-            after_special = matches!(part, Part::Token(_));
+            after_special = matches!(part, Fragment::Token(_));
         }
         if add_special && self.adds_eos {
             out.extend(self.named.eos);

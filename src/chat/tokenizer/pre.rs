@@ -244,13 +244,13 @@ impl Pre {
     }
 
     pub(super) fn splitter(&self) -> Splitter {
-        Splitter { stages: self.stages.iter().map(|pattern| Stage::new(pattern)).collect() }
+        Splitter { stages: self.stages.iter().map(|pattern| SplitStage::new(pattern)).collect() }
     }
 }
 
 /// Compiled patterns.
 pub(super) struct Splitter {
-    stages: Vec<Stage>,
+    stages: Vec<SplitStage>,
 }
 
 impl Splitter {
@@ -271,7 +271,7 @@ impl Splitter {
 }
 
 /// One pattern.
-struct Stage {
+struct SplitStage {
     regex: SysRegex,
     spaces: Spaces,
 }
@@ -283,16 +283,15 @@ enum Spaces {
     All,
     /// All but the last, which belongs to the word behind: `\s+(?!\S)`.
     ButLast,
-    /// Likewise; but a run that ends with a newline was matched by `\s*[\r\n]+`, which takes it
-    /// whole.
+    /// All but the last, unless the run ends with a newline: `\s*[\r\n]+` takes such a run whole.
     ButLastUnlessNewline,
 }
 
-/// `\s+(?!\S)|\s+` is matched as `\s+` and cut afterwards, by [`Stage::split`]: a pattern without
-/// lookahead is matched in linear time and constant memory however long the run is.
+/// `\s+(?!\S)|\s+` is matched as `\s+` and cut afterwards, by [`SplitStage::split`]: a pattern
+/// without lookahead is matched in linear time and constant memory however long the run is.
 const LOOKAHEAD: &str = r"\s+(?!\S)|\s+";
 
-impl Stage {
+impl SplitStage {
     fn new(pattern: &str) -> Self {
         let spaces = match (pattern.ends_with(LOOKAHEAD), pattern.contains(r"\s*[\r\n]")) {
             (false, _) => Spaces::All,
@@ -306,7 +305,7 @@ impl Stage {
             pattern = pattern.replace(&format!(r"\p{{{class}}}"), &format!(r"[\p{{{class}}}&&\p{{age=15.1}}]"));
         }
         let regex = SysRegex::new(&pattern).expect("a test compiles every pattern of the table");
-        Stage { regex, spaces }
+        SplitStage { regex, spaces }
     }
 
     fn split<'t>(&self, text: &'t str, words: &mut Vec<&'t str>) {

@@ -14,7 +14,7 @@ pub(in crate::chat) const MOST_SPECIAL: usize = 1 << 16;
 
 /// A part of a text.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Part {
+pub(super) enum Fragment {
     /// Text without special tokens, in bytes of the whole.
     Text(Range<usize>),
     /// A special token.
@@ -80,11 +80,11 @@ impl Specials {
     /// `llama_vocab::impl::tokenizer_st_partition`): a token is looked for in what the tokens
     /// before it in the order left. Control tokens count only if asked for, user-defined ones
     /// always.
-    pub(super) fn partition(&self, vocab: &Vocab, text: &str, parse_special: bool) -> Vec<Part> {
+    pub(super) fn partition(&self, vocab: &Vocab, text: &str, parse_special: bool) -> Vec<Fragment> {
         if text.is_empty() {
             return Vec::new();
         }
-        let mut parts = vec![Part::Text(0..text.len())];
+        let mut parts = vec![Fragment::Text(0..text.len())];
         let pairs = Pairs::of(text.as_bytes());
         for special in &self.list {
             let wanted = parse_special || vocab.kind(special.id) == TokenKind::UserDefined;
@@ -95,7 +95,7 @@ impl Specials {
             let mut finer = Vec::with_capacity(parts.len());
             for part in parts {
                 match part {
-                    Part::Text(range) => special.split(token, text.as_bytes(), range, &mut finer),
+                    Fragment::Text(range) => special.split(token, text.as_bytes(), range, &mut finer),
                     found => finer.push(found),
                 }
             }
@@ -106,7 +106,7 @@ impl Specials {
 }
 
 impl Special {
-    fn split(&self, token: &[u8], text: &[u8], mut rest: Range<usize>, parts: &mut Vec<Part>) {
+    fn split(&self, token: &[u8], text: &[u8], mut rest: Range<usize>, parts: &mut Vec<Fragment>) {
         // Built once for all occurrences: a finder is set up in the time of a short search.
         let finder = bstr::Finder::new(token);
         while let Some(at) = finder.find(&text[rest.clone()]) {
@@ -115,13 +115,13 @@ impl Special {
             let before = if self.takes_before { spaces(&mut text[rest.start..at].iter().rev()) } else { 0 };
             let after = if self.takes_after { spaces(&mut text[end..rest.end].iter()) } else { 0 };
             if at - before > rest.start {
-                parts.push(Part::Text(rest.start..at - before));
+                parts.push(Fragment::Text(rest.start..at - before));
             }
-            parts.push(Part::Token(self.id));
+            parts.push(Fragment::Token(self.id));
             rest.start = end + after;
         }
         if !rest.is_empty() {
-            parts.push(Part::Text(rest));
+            parts.push(Fragment::Text(rest));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use fs4::FileExt;
 
-use super::{Error, Header, Part, Shard, WriteOptions, Writer, positional, split};
+use super::{Error, Header, OutputFile, Shard, WriteOptions, Writer, positional, split};
 
 /// Bytes that are moved at a time.
 const PIECE: u64 = 1 << 20;
@@ -23,9 +23,9 @@ impl Writer {
         part.written.fetch_sub(part.header.tensors()[tensor].size(), Ordering::Relaxed);
     }
 
-    /// The same output under a header in which the tensors `open`, in ascending order, may have
-    /// finer types; all of their bytes are to be written again. Every other tensor has been written
-    /// and is moved to its place.
+    /// Lays the output out under another header. The tensors `open`, in ascending order, may have
+    /// finer types there: all of their bytes are to be written again. Every other tensor has been
+    /// written and is moved to its place.
     ///
     /// Bytes are moved within the files, in a buffer of 1 MiB. A set of shards of which any begins
     /// at another tensor than before is copied into a second one, which takes its space twice
@@ -46,7 +46,7 @@ impl Writer {
     ) -> Result<Option<Self>, Error> {
         let is_open = |tensor: usize| open.binary_search(&tensor).is_ok();
         let shards = split::split(header.clone(), options.split_max_size)?;
-        let n_tensors = |part: &Part| part.header.tensors().len();
+        let n_tensors = |part: &OutputFile| part.header.tensors().len();
         let is_alike = self.parts.iter().map(n_tensors).eq(shards.iter().map(|s| s.header.tensors().len()));
         if !is_alike {
             let copy = Writer::create(header, path, options)?;
@@ -79,7 +79,7 @@ impl Writer {
     }
 }
 
-impl Part {
+impl OutputFile {
     fn lay_out_anew(
         &mut self,
         header: Header,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::error::Error;
 use super::parts::Parts;
-use crate::pipeline::{self, Observer, Sums};
+use crate::pipeline::{self, Observer, PlannedSums};
 use crate::plan::MergePlan;
 use crate::vector::Inputs;
 
@@ -13,7 +13,7 @@ use crate::vector::Inputs;
 pub(super) struct Extractor<'a> {
     pub(super) plan: &'a MergePlan,
     pub(super) inputs: &'a Inputs,
-    pub(super) sums: Sums<'a>,
+    pub(super) sums: PlannedSums<'a>,
     pub(super) parts: Parts<'a>,
     pub(super) path: &'a Path,
     pub(super) observer: &'a dyn Observer,

@@ -27,5 +27,5 @@ impl Target {
 
 /// Weights of all matrices of the chat model, also of rows that did not move.
 pub(super) fn n_weights(inputs: &Inputs) -> u64 {
-    inputs.source(inputs.template()).tensors().filter(|t| t.n_dims() > 1).map(|t| t.n_weights()).sum()
+    inputs.source(inputs.skeleton()).tensors().filter(|t| t.n_dims() > 1).map(|t| t.n_weights()).sum()
 }

@@ -10,7 +10,7 @@ use super::target::Target;
 use crate::gguf::{self, Complete, WriteOptions, Writer};
 use crate::patch::spill::Spill;
 use crate::patch::write;
-use crate::pipeline::{self, Budget, Measured, Observer, Sums, TensorResult, TensorSink};
+use crate::pipeline::{self, Budget, Measured, Observer, PlannedSums, TensorResult, TensorSink};
 use crate::plan::MergePlan;
 use crate::pool::Pool;
 use crate::vector::Inputs;
@@ -35,7 +35,7 @@ pub fn write_unnamed(
     let parts = Parts::new(plan, inputs, target)?;
     let forecast = forecast_of(&parts, plan, inputs, budget)?;
     forecast.check_disk(path)?;
-    let sums = Sums::new(plan, inputs, observer, budget)?;
+    let sums = PlannedSums::new(plan, inputs, observer, budget)?;
     let extractor = Extractor { plan, inputs, sums, parts, path, observer };
     let pool = Pool::new(forecast.threads).map_err(pipeline::Error::from)?;
     pool.install(|| extractor.write(&options, budget))

@@ -157,7 +157,7 @@ fn refuse_folded(inputs: &Inputs, matrices: &[Matrix]) -> Result<(), Error> {
 }
 
 fn metadata(inputs: &Inputs, rank: usize, ty: GgmlType) -> Metadata {
-    let template = inputs.source(inputs.template()).metadata();
+    let template = inputs.source(inputs.skeleton()).metadata();
     let mut metadata = Metadata::default();
     metadata.set("general.architecture", template.architecture().unwrap_or_default());
     metadata.set("general.type", TYPE);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::error::Error;
 use super::matrix::Matrix;
 use super::place::{Left, Reason};
-use crate::pipeline::{Budget, Sums};
+use crate::pipeline::{Budget, PlannedSums};
 use crate::plan::MergePlan;
 use crate::vector::{self, Inputs};
 
@@ -54,11 +54,11 @@ pub(super) fn fold_norms(
     inputs: &Inputs,
     budget: &Budget,
 ) -> Result<Vec<String>, Error> {
-    let architecture = inputs.source(inputs.template()).metadata().architecture().unwrap_or_default();
+    let architecture = inputs.source(inputs.skeleton()).metadata().architecture().unwrap_or_default();
     if !PLAIN_RMS_NORMS.contains(&architecture) {
         return Ok(Vec::new());
     }
-    let sums = Sums::new(plan, inputs, &(), budget)?;
+    let sums = PlannedSums::new(plan, inputs, &(), budget)?;
     let positions: HashMap<&str, usize> =
         plan.tensors().iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     let held: HashMap<&str, usize> = matrices.iter().enumerate().map(|(i, m)| (m.name.as_str(), i)).collect();

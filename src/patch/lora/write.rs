@@ -10,7 +10,7 @@ use super::matrix::Matrix;
 use super::place::Left;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Finished, Model, WriteOptions};
-use crate::pipeline::{self, Budget, Observer, Sums};
+use crate::pipeline::{self, Budget, Observer, PlannedSums};
 use crate::plan::MergePlan;
 use crate::pool::Pool;
 use crate::vector::{self, Inputs};
@@ -47,7 +47,7 @@ impl Adapter {
         observer: &dyn Observer,
         budget: &Budget,
     ) -> Result<Written, Error> {
-        let sums = Sums::new(plan, inputs, observer, budget)?;
+        let sums = PlannedSums::new(plan, inputs, observer, budget)?;
         let read = |m: &Matrix, first: u64, target: &mut [f32], delta: &mut [f32]| {
             let sum = sums.rows(m.tensor, first, target.len() as u64 / m.row_len)?;
             let weights = sum.weights(&[]);
@@ -83,7 +83,7 @@ impl Adapter {
         observer: &dyn Observer,
         budget: &Budget,
     ) -> Result<Written, Error> {
-        let sums = Sums::new(plan, inputs, observer, budget)?;
+        let sums = PlannedSums::new(plan, inputs, observer, budget)?;
         let read = |m: &Matrix, first: u64, target: &mut [f32], delta: &mut [f32]| {
             let n_rows = target.len() as u64 / m.row_len;
             let sum = sums.rows(m.tensor, first, n_rows)?;

@@ -5,7 +5,7 @@ use half::f16;
 
 #[cfg(target_arch = "x86_64")]
 use super::x86::dot as x86;
-use crate::quants::dot::{self, Block, Block8, Half};
+use crate::quants::operands::{self, Block, Block8, Half};
 
 /// The dot products of a row of blocks with the activations of some tokens, all of the row's
 /// length.
@@ -20,8 +20,9 @@ pub(in crate::quants) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
     x.map(|x| {
         let mut total = 0.0;
         for (block, x) in blocks.iter().zip(x) {
-            let (scale, minimum) = dot::scale_and_minimum::<B, SIZE>(block, |bytes| f16::from_le_bytes(bytes).to_f32());
-            total += scale * x.d * dot::products::<B, SIZE>(block, x) as f32 + minimum * x.s;
+            let (scale, minimum) =
+                operands::scale_and_minimum::<B, SIZE>(block, |bytes| f16::from_le_bytes(bytes).to_f32());
+            total += scale * x.d * operands::products::<B, SIZE>(block, x) as f32 + minimum * x.s;
         }
         total
     })

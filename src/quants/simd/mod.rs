@@ -88,7 +88,7 @@ pub(crate) fn vectorized<L: Loops>(loops: L) -> L::Output {
     vectorized_at(Level::current(), loops)
 }
 
-/// As [`vectorized`], by the instructions of `level`.
+/// Runs `loops` by the instructions of `level`, up to AVX2.
 pub(crate) fn vectorized_at<L: Loops>(level: Level, loops: L) -> L::Output {
     run(level.min(Level::Avx2), Plain(loops))
 }
@@ -195,7 +195,7 @@ pub(super) trait Simd: Copy {
 pub(super) trait Floats:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self> + Neg<Output = Self>
 {
-    /// As many i32.
+    /// A vector of as many i32.
     type I: Ints<F = Self>;
     /// A yes or no for each lane.
     type M: Mask<Self>;
@@ -206,7 +206,7 @@ pub(super) trait Floats:
     fn min(self, other: Self) -> Self;
     /// `self` if it is more than `other`, else `other`, which may be NaN.
     fn max(self, other: Self) -> Self;
-    /// Without the sign.
+    /// The magnitude.
     fn abs(self) -> Self;
     /// The square root.
     fn sqrt(self) -> Self;
@@ -220,13 +220,13 @@ pub(super) trait Floats:
     fn bits(self) -> Self::I;
     /// An integer as integer, for integers below 2²² in size.
     fn int(self) -> Self::I;
-    /// Of each four lanes from a multiple of four on, lane j of vector i becomes lane i of vector
-    /// j.
+    /// Transposes four vectors in groups of four lanes that begin at multiples of four: lane j of
+    /// vector i becomes lane i of vector j.
     fn transpose_quads(vectors: [Self; 4]) -> [Self; 4];
-    /// In each four lanes from a multiple of four on, the least of them; without meaning where one
-    /// is NaN.
+    /// The least of each four lanes that begin at a multiple of four, in all four of them; without
+    /// meaning where one is NaN.
     fn least_of_quads(self) -> Self;
-    /// In each eight lanes, the least of them; without meaning where one is NaN.
+    /// The least of each eight lanes, in all eight of them; without meaning where one is NaN.
     fn least_of_halves(self) -> Self;
 }
 
@@ -234,7 +234,7 @@ pub(super) trait Floats:
 pub(super) trait Ints:
     Copy + Add<Output = Self> + Sub<Output = Self> + BitAnd<Output = Self> + BitOr<Output = Self>
 {
-    /// As many f32.
+    /// A vector of as many f32.
     type F;
 
     /// The lanes.
@@ -247,7 +247,7 @@ pub(super) trait Ints:
     fn float_of_bits(self) -> Self::F;
     /// The lane of `table` that each lane says; of its bits only the low four count.
     fn lookup(self, table: Self::F) -> Self::F;
-    /// As [`lookup`](Self::lookup), for lanes from 0 to 7.
+    /// The lane of `table` that each lane says, which is from 0 to 7.
     fn lookup_8(self, table: Self::F) -> Self::F;
     /// The lane of `table` that the low two bits of each lane say, among the four lanes from the
     /// same multiple of four on.

@@ -64,7 +64,7 @@ fn decode_f16(from: &[[[u8; 2]; 8]], to: &mut [[[f32; 1]; 8]]) {
     }
 }
 
-/// Of a NaN the processor would keep what it says; here there is one for each sign.
+/// Encodes F16. The processor would keep the payload of a NaN; the codec has one NaN for each sign.
 #[target_feature(enable = "avx2,f16c")]
 fn encode_f16(from: &[[[f32; 1]; 8]], to: &mut [[[u8; 2]; 8]]) {
     let (sign, nan) = (_mm256_set1_ps(-0.0), _mm256_set1_ps(f32::from_bits(0x7fc0_0000)));

@@ -2,14 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use crate::quants::dot::{Block, Block8, Half, scale_and_minimum};
+use crate::quants::operands::{Block, Block8, Half, scale_and_minimum};
 
 /// Whether the processor has what the functions of this module use.
 pub(in crate::quants::simd) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
-/// As [`super::super::dot::dot`].
+/// The dot products of a row of blocks with the activations of some tokens.
 pub(in crate::quants::simd) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
     blocks: &[[u8; SIZE]],
     x: [&[Block8]; N],
@@ -19,7 +19,7 @@ pub(in crate::quants::simd) fn dot<B: Block<SIZE>, const SIZE: usize, const N: u
     unsafe { dot_avx2::<B, SIZE, N>(blocks, x) }
 }
 
-/// As [`super::super::dot::dot_halves`].
+/// The dot product of a row of halves with activations.
 pub(in crate::quants::simd) fn dot_halves<H: Half>(row: &[u8], x: &[f32]) -> f32 {
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.

@@ -5,9 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use super::error::{Error, typed};
-use super::tokenizer::TokenKind;
-use super::tokenizer::vocab::Vocab;
+use super::vocab::{TokenKind, Vocab};
+use crate::chat::error::{Error, typed};
 use crate::gguf::{Metadata, Value, ValueType};
 
 /// The tokens that a file names, or that llama.cpp knows by their texts.
@@ -36,13 +35,13 @@ pub(super) struct Defaults {
 /// Here it is the first of the list: which of them has the role changes nothing about the end of an
 /// answer, since all texts of a role that ends one do so by themselves, but for the three roles of
 /// `fim_` that do and of which no vocabulary is known to have two texts.
-struct Role {
+struct TokenRole {
     /// Later ones win.
     keys: &'static [&'static str],
     texts: &'static [&'static str],
 }
 
-const EOT: Role = Role {
+const EOT: TokenRole = TokenRole {
     keys: &["tokenizer.ggml.eot_token_id"],
     texts: &[
         "<|eot_id|>",
@@ -59,11 +58,11 @@ const EOT: Role = Role {
     ],
 };
 
-const EOM: Role = Role { keys: &["tokenizer.ggml.eom_token_id"], texts: &["<|eom_id|>"] };
+const EOM: TokenRole = TokenRole { keys: &["tokenizer.ggml.eom_token_id"], texts: &["<|eom_id|>"] };
 
 /// Parts of a text with a gap to fill: they become control tokens, no more.
-const FILL: [Role; 3] = [
-    Role {
+const FILL: [TokenRole; 3] = [
+    TokenRole {
         keys: &["tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id"],
         texts: &[
             "<|fim_prefix|>",
@@ -76,7 +75,7 @@ const FILL: [Role; 3] = [
             "<|prefix|>",
         ],
     },
-    Role {
+    TokenRole {
         keys: &["tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id"],
         texts: &[
             "<|fim_suffix|>",
@@ -89,7 +88,7 @@ const FILL: [Role; 3] = [
             "<|suffix|>",
         ],
     },
-    Role {
+    TokenRole {
         keys: &["tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id"],
         texts: &[
             "<|fim_middle|>",
@@ -105,16 +104,16 @@ const FILL: [Role; 3] = [
 ];
 
 /// Padding, repository and file of such texts: they end an answer.
-const FILL_ENDS: [Role; 3] = [
-    Role {
+const FILL_ENDS: [TokenRole; 3] = [
+    TokenRole {
         keys: &["tokenizer.ggml.fim_pad_token_id"],
         texts: &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
     },
-    Role {
+    TokenRole {
         keys: &["tokenizer.ggml.fim_rep_token_id"],
         texts: &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
     },
-    Role { keys: &["tokenizer.ggml.fim_sep_token_id"], texts: &["<|file_sep|>"] },
+    TokenRole { keys: &["tokenizer.ggml.fim_sep_token_id"], texts: &["<|file_sep|>"] },
 ];
 
 /// Texts that end an answer wherever they are a token.
@@ -194,7 +193,7 @@ impl Named {
     }
 }
 
-impl Role {
+impl TokenRole {
     fn resolve(&self, metadata: &Metadata, vocab: &mut Vocab) -> Result<Option<u32>, Error> {
         if let Some(id) = token_id(metadata, vocab.len(), self.keys, None)? {
             return Ok(Some(id));
