@@ -78,8 +78,8 @@ impl ResidualArgs {
 /// An error of a run, with the options in whose name it speaks.
 pub(super) fn named(error: job::Error, adapter: &'static str) -> Error {
     match error {
-        job::Error::SmokeTest(source) => Err::<(), _>(*source).context("--smoke").unwrap_err(),
-        job::Error::Adapter(source) => Err::<(), _>(*source).context(adapter).unwrap_err(),
+        job::Error::SmokeTest(source) => Error::new(*source).context("--smoke"),
+        job::Error::Adapter(source) => Error::new(*source).context(adapter),
         other => other.into(),
     }
 }

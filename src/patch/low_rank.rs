@@ -19,7 +19,7 @@
 //! largest are not told apart; differences of models that were rounded to 16 bits end far above
 //! that.
 //!
-//! PlannedSums are taken in fixed blocks: the same bits for any number of threads. The products are by
+//! Sums are taken in fixed blocks: the same bits for any number of threads. The products are by
 //! faer, whose order of adding up depends on the processor's vector instructions, so another
 //! processor may give other last bits.
 
