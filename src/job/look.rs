@@ -47,11 +47,11 @@ pub(super) fn look(
     let sample = SampleSettings { types, threads, memory, ..SampleSettings::default() };
     // What the recipe leaves out is not looked at: its types may be unreadable, and its size says
     // nothing.
-    let added = pairs.into_iter().zip(plan.tensors()).filter(|(_, tensor)| tensor.kept.is_none());
+    let added = pairs.into_iter().zip(plan.tensors()).filter(|(_, tensor)| tensor.is_sum());
     let pairs: Vec<Pair> = added
         .map(|(pair, planned)| Pair {
-            terms: planned.terms.clone(),
-            combination: planned.combination.clone(),
+            terms: planned.terms().to_vec(),
+            combination: planned.combination().clone(),
             except: planned.taken_rows(),
             ..pair
         })

@@ -9,9 +9,9 @@ use crate::chat;
 use crate::ggml::GgmlType;
 use crate::gguf::{self, Array, Metadata, Value};
 use crate::pipeline::Budget;
-use crate::plan::{self, Taken, TensorPlan, Warning};
+use crate::plan::{self, Content, Taken, TensorPlan, Warning};
 use crate::quants;
-use crate::vector::{self, Combination, Inputs, Kept, Rounding, SourceId, TensorRef, has_row_per_token};
+use crate::vector::{self, Inputs, Rounding, SourceId, TensorRef, has_row_per_token};
 
 /// One ordinary token of so many has its row in the base kept. What is usual is a median, so few
 /// rows tell it, and a row of an 8B model is 8 KB.
@@ -83,12 +83,7 @@ fn taken(inputs: &Inputs, name: &str, end: &str, at: TensorRef, places: &[Option
         ne: vec![info.row_len(), places.len() as u64],
         ty: if is_scaled || quants::requires_importance(info.ty()) { GgmlType::F32 } else { info.ty() },
         rounding: Rounding::Encoder,
-        model: None,
-        terms: Vec::new(),
-        combination: Combination::default(),
-        kept: Some(Kept::NotAWeight),
-        selected: None,
-        taken: Some(Taken { at, rows: (0..).zip(places).collect() }),
+        content: Content::Rows(Taken { at, rows: (0..).zip(places).collect() }),
     })
 }
 
@@ -101,7 +96,7 @@ pub(super) fn leave_out_unmoved(
 ) -> Result<(), Error> {
     let n_rows = tensor.ne.get(1).copied().unwrap_or(1);
     let is_by_token = has_row_per_token(&tensor.name) && tensor.ne.len() == 2 && n_rows == n_tokens(metadata);
-    let [term] = &tensor.terms[..] else { return Ok(()) };
+    let [term] = tensor.terms() else { return Ok(()) };
     if !is_by_token || tensor.name.len() + MOVED_ROWS.len() > gguf::MAX_NAME_BYTES {
         return Ok(());
     }
@@ -112,6 +107,6 @@ pub(super) fn leave_out_unmoved(
     metadata.set(&row_tokens_key(&tensor.name), Value::Array(Array::from_u32s(&moved)));
     tensor.name += MOVED_ROWS;
     tensor.ne[1] = moved.len() as u64;
-    tensor.selected = Some(moved);
+    tensor.select(moved);
     Ok(())
 }

@@ -12,9 +12,12 @@ use crate::pipeline::{self, Budget, Error, Measured, Observer};
 use crate::plan::{self, MergePlan};
 use crate::vector::{Inputs, Moments};
 
+/// A number that follows from the sums of a tensor; none if its divisor is 0.
+type Number = fn(&Moments) -> Option<f64>;
+
 /// Keys with a number for each of [`TENSORS`], and what that number is. It is NaN where there is
 /// none.
-const PER_TENSOR: [(&str, fn(&Moments) -> Option<f64>); 5] = [
+const PER_TENSOR: [(&str, Number); 5] = [
     (BASE_NORM, |m| Some(m.model2.sqrt())),
     (NORM, |m| Some(m.delta2.sqrt())),
     (GAIN, Moments::survival),

@@ -131,8 +131,8 @@ fn load<'a>(
         let at = operand.at;
         let info = inputs.source(at.source).tensor(at.tensor);
         let (ty, row_size) = (info.ty(), info.row_size());
-        let is_model = plan.model == Some(at) && sources.is_empty();
-        let rows = inputs.rows(&operand, if is_model { &[] } else { taken }).select(plan.selected.as_deref());
+        let is_model = plan.model() == Some(at) && sources.is_empty();
+        let rows = inputs.rows(&operand, if is_model { &[] } else { taken }).select(plan.selected());
         let (own, after) = std::mem::take(&mut blocks).split_at_mut((chunk.n_rows * row_size) as usize);
         LoadedSource::read(at, rows, chunk, inputs, own)?;
         let keeps_scale = is_model && plan.keeps_scale(inputs);
@@ -165,7 +165,7 @@ struct StripBuffers {
 
 /// Bytes of [`StripBuffers`] for each weight of a tensor.
 pub(super) fn strip_bytes_per_weight(plan: &TensorPlan) -> u64 {
-    Sum::bytes_per_weight(plan.terms.len(), &plan.combination) + Coordinates::bytes_per_weight(plan.space()) + 4
+    Sum::bytes_per_weight(plan.terms().len(), plan.combination()) + Coordinates::bytes_per_weight(plan.space()) + 4
 }
 
 /// The sum of whole rows of a tensor, in true units and in its space: what is added, and what is
@@ -193,7 +193,7 @@ pub(super) fn sum_of_rows(
         source.decode(&sources[0], &chunk, 0..n_rows, decode, out)?;
         source.enter(&mut coordinates, first, out)
     };
-    sum.combine(n, first, plan.model, &plan.terms, (&plan.combination, selections), true, weights)?;
+    sum.combine(n, first, plan.model(), plan.terms(), (plan.combination(), selections), true, weights)?;
     Ok(sum)
 }
 
@@ -227,7 +227,7 @@ impl<'a> Worker<'a> {
             if must_be_finite(plan) {
                 self.strip.check(chunk, &sources[0], strip_rows)?;
             }
-            if plan.taken.is_none() {
+            if plan.taken().is_none() {
                 self.sink.write(chunk.tensor, offset, sources[0].blocks)?;
                 return Ok(Vec::new());
             }
@@ -258,7 +258,7 @@ impl<'a> Worker<'a> {
                 segment += self.strip.compute(&computed, row..row + n_rows, out)?;
                 row += n_rows;
             }
-            if plan.kept.is_none() {
+            if plan.is_sum() {
                 sums.push(segment);
             }
         }
@@ -279,7 +279,7 @@ struct How<'a> {
 /// Whether a copied tensor is looked at. One that is no weight may hold what it likes.
 pub(super) fn must_be_finite(plan: &TensorPlan) -> bool {
     matches!(
-        plan.kept,
+        plan.kept(),
         Some(Kept::NoVector | Kept::NoPartner | Kept::Zero | Kept::Skipped | Kept::ByToken | Kept::RatioZero)
     ) && quants::is_supported(plan.ty)
 }
@@ -298,7 +298,7 @@ impl StripBuffers {
     /// Puts rows that are another model's, as they are, in their places among the chunk's blocks:
     /// the same bytes where the types are the same.
     fn take_rows(&mut self, plan: &TensorPlan, chunk: &Chunk, inputs: &Inputs, out: &mut [u8]) -> Result<(), Error> {
-        let Some(taken) = &plan.taken else { return Ok(()) };
+        let Some(taken) = plan.taken() else { return Ok(()) };
         let source = inputs.source(taken.at.source);
         let info = source.tensor(taken.at.tensor);
         let row_size = chunk.row_size as usize;
@@ -331,7 +331,7 @@ impl StripBuffers {
     fn encode_row(&mut self, plan: &TensorPlan, row: u64, inputs: &Inputs, out: &mut [u8]) -> Result<(), Error> {
         let importance = plan.importance(inputs).filter(|_| quants::uses_importance(plan.ty));
         let row_len = self.got.len();
-        if let Some(model) = plan.model.filter(|_| plan.keeps_scale(inputs)) {
+        if let Some(model) = plan.model().filter(|_| plan.keeps_scale(inputs)) {
             divide_scale(inputs.source(model.source), model.tensor, 0, &mut self.got)?;
         }
         let rows = RowsToEncode { ty: plan.ty, row_len, first: row, importance };
@@ -354,23 +354,23 @@ impl StripBuffers {
         let (row, n_rows) = (rows.start, rows.end - rows.start);
         let n = (n_rows * chunk.row_len) as usize;
         let first_weight = (chunk.first_row + row) * chunk.row_len;
-        let model = plan.model.map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
+        let model = plan.model().map(|_| &sources[0]).filter(|model| model.ty == plan.ty);
         let StripBuffers { sum, coordinates, got } = self;
         coordinates.begin(plan.space());
         let load = |operand: Operand, out: &mut [f32]| {
             let operand = plan.operand(operand);
             let s = sources.iter().find(|s| s.operand == operand).expect("sources are those of the plan");
-            let decode = if s.keeps_scale && plan.terms.is_empty() { decode_unscaled } else { decode };
+            let decode = if s.keeps_scale && !plan.is_sum() { decode_unscaled } else { decode };
             s.decode(&sources[0], chunk, rows.clone(), decode, out)?;
             s.enter(coordinates, first_weight, out)
         };
-        let combination = (&plan.combination, selections);
-        sum.combine(n, first_weight, plan.model, &plan.terms, combination, model.is_some(), load)?;
+        let combination = (plan.combination(), selections);
+        sum.combine(n, first_weight, plan.model(), plan.terms(), combination, model.is_some(), load)?;
 
         let rows =
             RowsToEncode { ty: plan.ty, row_len: chunk.row_len as usize, first: chunk.first_row + row, importance };
         resize(got, n);
-        let scaled = sources.first().filter(|model| model.keeps_scale && !plan.terms.is_empty());
+        let scaled = sources.first().filter(|model| model.keeps_scale && plan.is_sum());
         let stored = match scaled {
             None if coordinates.is_as_stored(sum) => sum.wanted(),
             _ => {
@@ -407,7 +407,7 @@ impl StripBuffers {
         }
 
         let mut moments = Moments::default();
-        if plan.kept.is_none() {
+        if plan.is_sum() {
             moments.add(&sum.weights(got));
         }
         Ok(moments)

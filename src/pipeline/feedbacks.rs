@@ -31,7 +31,7 @@ impl Feedbacks {
         if let Some(feedback) = &*found {
             return Ok(feedback.clone());
         }
-        let feedback = Arc::new(vector::feedback(inputs, &plan.ne, &plan.terms, &plan.combination)?);
+        let feedback = Arc::new(vector::feedback(inputs, &plan.ne, plan.terms(), plan.combination())?);
         *found = Some(feedback.clone());
         Ok(feedback)
     }

@@ -35,9 +35,9 @@ pub(super) fn select(
     // What is not done is replaced below.
     let selections: Vec<Vec<Selection>> = plan.tensors().iter().map(unread).collect();
     let mut tasks: Vec<Task> = Vec::new();
-    for (i, tensor) in plan.tensors().iter().enumerate().filter(|(_, tensor)| !tensor.combination.is_plain()) {
-        let is_open = |term: &usize| !tensor.combination.selector(*term, tensor.n_weights()).is_done();
-        tasks.extend((0..tensor.terms.len()).filter(is_open).map(|term| (i, term)));
+    for (i, tensor) in plan.tensors().iter().enumerate().filter(|(_, tensor)| !tensor.combination().is_plain()) {
+        let is_open = |term: &usize| !tensor.combination().selector(*term, tensor.n_weights()).is_done();
+        tasks.extend((0..tensor.terms().len()).filter(is_open).map(|term| (i, term)));
     }
     let (_, n_workers) = needed(plan, inputs, budget);
     if tasks.is_empty() {
@@ -84,15 +84,15 @@ pub(super) fn select(
 /// What is selected of each term of a tensor as far as that is known without reading it: all, where
 /// it is not.
 pub(super) fn unread(tensor: &TensorPlan) -> Vec<Selection> {
-    let n_terms = if tensor.combination.is_plain() { 0 } else { tensor.terms.len() };
-    (0..n_terms).map(|term| tensor.combination.selector(term, tensor.n_weights()).selection()).collect()
+    let n_terms = if tensor.combination().is_plain() { 0 } else { tensor.terms().len() };
+    (0..n_terms).map(|term| tensor.combination().selector(term, tensor.n_weights()).selection()).collect()
 }
 
 /// Bytes that finding the selections of a plan takes, and in how many workers; one of them fits,
 /// since the plan was laid out.
 pub(super) fn needed(plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> (u64, usize) {
     let Some((worker, _)) = largest(plan, inputs) else { return (0, 1) };
-    let n_terms: usize = plan.tensors().iter().map(|t| t.terms.len()).sum();
+    let n_terms: usize = plan.tensors().iter().map(|t| t.terms().len()).sum();
     let n_workers = (budget.memory_for_buffers(inputs) / worker).clamp(1, budget.threads.max(1) as u64);
     let n_workers = n_workers.min(n_terms.max(1) as u64);
     (worker * n_workers, n_workers as usize)
@@ -100,7 +100,7 @@ pub(super) fn needed(plan: &MergePlan, inputs: &Inputs, budget: &Budget) -> (u64
 
 /// Bytes of one worker, and the tensor that takes them; none if there is nothing to be found.
 pub(super) fn largest<'a>(plan: &'a MergePlan, inputs: &Inputs) -> Option<(u64, &'a str)> {
-    let readers = plan.tensors().iter().filter(|t| t.combination.n_passes() > 1);
+    let readers = plan.tensors().iter().filter(|t| t.combination().n_passes() > 1);
     readers.map(|t| (reader_bytes(t, inputs), t.name.as_str())).max_by_key(|(bytes, _)| *bytes)
 }
 
@@ -111,7 +111,7 @@ fn reader_bytes(tensor: &TensorPlan, inputs: &Inputs) -> u64 {
     let segment = segment_rows(row_len).min(n_rows).saturating_mul(row_len);
     let bytes = |at: TensorRef| inputs.source(at.source).tensor(at.tensor).ty().size_of(segment).unwrap_or(u64::MAX);
     let of_term = |term: &Term| bytes(term.plus).saturating_add(term.minus.map_or(0, bytes));
-    let blocks = tensor.terms.iter().map(of_term).max().unwrap_or(0);
+    let blocks = tensor.terms().iter().map(of_term).max().unwrap_or(0);
     let strip = minimum_rows(row_len).min(n_rows).saturating_mul(row_len);
     let scratch_of = |at: TensorRef| inputs.source(at.source).scratch_of(at.tensor);
     let computed = tensor.sources().map(scratch_of).fold(0, u64::saturating_add);
@@ -136,13 +136,13 @@ impl VectorReader {
         inputs: &Inputs,
         is_cancelled: impl Fn() -> bool,
     ) -> Result<Selection, Error> {
-        let mut selector = tensor.combination.selector(term, tensor.n_weights());
+        let mut selector = tensor.combination().selector(term, tensor.n_weights());
         let (row_len, n_rows) = rows_of(tensor);
         let (segment, strip) = (segment_rows(row_len), minimum_rows(row_len));
         let taken = tensor.taken_rows();
         // A row that one half of a difference lacks is absent from the other, too, and then the
         // vector has none.
-        let parts: Vec<(TensorRef, Rows<'_>)> = vector::operands(None, &tensor.terms[term..=term])
+        let parts: Vec<(TensorRef, Rows<'_>)> = vector::operands(None, &tensor.terms()[term..=term])
             .map(|operand| (operand.at, inputs.rows(&operand, &taken)))
             .collect();
         while !selector.is_done() {

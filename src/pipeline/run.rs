@@ -53,7 +53,7 @@ pub fn run(
     let tallies = work_off(plan, inputs, sink, observer, &layout, &selections, layout.chunks(plan))?;
     let mut measured = Measured::default();
     for (tensor, tally) in plan.tensors().iter().zip(tallies) {
-        if tensor.kept.is_none() {
+        if tensor.is_sum() {
             let moments = tally.total();
             measured.total += moments;
             measured.tensors.push(TensorResult { name: tensor.name.clone(), moments });

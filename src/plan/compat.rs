@@ -589,14 +589,14 @@ pub(super) fn row_warnings(
     let is_auto = recipe.special_tokens == super::SpecialTokens::Auto;
     let Some(special) = special.filter(|special| special.is_base_model && is_auto) else { return warnings };
     let by_token = || tensors.iter().filter(|tensor| has_row_per_token(&tensor.name));
-    if by_token().any(|tensor| !tensor.terms.is_empty()) {
+    if by_token().any(|tensor| tensor.is_sum()) {
         warnings.push(Warning::BaseIsModel);
         return warnings;
     }
     let needed = special.tokens.iter().filter(|token| token.is_needed && token.id.is_some());
     let tokens: Vec<String> = needed.map(|token| token.text.to_string()).collect();
     let tensors: Vec<String> =
-        by_token().filter(|tensor| tensor.kept == Some(Kept::RatioZero)).map(|t| t.name.clone()).collect();
+        by_token().filter(|tensor| tensor.kept() == Some(Kept::RatioZero)).map(|t| t.name.clone()).collect();
     if !tokens.is_empty() && !tensors.is_empty() {
         warnings.push(Warning::RowsKept { tokens, tensors, is_untrained: false });
     }

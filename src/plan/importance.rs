@@ -17,7 +17,7 @@ impl TensorPlan {
     /// The importance of the rows of this tensor. Some rows of a matrix have the entry of the whole,
     /// since all rows of a matrix have one.
     pub fn importance<'a>(&self, inputs: &'a Inputs) -> Option<RowImportance<'a>> {
-        let whole = self.selected.as_ref().and_then(|_| row_per_token_name(&self.name));
+        let whole = self.selected().and_then(|_| row_per_token_name(&self.name));
         inputs.importance_of(whole.unwrap_or(&self.name), &self.ne)
     }
 }

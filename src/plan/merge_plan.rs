@@ -132,7 +132,7 @@ impl MergePlan {
     /// If `inputs` are not those the plan was made for.
     pub fn check_quantize(&self, inputs: &Inputs, recipe: &Recipe, allow_requantize: bool) -> Result<(), Error> {
         for tensor in self.tensors.iter().filter(|t| !allow_requantize && !t.is_copy(inputs)) {
-            let from = tensor.model.map(|at| inputs.source(at.source).tensor(at.tensor).ty());
+            let from = tensor.model().map(|at| inputs.source(at.source).tensor(at.tensor).ty());
             if let Some(from) = from.filter(|ty| ty.is_quantized()) {
                 return Err(Error::Requantize { tensor: tensor.name.clone(), from, to: tensor.ty });
             }
@@ -168,7 +168,7 @@ impl MergePlan {
     /// # Panics
     /// If `inputs` are not those the plan was made for.
     pub fn types_as(&self, inputs: &Inputs, output: &OutputType) -> Result<Vec<GgmlType>, Error> {
-        let own_type = |tensor: &TensorPlan| match tensor.model {
+        let own_type = |tensor: &TensorPlan| match tensor.model() {
             Some(at) => inputs.source(at.source).tensor(at.tensor).ty(),
             // A vector that is extracted has no type to keep but the one it is planned in.
             None => tensor.ty,
@@ -187,12 +187,12 @@ impl MergePlan {
 
     /// How often the rows of the vectors are read at most, the writing pass included.
     pub fn n_passes(&self) -> u32 {
-        self.tensors.iter().map(|tensor| tensor.combination.n_passes()).max().unwrap_or(1)
+        self.tensors.iter().map(|tensor| tensor.combination().n_passes()).max().unwrap_or(1)
     }
 
     /// The tensors that something is added to.
     pub fn n_changed(&self) -> usize {
-        self.tensors.iter().filter(|t| t.kept.is_none()).count()
+        self.tensors.iter().filter(|t| t.is_sum()).count()
     }
 }
 

@@ -38,5 +38,5 @@ pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
 pub use setting::{Place, Scalar, Setting, in_f32};
 pub use special::{SpecialRow, SpecialTokens};
 pub use survival::{Held, Loss, LossPolicy, OnLoss, Verdict, listed};
-pub use tensor::{Taken, TensorPlan};
+pub use tensor::{Content, PlannedSum, Taken, TensorPlan};
 pub use types::{fallback, is_quantizable, requires_importance};

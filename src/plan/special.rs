@@ -179,7 +179,7 @@ pub(super) fn take(
     let chat = inputs.source(source);
     let n_added = wanted.iter().filter(|wanted| wanted.row.is_added).count() as u64;
     let (mut used, mut kept) = (vec![false; wanted.len()], vec![false; wanted.len()]);
-    for tensor in tensors.iter_mut().filter(|tensor| has_row_per_token(&tensor.name) && tensor.model.is_some()) {
+    for tensor in tensors.iter_mut().filter(|tensor| has_row_per_token(&tensor.name) && tensor.model().is_some()) {
         let chat_rows = TokenRows::of_chat(inputs, source, &tensor.name);
         let chat_rows = chat_rows.filter(|rows| tensor.ne.first() == Some(&chat.tensor(rows.at.tensor).row_len()));
         let Some(chat_rows) = chat_rows else {
@@ -193,7 +193,7 @@ pub(super) fn take(
         };
         let at = chat_rows.at;
         let n_rows = chat.tensor(at.tensor).n_rows();
-        let is_sum = |row: &SpecialRow| row.is_output_sum && tensor.name == "output.weight" && !tensor.terms.is_empty();
+        let is_sum = |row: &SpecialRow| row.is_output_sum && tensor.name == "output.weight" && tensor.is_sum();
         let is_reached = is_listed || reach.reaches(inputs, source, &tensor.name);
         let mut rows = Vec::new();
         for (i, Wanted { row, unmoved, .. }) in wanted.iter().enumerate() {
@@ -212,7 +212,7 @@ pub(super) fn take(
             *n += n_added;
         }
         if !rows.is_empty() {
-            tensor.taken = Some(Taken { at, rows });
+            tensor.take(Taken { at, rows });
             tensor.check_types(inputs)?;
         }
     }

@@ -4,7 +4,8 @@ use super::Error;
 use crate::ggml::GgmlType;
 use crate::quants;
 use crate::vector::{
-    self, Combination, Encoding, Inputs, Kept, Operand, Pair, Rounding, Space, TensorRef, Term, has_row_per_token,
+    self, Combination, Encoding, Inputs, Kept, Method, Operand, Pair, Rounding, Space, TensorRef, Term,
+    has_row_per_token,
 };
 
 /// One tensor of the output.
@@ -18,19 +19,49 @@ pub struct TensorPlan {
     pub ty: GgmlType,
     /// How its codes are found.
     pub rounding: Rounding,
+    /// What its weights are.
+    pub content: Content,
+}
+
+/// What the weights of an output tensor are.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Content {
+    /// Those of the model.
+    Copied {
+        /// The model's tensor.
+        from: TensorRef,
+        /// Why nothing is added.
+        why: Kept,
+        /// Rows that are another model's all the same.
+        taken: Option<Taken>,
+    },
+    /// A sum.
+    Sum {
+        /// What is added, and to what.
+        sum: PlannedSum,
+        /// Rows that are no sum, but another model's.
+        taken: Option<Taken>,
+    },
+    /// Rows of one tensor, and nothing else.
+    Rows(Taken),
+}
+
+/// A sum of tensors.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PlannedSum {
     /// The tensor that is added to; none when a vector is extracted.
     pub model: Option<TensorRef>,
-    /// What is added, in order.
+    /// What is added, in order; one at least.
     pub terms: Vec<Term>,
     /// How the terms are combined.
     pub combination: Combination,
-    /// Why nothing is added, where nothing is.
-    pub kept: Option<Kept>,
     /// The rows of the sources that the output has, in ascending order; none if it has all.
     pub selected: Option<Vec<u32>>,
-    /// Rows that are not a sum.
-    pub taken: Option<Taken>,
 }
+
+/// How terms are combined where there are none.
+static NO_TERMS: Combination =
+    Combination { method: Method::TaskArithmetic, parts: Vec::new(), normalize: false, rescale: false, lambda: 1.0 };
 
 /// Rows of an output tensor that are those of another model, unscaled: special tokens that nobody
 /// trained the model on.
@@ -50,10 +81,82 @@ impl TensorPlan {
     pub fn new(inputs: &Inputs, pair: Pair, ty: GgmlType) -> Result<Self, Error> {
         let ne = pair.info(inputs).ne().to_vec();
         let Pair { name, model, terms, combination, kept, .. } = pair;
-        let rounding = Rounding::Encoder;
-        let plan = TensorPlan { name, ne, ty, rounding, model, terms, combination, kept, selected: None, taken: None };
+        let content = match kept {
+            Some(why) => Content::Copied { from: model.expect("only a model is kept"), why, taken: None },
+            None => Content::Sum { sum: PlannedSum { model, terms, combination, selected: None }, taken: None },
+        };
+        let plan = TensorPlan { name, ne, ty, rounding: Rounding::Encoder, content };
         plan.check_types(inputs)?;
         Ok(plan)
+    }
+
+    /// The sum, where something is added.
+    pub fn sum(&self) -> Option<&PlannedSum> {
+        match &self.content {
+            Content::Sum { sum, .. } => Some(sum),
+            Content::Copied { .. } | Content::Rows(_) => None,
+        }
+    }
+
+    /// Whether something is added.
+    pub fn is_sum(&self) -> bool {
+        self.sum().is_some()
+    }
+
+    /// Why nothing is added, where nothing is.
+    pub fn kept(&self) -> Option<Kept> {
+        match &self.content {
+            Content::Copied { why, .. } => Some(*why),
+            Content::Sum { .. } => None,
+            Content::Rows(_) => Some(Kept::NotAWeight),
+        }
+    }
+
+    /// The model's tensor, which is copied or added to.
+    pub fn model(&self) -> Option<TensorRef> {
+        match &self.content {
+            Content::Copied { from, .. } => Some(*from),
+            Content::Sum { sum, .. } => sum.model,
+            Content::Rows(_) => None,
+        }
+    }
+
+    /// What is added, in order.
+    pub fn terms(&self) -> &[Term] {
+        self.sum().map_or(&[], |sum| &sum.terms)
+    }
+
+    /// How that is combined.
+    pub fn combination(&self) -> &Combination {
+        self.sum().map_or(&NO_TERMS, |sum| &sum.combination)
+    }
+
+    /// The rows of the sources that the output has, in ascending order; none if it has all.
+    pub fn selected(&self) -> Option<&[u32]> {
+        self.sum()?.selected.as_deref()
+    }
+
+    /// The rows that are another model's, unscaled.
+    pub fn taken(&self) -> Option<&Taken> {
+        match &self.content {
+            Content::Copied { taken, .. } | Content::Sum { taken, .. } => taken.as_ref(),
+            Content::Rows(taken) => Some(taken),
+        }
+    }
+
+    /// Takes rows of another model in place of those that the tensor would have.
+    pub(super) fn take(&mut self, rows: Taken) {
+        match &mut self.content {
+            Content::Copied { taken, .. } | Content::Sum { taken, .. } => *taken = Some(rows),
+            Content::Rows(taken) => *taken = rows,
+        }
+    }
+
+    /// Leaves out all rows of a sum but these, in ascending order.
+    pub fn select(&mut self, rows: Vec<u32>) {
+        if let Content::Sum { sum, .. } = &mut self.content {
+            sum.selected = Some(rows);
+        }
     }
 
     /// Whether the codec can do what this tensor takes.
@@ -61,7 +164,7 @@ impl TensorPlan {
         if self.is_copy(inputs) {
             return Ok(());
         }
-        for at in self.sources().chain(self.taken.iter().map(|taken| taken.at)) {
+        for at in self.sources().chain(self.taken().map(|taken| taken.at)) {
             let (source, info) = (inputs.source(at.source), inputs.source(at.source).tensor(at.tensor));
             if !quants::is_supported(info.ty()) {
                 let (path, tensor) = (source.path_of(at.tensor).to_owned(), info.name().to_owned());
@@ -83,7 +186,7 @@ impl TensorPlan {
     /// Every tensor that is read for this one, once, with the difference that it is half of.
     pub fn operands(&self) -> Vec<Operand> {
         let mut operands: Vec<Operand> = Vec::new();
-        for operand in vector::operands(self.model, &self.terms).map(|operand| self.operand(operand)) {
+        for operand in vector::operands(self.model(), self.terms()).map(|operand| self.operand(operand)) {
             if !operands.contains(&operand) {
                 operands.push(operand);
             }
@@ -99,30 +202,30 @@ impl TensorPlan {
 
     /// What numbers of it are added; weights that nothing is added to stay as they are.
     pub fn space(&self) -> Space {
-        if self.terms.is_empty() { Space::AsStored } else { Space::of(&self.name) }
+        if self.is_sum() { Space::of(&self.name) } else { Space::AsStored }
     }
 
     /// The rows of [`TensorPlan::taken`] in the output.
     pub fn taken_rows(&self) -> Vec<u32> {
-        self.taken.iter().flat_map(|taken| taken.rows.iter().map(|(row, _)| *row)).collect()
+        self.taken().into_iter().flat_map(|taken| taken.rows.iter().map(|(row, _)| *row)).collect()
     }
 
     /// Whether nothing is read but the model's blocks, which are taken as they are.
     pub fn is_copy(&self, inputs: &Inputs) -> bool {
-        self.takes_blocks(inputs) && self.taken.is_none()
+        self.takes_blocks(inputs) && self.taken().is_none()
     }
 
     /// Whether the model's blocks are taken as they are, [`TensorPlan::taken`] rows aside.
     pub fn takes_blocks(&self, inputs: &Inputs) -> bool {
         let same_type = |at: TensorRef| inputs.source(at.source).tensor(at.tensor).ty() == self.ty;
-        self.terms.is_empty() && self.model.is_some_and(same_type)
+        !self.is_sum() && self.model().is_some_and(same_type)
     }
 
     /// Whether the model's scales of these weights are beside them in the output, too
     /// ([`scale_of`](crate::gguf::Model::scale_of)): the blocks then hold weight / scale.
     pub fn keeps_scale(&self, inputs: &Inputs) -> bool {
         let is_dropped = self.name == "output.weight" && self.ty != GgmlType::NVFP4;
-        !is_dropped && self.model.is_some_and(|at| inputs.source(at.source).scale_of(at.tensor).is_some())
+        !is_dropped && self.model().is_some_and(|at| inputs.source(at.source).scale_of(at.tensor).is_some())
     }
 
     /// Its type, and how its codes are found.

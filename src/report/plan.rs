@@ -112,7 +112,7 @@ impl Plan<'_> {
                 if form.is_none() { bytes(t.size()) } else { String::new() },
                 percent(survey.and_then(|s| s.moments.delta_ratio())),
                 number(output.and_then(|m| m.survival())),
-                kept_name(t.kept).to_owned(),
+                kept_name(t.kept()).to_owned(),
             ]);
         }
         tensors
@@ -129,9 +129,9 @@ impl Plan<'_> {
             "type": form.map_or_else(|| json!(t.ty), |form| json!(form)),
             "rounding": t.rounding,
             "bytes": form.is_none().then(|| t.size()),
-            "kept": t.kept,
-            "ratios": t.terms.iter().map(|term| json!({ "vector": term.vector, "ratio": term.ratio })).collect::<Vec<_>>(),
-            "densities": t.combination.parts.iter().map(|part| part.density).collect::<Vec<_>>(),
+            "kept": t.kept(),
+            "ratios": t.terms().iter().map(|term| json!({ "vector": term.vector, "ratio": term.ratio })).collect::<Vec<_>>(),
+            "densities": t.combination().parts.iter().map(|part| part.density).collect::<Vec<_>>(),
             "pieces": survey.map(|s| s.n_pieces),
             "pieces_sampled": survey.map(|s| s.n_sampled),
             "delta_ratio": survey.and_then(|s| s.moments.delta_ratio()),
@@ -180,12 +180,12 @@ impl Range {
 /// What each vector is multiplied by, part by part in the order of the output; none where nothing
 /// could be added.
 pub(super) fn ratios(plan: &MergePlan) -> Vec<(&str, Vec<Range>)> {
-    let n_vectors = plan.tensors().iter().flat_map(|t| &t.terms).map(|term| term.vector + 1).max().unwrap_or(0);
+    let n_vectors = plan.tensors().iter().flat_map(|t| t.terms()).map(|term| term.vector + 1).max().unwrap_or(0);
     let mut parts: Vec<(&str, Vec<Range>)> = Vec::new();
     let mut positions = HashMap::new();
-    for tensor in plan.tensors().iter().filter(|t| matches!(t.kept, None | Some(Kept::RatioZero))) {
+    for tensor in plan.tensors().iter().filter(|t| matches!(t.kept(), None | Some(Kept::RatioZero))) {
         let mut of_tensor = vec![0.0; n_vectors];
-        tensor.terms.iter().for_each(|term| of_tensor[term.vector] = term.ratio);
+        tensor.terms().iter().for_each(|term| of_tensor[term.vector] = term.ratio);
         let part = part_of(whole_name(&tensor.name));
         let position = *positions.entry(part).or_insert(parts.len());
         if position == parts.len() {
@@ -201,7 +201,7 @@ pub(super) fn ratios(plan: &MergePlan) -> Vec<(&str, Vec<Range>)> {
 /// The method, and how often the vectors are read.
 pub(super) fn method(plan: &MergePlan) -> (Method, u32) {
     // One of tensors that are combined by more than a sum, if there is any.
-    let combined = plan.tensors().iter().filter(|t| t.kept.is_none()).map(|t| t.combination.method);
+    let combined = plan.tensors().iter().filter(|t| t.is_sum()).map(|t| t.combination().method);
     (combined.max_by_key(|method| *method != Method::TaskArithmetic).unwrap_or_default(), plan.n_passes())
 }
 

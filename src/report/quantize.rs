@@ -24,7 +24,7 @@ pub struct Quantize<'a> {
 impl Quantize<'_> {
     /// A tensor's type and bytes in the model.
     fn before(&self, tensor: &TensorPlan) -> (GgmlType, u64) {
-        let info = tensor.model.map(|at| self.inputs.source(at.source).tensor(at.tensor));
+        let info = tensor.model().map(|at| self.inputs.source(at.source).tensor(at.tensor));
         info.map_or((tensor.ty, tensor.size()), |info| (info.ty(), info.size()))
     }
 

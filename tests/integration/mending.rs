@@ -63,7 +63,7 @@ fn merge(
     let pairs = vector::pair(inputs).unwrap();
     let plan = MergePlan::merge(inputs, pairs.clone(), &recipe, None).unwrap();
     let settings = SampleSettings { n_weights: 1, ..SampleSettings::default() };
-    let taken = pairs.into_iter().zip(plan.tensors()).filter(|(_, t)| t.kept.is_none());
+    let taken = pairs.into_iter().zip(plan.tensors()).filter(|(_, t)| t.is_sum());
     let pairs: Vec<Pair> = taken.map(|(pair, _)| pair).collect();
     let survey = survey::survey(inputs, &pairs, &settings).unwrap();
     let at_risk = loss.at_risk(&plan, &survey);

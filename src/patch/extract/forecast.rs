@@ -68,7 +68,7 @@ pub(super) fn forecast_of(
     let numbers = matrices.iter().fold(0, |n: u64, m| n.saturating_add(m.n_numbers()));
     // A matrix has up to three tensors for one, each with a name and a hash.
     let header = plan.header().len() + (matrices.len() as u64).saturating_mul(HEADER_BYTES);
-    let beside = plan.tensors().iter().filter(|t| t.n_dims() < 2 || t.kept.is_some()).map(|t| t.size()).sum::<u64>();
+    let beside = plan.tensors().iter().filter(|t| t.n_dims() < 2 || !t.is_sum()).map(|t| t.size()).sum::<u64>();
     // A number of a factor is a byte before it is compressed, which may add a little.
     let most = numbers.saturating_add(numbers / 64).saturating_add(header + of_tensors(rest));
     let (form, largest) = match *target {

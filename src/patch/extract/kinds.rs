@@ -10,15 +10,15 @@ use crate::vector::has_row_per_token;
 
 /// Whether a tensor is a matrix that is not decomposed.
 pub(super) fn is_dense(tensor: &TensorPlan) -> bool {
-    tensor.n_dims() > 1 && tensor.kept.is_none() && tensor.ty != GgmlType::F32 && !is_decomposed(tensor)
+    tensor.n_dims() > 1 && tensor.is_sum() && tensor.ty != GgmlType::F32 && !is_decomposed(tensor)
 }
 
 /// Whether a tensor is decomposed.
 pub(super) fn is_decomposed(tensor: &TensorPlan) -> bool {
-    let is_matrix = tensor.ne.len() == 2 && tensor.ty != GgmlType::F32 && tensor.kept.is_none();
+    let is_matrix = tensor.ne.len() == 2 && tensor.ty != GgmlType::F32 && tensor.is_sum();
     // An untied output is a matrix like others, unless only some rows of it moved.
     let is_by_token = has_row_per_token(&tensor.name) && tensor.name != "output.weight";
-    is_matrix && tensor.selected.is_none() && !is_by_token && tensor.name.len() + SVD_A.len() <= gguf::MAX_NAME_BYTES
+    is_matrix && tensor.selected().is_none() && !is_by_token && tensor.name.len() + SVD_A.len() <= gguf::MAX_NAME_BYTES
 }
 
 /// The type of a matrix that is not decomposed, where others have `ty`.

@@ -63,7 +63,7 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::of_vector`].
     pub fn largest(plan: &MergePlan, inputs: &Inputs, settings: Settings) -> Result<Self, Error> {
-        Adapter::plan(plan, inputs, settings, |t| t.kept.is_none())
+        Adapter::plan(plan, inputs, settings, |t| t.is_sum())
     }
 
     /// Plans the adapter of what rounding took: of the tensors with a vector that are quantised in
@@ -72,7 +72,7 @@ impl Adapter {
     /// # Errors
     /// As [`Adapter::of_vector`].
     pub fn of_residual(plan: &MergePlan, inputs: &Inputs, settings: Settings) -> Result<Self, Error> {
-        let is_rounded = |t: &TensorPlan| t.kept.is_none() && t.ty.is_quantized();
+        let is_rounded = |t: &TensorPlan| t.is_sum() && t.ty.is_quantized();
         if !plan.tensors().iter().any(is_rounded) {
             return Err(Error::Empty {
                 reason: "no tensor with a vector is quantised, so rounding takes nothing worth one",
