@@ -16,7 +16,7 @@ use super::{Error, Observer};
 use crate::plan::{MergePlan, TensorPlan};
 use crate::pool;
 use crate::vector::{
-    self, Coordinates, Inputs, Rows, Selection, Selector, TensorRef, Term, decode, minimum_rows, resize,
+    self, Coordinates, Inputs, RowBlocks, Rows, Selection, Selector, TensorRef, Term, decode, minimum_rows, resize,
 };
 
 /// A term of a tensor, by positions in the plan, that has to be read before.
@@ -151,17 +151,17 @@ impl VectorReader {
                     return Err(Error::Cancelled);
                 }
                 let end = (first + segment).min(n_rows);
-                for ((at, rows), blocks) in parts.iter().zip(&mut self.blocks) {
-                    read(inputs, *at, *rows, first..end, blocks)?;
-                }
+                let parts = parts.iter().zip(&mut self.blocks);
+                let parts = parts.map(|((at, rows), blocks)| read(inputs, *at, *rows, first..end, blocks));
+                let parts: Vec<RowBlocks<'_>> = parts.collect::<Result<_, _>>()?;
                 for row in (first..end).step_by(strip as usize) {
                     let strip = row..end.min(row + strip);
                     self.coordinates.begin(tensor.space());
-                    for (((at, rows), blocks), weights) in parts.iter().zip(&self.blocks).zip(&mut self.weights) {
+                    for (part, weights) in parts.iter().zip(&mut self.weights) {
                         resize(weights, ((strip.end - strip.start) * row_len) as usize);
-                        decode_rows(inputs, *at, *rows, strip.clone(), (first, blocks), weights)?;
-                        if !rows.is_difference() {
-                            self.coordinates.enter(inputs.source(at.source), at.tensor, row * row_len, weights)?;
+                        part.decode(strip.clone(), None, decode, weights)?;
+                        if !part.rows().is_difference() {
+                            self.coordinates.enter(part.source(), part.tensor(), row * row_len, weights)?;
                         }
                     }
                     let [tau, base] = &mut self.weights;
@@ -181,43 +181,19 @@ impl VectorReader {
 }
 
 /// Reads the blocks of rows of the output from the tensor that has them.
-fn read(inputs: &Inputs, at: TensorRef, rows: Rows<'_>, wanted: Range<u64>, blocks: &mut Vec<u8>) -> Result<(), Error> {
+fn read<'a>(
+    inputs: &'a Inputs,
+    at: TensorRef,
+    rows: Rows<'a>,
+    wanted: Range<u64>,
+    blocks: &'a mut Vec<u8>,
+) -> Result<RowBlocks<'a>, Error> {
     let source = inputs.source(at.source);
-    let row_size = source.tensor(at.tensor).row_size();
-    let n_bytes = ((wanted.end - wanted.start) * row_size) as usize;
+    let n_bytes = ((wanted.end - wanted.start) * source.tensor(at.tensor).row_size()) as usize;
     if blocks.capacity() < n_bytes {
         *blocks = Vec::new();
         blocks.reserve_exact(n_bytes);
     }
     blocks.resize(n_bytes, 0);
-    for (run, from) in rows.runs(wanted.clone()) {
-        let Some(from) = from else { continue };
-        let bytes = (run.start - wanted.start) * row_size..(run.end - wanted.start) * row_size;
-        source.read(at.tensor, from * row_size, &mut blocks[bytes.start as usize..bytes.end as usize])?;
-    }
-    Ok(())
-}
-
-/// Decodes rows of the output; those that the tensor lacks are zero. `blocks` begin at the row
-/// `first`.
-fn decode_rows(
-    inputs: &Inputs,
-    at: TensorRef,
-    rows: Rows<'_>,
-    wanted: Range<u64>,
-    (first, blocks): (u64, &[u8]),
-    weights: &mut [f32],
-) -> Result<(), Error> {
-    let source = inputs.source(at.source);
-    let info = source.tensor(at.tensor);
-    let (row_size, row_len) = (info.row_size(), info.row_len());
-    for (run, from) in rows.runs(wanted.clone()) {
-        let of = |start: u64, unit: u64| ((run.start - start) * unit) as usize..((run.end - start) * unit) as usize;
-        let weights = &mut weights[of(wanted.start, row_len)];
-        match from {
-            Some(from) => decode(source, at.tensor, from * row_len, &blocks[of(first, row_size)], weights)?,
-            None => weights.fill(0.0),
-        }
-    }
-    Ok(())
+    Ok(RowBlocks::read(source, at.tensor, rows, wanted, blocks)?)
 }

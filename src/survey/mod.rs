@@ -5,6 +5,7 @@
 //! tensors that would be lost, and [`special_tokens`] tells which tokens nobody trained the model
 //! on. It writes nothing and decides nothing; [`crate::plan`] does.
 
+mod bench;
 mod estimate;
 mod findings;
 mod roles;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::bench::Bench;
 use super::estimate::{Estimate, Tried};
 use super::findings::{Distances, Finding, Sides, judge, judge_patch, judge_templates};
 use super::roles;
@@ -9,12 +10,11 @@ use super::rounding::true_square;
 use super::special::seen_by_patch;
 use crate::chat;
 use crate::ggml::GgmlType;
-use crate::imatrix::RowImportance;
 use crate::pool;
 use crate::quants;
 use crate::vector::{
-    Coordinates, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Piece, Pieces, Selector, Space, Spread, Sum, TensorRef,
-    Term, Weights, check_finite, divide_scale, multiply_scale, operands, part_of, resize, share_out,
+    Coordinates, Encoder, Encoding, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Pieces, Rounding, Selector, Space,
+    Spread, Sum, TensorRef, Term, Weights, check_finite, operands, part_of, share_out,
 };
 
 /// How much a survey looks at, and with what.
@@ -26,7 +26,7 @@ pub struct SampleSettings {
     pub types: Vec<GgmlType>,
     /// Threads; fewer run if `memory` does not hold their buffers.
     pub threads: usize,
-    /// Bytes of buffers of all threads together; one thread always runs, in 576 KiB.
+    /// Bytes of buffers of all threads together; one thread always runs, in 608 KiB.
     pub memory: u64,
 }
 
@@ -134,7 +134,8 @@ fn thread_bytes(inputs: &Inputs, pairs: &[&Pair]) -> u64 {
     let coordinates = pairs.iter().map(|pair| 2 * Coordinates::bytes_per_weight(Space::of(&pair.name)));
     let scratch = |term: &Term| inputs.source(term.plus.source).scratch_of(term.plus.tensor);
     let scratch = pairs.iter().flat_map(|pair| &pair.terms).map(scratch).max().unwrap_or(0);
-    let of_piece = (sums.max().unwrap_or(0) + coordinates.max().unwrap_or(0) + 3 * 4) * PIECE_WEIGHTS;
+    let of_piece =
+        (sums.max().unwrap_or(0) + coordinates.max().unwrap_or(0) + 2 * 4 + Bench::BYTES_PER_WEIGHT) * PIECE_WEIGHTS;
     (of_piece + selector).saturating_add(scratch)
 }
 
@@ -232,7 +233,7 @@ fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[Ggm
     let row_len = info.row_len();
     let importance = inputs.importance_of(&pair.name, info.ne());
     let spread = Spread::new(info, share);
-    let mut raw = Vec::new();
+    let mut bench = Bench::new(inputs);
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
     let mut moments = Moments::default();
     let mut terms = vec![TermSums::default(); pair.terms.len()];
@@ -254,8 +255,10 @@ fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[Ggm
             seen.base2 += square_norm(base);
         }
         for (&ty, tried) in &mut by_type {
-            let place = (piece, row_len, importance);
-            code(inputs, pair, ty, place, (sources.coordinates(), &sum), (&mut raw, &mut got))?;
+            let encoding = Encoding { ty, rounding: Rounding::Encoder };
+            let importance = importance.filter(|_| quants::uses_importance(ty));
+            let encoder = Encoder { encoding, row_len, importance, grid: None };
+            bench.encode(pair, &encoder, piece, &mut sources, &sum, &mut got)?;
             match check_finite(&got) {
                 None => {
                     let mut piece = Moments::default();
@@ -298,33 +301,6 @@ fn candidates(inputs: &Inputs, pair: &Pair, types: &[GgmlType]) -> Vec<GgmlType>
         is_possible && quants::is_supported(ty) && info.row_len().is_multiple_of(ty.block_len() as u64)
     });
     candidates
-}
-
-/// Writes the sum on a piece in this type and reads it back into `got`; `raw` holds the blocks.
-fn code(
-    inputs: &Inputs,
-    pair: &Pair,
-    ty: GgmlType,
-    ((row, start, len), row_len, importance): (Piece, u64, Option<RowImportance<'_>>),
-    (coordinates, sum): (&Coordinates, &Sum),
-    (raw, got): (&mut Vec<u8>, &mut Vec<f32>),
-) -> Result<(), Error> {
-    resize(got, len as usize);
-    raw.resize(ty.size_of(len).expect("candidates fit the row") as usize, 0);
-    coordinates.leave(sum, got);
-    // Scales that lie beside the model's weights stay as they are.
-    let scaled = pair.model.map(|at| (inputs.source(at.source), at.tensor));
-    if let Some((source, id)) = scaled {
-        divide_scale(source, id, row * row_len + start, got)?;
-    }
-    let importance = importance.map(|all| &all.of_row(row)[start as usize..][..len as usize]);
-    let coded = quants::quantize_rows(ty, got, importance, raw).and_then(|()| quants::dequantize_row(ty, raw, got));
-    coded.expect("candidates are supported and fit the row");
-    if let Some((source, id)) = scaled {
-        multiply_scale(source, id, row * row_len + start, got)?;
-    }
-    coordinates.enter_stored(sum, got);
-    Ok(())
 }
 
 /// What was seen of a vector, if it is a difference: `n_seen` weights, of which a tensor has

@@ -1,14 +1,15 @@
 //! Trying ways to encode a tensor, where a first look has shown that rounding would take the
 //! vector.
 
+use super::bench::Bench;
 use super::estimate::{Estimate, Tried};
 use super::sample::{SampleSettings, n_operands};
 use crate::imatrix::RowImportance;
 use crate::pool;
-use crate::quants::{self, Dither, Feedback, Placement};
+use crate::quants::{self, Dither, Feedback};
 use crate::vector::{
-    Encoding, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Piece, Pieces, Rounding, Space, Spread, Sum, check_finite,
-    divide_scale, feedback as feedback_of, feedback_bytes, multiply_scale, resize, share_out,
+    Encoder, Encoding, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Piece, Pieces, Rounding, Space, Spread, Sum,
+    check_finite, feedback as feedback_of, feedback_bytes, share_out,
 };
 
 /// What became of a tensor's sample in each encoding that was tried, in their order.
@@ -86,10 +87,11 @@ fn try_tensor(
     let spread = Spread::new(info, share);
     let most = MOST_WEIGHTS.div_ceil(row_len.clamp(1, PIECE_WEIGHTS)).max(spread.n_sampled).min(spread.n_pieces);
     let mut pieces = Pieces::new(inputs, pair.model, &pair.terms, &pair.combination, &pair.except, row_len, ahead);
-    let (mut stored, mut got) = (Vec::new(), Vec::new());
-    pieces.select(spread.of(most), (&mut stored, &mut got))?;
-    let (sum, blocks, feedback) = (Sum::default(), Vec::new(), None);
-    let mut bench = Bench { inputs, pair, row_len, importance, pieces, feedback, sum, stored, got, blocks };
+    let (mut tau, mut got) = (Vec::new(), Vec::new());
+    pieces.select(spread.of(most), (&mut tau, &mut got))?;
+    drop(tau);
+    let (sum, feedback, bench) = (Sum::default(), None, Bench::new(inputs));
+    let mut trying = Trying { inputs, pair, row_len, importance, pieces, feedback, sum, got, bench };
     let mut tried = Vec::new();
     for encoding in encodings.iter().filter(is_possible) {
         let (mut sums, mut n_seen, mut next) = (Tried::default(), 0, spread.n_sampled);
@@ -105,7 +107,7 @@ fn try_tensor(
             batch.sort_unstable();
             n_pieces += batch.len() as u64;
             for piece in batch {
-                let Some(moments) = bench.encode(piece, *encoding)? else {
+                let Some(moments) = trying.encode(piece, *encoding)? else {
                     // It has no number for a weight.
                     is_useful = false;
                     break;
@@ -128,7 +130,7 @@ fn try_tensor(
 }
 
 /// One tensor while encodings of it are tried, with the buffers for that.
-struct Bench<'a> {
+struct Trying<'a> {
     inputs: &'a Inputs,
     pair: &'a Pair,
     row_len: u64,
@@ -137,53 +139,29 @@ struct Bench<'a> {
     /// Found when an encoding first asks for it.
     feedback: Option<Feedback>,
     sum: Sum,
-    stored: Vec<f32>,
     got: Vec<f32>,
-    blocks: Vec<u8>,
+    bench: Bench<'a>,
 }
 
-impl Bench<'_> {
+impl Trying<'_> {
     /// The sums of a piece in one encoding; none if it has no number for a weight.
-    fn encode(&mut self, (row, start, len): Piece, encoding: Encoding) -> Result<Option<Moments>, Error> {
-        let Bench { inputs, pair, row_len, importance, pieces, feedback, sum, stored, got, blocks } = self;
-        let (ty, row_len) = (encoding.ty, *row_len);
-        let first = row * row_len + start;
-        pieces.compute(sum, (row, start, len))?;
-        resize(stored, len as usize);
-        resize(got, len as usize);
-        pieces.coordinates().leave(sum, stored);
-        let model = pair.model.map(|at| (inputs.source(at.source), at.tensor, pair.model_type(inputs)));
-        if let Some((source, id, _)) = model {
-            divide_scale(source, id, first, stored)?;
-        }
-        let importance = importance.map(|all| &all.of_row(row)[start as usize..][..len as usize]);
-        let size = |n: u64| ty.size_of(n).expect("only types that divide the row are tried");
-        blocks.resize(size(len) as usize, 0);
-        match model {
-            Some((_, _, Some(own))) if own == ty && encoding.rounding != Rounding::Encoder => {
-                blocks.copy_from_slice(pieces.blocks_of_model((row, start, len))?);
+    fn encode(&mut self, piece: Piece, encoding: Encoding) -> Result<Option<Moments>, Error> {
+        let Trying { inputs, pair, row_len, importance, pieces, feedback, sum, got, bench } = self;
+        pieces.compute(sum, piece)?;
+        let grid = match encoding.rounding {
+            Rounding::Encoder | Rounding::UnitGain => None,
+            Rounding::Dithered { amplitude } => {
+                if feedback.is_none() {
+                    let ne = pair.info(inputs).ne();
+                    *feedback = Some(feedback_of(inputs, ne, &pair.terms, &pair.combination)?);
+                }
+                let dither = Dither { seed: Dither::seed_of(&pair.name), amplitude };
+                feedback.as_ref().map(|feedback| (feedback, dither))
             }
-            _ if encoding.rounding == Rounding::UnitGain => {
-                quants::quantize_to_unit_gain(ty, stored, blocks).expect("only possible encodings are tried");
-            }
-            _ => quants::quantize_rows(ty, stored, importance, blocks).expect("only possible encodings are tried"),
-        }
-        if let Rounding::Dithered { amplitude } = encoding.rounding {
-            if feedback.is_none() {
-                let ne = pair.info(inputs).ne();
-                *feedback = Some(feedback_of(inputs, ne, &pair.terms, &pair.combination)?);
-            }
-            let feedback = feedback.as_ref().expect("just found");
-            let dither = Dither { seed: Dither::seed_of(&pair.name), amplitude };
-            let place = Placement { row_len: row_len as usize, first_weight: first };
-            let rounded = quants::round_to_grid(ty, blocks, stored, sum.delta(), place, feedback, dither);
-            rounded.expect("only possible encodings are tried");
-        }
-        quants::dequantize_row(ty, blocks, got).expect("only possible encodings are tried");
-        if let Some((source, id, _)) = model {
-            multiply_scale(source, id, first, got)?;
-        }
-        pieces.coordinates().enter_stored(sum, got);
+        };
+        let importance = importance.filter(|_| quants::uses_importance(encoding.ty));
+        let encoder = Encoder { encoding, row_len: *row_len, importance, grid };
+        bench.encode(pair, &encoder, piece, pieces, sum, got)?;
         if check_finite(got).is_some() {
             return Ok(None);
         }

@@ -10,6 +10,7 @@
 
 mod ahead;
 mod combine;
+mod encoder;
 mod encoding;
 mod error;
 mod fold;
@@ -19,6 +20,7 @@ mod moved;
 mod names;
 mod pairing;
 mod piece;
+mod row_blocks;
 mod rows;
 mod source;
 mod space;
@@ -29,6 +31,7 @@ mod token_rows;
 
 pub use ahead::RowReader;
 pub use combine::{Combination, Mask, Method, Part, Selection, Selector};
+pub use encoder::{Encoder, ToEncode};
 pub use encoding::{Encoding, Rounding, feedback, feedback_bytes};
 pub use error::Error;
 pub use fold::{Fold, FoldedTensor, Folding, fold_key, require_one_fold};
@@ -40,7 +43,8 @@ pub(crate) use names::{OUTPUT, TOKEN_EMBEDDINGS, row_per_token_name};
 pub use pairing::{Kept, Pair, pair};
 pub use piece::middle;
 pub(crate) use piece::{PIECE_WEIGHTS, Piece, Pieces, Spread, share_out};
-pub use rows::Rows;
+pub use row_blocks::{DecodeFn, RowBlocks};
+pub use rows::{Absent, Rows};
 pub use source::{
     TensorSource, check_finite, decode, decode_unscaled, divide_scale, minimum_rows, multiply_scale, read_row,
 };

@@ -4,7 +4,7 @@ use super::ahead::Ahead;
 use super::combine::{Combination, Selection};
 use super::error::Error;
 use super::inputs::Inputs;
-use super::rows::Rows;
+use super::rows::{Absent, Rows};
 use super::source::{TensorSource, decode};
 use super::space::{Coordinates, Space};
 use super::sum::{Sum, resize};
@@ -268,8 +268,7 @@ fn load(
     let mut number = operands.iter().position(|(other, _)| *other == operand).expect("a sum asks for its own operands");
     let rows = &operands[number].1;
     let (mut at, mut from) = (operand.at, rows.find(row));
-    if from.is_none() && !rows.is_difference() {
-        // Both halves of a difference are the output's own row, so that it is zero.
+    if from.is_none() && rows.absent() == Absent::Own {
         (number, at, from) = (0, operands[0].0.at, operands[0].1.find(row));
     }
     let Some(from) = from else {

@@ -18,6 +18,16 @@ pub struct Rows<'a> {
     pub(super) is_difference: bool,
 }
 
+/// What stands for a row that the tensor of an input lacks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Absent {
+    /// No difference at all.
+    Zero,
+    /// The output's own row: the difference of two is then zero, and the mean of many is not drawn
+    /// anywhere.
+    Own,
+}
+
 impl<'a> Rows<'a> {
     /// These rows where the output has only the `selected` ones of them.
     #[must_use]
@@ -25,11 +35,14 @@ impl<'a> Rows<'a> {
         Rows { selected, ..self }
     }
 
-    /// Whether the tensor holds differences: rows that it lacks are then zero. Others are those of
-    /// the output's own tensor, so that the difference of two is zero and the mean of many is not
-    /// drawn anywhere.
+    /// Whether the tensor holds differences.
     pub fn is_difference(&self) -> bool {
         self.is_difference
+    }
+
+    /// What stands for rows that the tensor lacks.
+    pub fn absent(&self) -> Absent {
+        if self.is_difference { Absent::Zero } else { Absent::Own }
     }
 
     /// The row of the input's tensor that belongs to this row of the output's, if there is one.
