@@ -363,6 +363,23 @@ fn an_interrupted_run_leaves_nothing_behind() {
 }
 
 #[test]
+fn an_output_whose_adapter_is_not_written_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Paths::bundled();
+    let (out, adapter) = (folder.path().join("out.gguf"), folder.path().join("lora.gguf"));
+    // The output has 1.6 MB, and its adapter more than the limit of 2 MB.
+    let files =
+        ["--base", text(&paths.base), "--chat", text(&paths.chat), "--model", text(&paths.cp), "-o", text(&out)];
+    let options = ["--type", "Q4_K_M", "--residual-lora", text(&adapter), "--residual-rank", "512"];
+    let merge = ["merge"].into_iter().chain(files).chain(options);
+    let program = command(["--version"]).get_program().to_owned();
+    let limited = format!("ulimit -f 4000; exec \"{}\" \"$@\"", text(Path::new(&program)));
+    let ran = Ran::new(std::process::Command::new("sh").arg("-c").arg(limited).arg("sh").args(merge).output().unwrap());
+    ran.says(7, &["out.gguf is complete, but its adapter is not written: "]);
+    assert_eq!(names(folder.path()), ["out.gguf"]);
+}
+
+#[test]
 fn the_demo_merges_the_bundled_trio_and_prints_a_table() {
     let folder = tempfile::tempdir().unwrap();
     let models = bundled("base").parent().unwrap().to_owned();

@@ -1,10 +1,10 @@
 //! Base, chat and model in every order: the right one is merged, wrong ones are refused, and where
 //! nothing tells chat and model apart, that is said.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::support::{Draft, Val};
-use crate::trio::{F16, Paths, Q4_K, Q8_0, Ran, TEMPLATE, Trio, change, drifted, get, requantise, weights};
+use crate::trio::{F16, Paths, Q4_K, Q8_0, Ran, TEMPLATE, Trio, change, chatvec, drifted, get, requantise, weights};
 
 const KEY: &str = "tokenizer.chat_template";
 
@@ -179,4 +179,46 @@ fn chat_and_base_in_one_file_are_a_vector_of_nothing() {
     let same = Paths { base: paths.base.clone(), chat: paths.base.clone(), cp: paths.cp.clone() };
     let ran = same.command(&folder.path().join("out.gguf"), &[]);
     ran.says(0, &["warning: chat and base hold the same weights", "warning: the vector is zero"]);
+}
+
+/// A patch of these two files, made whatever they are.
+fn patch_of(folder: &Path, base: &Path, chat: &Path) -> PathBuf {
+    let patch = folder.join("patch.gguf");
+    let files = ["--base", base.to_str().unwrap(), "--chat", chat.to_str().unwrap(), "-o", patch.to_str().unwrap()];
+    chatvec(["extract", "--force", "--overwrite", "-e", "f32"].into_iter().chain(files)).says(0, &[]);
+    patch
+}
+
+/// Applies a patch.
+fn applied(patch: &Path, model: &Path, out: &Path) -> Ran {
+    let [patch, model, out] = [patch, model, out].map(|path| path.to_str().unwrap());
+    chatvec(["apply", "--overwrite", "--type", "F32", "--model", model, patch, "-o", out])
+}
+
+#[test]
+fn a_patch_in_a_wrong_role_is_refused_by_what_it_brings_of_its_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let (paths, out) = (Trio::bundled().write(folder.path()), folder.path().join("out.gguf"));
+    let files = [&paths.base, &paths.chat, &paths.cp];
+    for [base, chat, model] in ORDERS {
+        let patch = patch_of(folder.path(), files[base], files[chat]);
+        let ran = applied(&patch, files[model], &out);
+        let expected = if [base, chat, model] == ORDERS[0] { 0 } else { 4 };
+        assert_eq!(ran.code, expected, "{base} {chat} {model}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_patch_is_not_applied_where_its_vector_is_already() {
+    let folder = tempfile::tempdir().unwrap();
+    let (paths, out) = (Trio::bundled().write(folder.path()), folder.path().join("out.gguf"));
+    let patch = patch_of(folder.path(), &paths.base, &paths.chat);
+    applied(&patch, &paths.chat, &out).says(4, &["the model already has this vector"]);
+    applied(&patch, &paths.cp, &out).says(0, &[]);
+    let twice = folder.path().join("twice.gguf");
+    applied(&patch, &out, &twice).says(4, &["the model already has this vector"]);
+    // Two patches, of which the second is one that the model has: named by its number.
+    let [patch, model, twice] = [&patch, &out, &twice].map(|path| path.to_str().unwrap());
+    let ran = chatvec(["apply", "--model", model, patch, &format!("{patch}@0.5"), "-o", twice]);
+    ran.says(4, &["vector 2: the model is nearer to chat"]);
 }

@@ -532,3 +532,25 @@ fn the_process_ends_with_the_command_however_that_ends() {
     let ran = Ran::new(command(["inspect", "--chat", bundled("chat").to_str().unwrap()]).output().unwrap());
     ran.says(0, &[]);
 }
+
+#[test]
+fn a_template_that_cannot_be_used_is_said_by_who_hands_it_on() {
+    let folder = tempfile::tempdir().unwrap();
+    for (source, word) in [("{% for m in %}{{ m }}{% endfor %}", "syntax"), ("{{ missing.of.nothing }}", "undefined")] {
+        let mut trio = crate::trio::Trio::small();
+        trio.chat.set("tokenizer.chat_template", Val::str(source));
+        let (paths, out) = (trio.write(folder.path()), folder.path().join("out.gguf"));
+        let ran = paths.command(&out, &["--type", "F16", "--overwrite"]);
+        ran.says(0, &["warning", "chat.gguf: tokenizer.chat_template", word]);
+        let [base, chat, out] = [&paths.base, &paths.chat, &out].map(|path| path.to_str().unwrap());
+        let ran = chatvec(["extract", "--overwrite", "--base", base, "--chat", chat, "-o", out]);
+        ran.says(0, &["warning", "chat.gguf: tokenizer.chat_template", word]);
+    }
+    // One that refuses a conversation or another, as many do, is not said.
+    let mut trio = crate::trio::Trio::small();
+    let refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{% for m in messages %}\
+                   <|im_start|>{{ m.content }}<|im_end|>{% endfor %}";
+    trio.chat.set("tokenizer.chat_template", Val::str(refuses));
+    let ran = trio.write(folder.path()).command(&folder.path().join("out.gguf"), &["--type", "F16", "--overwrite"]);
+    assert!(ran.code == 0 && !ran.err.contains("chat_template"), "{}", ran.err);
+}

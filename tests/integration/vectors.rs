@@ -231,3 +231,19 @@ fn a_vector_is_not_compared_with_a_model() {
     compare(&chat, &patch, &[]).says(4, &["patch.gguf is a patch", "chat.gguf is a model"]);
     compare(&patch, &patch, &["--base", text(&base), "--chat", text(&chat)]).says(2, &["--base"]);
 }
+
+#[test]
+fn a_damaged_patch_is_not_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = Trio::small().write(folder.path());
+    let [whole, damaged] = ["whole.gguf", "damaged.gguf"].map(|name| folder.path().join(name));
+    extract(&paths.base, &paths.chat, "q8_0", &whole);
+    let mut bytes = std::fs::read(&whole).unwrap();
+    let at = bytes.len() - 100;
+    bytes[at] ^= 4;
+    std::fs::write(&damaged, bytes).unwrap();
+    for files in [[&whole, &damaged], [&damaged, &whole]] {
+        compare(files[0], files[1], &[]).says(3, &["damaged.gguf", "expected the bytes that were written"]);
+    }
+    compare(&whole, &whole, &[]).says(0, &[]);
+}
