@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::chatter::{TurnEnd, no_special_end, text_of, turn_end};
 use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
+use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::vector::{self, RowReader, read_row};
 
 /// A row whose norm is below this share of the usual was never trained, as where it was left at
@@ -160,8 +161,8 @@ impl ChatAudit {
         }
         let (ends, others): (Vec<u32>, Vec<u32>) = ids.others.iter().partition(|id| tokenizer.is_end(**id));
         self.n_other_control = others.len();
-        let embeddings = NormedRows::new(model, "token_embd.weight")?;
-        let outputs = NormedRows::new(model, "output.weight")?;
+        let embeddings = NormedRows::new(model, TOKEN_EMBEDDINGS)?;
+        let outputs = NormedRows::new(model, OUTPUT)?;
         let mut seen: HashMap<blake3::Hash, u32> = HashMap::new();
         self.n_not_shown = (ids.needed.len() + ends.len()).saturating_sub(MOST_TOKENS);
         let shown = ids.needed.iter().map(|id| (*id, true)).chain(ends.into_iter().map(|id| (id, false)));

@@ -9,6 +9,7 @@ use std::ops::Range;
 use super::tensors::{Difference, NotCompared, PIECE_WEIGHTS, Reason, TensorDifference, TensorTable};
 use crate::chat::TokenMap;
 use crate::ggml::GgmlType;
+use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::gguf::{Model, TensorId};
 use crate::patch::{self, require_patch_space, whole_name};
 use crate::pipeline::Budget;
@@ -17,11 +18,6 @@ use crate::quants;
 use crate::vector::{
     Error, FoldedTensor, Folding, TensorSource, decode, has_row_per_token, is_by_token, require_one_fold, resize,
 };
-
-/// The tensor that patches of models with tied embeddings do without.
-const OUTPUT: &str = "output.weight";
-/// What stands for it there.
-const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
 
 /// Bytes of buffers of a thread: both rows as f32, and blocks of one of them.
 const THREAD_BYTES: u64 = 3 * 4 * PIECE_WEIGHTS;

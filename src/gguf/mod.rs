@@ -31,6 +31,7 @@ mod file;
 mod header;
 mod map;
 mod metadata;
+pub mod names;
 mod model;
 mod place;
 mod positional;

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::computed::{Computed, ComputedTensors};
 use super::error::{Check, Error, Fault, place_of};
 use super::header::{ByteOrder, TensorInfo};
+use super::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use super::place::{TensorId, TensorPlace};
 use super::read::Limits;
 use super::scale::{Scales, is_scale};
@@ -273,7 +274,7 @@ impl Model {
                 return Err(fault(key, format!("one entry for each of {n_tokens} tokens"), n.to_string()));
             }
         }
-        for name in ["token_embd.weight", "output.weight"] {
+        for name in [TOKEN_EMBEDDINGS, OUTPUT] {
             let Some(id) = self.find(name) else { continue };
             let (tensor, file) = (self.tensor(id), &self.files[self.file_of(id)]);
             if tensor.ne[1] != n_tokens as u64 {

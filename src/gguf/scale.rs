@@ -15,6 +15,7 @@ use std::sync::OnceLock;
 
 use super::TensorInfo;
 use super::error::Error;
+use super::names::OUTPUT_SCALE;
 use super::place::TensorId;
 use crate::ggml::GgmlType;
 
@@ -41,7 +42,7 @@ impl Scales {
         let mut scales = Scales::default();
         for (id, info, is_stored) in tensors {
             if let Some((weights, of)) = weights_of(info, ".scale", &find)
-                && (info.name() != "output.scale" || of.ty() == GgmlType::NVFP4)
+                && (info.name() != OUTPUT_SCALE || of.ty() == GgmlType::NVFP4)
             {
                 scales.of.insert(weights, id);
                 if is_stored && info.size() <= KEPT_BYTES {

@@ -15,6 +15,7 @@
 //! `load_imatrix` (tools/quantize/quantize.cpp), so that encoded bytes are llama-quantize's.
 //! [`Sums`] is what is gathered while a model reads a text, and writes either form.
 
+use crate::gguf::names::TOKEN_EMBEDDINGS;
 mod error;
 mod gguf;
 mod legacy;
@@ -158,7 +159,7 @@ impl ImportanceMatrix {
         let expected = n_matrices.and_then(|n| n.checked_mul(row_len)).unwrap_or(u64::MAX);
         match values.len() as u64 == expected {
             true => Ok(Some(RowImportance { values, row_len: row_len as usize, rows_per_matrix })),
-            false if tensor == "token_embd.weight" => Ok(None),
+            false if tensor == TOKEN_EMBEDDINGS => Ok(None),
             false => {
                 let (path, ne, found) = (self.path.clone(), ne.to_vec(), values.len() as u64);
                 Err(Error::Length { path, tensor: tensor.to_owned(), ne, expected, found })

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::Error;
 use crate::chat;
+use crate::gguf::names::TOKEN_EMBEDDINGS;
 use crate::gguf::{Metadata, Model, Value};
 use crate::vector::fold_key;
 
@@ -180,7 +181,7 @@ impl RopeParameters {
 }
 
 fn n_vocab(model: &Model) -> Result<usize, Error> {
-    let rows = model.find("token_embd.weight").map(|id| model.tensor(id).n_rows());
+    let rows = model.find(TOKEN_EMBEDDINGS).map(|id| model.tensor(id).n_rows());
     let tokens = model.metadata().get_strings(chat::TOKENS).map(|t| t.len() as u64);
     match tokens.or(rows).filter(|&n| n > 0 && n <= u64::from(u32::MAX)) {
         Some(n) => Ok(n as usize),

@@ -3,7 +3,8 @@
 
 use super::Error;
 use super::session::{Session, Watch};
-use super::transformer::{OUTPUT, Transformer};
+use super::transformer::Transformer;
+use crate::gguf::names::OUTPUT;
 use crate::imatrix::Sums;
 
 /// How a text is read. What is gathered is what llama-imatrix gathers (`compute_imatrix`,

@@ -6,8 +6,9 @@ use super::Error;
 use super::matrix::{dot, multiply};
 use super::ops;
 use super::rope::Rope;
-use super::transformer::{Layer, Linear, OUTPUT, Transformer};
+use super::transformer::{Layer, Linear, Transformer};
 use crate::gguf;
+use crate::gguf::names::OUTPUT;
 use crate::pool;
 
 /// Tokens that go through the network together.

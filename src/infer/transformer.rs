@@ -7,12 +7,10 @@ use super::Error;
 use super::hyperparameters::Hyperparameters;
 use super::matrix::Matrix;
 use super::rope::Rope;
+use crate::gguf::names::{OUTPUT, OUTPUT_BIAS, TOKEN_EMBEDDINGS};
 use crate::gguf::{Mapping, Model, TensorId};
 use crate::pool::Pool;
 use crate::quants;
-
-/// The matrix of the logits, where it is not that of the embedding.
-pub(super) const OUTPUT: &str = "output.weight";
 
 /// A model that can be run: weights mapped from its files, norms and biases in memory.
 #[derive(Debug)]
@@ -68,14 +66,14 @@ impl Transformer {
         let mut tensors = Tensors { model, mapping: model.map()?, is_used: vec![false; model.n_tensors()] };
         let h = &hyperparameters;
         let (n_embd, n_vocab) = (h.n_embd, h.n_vocab);
-        let embedding = tensors.matrix("token_embd.weight", n_embd, n_vocab)?;
+        let embedding = tensors.matrix(TOKEN_EMBEDDINGS, n_embd, n_vocab)?;
         let output_norm = tensors.vector("output_norm.weight", n_embd)?;
         let output = match model.find(OUTPUT) {
             Some(_) => Some(tensors.matrix(OUTPUT, n_embd, n_vocab)?),
             None => None,
         };
         let output_bias = match h.architecture.as_str() {
-            "qwen2" => tensors.optional_vector("output.bias", n_vocab)?,
+            "qwen2" => tensors.optional_vector(OUTPUT_BIAS, n_vocab)?,
             _ => None,
         };
         let n_pairs = h.n_embd_head / 2;

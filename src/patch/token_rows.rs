@@ -7,6 +7,7 @@ use super::format::{BASE_ROWS, BASE_TOKENS, MOVED_ROWS, SPECIAL_ROWS, SPECIAL_TO
 use super::tokens::n_tokens;
 use crate::chat;
 use crate::ggml::GgmlType;
+use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::gguf::{self, Array, Metadata, Value};
 use crate::pipeline::Budget;
 use crate::plan::{self, Content, Taken, TensorPlan, Warning};
@@ -21,7 +22,7 @@ const ORDINARY_OF: u64 = 64;
 const FEW: f64 = 0.9;
 
 /// Tensors that have a row for each token in every model.
-const EMBEDDINGS: [&str; 2] = ["token_embd.weight", "output.weight"];
+const EMBEDDINGS: [&str; 2] = [TOKEN_EMBEDDINGS, OUTPUT];
 
 /// Plans the rows of special tokens, as they are in chat and in base, and the rows of some ordinary
 /// tokens in base. Gives warnings, too: which templates of chat were not rendered to find the

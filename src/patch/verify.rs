@@ -8,6 +8,7 @@ use super::error::Error;
 use super::format::{BASE_HASHES, CHAT_HASHES, TENSORS};
 use super::open::{assembled, open_stored};
 use super::seal::{self, Checked};
+use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::gguf::{Limits, Model, TensorId};
 use crate::vector;
 
@@ -110,7 +111,7 @@ fn origin(patch: &Model, file: &Path, key: &str, limits: &Limits) -> Result<Orig
     for (name, hash) in names.iter().zip(hashes.iter()) {
         let name = name.to_string();
         // Of embeddings that are tied the output has the hash of the input's.
-        let tied = || model.find("token_embd.weight").filter(|_| name == "output.weight");
+        let tied = || model.find(TOKEN_EMBEDDINGS).filter(|_| name == OUTPUT);
         let Some(id) = model.find(&name).or_else(tied) else {
             origin.missing.push(name);
             continue;

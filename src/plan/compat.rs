@@ -9,6 +9,7 @@ use super::special::TakenRows;
 use super::{Embeddings, Error, Protected, Recipe, TensorPlan, mixture};
 use crate::chat::{TOKENS, TokenMap, Unrendered};
 use crate::ggml::GgmlType;
+use crate::gguf::names::OUTPUT;
 use crate::gguf::{Metadata, Model, Value};
 use crate::survey::SpecialTokens;
 use crate::vector::{Inputs, Kept, Pair, Role, fold_key, has_row_per_token};
@@ -614,8 +615,8 @@ pub fn pairing_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> {
     if pairs.iter().any(|p| p.tied) {
         warnings.push(Warning::TiedOutput);
     }
-    if inputs.sources().any(|(_, source)| source.find("output.weight").is_some())
-        && !pairs.iter().any(|pair| pair.name == "output.weight")
+    if inputs.sources().any(|(_, source)| source.find(OUTPUT).is_some())
+        && !pairs.iter().any(|pair| pair.name == OUTPUT)
     {
         warnings.push(Warning::OutputDropped);
     }

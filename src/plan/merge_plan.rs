@@ -5,6 +5,7 @@ use super::{
     mixture, requires_importance, special,
 };
 use crate::ggml::GgmlType;
+use crate::gguf::names::{OUTPUT, OUTPUT_INPUT_SCALE, OUTPUT_SCALE};
 use crate::gguf::{Header, Metadata, Model, TensorSpec};
 use crate::vector::{Inputs, Kept, Pair, has_row_per_token};
 use crate::{chat, survey};
@@ -229,10 +230,10 @@ fn check_importance(tensors: &[TensorPlan], inputs: &Inputs, recipe: &Recipe) ->
 /// `load_tensors`). The weights are then written as they are; see [`TensorPlan::keeps_scale`].
 fn drop_lost_scales(tensors: &mut Vec<TensorPlan>, model: &Model) {
     let is_nvfp4 = |ty| ty == GgmlType::NVFP4;
-    let was = model.find("output.weight").is_some_and(|id| is_nvfp4(model.tensor(id).ty()));
-    let is = tensors.iter().any(|t| t.name == "output.weight" && is_nvfp4(t.ty));
+    let was = model.find(OUTPUT).is_some_and(|id| is_nvfp4(model.tensor(id).ty()));
+    let is = tensors.iter().any(|t| t.name == OUTPUT && is_nvfp4(t.ty));
     if was && !is {
-        tensors.retain(|t| !matches!(t.name.as_str(), "output.scale" | "output.input_scale"));
+        tensors.retain(|t| !matches!(t.name.as_str(), OUTPUT_SCALE | OUTPUT_INPUT_SCALE));
     }
 }
 

@@ -18,6 +18,7 @@ use super::Error;
 use super::file_type::FileType;
 use super::types::{fallback, is_quantizable};
 use crate::ggml::GgmlType::{self, *};
+use crate::gguf::names::{OUTPUT, PER_LAYER_EMBEDDINGS, TOKEN_EMBEDDINGS};
 use crate::gguf::{Metadata, Value};
 
 /// A tensor as the rules see it.
@@ -145,8 +146,8 @@ impl Category {
             ("ffn_down", Category::Down),
         ];
         match name {
-            "output.weight" => Category::Output,
-            "token_embd.weight" | PER_LAYER_EMBEDDINGS => Category::Embeddings,
+            OUTPUT => Category::Output,
+            TOKEN_EMBEDDINGS | PER_LAYER_EMBEDDINGS => Category::Embeddings,
             _ => INSIDE
                 .iter()
                 .find(|(inside, _)| name.contains(inside))
@@ -154,8 +155,6 @@ impl Category {
         }
     }
 }
-
-const PER_LAYER_EMBEDDINGS: &str = "per_layer_token_embd.weight";
 
 /// File types of less than three bits, which share rules.
 const LOWEST: [&str; 6] = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M"];
@@ -237,7 +236,7 @@ pub fn choose(
     for i in order {
         let tensor = &tensors[i];
         let n_dims = tensor.ne.iter().rposition(|&n| n > 1).map_or(1, |i| i + 1);
-        let is_left = options.leave_output && tensor.name == "output.weight";
+        let is_left = options.leave_output && tensor.name == OUTPUT;
         if is_left || !tensor.ty.is_weight_type() || !is_quantizable(architecture, tensor.name, n_dims) {
             continue;
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::{Error, LossPolicy, MergePlan, OnLoss, OutputType, Warning, survival::Loss};
 use crate::ggml::GgmlType::{self, *};
+use crate::gguf::names::{OUTPUT, OUTPUT_SCALE};
 use crate::gguf::{Array, StringArray, Value};
 use crate::quants;
 use crate::survey::{Estimate, Look, Trial};
@@ -77,8 +78,7 @@ impl LossPolicy {
     /// ones first.
     pub fn ladder(&self, plan: &MergePlan, name: &str, ty: GgmlType) -> Vec<Encoding> {
         // llama.cpp refuses scales beside an output of any type but NVFP4.
-        let is_bound =
-            ty == NVFP4 && name == "output.weight" && plan.tensors().iter().any(|t| t.name == "output.scale");
+        let is_bound = ty == NVFP4 && name == OUTPUT && plan.tensors().iter().any(|t| t.name == OUTPUT_SCALE);
         let finer = promoted(ty).filter(|_| !is_bound);
         match self.on_loss {
             OnLoss::Warn | OnLoss::Fail => Vec::new(),

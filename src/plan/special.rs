@@ -8,6 +8,7 @@ use super::merging::Reach;
 use super::{Error, Recipe, Taken, TensorPlan};
 use crate::chat;
 use crate::gguf::Metadata;
+use crate::gguf::names::{OUTPUT, OUTPUT_BIAS, TOKEN_EMBEDDINGS};
 use crate::survey::{self, SpecialToken};
 use crate::vector::{Inputs, Role, TokenRows, has_row_per_token};
 
@@ -103,7 +104,7 @@ pub(super) fn decide(
     let source = inputs.source(found.source);
     // Of a patch those that it brings along; a mean of models has none to take from.
     let has_rows = match inputs.role(found.source) {
-        Role::Patch => TokenRows::of_chat(inputs, found.source, "token_embd.weight").is_some(),
+        Role::Patch => TokenRows::of_chat(inputs, found.source, TOKEN_EMBEDDINGS).is_some(),
         _ => inputs.vectors().iter().any(|v| v.plus == found.source && v.minus.is_some()),
     };
     let path = source.path().to_owned();
@@ -127,9 +128,9 @@ pub(super) fn decide(
             return Err(Error::MissingTokens { tokens, model, chat: path, can_be_added: has_rows });
         }
         if let Some(id) = inputs.model()
-            && inputs.source(id).find("output.bias").is_some()
+            && inputs.source(id).find(OUTPUT_BIAS).is_some()
         {
-            return Err(Error::CannotAddTokens { tensor: "output.bias".to_owned(), model });
+            return Err(Error::CannotAddTokens { tensor: OUTPUT_BIAS.to_owned(), model });
         }
         let ids: Vec<u32> = missing.iter().map(|token| token.chat).collect();
         let added = missing.iter().zip(chat::add_tokens(metadata, source.metadata(), &ids));
@@ -193,7 +194,7 @@ pub(super) fn take(
         };
         let at = chat_rows.at;
         let n_rows = chat.tensor(at.tensor).n_rows();
-        let is_sum = |row: &SpecialRow| row.is_output_sum && tensor.name == "output.weight" && tensor.is_sum();
+        let is_sum = |row: &SpecialRow| row.is_output_sum && tensor.name == OUTPUT && tensor.is_sum();
         let is_reached = is_listed || reach.reaches(inputs, source, &tensor.name);
         let mut rows = Vec::new();
         for (i, Wanted { row, unmoved, .. }) in wanted.iter().enumerate() {
@@ -203,7 +204,7 @@ pub(super) fn take(
             if row.is_added || is_reached {
                 rows.push((row.id, from));
                 used[i] = true;
-            } else if wanted[i].is_needed && !(row.is_output_sum && tensor.name == "output.weight") {
+            } else if wanted[i].is_needed && !(row.is_output_sum && tensor.name == OUTPUT) {
                 kept[i] = true;
                 done.kept_in.push(tensor.name.clone());
             }

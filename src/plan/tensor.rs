@@ -2,6 +2,7 @@
 
 use super::Error;
 use crate::ggml::GgmlType;
+use crate::gguf::names::OUTPUT;
 use crate::quants;
 use crate::vector::{
     self, Combination, Encoding, Inputs, Kept, Method, Operand, Pair, Rounding, Space, TensorRef, Term,
@@ -224,7 +225,7 @@ impl TensorPlan {
     /// Whether the model's scales of these weights are beside them in the output, too
     /// ([`scale_of`](crate::gguf::Model::scale_of)): the blocks then hold weight / scale.
     pub fn keeps_scale(&self, inputs: &Inputs) -> bool {
-        let is_dropped = self.name == "output.weight" && self.ty != GgmlType::NVFP4;
+        let is_dropped = self.name == OUTPUT && self.ty != GgmlType::NVFP4;
         !is_dropped && self.model().is_some_and(|at| inputs.source(at.source).scale_of(at.tensor).is_some())
     }
 

@@ -5,6 +5,7 @@
 
 use super::OutputType;
 use crate::ggml::GgmlType::{self, *};
+use crate::gguf::names::{OUTPUT, PER_LAYER_EMBEDDINGS, TOKEN_EMBEDDINGS};
 use crate::quants;
 
 /// Parts of names that llama-quantize never touches: small, or of great effect.
@@ -71,7 +72,7 @@ pub fn fallback(ty: GgmlType, row_len: u64) -> Option<GgmlType> {
 pub fn requires_importance(name: &str, ty: GgmlType, output: &OutputType) -> bool {
     match ty {
         _ if quants::requires_importance(ty) => true,
-        _ if ["token_embd.weight", "output.weight", "per_layer_token_embd.weight"].contains(&name) => false,
+        _ if [TOKEN_EMBEDDINGS, OUTPUT, PER_LAYER_EMBEDDINGS].contains(&name) => false,
         IQ3_XXS | IQ2_S | IQ1_M => true,
         Q2_K => output.file_type().is_some_and(|f| f.name == "Q2_K_S"),
         _ => false,

@@ -11,7 +11,8 @@ use std::collections::BTreeSet;
 use super::findings::{Finding, Untold};
 use super::special::{Drift, Stay};
 use crate::chat::{self, TokenMap};
-use crate::vector::{Error, Inputs, SourceId, TOKEN_EMBEDDINGS, Vector};
+use crate::gguf::names::TOKEN_EMBEDDINGS;
+use crate::vector::{Error, Inputs, SourceId, Vector};
 
 /// A token's row that went at least this share of the usual way was trained.
 const TRAINED: f64 = 0.5;

@@ -11,10 +11,11 @@ use bstr::BString;
 
 use crate::chat::{self, TOKENS, TokenMap, Unrendered};
 use crate::gguf::TensorInfo;
+use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::quants;
 use crate::vector::{
-    Error, Inputs, OUTPUT, RowReader, SourceId, TOKEN_EMBEDDINGS, TensorRef, TokenRows, has_row_per_token,
-    is_readable_row, median, median_of_rows, place, read_token_row,
+    Error, Inputs, RowReader, SourceId, TensorRef, TokenRows, has_row_per_token, is_readable_row, median,
+    median_of_rows, place, read_token_row,
 };
 
 /// A row that went less far from the base than this share of what an ordinary row did is untrained.

@@ -30,6 +30,7 @@ use super::error::Error;
 use super::inputs::{Inputs, Role};
 use super::names::FOLD_KEYS;
 use super::term::TensorRef;
+use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::gguf::{Metadata, Model, TensorId, Value};
 
 /// Which tensors of a file are folded, and how.
@@ -297,6 +298,3 @@ impl Foldings {
         require_one_fold(std::iter::once(own).chain(inputs.sources().enumerate().map(of_source)))
     }
 }
-
-const OUTPUT: &str = "output.weight";
-const TOKEN_EMBEDDINGS: &str = "token_embd.weight";

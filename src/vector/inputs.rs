@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::names::{OUTPUT, TOKEN_EMBEDDINGS, is_by_token};
+use super::names::is_by_token;
 use super::rows::Rows;
 use super::stored::StoredVector;
 use super::term::{Operand, SourceId, TensorRef};
 use crate::chat::{Templates, TokenMap};
+use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::gguf::{self, Model};
 use crate::imatrix::{ImportanceMatrix, RowImportance};
 

@@ -1,16 +1,11 @@
 //! Names of tensors that the code must know.
 
 use crate::chat::TOKENS;
+use crate::gguf::names::{OUTPUT, PER_LAYER_EMBEDDINGS, TOKEN_EMBEDDINGS};
 use crate::gguf::{Model, TensorId};
 
-/// The tensor that tied files do without.
-pub(crate) const OUTPUT: &str = "output.weight";
-
-/// What stands for it there.
-pub(crate) const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
-
 /// Tensors with a row for each token (src/llama-model.cpp: those made with `n_vocab` rows).
-const BY_TOKEN: [&str; 3] = [TOKEN_EMBEDDINGS, OUTPUT, "per_layer_token_embd.weight"];
+const BY_TOKEN: [&str; 3] = [TOKEN_EMBEDDINGS, OUTPUT, PER_LAYER_EMBEDDINGS];
 
 /// Ends of the names of those that layers for further tokens have of their own.
 const BY_TOKEN_OF_LAYERS: [&str; 2] = [".nextn.embed_tokens.weight", ".nextn.shared_head_head.weight"];

@@ -4,11 +4,12 @@ use super::combine::Combination;
 use super::error::Error;
 use super::fold::Foldings;
 use super::inputs::{Inputs, Vector, find};
-use super::names::{OUTPUT, TOKEN_EMBEDDINGS, has_row_per_token, is_by_token};
+use super::names::{has_row_per_token, is_by_token};
 use super::stored::require_space;
 use super::term::{SourceId, TensorRef, Term, operands};
 use crate::ggml::GgmlType;
 use crate::gguf::TensorInfo;
+use crate::gguf::names::{OUTPUT, OUTPUT_BIAS, TOKEN_EMBEDDINGS};
 
 /// Why a tensor takes no part in the arithmetic.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
@@ -85,7 +86,7 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
             tied: false,
             except: Vec::new(),
         };
-        if name == "output.bias" && inputs.vocabularies_differ() {
+        if name == OUTPUT_BIAS && inputs.vocabularies_differ() {
             pair.kept = Some(Kept::ByToken);
         }
         if pair.kept.is_none() {

@@ -2,11 +2,11 @@
 
 use super::error::Error;
 use super::inputs::{Inputs, find_or_tied};
-use super::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use super::source::read_row;
 use super::stored::StoredRows;
 use super::term::{SourceId, TensorRef};
 use crate::gguf::TensorInfo;
+use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::quants;
 
 /// Rows of some tokens of a model, or of all.

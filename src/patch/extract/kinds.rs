@@ -4,6 +4,7 @@
 use super::target::Target;
 use crate::ggml::GgmlType;
 use crate::gguf;
+use crate::gguf::names::OUTPUT;
 use crate::patch::format::SVD_A;
 use crate::plan::{self, MergePlan, TensorPlan};
 use crate::vector::has_row_per_token;
@@ -17,7 +18,7 @@ pub(super) fn is_dense(tensor: &TensorPlan) -> bool {
 pub(super) fn is_decomposed(tensor: &TensorPlan) -> bool {
     let is_matrix = tensor.ne.len() == 2 && tensor.ty != GgmlType::F32 && tensor.is_sum();
     // An untied output is a matrix like others, unless only some rows of it moved.
-    let is_by_token = has_row_per_token(&tensor.name) && tensor.name != "output.weight";
+    let is_by_token = has_row_per_token(&tensor.name) && tensor.name != OUTPUT;
     is_matrix && tensor.selected().is_none() && !is_by_token && tensor.name.len() + SVD_A.len() <= gguf::MAX_NAME_BYTES
 }
 

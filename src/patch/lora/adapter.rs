@@ -8,6 +8,7 @@ use super::norms::fold_norms;
 use super::place::{Left, place_of};
 use super::settings::{FACTOR_TYPES, Settings};
 use crate::ggml::GgmlType;
+use crate::gguf::names::OUTPUT;
 use crate::gguf::{Header, Metadata, Value};
 use crate::patch::format::whole_name;
 use crate::patch::{low_rank, rows};
@@ -90,7 +91,7 @@ impl Adapter {
         if !FACTOR_TYPES.contains(&settings.ty) {
             return Err(Error::Type { ty: settings.ty });
         }
-        let is_untied = plan.tensors().iter().any(|t| t.name == "output.weight");
+        let is_untied = plan.tensors().iter().any(|t| t.name == OUTPUT);
         let (mut matrices, mut left) = (Vec::new(), Vec::new());
         for (tensor, planned) in plan.tensors().iter().enumerate().filter(|(_, t)| wanted(t)) {
             match place_of(planned, is_untied) {

@@ -2,11 +2,10 @@
 
 use crate::ggml::GgmlType;
 use crate::gguf::TensorSpec;
+use crate::gguf::names::TOKEN_EMBEDDINGS;
 use crate::patch::format::{LOW_RANK_A, LOW_RANK_B};
 use crate::patch::{low_rank, rows};
 use crate::plan::TensorPlan;
-
-const TOKEN_EMBEDDINGS: &str = "token_embd.weight";
 
 /// A tensor of an adapter: a matrix, or several in a stack.
 #[derive(Debug)]

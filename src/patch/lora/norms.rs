@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::error::Error;
 use super::matrix::Matrix;
 use super::place::{Left, Reason};
+use crate::gguf::names::OUTPUT;
 use crate::pipeline::{Budget, PlannedSums};
 use crate::plan::MergePlan;
 use crate::vector::{self, Inputs};
@@ -32,7 +33,7 @@ const PLAIN_RMS_NORMS: [&str; 14] = [
 /// γ) x`: so what chat changed of γ can be written as a change of W, `W_chat · diag(γ_chat /
 /// γ_base) − W_base`.
 fn norm_before(name: &str) -> Option<String> {
-    if name == "output.weight" {
+    if name == OUTPUT {
         return Some("output_norm.weight".to_owned());
     }
     let (layer, word) = name.strip_suffix(".weight")?.rsplit_once('.')?;
