@@ -3,20 +3,23 @@
     python roles.py [--chatvec PATH] [--models-dir FOLDER] [--smollm2 FILE] [--types F16 Q8_0 Q4_0]
 
 Siblings of SmolLM2 (`fetch_models.py` fetches it): the file is the base, chat is it plus one random vector, cp is it plus
-another, in every tensor; and cp once with the rows of the template's tokens as they were, once with those moved too. Each trio is
+another, in every tensor; and cp once with the rows of the template's tokens as they were, once with those moved too. The file ends
+its texts with <|im_end|>, as a chat model does; once base and cp end theirs with <|endoftext|>, as a base does. Each trio is
 tried with chat templates in chat alone, in all files and in none, and in every type. A line a trio: for the right order and the
 five wrong ones the exit code of a dry run, then the overlaps of the vector with what the model learnt as numpy finds them
-(over the square of the shorter one), right order first.
+(over the square of the shorter one), right order first. Rounding errors are in these; those that the command judges have none.
 
 Right are: 0 for the right order, 4 for the others; where nothing in the files tells chat from cp, 0 also for the order in which
-these two changed places, with a warning in both that says so. Ends with 1 where something else was found.
+these two changed places, with a warning in both that says so. Nothing tells them apart where neither one's own template does and all
+rows moved; and where no file has a template and all end with one token, since then no token is one that only a conversation
+needs. Ends with 1 where something else was found.
 """
 
-import itertools
 import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 
 from ggml_codec import decode
@@ -56,10 +59,18 @@ def without_template(source: Path, target: Path) -> Path:
     return target
 
 
+def with_end(source: Path, target: Path, token: int) -> Path:
+    """The same file with another end token."""
+    data, key = bytearray(source.read_bytes()), b"tokenizer.ggml.eos_token_id"
+    at = data.index(key) + len(key)
+    assert int.from_bytes(data[at:at + 4], "little") == gguf.GGUFValueType.UINT32
+    data[at + 4:at + 8] = token.to_bytes(4, "little")
+    target.write_bytes(data)
+    return target
+
+
 def with_template(source: Path, target: Path, template: str) -> Path:
     """The same file with a template, in which key it has or under a new one."""
-    import gguf
-
     reader = gguf.GGUFReader(source)
     if TEMPLATE in reader.fields:
         return source
@@ -84,8 +95,8 @@ def overlaps(files: list[Path]) -> list[float]:
     tensors = [read_tensors(path) for path in files]
     for name, t in tensors[0].items():
         if not name.startswith("rope_"):
-            flat = [decode(one[name]).astype(np.float64).reshape(-1) for one in tensors]
-            inner += [[a @ b for b in flat] for a in flat]
+            flat = np.stack([decode(one[name]).astype(np.float64).reshape(-1) for one in tensors])
+            inner += flat @ flat.T
     found = []
     for b, c, m in ORDERS:
         tau2 = inner[c, c] - 2 * inner[b, c] + inner[b, b]
@@ -102,46 +113,49 @@ def tried(chatvec: Chatvec, files: list[Path], order) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def judge(chatvec: Chatvec, what: str, files: list[Path], is_told: bool) -> bool:
+def judge(chatvec: Chatvec, what: str, files: list[Path], margins: list[float], is_told: bool) -> bool:
     """Tries all orders and prints a line; whether all is as it should be."""
     found = [tried(chatvec, files, order) for order in ORDERS]
     expected = [0, 4 if is_told else 0, 4, 4, 4, 4]
     said = [UNTOLD in text for _, text in found[:2]]
     is_right = [code for code, _ in found] == expected and said == [not is_told] * 2
-    margins = " ".join(f"{o:5.2f}" for o in overlaps(files))
+    margins = " ".join(f"{o:5.2f}" for o in margins)
     codes = " ".join(str(code) for code, _ in found)
-    print(f"{'right' if is_right else 'WRONG'}  {what:52}  {codes}  {margins}", flush=True)
+    print(f"{'right' if is_right else 'WRONG'}  {what:58}  {codes}  {margins}", flush=True)
     if not is_right:
         print("\n".join(line for _, text in found for line in text.splitlines() if "error" in line or "checked" in line))
     return is_right
 
 
-def variants(chatvec: Chatvec, what: str, trio: Trio, folder: Path, types, is_told: bool):
-    """Every type, with templates in chat alone, in all and in none."""
-    for type_, templates in itertools.product(types, ("chat", "all", "none")):
-        files = []
+def variants(chatvec: Chatvec, what: str, trio: Trio, folder: Path, types, told):
+    """Every type, with templates in chat alone, in all and in none; chat and cp are told apart with those in `told`."""
+    for type_ in types:
+        stored = {}
         for role, path in vars(trio).items():
-            made = folder / f"{path.stem}-{type_}.gguf"
-            if type_ == "F16":
-                made = path
-            elif not made.exists():
-                chatvec.run("quantize", path, "-o", made, "--type", type_, "--pure")
-            has = templates == "all" or (templates == "chat" and role == "chat")
-            target = folder / f"{role}-{templates}.gguf"
-            files.append(with_template(made, target, "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
-                         if has else without_template(made, target))
-        yield judge(chatvec, f"{what}, {type_}, template in {templates}", files, is_told or templates == "chat")
+            stored[role] = path if type_ == "F16" else folder / f"{path.stem}-{type_}.gguf"
+            if not stored[role].exists():
+                chatvec.run("quantize", path, "-o", stored[role], "--type", type_, "--pure")
+        margins = overlaps(list(stored.values()))
+        for templates in ("chat", "all", "none"):
+            files = []
+            for role, path in stored.items():
+                has = templates == "all" or (templates == "chat" and role == "chat")
+                target = folder / f"{role}-{templates}.gguf"
+                files.append(with_template(path, target, "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
+                             if has else without_template(path, target))
+            yield judge(chatvec, f"{what}, {type_}, template in {templates}", files, margins, templates in told)
 
 
 def smollm2(folder: Path, source: Path):
-    """Trios of siblings, and whether anything tells chat from cp where templates do not."""
-    special = (1, 2)  # <|im_start|>, <|im_end|>
+    """Trios of siblings, and with which templates something tells chat from cp."""
+    end, special = 0, (1, 2)  # <|endoftext|>; <|im_start|>, <|im_end|>
     base = sibling(source, folder / "smol-base.gguf", 0, 1)
     chat = sibling(source, folder / "smol-chat.gguf", CHAT, 2)
-    plain = sibling(source, folder / "smol-cp.gguf", CP, 3, special)
-    yield "SmolLM2, special rows kept in cp", Trio(base, chat, plain), True
-    plain.unlink()
-    yield "SmolLM2, all rows moved", Trio(base, chat, sibling(source, folder / "smol-cp2.gguf", CP, 4)), False
+    cp = sibling(source, folder / "smol-cp.gguf", CP, 3, special)
+    yield "SmolLM2, special rows kept in cp", Trio(base, chat, cp), ("chat", "all")
+    ended = [with_end(path, folder / f"{path.stem}-end.gguf", end) for path in (base, cp)]
+    yield "SmolLM2, these and ends of a base", Trio(ended[0], chat, ended[1]), ("chat", "all", "none")
+    yield "SmolLM2, all rows moved", Trio(base, chat, sibling(source, folder / "smol-cp2.gguf", CP, 4)), ("chat",)
 
 
 def main() -> int:
@@ -152,13 +166,13 @@ def main() -> int:
     options = parser.parse_args()
     chatvec = Chatvec(options.chatvec)
     results = []
-    print(f"       {'':52}  exit codes   overlaps, the right order first")
+    print(f"       {'':58}  exit codes   overlaps, the right order first")
     with work_folder(options.temp_dir) as folder:
         trio = find_trio(options.models_dir)
-        results += variants(chatvec, "bundled", trio, folder, [*options.types, "Q4_K"], True)
+        results += variants(chatvec, "bundled", trio, folder, [*options.types, "Q4_K"], ("chat", "all", "none"))
         if options.smollm2.is_file():
-            for what, trio, is_told in smollm2(folder, options.smollm2):
-                results += variants(chatvec, what, trio, folder, options.types, is_told)
+            for what, trio, told in smollm2(folder, options.smollm2):
+                results += variants(chatvec, what, trio, folder, options.types, told)
         else:
             print(f"left out: no {options.smollm2}; fetch_models.py fetches it")
     print(f"{sum(results)} passed, {results.count(False)} failed")
