@@ -8,7 +8,7 @@ use clap::Args;
 use super::output::complain;
 use super::progress::Progress;
 use crate::ggml::GgmlType;
-use crate::job::{self, AdapterFile, Beside};
+use crate::job::{self, AdapterFile, ReadyAdapter};
 use crate::patch::lora::{FACTOR_TYPES, Fit, Left, Settings, Written};
 use crate::vector::part_of;
 
@@ -85,7 +85,7 @@ pub(super) fn named(error: job::Error, adapter: &'static str) -> Error {
 }
 
 /// Writes an adapter and says what it does not hold.
-pub(super) fn write(adapter: Beside<'_>, option: &'static str) -> Result<Written> {
+pub(super) fn write(adapter: ReadyAdapter<'_>, option: &'static str) -> Result<Written> {
     let progress = Progress::new(adapter.n_read_bytes());
     let rejected = adapter.is_rejected().then(|| adapter.path().to_owned());
     let written = adapter.write(&progress).map_err(|e| named(e, option))?;

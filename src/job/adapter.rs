@@ -86,7 +86,7 @@ impl AdapterFile {
         inputs: &'a Inputs,
         (output, is_rejected): (&Path, bool),
         settings: &'a Settings,
-    ) -> Result<Beside<'a>, Error> {
+    ) -> Result<ReadyAdapter<'a>, Error> {
         let adapter = lora::Adapter::of_residual(plan, inputs, self.settings);
         let adapter = adapter.map_err(|e| Error::Adapter(Box::new(e.into())))?;
         let (mut path, mut options) = (Cow::Borrowed(&*self.path), settings.write_beside(inputs.paths()));
@@ -96,7 +96,7 @@ impl AdapterFile {
         // The output took its name just now.
         options.inputs.push(output.to_owned());
         let (output, plan, is_residual) = (Some(output.to_owned()), Cow::Borrowed(plan), true);
-        Ok(Beside { adapter, plan, inputs, path, options, output, is_residual, is_rejected, settings })
+        Ok(ReadyAdapter { adapter, plan, inputs, path, options, output, is_residual, is_rejected, settings })
     }
 
     /// The adapter of the vector, ready to be written. `plan` leaves nothing out, `measured` is of
@@ -108,14 +108,14 @@ impl AdapterFile {
         measured: &Measured,
         output: Option<&Path>,
         settings: &'a Settings,
-    ) -> Result<Beside<'a>, Error> {
+    ) -> Result<ReadyAdapter<'a>, Error> {
         let adapter = lora::Adapter::of_vector(&plan, inputs, measured, self.settings, &settings.budget);
         let adapter = adapter.map_err(|e| Error::Adapter(Box::new(e.into())))?;
         let mut options = settings.write_beside(inputs.paths());
         options.inputs.extend(output.map(Path::to_owned));
         let (path, plan, output) = (Cow::Borrowed(&*self.path), Cow::Owned(plan), output.map(Path::to_owned));
         let (is_residual, is_rejected) = (false, false);
-        Ok(Beside { adapter, plan, inputs, path, options, output, is_residual, is_rejected, settings })
+        Ok(ReadyAdapter { adapter, plan, inputs, path, options, output, is_residual, is_rejected, settings })
     }
 }
 
@@ -127,7 +127,7 @@ pub(super) fn plan_whole(inputs: &Inputs, budget: &Budget) -> Result<MergePlan, 
 
 /// An adapter that is ready to be written.
 #[derive(Debug)]
-pub struct Beside<'a> {
+pub struct ReadyAdapter<'a> {
     adapter: lora::Adapter,
     plan: Cow<'a, MergePlan>,
     inputs: &'a Inputs,
@@ -141,7 +141,7 @@ pub struct Beside<'a> {
     settings: &'a Settings,
 }
 
-impl Beside<'_> {
+impl ReadyAdapter<'_> {
     /// Where it goes.
     pub fn path(&self) -> &Path {
         &self.path
@@ -163,7 +163,7 @@ impl Beside<'_> {
     /// [`Error::Adapter`]; beside an output, which is complete, [`Error::NoAdapter`] or
     /// [`Error::Interrupted`]. Of the adapter no file is left then.
     pub fn write(self, observer: &dyn Observer) -> Result<Written, Error> {
-        let Beside { adapter, plan, inputs, path, options, output, is_residual, settings, .. } = self;
+        let ReadyAdapter { adapter, plan, inputs, path, options, output, is_residual, settings, .. } = self;
         let (limits, budget) = (&settings.limits, &settings.budget);
         let write = || match output.as_ref().filter(|_| is_residual) {
             Some(output) => {
@@ -191,7 +191,7 @@ pub struct Adapter<'a> {
 
 /// An adapter that can begin.
 #[derive(Debug)]
-pub struct Vectors<'a> {
+pub struct PreparedAdapter<'a> {
     adapter: Adapter<'a>,
     settings: &'a Settings,
     /// The plan of a patch from which nothing is left out.
@@ -209,8 +209,8 @@ impl<'a> Adapter<'a> {
     /// Finds out everything that can be known without writing.
     ///
     /// # Errors
-    /// [`Error`]. What only looks wrong is no error here: [`Vectors::refusal`] has it.
-    pub fn prepare(self, settings: &'a Settings) -> Result<Vectors<'a>, Error> {
+    /// [`Error`]. What only looks wrong is no error here: [`PreparedAdapter::refusal`] has it.
+    pub fn prepare(self, settings: &'a Settings) -> Result<PreparedAdapter<'a>, Error> {
         let inputs = self.inputs;
         let mut warnings = plan::check(inputs)?;
         let pairs = vector::pair(inputs)?;
@@ -224,11 +224,11 @@ impl<'a> Adapter<'a> {
         let refusals = refusals(&survey);
         let mut cautions = cautions(&mut plan, &survey, &refusals, settings.is_forced);
         cautions.extend(rounding_error(&survey));
-        Ok(Vectors { adapter: self, settings, plan, survey, types, cautions, refusals })
+        Ok(PreparedAdapter { adapter: self, settings, plan, survey, types, cautions, refusals })
     }
 }
 
-impl<'a> Vectors<'a> {
+impl<'a> PreparedAdapter<'a> {
     /// Why the run should not begin: the inputs look wrong.
     pub fn refusal(&self) -> Option<Error> {
         let is_refused = !self.refusals.is_empty() && !self.settings.is_forced;
@@ -238,12 +238,12 @@ impl<'a> Vectors<'a> {
     /// Measures the vector, after which the adapter is ready to be written.
     ///
     /// # Errors
-    /// [`Vectors::refusal`], and whatever ends the run.
-    pub fn measure(&self, observer: &dyn Observer) -> Result<Beside<'a>, Error> {
+    /// [`PreparedAdapter::refusal`], and whatever ends the run.
+    pub fn measure(&self, observer: &dyn Observer) -> Result<ReadyAdapter<'a>, Error> {
         if let Some(refusal) = self.refusal() {
             return Err(refusal);
         }
-        let Vectors { adapter: Adapter { inputs, file }, settings, plan, .. } = self;
+        let PreparedAdapter { adapter: Adapter { inputs, file }, settings, plan, .. } = self;
         let measured = pipeline::measure(plan, inputs, observer, &settings.budget)?;
         file.of_vector(plan.clone(), inputs, &measured, None, settings)
     }

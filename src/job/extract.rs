@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::adapter::{AdapterFile, Beside, plan_whole};
+use super::adapter::{AdapterFile, ReadyAdapter, plan_whole};
 use super::look::{self, Looked, TypesAs, cautions, expected, refusals, rounding_error};
 use super::{Caution, Error, LEAST_SURVIVAL, Settings};
 use crate::ggml::GgmlType;
@@ -266,7 +266,7 @@ impl Extracted<'_> {
     ///
     /// # Errors
     /// [`Error::Adapter`], and those of planning it.
-    pub fn adapter(&self) -> Result<Option<Beside<'_>>, Error> {
+    pub fn adapter(&self) -> Result<Option<ReadyAdapter<'_>>, Error> {
         let Extract { inputs, adapter: Some(adapter), .. } = self.extract else { return Ok(None) };
         let plan = plan_whole(inputs, &self.settings.budget)?;
         let output = Some(&*self.written.file.path);

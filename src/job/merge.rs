@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::adapter::{AdapterFile, Beside};
+use super::adapter::{AdapterFile, ReadyAdapter};
 use super::asking::{Questions, Talk};
 use super::look::{self, Looked, TypesAs, cautions, expected, refusals, rounding_error};
 use super::{Caution, Error, REJECTED, Settings, check_rejected};
@@ -388,7 +388,7 @@ impl Published<'_> {
     ///
     /// # Errors
     /// [`Error::Adapter`].
-    pub fn residual(&self) -> Result<Option<Beside<'_>>, Error> {
+    pub fn residual(&self) -> Result<Option<ReadyAdapter<'_>>, Error> {
         let Some(residual) = self.merge.residual else { return Ok(None) };
         let output = (&*self.written.file.path, !self.is_kept);
         Ok(Some(residual.beside_output(&self.plan, self.merge.inputs, output, self.settings)?))

@@ -25,7 +25,7 @@ mod quantize;
 
 use std::path::{Path, PathBuf};
 
-pub use adapter::{Adapter, AdapterFile, Beside, Vectors};
+pub use adapter::{Adapter, AdapterFile, PreparedAdapter, ReadyAdapter};
 pub use asking::{Questions, Talk, require_runnable};
 pub use caution::{Caution, LEAST_COSINE};
 pub use error::Error;
