@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::progress::Asked;
 use super::smoke::require_model;
-use super::{Exit, Global, Usage, output};
+use super::{Exit, Global, Usage, output, recipe_args};
 use crate::chat::Tokenizer;
 use crate::eval::{self, Comparison, Keep, Reference, Tau, Text, compare_tensors, same_vocabulary};
 use crate::gguf::{Limits, Model};
@@ -109,7 +109,12 @@ fn vectors(args: &CompareArgs, global: &Global) -> Result<Exit> {
     }
     // Rows of both are computed at a time.
     let limits = Limits { max_tensor_memory: global.memory.as_u64() / 2, ..global.limits() };
-    let (a, b) = (patch::open_whole(&args.a, &limits)?, patch::open_whole(&args.b, &limits)?);
+    let open = |path: &Path| -> Result<patch::Patch, patch::Error> {
+        let (patch, checked) = patch::open_checked(path, &limits)?;
+        recipe_args::complain_of_damage(path, &checked);
+        Ok(patch)
+    };
+    let (a, b) = (open(&args.a)?, open(&args.b)?);
     let tensors = eval::compare_vectors(&a, &b, &global.budget())?;
     if tensors.tensors.is_empty() && !tensors.is_whole() {
         return Err(eval::Error::NothingShared { a: args.a.clone(), b: args.b.clone() }.into());

@@ -221,11 +221,16 @@ fn open_patch(path: &Path, is_forced: bool, global: &Global) -> Result<Patch, pa
         return patch::open_whole(path, &limits);
     }
     let (patch, checked) = patch::open_checked(path, &limits)?;
+    complain_of_damage(path, &checked);
+    Ok(patch)
+}
+
+/// Says if a patch is not what was written.
+pub(super) fn complain_of_damage(path: &Path, checked: &patch::Checked) {
     if let Some(found) = checked.damage() {
         let text = format!("{}: expected the bytes that were written, found {found}", path.display());
         output::complain("warning", &text);
     }
-    Ok(patch)
 }
 
 /// Opens every file of a recipe once.

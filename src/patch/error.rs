@@ -30,7 +30,7 @@ pub enum Error {
         found: String,
     },
     /// The patch is of a format this version does not know.
-    #[error("{}: key {VERSION_KEY}: expected 1 to {VERSION}, found {found}; a newer chatvec may have made it, else the file is damaged", path.display())]
+    #[error("{}: key {VERSION_KEY}: expected at most {VERSION}, found {found}; {}", path.display(), newer_or_damaged(found))]
     Version {
         /// The file.
         path: PathBuf,
@@ -127,4 +127,10 @@ impl Error {
         let (path, tensor) = (model.path().to_owned(), tensor.to_owned());
         Error::Stored { path, tensor, expected: expected.to_owned(), found: found.to_owned() }
     }
+}
+
+/// What a version that is not known says of the file.
+fn newer_or_damaged(found: &str) -> &'static str {
+    let is_newer = found.parse::<u64>().is_ok_and(|version| version > VERSION.into());
+    if is_newer { "a newer chatvec made it" } else { "the file is damaged: no patch has such a version" }
 }

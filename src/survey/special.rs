@@ -330,11 +330,11 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
 }
 
-/// What the rows of the embeddings that a patch has of its base say of the model: sums over the
-/// weights of ordinary tokens.
+/// What the rows that a patch has of its base say of the model: sums over the weights of ordinary
+/// tokens, in embeddings and output.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Seen {
-    /// ‖model − base‖ / ‖base‖: the median over rows; none where there are no rows.
+    /// ‖model − base‖ / ‖base‖ in the embeddings: the median over rows; none where there are none.
     pub(super) ratio: Option<f64>,
     /// Σ τ², Σ (model − base)² and Σ τ·(model − base), over the rows that the vector moves.
     pub(super) tau2: f64,
@@ -344,35 +344,43 @@ pub(super) struct Seen {
     pub(super) n: u64,
 }
 
-/// Looks at the rows of the embeddings that a patch has of its base, at the model's, and at what the
-/// patch adds to them.
+/// Looks at the rows that a patch has of its base in embeddings and output, at the model's, and at
+/// what the patch adds to them.
 ///
 /// # Errors
 /// [`Error::Container`], [`Error::Type`], [`Error::NotFinite`].
 pub(super) fn seen_by_patch(inputs: &Inputs, patch: SourceId) -> Result<Seen, Error> {
-    let Some(model) = inputs.model() else { return Ok(Seen::default()) };
-    let Some(drift) = Drift::between(inputs, model, patch, TOKEN_EMBEDDINGS) else { return Ok(Seen::default()) };
-    let tokens = drift.ordinary().unwrap_or_default();
-    let source = inputs.source(patch);
-    let tau = source.find(TOKEN_EMBEDDINGS).filter(|id| is_readable_row(source.tensor(*id)));
-    let mut tau = tau.map(|id| (RowReader::new(source, id), source.tensor(id).n_rows()));
     let mut seen = Seen::default();
-    let relative = |row: u64| {
-        let Some((own, base)) = drift.rows(row as u32)? else { return Ok(None) };
-        let in_patch = inputs.token_map(patch).map_or(Some(row as u32), |map| map.find(row as u32)).map(u64::from);
-        if let (Some((rows, n_rows)), Some(at)) = (&mut tau, in_patch)
-            && at < *n_rows
-        {
-            seen.add(&rows.read(at)?, &own, &base);
-        }
-        let norm = distance(&base, &vec![0.0; base.len()]);
-        Ok((norm > 0.0).then(|| distance(&own, &base) / norm))
-    };
-    let ratio = median(tokens.into_iter().map(u64::from), relative)?;
-    Ok(Seen { ratio, ..seen })
+    let Some(model) = inputs.model() else { return Ok(seen) };
+    for name in [TOKEN_EMBEDDINGS, OUTPUT] {
+        let Some(drift) = Drift::between(inputs, model, patch, name) else { continue };
+        let ratio = seen.look(inputs, patch, name, &drift)?;
+        seen.ratio = seen.ratio.or(ratio.filter(|_| name == TOKEN_EMBEDDINGS));
+    }
+    Ok(seen)
 }
 
 impl Seen {
+    /// Adds the rows of one tensor. Gives how far they are from the base's, relative to those: the
+    /// median.
+    fn look(&mut self, inputs: &Inputs, patch: SourceId, name: &str, drift: &Drift<'_>) -> Result<Option<f64>, Error> {
+        let source = inputs.source(patch);
+        let tau = source.find(name).filter(|id| is_readable_row(source.tensor(*id)));
+        let mut tau = tau.map(|id| (RowReader::new(source, id), source.tensor(id).n_rows()));
+        let relative = |row: u64| {
+            let Some((own, base)) = drift.rows(row as u32)? else { return Ok(None) };
+            let in_patch = inputs.token_map(patch).map_or(Some(row as u32), |map| map.find(row as u32)).map(u64::from);
+            if let (Some((rows, n_rows)), Some(at)) = (&mut tau, in_patch)
+                && at < *n_rows
+            {
+                self.add(&rows.read(at)?, &own, &base);
+            }
+            let norm = distance(&base, &vec![0.0; base.len()]);
+            Ok((norm > 0.0).then(|| distance(&own, &base) / norm))
+        };
+        median(drift.ordinary().unwrap_or_default().into_iter().map(u64::from), relative)
+    }
+
     fn add(&mut self, tau: &[f32], own: &[f32], base: &[f32]) {
         if tau.len() != own.len() || tau.iter().all(|t| *t == 0.0) {
             return;

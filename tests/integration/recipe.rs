@@ -434,7 +434,7 @@ fn recipes_that_cannot_be_meant_are_refused_and_nothing_is_written() {
     let path = folder.path().join("long.toml");
     fs::write(&path, vec![b'#'; 3 << 20]).unwrap();
     merge(&["--recipe", path.to_str().unwrap()], &out).says(3, &["bytes"]);
-    merge(&["--recipe", folder.path().join("cp.gguf").to_str().unwrap()], &out).says(1, &["chatvec.recipe"]);
+    merge(&["--recipe", folder.path().join("cp.gguf").to_str().unwrap()], &out).says(2, &["chatvec.recipe"]);
     merge(&["--model", "x"], &out).says(2, &["--chat"]);
 }
 
