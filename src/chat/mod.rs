@@ -15,7 +15,7 @@ mod tokenizer;
 pub use error::Error;
 pub use needed::{MAX_RENDERED, SpecialIds, Unrendered, special_ids};
 pub use plumbing::{
-    Change, Transplant, add_tokens, end_ids, end_text, has_template, is_plumbing_key, templates, transplant,
+    Change, SAMPLING, Transplant, add_tokens, end_ids, end_text, has_template, is_plumbing_key, templates, transplant,
 };
 pub use template::{
     Conversation, MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError, TemplateRequest, TemplateRunner,

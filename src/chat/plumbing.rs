@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use bstr::BStr;
+use bstr::{BStr, ByteSlice};
 
 use super::{TEMPLATE, TOKEN_TYPE, TOKENS, TokenMap};
 use crate::gguf::{Array, Metadata, Value};
@@ -23,6 +23,13 @@ const KEYS: [&str; 3] = [PADDING, "tokenizer.ggml.add_bos_token", "tokenizer.ggm
 /// model whose chat has none keeps its own.
 const PADDING: &str = "tokenizer.ggml.padding_token_id";
 
+/// Begins the keys of the sampling that the makers of a model recommend. llama.cpp's tools take them
+/// as defaults (common/common.cpp), and its converter writes them from generation_config.json.
+pub const SAMPLING: &str = "general.sampling.";
+
+/// The token that texts begin with: `bos_token` in a template.
+const BEGIN: &str = "tokenizer.ggml.bos_token_id";
+
 const SCORES: &str = "tokenizer.ggml.scores";
 
 /// `LLAMA_TOKEN_TYPE_CONTROL` and `LLAMA_TOKEN_TYPE_USER_DEFINED`: what a template is made of.
@@ -32,7 +39,7 @@ const NORMAL: i32 = 1;
 
 /// Whether a key is chat plumbing that [`transplant`] takes from the chat model.
 pub fn is_plumbing_key(key: &str) -> bool {
-    ENDS.contains(&key) || KEYS.contains(&key) || is_template_key(key)
+    ENDS.contains(&key) || KEYS.contains(&key) || key.starts_with(SAMPLING) || is_template_key(key)
 }
 
 /// The template, its variants (`tokenizer.chat_template.NAME`) and the list of their names.
@@ -90,6 +97,16 @@ pub struct Transplant {
     pub unusable: Vec<String>,
 }
 
+impl Transplant {
+    fn set(&mut self, model: &mut Metadata, key: &str, value: Value) {
+        if model.get(key) != Some(&value) {
+            let (from, to) = (model.get(key).map(Value::summary), Some(value.summary()));
+            self.changes.push(Change { key: key.to_owned(), from, to });
+            model.set(key, value);
+        }
+    }
+}
+
 /// Gives `model` the chat plumbing of `chat`. A token is the one with its text ([`TokenMap`]),
 /// whatever its id.
 ///
@@ -97,7 +114,8 @@ pub struct Transplant {
 /// same defaults as it does for the chat model. Not so if the chat model has no tokens at all, nor
 /// for templates: if the chat model has none, the model keeps its own. Token types are taken where
 /// the chat model says *control* or *user-defined*; a token that is special in `model` alone stays
-/// so.
+/// so. What texts begin with stays the model's, unless a template of the chat model writes it: a
+/// prompt then begins as the chat's does.
 pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     let mut done = Transplant::default();
     let map = TokenMap::new(model, chat);
@@ -117,10 +135,14 @@ pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
             done.unusable.push(key.to_owned());
             continue;
         };
-        if model.get(key) != Some(&value) {
-            let (from, to) = (model.get(key).map(Value::summary), Some(value.summary()));
-            done.changes.push(Change { key: key.to_owned(), from, to });
-            model.set(key, value);
+        done.set(model, key, value);
+    }
+    if templates(chat).any(|(_, source)| source.contains_str("bos_token"))
+        && let Some(begin) = chat.get(BEGIN)
+    {
+        match usable(BEGIN, begin, to_own.as_ref(), n_tokens) {
+            Some(begin) => done.set(model, BEGIN, begin),
+            None => done.unusable.push(BEGIN.to_owned()),
         }
     }
     // Without tokens of its own the model has no types either.
@@ -149,6 +171,7 @@ fn usable(key: &str, value: &Value, to_own: Option<&TokenMap>, n_tokens: Option<
         ("tokenizer.chat_templates", Value::Array(names)) => names.as_strings().is_some(),
         ("tokenizer.chat_templates", _) => false,
         (key, value) if is_template_key(key) => value.as_str().is_some(),
+        (key, value) if key.starts_with(SAMPLING) => value.as_array().is_none(),
         (_, Value::U32(id)) if key.ends_with("_id") => {
             return match to_own {
                 Some(map) => map.find(*id).map(Value::U32),
@@ -257,6 +280,43 @@ mod tests {
         assert_eq!(model.get(TOKEN_TYPE), Some(&Value::Array(Array::from_i32s(&[4, 3, 1]))));
         assert_eq!(changes.len(), 5);
         assert_eq!(transplant(&mut model, &chat), Transplant::default(), "a second time changes nothing");
+    }
+
+    #[test]
+    fn a_prompt_begins_as_the_chats_if_its_template_says_how() {
+        let tokens = |texts: [&str; 3]| Value::Array(Array::Strings(texts.into_iter().collect()));
+        let model = metadata(&[(TOKENS, tokens(["a", "<s>", "<bos>"])), (BEGIN, Value::U32(1))]);
+        for (template, texts, expected) in [
+            ("{{ bos_token }}{{ messages }}", ["<bos>", "a", "<s>"], 2),
+            ("{{ messages }}", ["<bos>", "a", "<s>"], 1),
+            // A token that the model lacks.
+            ("{{ bos_token }}", ["<other>", "a", "<s>"], 1),
+        ] {
+            let chat = metadata(&[(TOKENS, tokens(texts)), (TEMPLATE, template.into()), (BEGIN, Value::U32(0))]);
+            let mut model = model.clone();
+            let done = transplant(&mut model, &chat);
+            assert_eq!(model.get_u64(BEGIN), Some(expected), "{template}");
+            assert_eq!(done.unusable.is_empty(), texts[0] != "<other>");
+        }
+    }
+
+    #[test]
+    fn recommended_sampling_is_the_chats() {
+        let tokens = Value::Array(Array::Strings(["a"].into_iter().collect()));
+        let mut model = metadata(&[
+            (TOKENS, tokens.clone()),
+            ("general.sampling.temp", Value::F32(1.0)),
+            ("general.sampling.top_k", Value::I32(40)),
+        ]);
+        let chat = metadata(&[
+            (TOKENS, tokens),
+            ("general.sampling.temp", Value::F32(0.6)),
+            ("general.sampling.min_p", Value::F32(0.0)),
+        ]);
+        transplant(&mut model, &chat);
+        let found: Vec<&str> = model.iter().map(|(key, _)| key).filter(|key| key.starts_with(SAMPLING)).collect();
+        assert_eq!(found, ["general.sampling.temp", "general.sampling.min_p"]);
+        assert_eq!(model.get("general.sampling.temp"), Some(&Value::F32(0.6)));
     }
 
     #[test]

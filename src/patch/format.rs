@@ -50,6 +50,8 @@ pub const SVD: &str = "svd";
 pub const LOW_RANK: &str = "lora";
 // Keys that begin with `general.architecture` and a dot hold the base's hyperparameters.
 
+/// Begins the keys of the sampling that the chat model's makers recommend.
+pub const SAMPLING: &str = crate::chat::SAMPLING;
 /// Begins the keys of the vocabulary, the chat templates and the end tokens: the chat model's.
 pub const TOKENIZER: &str = "tokenizer.";
 /// Lists the tensors of the vector (string\[\]), also those that are zero and left out.

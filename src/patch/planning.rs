@@ -123,7 +123,8 @@ fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
     for (key, value) in base.iter().filter(|(key, _)| key.starts_with(&hyperparameters) || key.starts_with(FOLDS)) {
         patch.set(key, value.clone());
     }
-    for (key, value) in chat.iter().filter(|(key, _)| key.starts_with(format::TOKENIZER)) {
+    let of_chat = [format::TOKENIZER, format::SAMPLING];
+    for (key, value) in chat.iter().filter(|(key, _)| of_chat.iter().any(|start| key.starts_with(start))) {
         patch.set(key, value.clone());
     }
     patch.set(format::QUANTIZATION, Value::U32(plan::QUANTIZATION_VERSION));

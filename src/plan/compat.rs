@@ -14,6 +14,15 @@ use crate::gguf::{Metadata, Model, Value};
 use crate::survey::SpecialTokens;
 use crate::vector::{Inputs, Kept, Pair, Role, fold_key, has_row_per_token};
 
+/// Says how text is split before byte pairs are merged.
+const PRE_TOKENIZER: &str = "tokenizer.ggml.pre";
+
+/// Says that the texts of an output are split by a default, because its model does not say how.
+pub(super) fn pre_tokenizer_warning(output: &Metadata, chat: Option<&Metadata>) -> Option<Warning> {
+    let chat = chat?.get_str(PRE_TOKENIZER)?.to_string();
+    output.get(PRE_TOKENIZER).is_none().then_some(Warning::NoPreTokenizer { chat })
+}
+
 /// Something odd but legal in the inputs.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
@@ -70,6 +79,11 @@ pub enum Warning {
         key: String,
         /// Why.
         reason: String,
+    },
+    /// The output does not say how text is split before tokens are made of it, and chat does.
+    NoPreTokenizer {
+        /// What chat says.
+        chat: String,
     },
     /// Chat plumbing that llama.cpp would refuse.
     Unusable {
@@ -200,6 +214,12 @@ impl fmt::Display for Warning {
                 "{}: {key}: {reason}; which special tokens a conversation needs is known by the template's text alone: look at \
                  those of the plan (--dry-run), or name them with --special-tokens",
                 path.display()
+            ),
+            Warning::NoPreTokenizer { chat } => write!(
+                f,
+                "the model has no key {PRE_TOKENIZER}, and chat has {chat:?}: without it llama.cpp splits text by its \
+                 default before it makes tokens, which may be other tokens than the model was trained on; convert the \
+                 model again, with a newer converter"
             ),
             Warning::Unusable { keys } => {
                 write!(

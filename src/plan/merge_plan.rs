@@ -81,6 +81,7 @@ impl MergePlan {
         if !unusable.is_empty() {
             warnings.push(Warning::Unusable { keys: unusable });
         }
+        warnings.extend(compat::pre_tokenizer_warning(&metadata, talker));
         if talker.is_some_and(|talker| !chat::has_template(talker)) {
             warnings.push(Warning::NoTemplate);
         }

@@ -228,3 +228,49 @@ fn a_model_on_a_coarse_grid_is_no_reason_to_refuse() {
     let (_folder, ran) = merge(|trio| trio.each(|draft| requantise(draft, Q4_K)), &["--type", "F16"]);
     ran.says(0, &[]);
 }
+
+#[test]
+fn recommended_sampling_and_the_begin_of_prompts_are_the_chats_also_by_way_of_a_patch() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trio = Trio::small();
+    trio.cp.set("general.sampling.temp", Val::F32(1.0));
+    trio.cp.set("general.sampling.penalty_repeat", Val::F32(1.1));
+    trio.each(|draft| draft.set("tokenizer.ggml.bos_token_id", Val::U32(5)));
+    let chat = [
+        ("general.sampling.temp", Val::F32(0.6)),
+        ("general.sampling.top_k", Val::I32(20)),
+        ("tokenizer.ggml.bos_token_id", Val::U32(6)),
+    ];
+    chat.iter().for_each(|(key, value)| trio.chat.set(key, value.clone()));
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}";
+    trio.chat.set("tokenizer.chat_template", Val::str(template));
+    let paths = trio.write(folder.path());
+    let [merged, patch, applied] = ["merged.gguf", "patch.gguf", "applied.gguf"].map(|name| folder.path().join(name));
+    paths.command(&merged, &["--type", "F16"]).says(0, &[]);
+    let text = |path: &std::path::Path| path.to_str().unwrap().to_owned();
+    let extract = ["extract", "--base", &text(&paths.base), "--chat", &text(&paths.chat), "-o", &text(&patch)];
+    chatvec(extract).says(0, &[]);
+    chatvec(["apply", "--model", &text(&paths.cp), &text(&patch), "-o", &text(&applied)]).says(0, &[]);
+    for output in [&merged, &applied] {
+        let output = read(output);
+        for (key, value) in &chat {
+            assert_eq!(crate::trio::get(&output, key), Some(value), "{key}");
+        }
+        assert_eq!(crate::trio::get(&output, "general.sampling.penalty_repeat"), None, "chat recommends none");
+    }
+}
+
+#[test]
+fn a_model_that_does_not_say_how_text_is_split_is_said() {
+    let pre = |trio: &mut Trio| trio.each(|draft| draft.set("tokenizer.ggml.pre", Val::str("qwen2")));
+    let (_folder, ran) = merge(pre, &[]);
+    assert!(ran.code == 0 && !ran.err.contains("tokenizer.ggml.pre"), "{}", ran.err);
+    let (_folder, ran) = merge(
+        |trio| {
+            pre(trio);
+            trio.cp.keys.retain(|(key, _)| key != b"tokenizer.ggml.pre");
+        },
+        &[],
+    );
+    ran.says(0, &["the model has no key tokenizer.ggml.pre, and chat has \"qwen2\""]);
+}
