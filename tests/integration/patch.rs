@@ -304,7 +304,7 @@ fn extract_and_apply_are_the_merge_whichever_files_are_tied() {
         let (patch, out) = (folder.path().join("patch.gguf"), folder.path().join("out.gguf"));
         let extract = ["extract", "--base", text(&paths.base), "--chat", text(&paths.chat), "-e", "f32", "--force"];
         chatvec(extract.into_iter().chain(["-o", text(&patch)])).says(0, &[]);
-        apply(&paths.cp, &[text(&patch)], &out, &[]).says(0, &[]);
+        apply(&paths.cp, &[text(&patch)], &out, &["--force"]).says(0, &[]);
         assert_eq!(read(&out).tensors.len(), merged.tensors.len());
         for (applied, merged) in read(&out).tensors.iter().zip(&merged.tensors) {
             assert_eq!(applied.name, merged.name);
