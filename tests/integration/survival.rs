@@ -1,5 +1,7 @@
 //! How much of the vector an output holds: measured, forecast, and said aloud when it is little.
 
+use std::collections::BTreeMap;
+
 use chatvec::ggml::GgmlType;
 use chatvec::pipeline::Budget;
 use chatvec::survey::{SampleSettings, survey};
@@ -429,6 +431,33 @@ fn a_dry_run_forecasts_the_survival_that_is_measured_then() {
                 (forecast - measured).abs() <= 0.005 * measured,
                 "{options:?}: {number} {forecast}, measured {measured}"
             );
+        }
+    }
+}
+
+#[test]
+fn each_tensor_is_forecast_as_it_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let each = |json: &serde_json::Value| -> BTreeMap<String, [f64; 2]> {
+        let shares = |t: &serde_json::Value| ["survival", "noise"].map(|share| t[share].as_f64().unwrap());
+        let tensors = json["tensors"].as_array().unwrap().iter().filter(|t| t["survival"].is_number());
+        tensors.map(|t| (t["name"].as_str().unwrap().to_owned(), shares(t))).collect()
+    };
+    // In its own type a tensor keeps blocks and rows of the model; on its grid, all others too.
+    for (ty, options) in [(Q8_0, &[][..]), (Q8_0, &["--special-tokens", "none"]), (Q4_K, &[])] {
+        let paths = quantised_model(folder.path(), ty);
+        let out = folder.path().join("out.gguf");
+        let forecast = paths.command(&out, &[options, &["--json", "--dry-run"]].concat()).says(0, &[]).json();
+        let measured = paths.command(&out, &[options, &["--json", "--overwrite"]].concat()).says(0, &[]).json();
+        let (forecast, measured) = (each(&forecast), each(&measured));
+        assert_eq!(forecast.keys().collect::<Vec<_>>(), measured.keys().collect::<Vec<_>>());
+        for (tensor, measured) in &measured {
+            for (forecast, measured) in forecast[tensor].iter().zip(measured) {
+                assert!(
+                    (forecast - measured).abs() <= 1e-6 + 1e-4 * measured,
+                    "{options:?}: {tensor} {forecast}, measured {measured}"
+                );
+            }
         }
     }
 }
