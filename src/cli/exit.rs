@@ -294,6 +294,7 @@ fn of_infer(error: &infer::Error) -> Exit {
     use infer::Error::*;
     match error {
         Container(e) => of_container(e),
+        Fold(e) => of_vector(e),
         Architecture { .. } | Folded { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
         Key { .. } | Tensor { .. } | Extra { .. } | NotFinite { .. } => Exit::Malformed,
         Setting { .. } | TooShort { .. } => Exit::Usage,

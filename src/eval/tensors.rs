@@ -10,9 +10,7 @@ use crate::patch::{is_patch, require_patch_space};
 use crate::pipeline::Budget;
 use crate::pool::{self, Pool};
 use crate::quants;
-use crate::vector::{
-    Coordinates, Error, FoldedTensor, Folding, Space, TensorSource, decode, part_of, require_one_fold, resize,
-};
+use crate::vector::{Coordinates, Error, FoldedTensor, Folding, Space, TensorSource, Turn, decode, part_of, resize};
 
 /// A vector τ to look for in the difference: chat − base, or a patch.
 #[derive(Clone, Copy, Debug)]
@@ -252,10 +250,12 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
         } else if let Some(ty) = unreadable {
             table.not_compared.push(leave_out(Reason::Type(ty)));
         } else {
-            jobs.push(Job { a: (a, id), b: (b, id_b), tau: tau.and_then(|tau| TauTensor::of(tau, a, id)) });
+            let tau = tau.and_then(|tau| TauTensor::of(tau, a, id));
+            jobs.push(Job { a: (a, id), b: (b, id_b), tau, turns: [None; 3] });
         }
     }
-    require_one_space(&jobs)?;
+    let foldings = foldings(&jobs)?;
+    jobs.iter_mut().try_for_each(|job| job.turn(&foldings))?;
     let only_in_b = b.tensors().filter(|info| a.find(info.name()).is_none());
     table
         .not_compared
@@ -269,23 +269,15 @@ pub fn compare_tensors(a: &Model, b: &Model, tau: Option<Tau<'_>>, budget: &Budg
 /// A tensor of a file.
 type At<'a> = (&'a Model, TensorId);
 
-/// Refuses numbers that have no distance: of weights that are folded differently, and of
-/// differences of other numbers.
-fn require_one_space(jobs: &[Job<'_>]) -> Result<(), Error> {
+/// How the files are folded.
+fn foldings<'a>(jobs: &[Job<'a>]) -> Result<Vec<(&'a Path, Option<Folding>)>, Error> {
     let mut foldings: Vec<(&Path, Option<Folding>)> = Vec::new();
     for (model, _) in jobs.iter().flat_map(Job::parts) {
         if !foldings.iter().any(|(path, _)| *path == model.path()) {
             foldings.push((model.path(), Folding::read(model)?));
         }
     }
-    let folding = |model: &Model| foldings.iter().find(|(path, _)| *path == model.path()).and_then(|(_, f)| f.as_ref());
-    for job in jobs {
-        require_one_fold(job.parts().map(|(model, id)| FoldedTensor::new(model, folding(model), id)))?;
-        for (model, id) in job.parts().filter(|(model, _)| is_patch(model.metadata())) {
-            require_patch_space(model, model.tensor(id).name())?;
-        }
-    }
-    Ok(())
+    Ok(foldings)
 }
 
 /// The tensor of τ that has the name and shape of one to be compared.
@@ -314,6 +306,8 @@ struct Job<'a> {
     a: At<'a>,
     b: At<'a>,
     tau: Option<TauTensor<'a>>,
+    /// How B, τ's plus and its minus come to be folded as A is.
+    turns: [Option<Turn<'a>>; 3],
 }
 
 /// A thread's buffers, used again for every piece of a tensor.
@@ -332,6 +326,24 @@ impl<'a> Job<'a> {
     fn parts(&self) -> impl Iterator<Item = At<'a>> + use<'a> {
         let (plus, minus) = self.tau.as_ref().map_or((None, None), |tau| (Some(tau.plus), tau.minus));
         [Some(self.a), Some(self.b), plus, minus].into_iter().flatten()
+    }
+
+    /// Finds the turns, and refuses numbers that have no distance: of weights that are folded in
+    /// ways between which none is known, and differences of other numbers.
+    fn turn(&mut self, foldings: &'a [(&'a Path, Option<Folding>)]) -> Result<(), Error> {
+        let folded = |(model, id): At<'a>| {
+            let folding = foldings.iter().find(|(path, _)| *path == model.path()).and_then(|(_, f)| f.as_ref());
+            FoldedTensor::new(model, folding, id)
+        };
+        let own = folded(self.a);
+        let parts = self.parts().skip(1);
+        for (turn, part) in self.turns.iter_mut().zip(parts) {
+            *turn = folded(part).turn(own)?;
+        }
+        for (model, id) in self.parts().filter(|(model, _)| is_patch(model.metadata())) {
+            require_patch_space(model, model.tensor(id).name())?;
+        }
+        Ok(())
     }
 
     fn run(&self) -> Result<TensorDifference, Error> {
@@ -356,22 +368,26 @@ impl<'a> Job<'a> {
         let n = PIECE_WEIGHTS.min(self.a.0.tensor(self.a.1).n_weights() - first);
         let PieceBuffers { raw, a, b, plus, minus, coordinates } = buffers;
         coordinates.begin(Space::of(self.a.0.tensor(self.a.1).name()));
-        let mut load = |at: At<'_>, out: &mut Vec<f32>| {
+        let mut load = |at: At<'_>, turn: Option<Turn<'_>>, out: &mut Vec<f32>| {
             let (source, id) = at;
             let size = |n: u64| source.tensor(id).ty().size_of(n).expect("pieces begin and end at blocks");
             raw.resize(size(n) as usize, 0);
             resize(out, n as usize);
             TensorSource::read(source, id, size(first), raw)?;
             decode(source, id, first, raw, out)?;
+            if let Some(turn) = turn {
+                turn.apply(first, out);
+            }
             // A patch holds differences within the space already.
             if is_patch(source.metadata()) { Ok(()) } else { coordinates.enter(source, id, first, out) }
         };
-        load(self.a, a)?;
-        load(self.b, b)?;
+        let [turn_b, turn_plus, turn_minus] = self.turns;
+        load(self.a, None, a)?;
+        load(self.b, turn_b, b)?;
         if let Some(tau) = &self.tau {
-            load(tau.plus, plus)?;
+            load(tau.plus, turn_plus, plus)?;
             if let Some(at) = tau.minus {
-                load(at, minus)?;
+                load(at, turn_minus, minus)?;
                 plus.iter_mut().zip(&*minus).for_each(|(plus, minus)| *plus -= minus);
             }
         }

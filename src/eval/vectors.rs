@@ -15,9 +15,7 @@ use crate::patch::{self, require_patch_space, whole_name};
 use crate::pipeline::Budget;
 use crate::pool::{self, Pool};
 use crate::quants;
-use crate::vector::{
-    Error, FoldedTensor, Folding, TensorSource, decode, has_row_per_token, is_by_token, require_one_fold, resize,
-};
+use crate::vector::{Error, FoldedTensor, Folding, TensorSource, Turn, decode, has_row_per_token, is_by_token, resize};
 
 /// Bytes of buffers of a thread: both rows as f32, and blocks of one of them.
 const THREAD_BYTES: u64 = 3 * 4 * PIECE_WEIGHTS;
@@ -60,15 +58,14 @@ pub fn compare_vectors(a: &Model, b: &Model, budget: &Budget) -> Result<TensorTa
         };
         let whole = whole_name(name);
         let sides = [(a.patch, held_a, &folding_a), (b.patch, held_b, &folding_b)];
-        let stored = || sides.iter().filter_map(|(patch, held, folding)| held.map(|id| (*patch, id, folding.as_ref())));
-        stored().try_for_each(|(patch, ..)| require_patch_space(patch, whole))?;
-        require_one_fold(stored().map(|(model, id, folding)| {
-            let row_len = model.tensor(id).row_len();
-            FoldedTensor { model, folding, name: whole, row_len }
-        }))?;
+        let [own, other] = sides.map(|(patch, held, folding)| {
+            held.map(|id| FoldedTensor { name: whole, ..FoldedTensor::new(patch, folding.as_ref(), id) })
+        });
+        [own, other].iter().flatten().try_for_each(|side| require_patch_space(side.model, whole))?;
+        let turn = own.zip(other).map(|(own, other)| other.turn(own)).transpose()?.flatten();
         match TensorPair::new((&a, held_a), (&b, held_b), map.as_ref()) {
             Err(reason) => table.not_compared.push(leave_out(reason)),
-            Ok(pair) => table.tensors.push(pool.install(|| pair.run(name))?),
+            Ok(pair) => table.tensors.push(pool.install(|| TensorPair { turn, ..pair }.run(name))?),
         }
     }
     table.add_up();
@@ -126,6 +123,8 @@ struct TensorPair<'a> {
     b: StoredTensor<'a>,
     row_len: u64,
     rows: RowPairs,
+    /// How B comes to be folded as A is.
+    turn: Option<Turn<'a>>,
 }
 
 /// Which rows belong together.
@@ -191,7 +190,7 @@ impl<'a> TensorPair<'a> {
             }
             rows = map.map_or(rows, RowPairs::by_token);
         }
-        Ok(TensorPair { a, b, row_len: some.row_len(), rows })
+        Ok(TensorPair { a, b, row_len: some.row_len(), rows, turn: None })
     }
 
     /// Pieces are the same for any number of threads, and are added in their order.
@@ -224,6 +223,9 @@ impl<'a> TensorPair<'a> {
         let (of_a, of_b): (Vec<_>, Vec<_>) = rows.map(|row| self.rows.get(row)).unzip();
         load(self.a, self.row_len, &of_a, &columns, raw, a)?;
         load(self.b, self.row_len, &of_b, &columns, raw, b)?;
+        if let Some(turn) = self.turn {
+            turn.apply(columns.start, b);
+        }
         let mut sums = Difference::default();
         sums.add(a, b, None);
         Ok(sums)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::ggml::GgmlType;
 use crate::gguf;
 use crate::pool::NoThreads;
+use crate::vector;
 
 /// Why a model does not run here.
 #[derive(Debug, thiserror::Error)]
@@ -24,17 +25,22 @@ pub enum Error {
         /// `general.architecture`, or what stands for it.
         found: String,
     },
-    /// Weights that are folded, for which activations would have to be transformed.
+    /// Weights that are folded, in an architecture in which nobody reads them.
     #[error(
-        "{}: key {key}: its weights are folded, and smoke inference does not transform activations to match; try the file in \
-         llama.cpp 0.8 or later", path.display()
+        "{}: key {key}: its weights are folded, which llama.cpp 0.8 does not read in the architecture {architecture}; get the \
+         model with plain weights", path.display()
     )]
     Folded {
         /// The file.
         path: PathBuf,
         /// The first key that says so.
         key: String,
+        /// `general.architecture`.
+        architecture: String,
     },
+    /// Folds that are not known.
+    #[error(transparent)]
+    Fold(#[from] vector::Error),
     /// A key that is missing, or whose value makes no sense.
     #[error("{}: key {key}: expected {expected}, found {found}", path.display())]
     Key {

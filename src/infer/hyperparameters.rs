@@ -11,6 +11,10 @@ use crate::vector::fold_key;
 /// The architectures with a forward pass in this crate. Mistral and SmolLM files say `llama`.
 pub const ARCHITECTURES: [&str; 2] = ["llama", "qwen2"];
 
+/// Those of them in which llama.cpp reads folded weights (`load_hparams_hadamard`,
+/// src/llama-model.cpp).
+const FOLDABLE: [&str; 1] = ["llama"];
+
 /// `LLAMA_MAX_LAYERS` (src/llama-hparams.h).
 const MAX_LAYERS: u64 = 512;
 
@@ -78,8 +82,9 @@ impl Hyperparameters {
         let Some(&architecture) = ARCHITECTURES.iter().find(|&&a| a == found) else {
             return Err(Error::Architecture { path: path.to_owned(), found });
         };
-        if let Some(key) = fold_key(metadata) {
-            return Err(Error::Folded { path: path.to_owned(), key: key.to_owned() });
+        if let Some(key) = fold_key(metadata).filter(|_| !FOLDABLE.contains(&architecture)) {
+            let (path, key, architecture) = (path.to_owned(), key.to_owned(), architecture.to_owned());
+            return Err(Error::Folded { path, key, architecture });
         }
         let keys = Keys { metadata, path, architecture };
         if let Some(n_expert) = keys.integer("expert_count")?.filter(|&n| n > 0) {

@@ -1,11 +1,14 @@
 //! Matrices as they are stored, and multiplying activations with them.
 
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::ggml::GgmlType;
 use crate::gguf::Mapped;
 use crate::pool;
 use crate::quants::{self, Block8};
+use crate::vector::{Fold, Folding, Turn};
 use candle_core::quantized::k_quants::{
     BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8K, GgmlType as Stored,
 };
@@ -24,6 +27,8 @@ pub(super) struct Matrix {
     kernel: DotProducts,
     /// What every product is multiplied by.
     scale: Option<f32>,
+    /// Whether and how its rows are folded: by its name.
+    folding: Option<(Arc<Folding>, String)>,
 }
 
 /// What multiplies a stored row with activations.
@@ -69,7 +74,7 @@ impl Matrix {
             }
             _ => DotProducts::Decoded,
         };
-        Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel, scale: None })
+        Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel, scale: None, folding: None })
     }
 
     /// The matrix, multiplied by a number that lies beside it ([`crate::gguf::Model::scale_of`]).
@@ -78,13 +83,41 @@ impl Matrix {
         Matrix { scale: Some(scale), ..self }
     }
 
+    /// The matrix, whose rows are folded as those of the tensor of this name.
+    pub(super) fn folded(self, folding: Arc<Folding>, name: &str) -> Self {
+        Matrix { folding: Some((folding, name.to_owned())), ..self }
+    }
+
+    /// How its rows are folded; none if they are not.
+    fn fold(&self) -> Option<Fold<'_>> {
+        let (folding, name) = self.folding.as_ref()?;
+        folding.of(name, self.row_len as u64).ok().flatten()
+    }
+
+    /// Activations as the matrix wants them: turned as its rows are (`build_hadamard_input`,
+    /// src/llama-graph.cpp).
+    pub(super) fn turned<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        let Some(fold) = self.fold() else { return Cow::Borrowed(x) };
+        let mut turned = x.to_vec();
+        Turn::fold(fold).apply(0, &mut turned);
+        Cow::Owned(turned)
+    }
+
     /// Inputs of each output.
     pub(super) fn row_len(&self) -> usize {
         self.row_len
     }
 
-    /// Decodes one row.
-    pub(super) fn decode_row(&self, row: usize, out: &mut [f32]) {
+    /// One row, plain: the embedding of a token.
+    pub(super) fn look_up(&self, row: usize, out: &mut [f32]) {
+        self.decode_row(row, out);
+        if let Some(fold) = self.fold() {
+            Turn::unfold(fold).apply(0, out);
+        }
+    }
+
+    /// Decodes one row as it is stored.
+    fn decode_row(&self, row: usize, out: &mut [f32]) {
         let bytes = &self.blocks[row * self.row_size..][..self.row_size];
         // Type and lengths were checked when the matrix was made.
         let decoded = quants::dequantize_row(self.ty, bytes, out);
@@ -93,7 +126,7 @@ impl Matrix {
 
     /// Whether both want the same activations.
     fn is_alike(&self, other: &Matrix) -> bool {
-        (self.ty, self.kernel) == (other.ty, other.kernel)
+        (self.ty, self.kernel, self.fold()) == (other.ty, other.kernel, other.fold())
     }
 
     fn prepare<'a>(&self, x: &'a [f32]) -> Activations<'a> {
@@ -216,12 +249,13 @@ fn blocks_of<T: Stored>(bytes: &[u8]) -> &[T] {
 /// If the activations are no whole rows of the matrices.
 pub(super) fn multiply(matrices: &[&Matrix], x: &[f32], n_tokens: usize) -> Vec<Vec<f32>> {
     assert!(matrices.iter().all(|m| m.row_len * n_tokens == x.len()), "activations of another width");
-    let mut prepared: Vec<(&Matrix, Activations<'_>)> = Vec::new();
+    let mut turned: Vec<(&Matrix, Cow<'_, [f32]>)> = Vec::new();
     for &matrix in matrices {
-        if !prepared.iter().any(|(m, _)| m.is_alike(matrix)) {
-            prepared.push((matrix, matrix.prepare(x)));
+        if !turned.iter().any(|(m, _)| m.is_alike(matrix)) {
+            turned.push((matrix, matrix.turned(x)));
         }
     }
+    let prepared: Vec<_> = turned.iter().map(|(matrix, x)| (*matrix, matrix.prepare(x))).collect();
     let mut outputs: Vec<Vec<f32>> = matrices.iter().map(|m| vec![0.0; m.n_rows * n_tokens]).collect();
     let mut tasks = Vec::new();
     for (&matrix, output) in matrices.iter().zip(&mut outputs) {

@@ -175,7 +175,7 @@ impl<'m> Session<'m> {
         let start = self.tokens.len();
         let mut x = vec![0.0; tokens.len() * h.n_embd];
         for (&token, row) in tokens.iter().zip(x.chunks_exact_mut(h.n_embd)) {
-            self.model.embedding.decode_row(token as usize, row);
+            self.model.embedding.look_up(token as usize, row);
         }
         let turns: Vec<_> = (0..tokens.len()).map(|i| self.rope.at(start + i)).collect();
         for (layer, cache) in self.model.layers.iter().zip(&mut self.cache) {
@@ -190,8 +190,8 @@ impl<'m> Session<'m> {
     fn logits(&self, states: &[f32], rows: std::ops::Range<usize>, watch: &mut Watch<'_>) -> Vec<f32> {
         let n_embd = self.model.hyperparameters().n_embd;
         let normed = norm_rows(self.model, &states[rows.start * n_embd..rows.end * n_embd], &self.model.output_norm);
-        if let (Some(watch), Some(_)) = (watch, &self.model.output) {
-            watch(OUTPUT, &normed);
+        if let (Some(watch), Some(output)) = (watch, &self.model.output) {
+            watch(OUTPUT, &output.turned(&normed));
         }
         let mut logits = multiply(&[self.model.head()], &normed, rows.len()).pop().unwrap_or_default();
         if let Some(bias) = &self.model.output_bias {
@@ -224,7 +224,7 @@ fn norm_rows(model: &Transformer, rows: &[f32], weights: &[f32]) -> Vec<f32> {
 /// Products with matrices of the same input, biases added.
 fn project<const N: usize>(linears: [&Linear; N], x: &[f32], n_tokens: usize, watch: &mut Watch<'_>) -> [Vec<f32>; N] {
     if let Some(watch) = watch {
-        linears.iter().for_each(|linear| watch(&linear.name, x));
+        linears.iter().for_each(|linear| watch(&linear.name, &linear.weight.turned(x)));
     }
     let mut products = multiply(&linears.map(|l| &l.weight), x, n_tokens);
     for (product, linear) in products.iter_mut().zip(linears) {

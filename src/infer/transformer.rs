@@ -2,6 +2,7 @@
 //! llama.cpp).
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Error;
 use super::hyperparameters::Hyperparameters;
@@ -11,6 +12,7 @@ use crate::gguf::names::{OUTPUT, OUTPUT_BIAS, TOKEN_EMBEDDINGS};
 use crate::gguf::{Mapping, Model, TensorId};
 use crate::pool::Pool;
 use crate::quants;
+use crate::vector::{FoldedTensor, Folding};
 
 /// A model that can be run: weights mapped from its files, norms and biases in memory.
 #[derive(Debug)]
@@ -58,12 +60,14 @@ impl Transformer {
     /// at least 1.
     ///
     /// # Errors
-    /// [`Error::Architecture`], [`Error::Folded`], [`Error::Key`], [`Error::Tensor`],
-    /// [`Error::Extra`], [`Error::Type`], [`Error::Container`], [`Error::Threads`].
+    /// [`Error::Architecture`], [`Error::Folded`], [`Error::Fold`], [`Error::Key`],
+    /// [`Error::Tensor`], [`Error::Extra`], [`Error::Type`], [`Error::Container`],
+    /// [`Error::Threads`].
     pub fn load(model: &Model, threads: usize) -> Result<Self, Error> {
         model.require_little_endian()?;
         let hyperparameters = Hyperparameters::read(model)?;
-        let mut tensors = Tensors { model, mapping: model.map()?, is_used: vec![false; model.n_tensors()] };
+        let folding = Folding::read(model)?.map(Arc::new);
+        let mut tensors = Tensors { model, mapping: model.map()?, is_used: vec![false; model.n_tensors()], folding };
         let h = &hyperparameters;
         let (n_embd, n_vocab) = (h.n_embd, h.n_vocab);
         let embedding = tensors.matrix(TOKEN_EMBEDDINGS, n_embd, n_vocab)?;
@@ -147,6 +151,7 @@ struct Tensors<'a> {
     model: &'a Model,
     mapping: Mapping,
     is_used: Vec<bool>,
+    folding: Option<Arc<Folding>>,
 }
 
 impl Tensors<'_> {
@@ -186,8 +191,13 @@ impl Tensors<'_> {
             tensor: name.to_owned(),
             ty,
         })?;
-        Ok(match self.scale_of(name, id)? {
+        let matrix = match self.scale_of(name, id)? {
             Some(scale) => matrix.scaled(scale),
+            None => matrix,
+        };
+        let is_folded = FoldedTensor::new(self.model, self.folding.as_deref(), id).fold()?.is_some();
+        Ok(match self.folding.as_ref().filter(|_| is_folded) {
+            Some(folding) => matrix.folded(Arc::clone(folding), name),
             None => matrix,
         })
     }

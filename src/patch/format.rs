@@ -40,7 +40,7 @@ pub const VERSION: u32 = 2;
 pub const PLAIN_VERSION: u32 = 1;
 /// Lists the tensors whose τ is ln(chat / base) (string\[\]); absent if there are none.
 pub const LOGARITHMS: &str = "chatvec.patch.logarithms";
-/// Begins the keys that say how base and chat are folded; absent if they are not.
+/// Begins the keys that say how τ is folded: as the chat model is. Absent if it is not.
 pub const FOLDS: &str = crate::vector::FOLD_KEYS;
 /// Holds the encoding that was asked for (string): a type of ggml, or one of the next two.
 pub const ENCODING: &str = "chatvec.patch.encoding";

@@ -120,10 +120,11 @@ fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
     }
     plan::base_models(&mut patch, inputs);
     let hyperparameters = format!("{architecture}.");
-    for (key, value) in base.iter().filter(|(key, _)| key.starts_with(&hyperparameters) || key.starts_with(FOLDS)) {
+    for (key, value) in base.iter().filter(|(key, _)| key.starts_with(&hyperparameters)) {
         patch.set(key, value.clone());
     }
-    let of_chat = [format::TOKENIZER, format::SAMPLING];
+    // τ is in the coordinates of the chat model's tensors.
+    let of_chat = [FOLDS, format::TOKENIZER, format::SAMPLING];
     for (key, value) in chat.iter().filter(|(key, _)| of_chat.iter().any(|start| key.starts_with(start))) {
         patch.set(key, value.clone());
     }

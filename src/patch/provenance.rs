@@ -52,7 +52,9 @@ impl Origins {
         let Some(minus) = term.minus else { return false };
         let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
         let is_scaled = |at: TensorRef| inputs.source(at.source).scale_of(at.tensor).is_some();
-        let is_plain = !inputs.has_moved_rows(minus) && ![minus, term.plus].into_iter().any(is_scaled);
+        let is_plain = !inputs.has_moved_rows(minus)
+            && ![minus, term.plus].into_iter().any(is_scaled)
+            && inputs.turn(minus, term.plus).is_none();
         is_plain && info(minus).ty() == info(term.plus).ty() && self.of(minus) == self.of(term.plus)
     }
 }

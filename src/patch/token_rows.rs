@@ -53,11 +53,11 @@ pub(super) fn plan(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<Tens
     for name in EMBEDDINGS {
         let Some(at) = chat.find(name).map(|tensor| TensorRef { source: vector.plus, tensor }) else { continue };
         let places = special.iter().map(|id| Some(*id)).collect::<Vec<_>>();
-        tensors.extend(taken(inputs, name, SPECIAL_ROWS, at, &places));
+        tensors.extend(taken(inputs, (name, SPECIAL_ROWS), (at, at), &places));
         let of_base_model = |source: SourceId| Some(TensorRef { source, tensor: inputs.source(source).find(name)? });
         let base = vector.minus.and_then(of_base_model);
         let places: Vec<_> = of_base.iter().map(|id| in_base(*id)).collect();
-        tensors.extend(base.and_then(|at| taken(inputs, name, BASE_ROWS, at, &places)));
+        tensors.extend(base.and_then(|base| taken(inputs, (name, BASE_ROWS), (base, at), &places)));
     }
     let lists = [(SPECIAL_ROWS, SPECIAL_TOKENS, special), (BASE_ROWS, BASE_TOKENS, of_base)];
     for (end, key, tokens) in lists {
@@ -68,9 +68,14 @@ pub(super) fn plan(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<Tens
     Ok((tensors, warnings))
 }
 
-/// The plan of some rows of a tensor in the tensor's own type. None if the tensor lacks one of
-/// them, or if its rows cannot be read one by one.
-fn taken(inputs: &Inputs, name: &str, end: &str, at: TensorRef, places: &[Option<u32>]) -> Option<TensorPlan> {
+/// The plan of some rows of the tensor `at` in its own type, folded as those of `own`. None if the
+/// tensor lacks one of them, or if its rows cannot be read one by one.
+fn taken(
+    inputs: &Inputs,
+    (name, end): (&str, &str),
+    (at, own): (TensorRef, TensorRef),
+    places: &[Option<u32>],
+) -> Option<TensorPlan> {
     let source = inputs.source(at.source);
     let info = source.tensor(at.tensor);
     let places: Vec<u32> = places.iter().copied().collect::<Option<_>>()?;
@@ -78,13 +83,14 @@ fn taken(inputs: &Inputs, name: &str, end: &str, at: TensorRef, places: &[Option
     if places.is_empty() || !is_there || !vector::is_readable_row(info) {
         return None;
     }
-    let is_scaled = source.scale_of(at.tensor).is_some();
+    // A row in other coordinates is no longer on the grid of its type.
+    let is_new = source.scale_of(at.tensor).is_some() || inputs.turn(at, own).is_some();
     Some(TensorPlan {
         name: format!("{name}{end}"),
         ne: vec![info.row_len(), places.len() as u64],
-        ty: if is_scaled || quants::requires_importance(info.ty()) { GgmlType::F32 } else { info.ty() },
+        ty: if is_new || quants::requires_importance(info.ty()) { GgmlType::F32 } else { info.ty() },
         rounding: Rounding::Encoder,
-        content: Content::Rows(Taken { at, rows: (0..).zip(places).collect() }),
+        content: Content::Rows(Taken { at, own, rows: (0..).zip(places).collect() }),
     })
 }
 

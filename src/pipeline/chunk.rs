@@ -92,7 +92,7 @@ fn load<'a>(
         let TensorRef { source, tensor } = operand.at;
         let info = inputs.source(source).tensor(tensor);
         let is_model = plan.model() == Some(operand.at) && sources.is_empty();
-        let rows = inputs.rows(&operand, if is_model { &[] } else { taken }).select(plan.selected());
+        let rows = inputs.rows(&operand, plan.own(), if is_model { &[] } else { taken }).select(plan.selected());
         let (own, after) = std::mem::take(&mut blocks).split_at_mut((chunk.n_rows * info.row_size()) as usize);
         let keeps_scale = is_model && plan.keeps_scale(inputs);
         let wanted = chunk.first_row..chunk.first_row + chunk.n_rows;
@@ -251,7 +251,7 @@ impl StripBuffers {
     fn take_rows(&mut self, plan: &TensorPlan, chunk: &Chunk, inputs: &Inputs, out: &mut [u8]) -> Result<(), Error> {
         let Some(taken) = plan.taken() else { return Ok(()) };
         let source = inputs.source(taken.at.source);
-        let info = source.tensor(taken.at.tensor);
+        let (info, turn) = (source.tensor(taken.at.tensor), inputs.turn(taken.at, taken.own));
         let row_size = chunk.row_size as usize;
         let is_before = |end: u64| move |&(row, _): &(u32, u32)| u64::from(row) < end;
         let end = taken.rows.partition_point(is_before(chunk.first_row + chunk.n_rows));
@@ -266,10 +266,13 @@ impl StripBuffers {
                 let first_weight = u64::from(from) * chunk.row_len;
                 resize(&mut self.got, chunk.row_len as usize);
                 decode(source, taken.at.tensor, first_weight, blocks, &mut self.got)?;
+                if let Some(turn) = turn {
+                    turn.apply(0, &mut self.got);
+                }
                 let start = (row - chunk.first_row) as usize * row_size;
                 let out = &mut out[start..start + row_size];
                 let is_scaled = plan.keeps_scale(inputs) || source.scale_of(taken.at.tensor).is_some();
-                match info.ty() == plan.ty && !is_scaled {
+                match info.ty() == plan.ty && !is_scaled && turn.is_none() {
                     true => out.copy_from_slice(blocks),
                     false => self.encode_row(plan, row, inputs, out)?,
                 }

@@ -143,7 +143,7 @@ impl VectorReader {
         // A row that one half of a difference lacks is absent from the other, too, and then the
         // vector has none.
         let parts: Vec<(TensorRef, Rows<'_>)> = vector::operands(None, &tensor.terms()[term..=term])
-            .map(|operand| (operand.at, inputs.rows(&operand, &taken)))
+            .map(|operand| (operand.at, inputs.rows(&operand, tensor.own(), &taken)))
             .collect();
         while !selector.is_done() {
             for first in (0..n_rows).step_by(segment as usize) {

@@ -213,7 +213,7 @@ pub(super) fn take(
             *n += n_added;
         }
         if !rows.is_empty() {
-            tensor.take(Taken { at, rows });
+            tensor.take(Taken { at, own: tensor.own(), rows });
             tensor.check_types(inputs)?;
         }
     }

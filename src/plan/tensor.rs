@@ -70,6 +70,8 @@ static NO_TERMS: Combination =
 pub struct Taken {
     /// The tensor with these rows.
     pub at: TensorRef,
+    /// The tensor as whose rows they are folded.
+    pub own: TensorRef,
     /// The row in the output and the one there, by the first.
     pub rows: Vec<(u32, u32)>,
 }
@@ -120,6 +122,14 @@ impl TensorPlan {
             Content::Sum { sum, .. } => sum.model,
             Content::Rows(_) => None,
         }
+    }
+
+    /// The tensor in whose coordinates a sum is: the model's, or the first that is added.
+    ///
+    /// # Panics
+    /// If it is no sum and has no model.
+    pub fn own(&self) -> TensorRef {
+        self.model().unwrap_or_else(|| self.terms()[0].plus)
     }
 
     /// What is added, in order.

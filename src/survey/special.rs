@@ -191,11 +191,8 @@ impl<'a> Moves<'a> {
     fn is_still(&self, chat: u32, id: Option<u32>) -> Result<bool, Error> {
         let in_base = id.and_then(|id| place(self.inputs, &self.base, id));
         let (Some(in_chat), Some(in_base)) = (self.chat.find(chat), in_base) else { return Ok(false) };
-        let rows = read_token_row(self.inputs, self.chat.at, in_chat)?.zip(read_token_row(
-            self.inputs,
-            self.base.at,
-            in_base,
-        )?);
+        let row = |rows: &TokenRows, row: u32| read_token_row(self.inputs, rows.at, self.chat.at, row);
+        let rows = row(&self.chat, in_chat)?.zip(row(&self.base, in_base)?);
         Ok(rows.is_some_and(|(chat, base)| chat == base))
     }
 }
@@ -252,8 +249,8 @@ impl<'a> Drift<'a> {
         let info = |at: TensorRef| inputs.source(at.source).tensor(at.tensor);
         let fits = info(own.at).row_len() == info(base.at).row_len();
         let is_usable = fits && [own.at, base.at].into_iter().all(|at| is_readable_row(info(at)));
-        let [own_rows, base_rows] =
-            [own.at, base.at].map(|at| RefCell::new(RowReader::new(inputs.source(at.source), at.tensor)));
+        let rows = |at: TensorRef| RowReader::new(inputs.source(at.source), at.tensor).turned(inputs.turn(at, own.at));
+        let [own_rows, base_rows] = [own.at, base.at].map(|at| RefCell::new(rows(at)));
         is_usable.then_some(Drift { inputs, own, base, own_rows, base_rows, usual: 0.0, is_any: false })
     }
 
@@ -366,7 +363,8 @@ impl Seen {
     fn look(&mut self, inputs: &Inputs, patch: SourceId, name: &str, drift: &Drift<'_>) -> Result<Option<f64>, Error> {
         let source = inputs.source(patch);
         let tau = source.find(name).filter(|id| is_readable_row(source.tensor(*id)));
-        let mut tau = tau.map(|id| (RowReader::new(source, id), source.tensor(id).n_rows()));
+        let turn = |tensor| inputs.turn(TensorRef { source: patch, tensor }, drift.own.at);
+        let mut tau = tau.map(|id| (RowReader::new(source, id).turned(turn(id)), source.tensor(id).n_rows()));
         let relative = |row: u64| {
             let Some((own, base)) = drift.rows(row as u32)? else { return Ok(None) };
             let in_patch = inputs.token_map(patch).map_or(Some(row as u32), |map| map.find(row as u32)).map(u64::from);

@@ -1,6 +1,7 @@
 //! Reading a tensor from its beginning to its end, or here and there, in few reads.
 
 use super::error::Error;
+use super::fold::Turn;
 use super::source::{TensorSource, decode};
 use crate::gguf;
 use crate::gguf::TensorId;
@@ -71,6 +72,7 @@ pub struct RowReader<'a> {
     source: &'a dyn TensorSource,
     id: TensorId,
     ahead: Ahead,
+    turn: Option<Turn<'a>>,
 }
 
 impl<'a> RowReader<'a> {
@@ -79,7 +81,13 @@ impl<'a> RowReader<'a> {
 
     /// The rows of this tensor.
     pub fn new(source: &'a dyn TensorSource, id: TensorId) -> Self {
-        RowReader { source, id, ahead: Ahead::new(Self::MOST) }
+        RowReader { source, id, ahead: Ahead::new(Self::MOST), turn: None }
+    }
+
+    /// The rows in other coordinates.
+    #[must_use]
+    pub fn turned(self, turn: Option<Turn<'a>>) -> Self {
+        RowReader { turn, ..self }
     }
 
     /// Reads a row: cheaply, if it comes not far behind the one before.
@@ -91,6 +99,9 @@ impl<'a> RowReader<'a> {
         let mut weights = vec![0.0; info.row_len() as usize];
         let blocks = self.ahead.read(self.source, self.id, row * info.row_size(), info.row_size() as usize)?;
         decode(self.source, self.id, row * info.row_len(), blocks, &mut weights)?;
+        if let Some(turn) = self.turn {
+            turn.apply(0, &mut weights);
+        }
         Ok(weights)
     }
 }

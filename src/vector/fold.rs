@@ -18,19 +18,21 @@
 //! A fold is one linear map F for all rows of a matrix, so that F(m) + r·(F(c) − F(b)) = F(m + r·(c
 //! − b)): where all files fold a tensor alike, it is added as it stands and the output is folded
 //! like them. F keeps lengths and angles, so that norms, cosines and survival are those of plain
-//! weights. Where files fold a tensor differently, a sum would be of numbers that have nothing to
-//! do with each other, and is refused. So is a form that is not in this table, even where files
-//! agree in every key: what it does to weights is not known, and it may hang on more than keys.
+//! weights. Where files fold a tensor differently, rows are [turned](Turn) into the
+//! coordinates of the output's, which are the model's, or the chat's where a vector is extracted.
+//!
+//! Refused is what no turn is known for: a form that is not in this table, even where files agree
+//! in every key, since what it does to weights is not known, and may hang on more than keys; heads
+//! that one file groups and another does not; and blocks of different folds that are longer than a
+//! piece of a row.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
 use super::error::Error;
-use super::inputs::{Inputs, Role};
-use super::names::FOLD_KEYS;
-use super::term::TensorRef;
-use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
+use super::hadamard::{LONGEST_BLOCK, flip, rotate};
+use super::names::{FOLD_KEYS, row_per_token_name};
 use crate::gguf::{Metadata, Model, TensorId, Value};
 
 /// Which tensors of a file are folded, and how.
@@ -68,7 +70,11 @@ impl Folding {
             return Ok(None);
         }
         let keys = FoldKeys { metadata, path: model.path() };
-        keys.number("version", "1 or 2", |n| n == 1 || n == 2)?;
+        let version = keys.number("version", "1 or 2", |n| n == 1 || n == 2)?;
+        let tied = keys.get("tied_output").map_or(Some(false), Value::as_bool);
+        if tied != Some(version == 2) {
+            return Err(keys.wrong("tied_output", if version == 2 { "true" } else { "false, or no such key" }));
+        }
         let block_size = keys.number("block_size", "a power of two", u64::is_power_of_two)?;
         keys.word("transform", &["normalized-sylvester-walsh-hadamard"])?;
         keys.word("axis", &["input-last-dimension"])?;
@@ -98,7 +104,7 @@ impl Folding {
     ///
     /// # Errors
     /// The key that does not fit the tensor, and what it should have been.
-    fn of(&self, name: &str, row_len: u64) -> Result<Option<Fold<'_>>, (&'static str, String)> {
+    pub fn of(&self, name: &str, row_len: u64) -> Result<Option<Fold<'_>>, (&'static str, String)> {
         if !self.has(name) {
             return Ok(None);
         }
@@ -131,13 +137,41 @@ impl fmt::Display for Fold<'_> {
     }
 }
 
-impl Fold<'_> {
-    /// The last word of the key in which two folds differ.
-    fn differs_in(self, other: Self) -> &'static str {
-        match () {
-            () if self.block_size != other.block_size => "block_size",
-            () if self.signs != other.signs => "sign_values",
-            () => "gdn_v_grouped",
+/// The way of rows from the coordinates in which one file folds them into another's: a row is
+/// unfolded by H and then D, and folded by D and then H.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Turn<'a> {
+    from: Option<Fold<'a>>,
+    to: Option<Fold<'a>>,
+}
+
+impl<'a> Turn<'a> {
+    /// From one fold to another; none is a plain row. No turn at all where they are the same.
+    fn new(from: Option<Fold<'a>>, to: Option<Fold<'a>>) -> Option<Self> {
+        (from != to).then_some(Turn { from, to })
+    }
+
+    /// The way of activations to a matrix that is folded so: what goes into a plain matrix is
+    /// turned as its rows are.
+    pub fn fold(to: Fold<'a>) -> Self {
+        Turn { from: None, to: Some(to) }
+    }
+
+    /// The way back from a fold to plain weights.
+    pub fn unfold(from: Fold<'a>) -> Self {
+        Turn { from: Some(from), to: None }
+    }
+
+    /// Turns weights, whole blocks of both folds. `first` is the index of the first of them in its
+    /// row, or in a tensor of such rows.
+    pub fn apply(&self, first: u64, weights: &mut [f32]) {
+        if let Some(from) = self.from {
+            rotate(from.block_size, weights);
+            flip(from.signs, first, weights);
+        }
+        if let Some(to) = self.to {
+            flip(to.signs, first, weights);
+            rotate(to.block_size, weights);
         }
     }
 }
@@ -225,76 +259,53 @@ pub struct FoldedTensor<'a> {
 }
 
 impl<'a> FoldedTensor<'a> {
-    /// A tensor by its place.
+    /// A tensor by its place. Some rows of a tensor are folded as all of them are.
     pub fn new(model: &'a Model, folding: Option<&'a Folding>, id: TensorId) -> Self {
         let info = model.tensor(id);
-        FoldedTensor { model, folding, name: info.name(), row_len: info.row_len() }
+        let name = row_per_token_name(info.name()).unwrap_or(info.name());
+        FoldedTensor { model, folding, name, row_len: info.row_len() }
     }
 
-    fn fold(self) -> Result<Option<Fold<'a>>, Error> {
+    /// How it is folded; none if it is not.
+    ///
+    /// # Errors
+    /// [`Error::FoldKey`].
+    pub fn fold(self) -> Result<Option<Fold<'a>>, Error> {
         let Some(folding) = self.folding else { return Ok(None) };
-        folding.of(self.name, self.row_len).map_err(|(word, expected)| {
-            FoldKeys { metadata: self.model.metadata(), path: self.model.path() }.wrong(word, &expected)
-        })
+        folding.of(self.name, self.row_len).map_err(|(word, expected)| self.wrong(word, &expected))
     }
-}
 
-/// Refuses tensors of one sum, or of one comparison, that are folded differently.
-///
-/// # Errors
-/// [`Error::Folded`], [`Error::FoldKey`].
-pub fn require_one_fold<'a>(parts: impl IntoIterator<Item = FoldedTensor<'a>>) -> Result<(), Error> {
-    let mut parts = parts.into_iter();
-    let Some(first) = parts.next() else { return Ok(()) };
-    let expected = first.fold()?;
-    for part in parts {
-        let found = part.fold()?;
-        if found == expected {
-            continue;
+    /// How its rows become rows that are folded as another's; none if they are so already.
+    ///
+    /// # Errors
+    /// [`Error::FoldKey`], [`Error::Folded`].
+    pub fn turn(self, to: FoldedTensor<'a>) -> Result<Option<Turn<'a>>, Error> {
+        let (fold, other) = (self.fold()?, to.fold()?);
+        let Some(turn) = Turn::new(fold, other) else { return Ok(None) };
+        let is_grouped = |fold: Option<Fold<'_>>| fold.is_some_and(|fold| fold.has_grouped_heads);
+        if is_grouped(fold) != is_grouped(other) {
+            let shown = |fold: Option<Fold<'_>>| fold.map_or("not folded".to_owned(), |fold| fold.to_string());
+            return Err(Error::Folded {
+                tensor: to.name.to_owned(),
+                key: format!("{FOLD_KEYS}gdn_v_grouped"),
+                expected: shown(other),
+                expected_in: to.model.path().to_owned(),
+                found: shown(fold),
+                found_in: self.model.path().to_owned(),
+            });
         }
-        let word = match (expected, found) {
-            (Some(expected), Some(found)) => expected.differs_in(found),
-            _ => "weight_names",
-        };
-        let shown = |fold: Option<Fold<'_>>| fold.map_or("not folded".to_owned(), |fold| fold.to_string());
-        return Err(Error::Folded {
-            tensor: first.name.to_owned(),
-            key: format!("{FOLD_KEYS}{word}"),
-            expected: shown(expected),
-            expected_in: first.model.path().to_owned(),
-            found: shown(found),
-            found_in: part.model.path().to_owned(),
-        });
-    }
-    Ok(())
-}
-
-/// The folds of every input.
-pub(super) struct Foldings(Vec<Option<Folding>>);
-
-impl Foldings {
-    /// Reads them all; none if there are none.
-    pub(super) fn read(inputs: &Inputs) -> Result<Option<Self>, Error> {
-        let foldings: Vec<_> = inputs.sources().map(|(_, model)| Folding::read(model)).collect::<Result<_, _>>()?;
-        Ok(foldings.iter().any(Option::is_some).then_some(Foldings(foldings)))
+        let is_long = |fold: Option<Fold<'_>>| fold.is_some_and(|fold| fold.block_size > LONGEST_BLOCK);
+        let long = [(self, fold), (to, other)].into_iter().find(|(_, fold)| is_long(*fold));
+        match long {
+            None => Ok(Some(turn)),
+            Some((tensor, _)) => {
+                let expected = format!("at most {LONGEST_BLOCK}, where files are folded differently");
+                Err(tensor.wrong("block_size", &expected))
+            }
+        }
     }
 
-    /// Refuses tensors of one sum that are folded differently.
-    pub(super) fn check(&self, inputs: &Inputs, parts: impl IntoIterator<Item = TensorRef>) -> Result<(), Error> {
-        let part = |at: TensorRef| FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
-        require_one_fold(parts.into_iter().map(part))
-    }
-
-    /// Refuses inputs that fold the rows of this tensor differently, whatever becomes of the rows:
-    /// those of special tokens are taken and held against each other also where the tensor has no
-    /// vector.
-    pub(super) fn check_rows(&self, inputs: &Inputs, at: TensorRef) -> Result<(), Error> {
-        let own = FoldedTensor::new(inputs.source(at.source), self.0[at.source].as_ref(), at.tensor);
-        let of_source = |(id, (_, model)): (usize, (Role, &'_ Model))| {
-            let is_tied = own.name == OUTPUT && model.find(OUTPUT).is_none() && !inputs.lists(id, OUTPUT);
-            let name = if is_tied { TOKEN_EMBEDDINGS } else { own.name };
-            FoldedTensor { model: inputs.source(id), folding: self.0[id].as_ref(), name, row_len: own.row_len }
-        };
-        require_one_fold(std::iter::once(own).chain(inputs.sources().enumerate().map(of_source)))
+    fn wrong(self, word: &str, expected: &str) -> Error {
+        FoldKeys { metadata: self.model.metadata(), path: self.model.path() }.wrong(word, expected)
     }
 }

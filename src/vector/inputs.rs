@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use super::names::is_by_token;
+use super::error::Error;
+use super::fold::{FoldedTensor, Folding, Turn};
+use super::names::{has_row_per_token, is_by_token};
 use super::rows::Rows;
 use super::stored::StoredVector;
 use super::term::{Operand, SourceId, TensorRef};
@@ -91,6 +93,8 @@ pub struct Inputs {
     templates: Templates,
     /// For each source, where it has the tokens of the output; made when first asked for.
     token_maps: OnceLock<Vec<Option<TokenMap>>>,
+    /// How each source is folded; read when first asked for.
+    foldings: OnceLock<Vec<Option<Folding>>>,
 }
 
 impl Inputs {
@@ -104,6 +108,7 @@ impl Inputs {
             importance: None,
             templates: Templates::default(),
             token_maps: OnceLock::new(),
+            foldings: OnceLock::new(),
         }
     }
 
@@ -124,6 +129,7 @@ impl Inputs {
     fn add(&mut self, source: Source) -> SourceId {
         self.sources.push(source);
         self.token_maps = OnceLock::new();
+        self.foldings = OnceLock::new();
         self.sources.len() - 1
     }
 
@@ -156,6 +162,7 @@ impl Inputs {
             importance: None,
             templates: Templates::default(),
             token_maps: OnceLock::new(),
+            foldings: OnceLock::new(),
         }
     }
 
@@ -294,11 +301,12 @@ impl Inputs {
 
     /// Where a tensor of an input has the rows of the output tensor it is a part of. Rows that its
     /// partner lacks are absent from it too, since the difference of the two is what counts; so are
-    /// those of the tokens in `except`, sorted.
+    /// those of the tokens in `except`, sorted. `own` is the tensor in whose coordinates the output
+    /// has them: what it is added to, or the first that is added.
     ///
     /// # Panics
     /// If there are no such tensors.
-    pub fn rows<'a>(&'a self, operand: &Operand, except: &'a [u32]) -> Rows<'a> {
+    pub fn rows<'a>(&'a self, operand: &Operand, own: TensorRef, except: &'a [u32]) -> Rows<'a> {
         let map = |at: TensorRef| self.token_map(at.source).filter(|_| self.has_moved_rows(at));
         let tensor = self.source(operand.at.source).tensor(operand.at.tensor);
         let is_difference = self.stored(operand.at.source).is_some();
@@ -309,7 +317,52 @@ impl Inputs {
             except,
             selected: None,
             is_difference,
+            turn: self.turn(operand.at, own),
         }
+    }
+
+    /// How rows of a tensor become rows that are folded as those of `own`; none if they are so
+    /// already. What cannot be turned is refused by [`pair`](super::pair), before a weight is read.
+    ///
+    /// # Panics
+    /// If there are no such tensors.
+    pub fn turn(&self, at: TensorRef, own: TensorRef) -> Option<Turn<'_>> {
+        let foldings = self.foldings().ok().filter(|foldings| foldings.iter().any(Option::is_some))?;
+        let folded = |at: TensorRef| FoldedTensor::new(self.source(at.source), foldings[at.source].as_ref(), at.tensor);
+        folded(at).turn(folded(own)).ok().flatten()
+    }
+
+    /// Refuses inputs of which no way is known into the coordinates of the tensor `own`: the
+    /// tensors of a sum, and the rows of tokens, which may be taken from any input that has them.
+    ///
+    /// # Errors
+    /// [`Error::FoldKey`], [`Error::Folded`].
+    pub(super) fn check_turns(&self, own: TensorRef, parts: impl IntoIterator<Item = TensorRef>) -> Result<(), Error> {
+        let foldings = self.foldings()?;
+        let folded = |at: TensorRef| FoldedTensor::new(self.source(at.source), foldings[at.source].as_ref(), at.tensor);
+        parts.into_iter().try_for_each(|at| folded(at).turn(folded(own)).map(drop))?;
+        let own = folded(own);
+        if !has_row_per_token(own.name) {
+            return Ok(());
+        }
+        for (id, (_, model)) in self.sources().enumerate() {
+            let is_tied = own.name == OUTPUT && model.find(OUTPUT).is_none() && !self.lists(id, OUTPUT);
+            let name = if is_tied { TOKEN_EMBEDDINGS } else { own.name };
+            FoldedTensor { model, folding: foldings[id].as_ref(), name, row_len: own.row_len }.turn(own)?;
+        }
+        Ok(())
+    }
+
+    /// How each source is folded.
+    ///
+    /// # Errors
+    /// [`Error::FoldKey`].
+    pub(super) fn foldings(&self) -> Result<&[Option<Folding>], Error> {
+        if let Some(foldings) = self.foldings.get() {
+            return Ok(foldings);
+        }
+        let read: Vec<_> = self.sources().map(|(_, model)| Folding::read(model)).collect::<Result<_, _>>()?;
+        Ok(self.foldings.get_or_init(|| read))
     }
 
     /// Refuses inputs whose weights cannot be read on this machine. [`pair`](super::pair) asks it,

@@ -2,7 +2,6 @@
 
 use super::combine::Combination;
 use super::error::Error;
-use super::fold::Foldings;
 use super::inputs::{Inputs, Vector, find};
 use super::names::{has_row_per_token, is_by_token};
 use super::stored::require_space;
@@ -116,21 +115,21 @@ pub fn pair(inputs: &Inputs) -> Result<Vec<Pair>, Error> {
     Ok(pairs)
 }
 
-/// Refuses sums of numbers that do not belong together: tensors that are folded differently, and
-/// differences in a patch that are of other numbers than those that are added.
+/// Refuses sums of numbers that do not belong together: tensors that are folded in ways between
+/// which no turn is known, and differences in a patch that are of other numbers than those that are
+/// added.
 fn check_coordinates(inputs: &Inputs, pairs: &[Pair]) -> Result<(), Error> {
     for (pair, term) in pairs.iter().flat_map(|pair| pair.terms.iter().map(move |term| (pair, term))) {
         if let Some(stored) = inputs.stored(term.plus.source) {
             require_space(stored.model().path(), &pair.name, stored.space(&pair.name))?;
         }
     }
-    let Some(foldings) = Foldings::read(inputs)? else { return Ok(()) };
-    for pair in pairs.iter().filter(|pair| pair.kept.is_none()) {
-        foldings.check(inputs, operands(pair.model, &pair.terms).map(|operand| operand.at))?;
-    }
-    let skeleton = inputs.skeleton();
-    for tensor in [TOKEN_EMBEDDINGS, OUTPUT].into_iter().filter_map(|name| inputs.source(skeleton).find(name)) {
-        foldings.check_rows(inputs, TensorRef { source: skeleton, tensor })?;
+    // Rows of tokens are taken also where a tensor has no vector.
+    for pair in pairs.iter().filter(|pair| pair.kept.is_none() || has_row_per_token(&pair.name)) {
+        let parts: Vec<TensorRef> = operands(pair.model, &pair.terms).map(|operand| operand.at).collect();
+        if let Some(&own) = parts.first() {
+            inputs.check_turns(own, parts)?;
+        }
     }
     Ok(())
 }

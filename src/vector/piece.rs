@@ -3,6 +3,7 @@
 use super::ahead::Ahead;
 use super::combine::{Combination, Selection};
 use super::error::Error;
+use super::hadamard::LONGEST_BLOCK;
 use super::inputs::Inputs;
 use super::rows::{Absent, Rows};
 use super::source::{TensorSource, decode};
@@ -17,6 +18,8 @@ pub(crate) type Piece = (u64, u64, u64);
 /// Weights in a piece: a row, or a part of a longer one. A multiple of 256 is whole blocks of every
 /// type.
 pub(crate) const PIECE_WEIGHTS: u64 = 1 << 14;
+
+const _: () = assert!(PIECE_WEIGHTS.is_multiple_of(LONGEST_BLOCK), "pieces hold whole blocks of folds");
 
 /// Pieces of a tensor that are looked at, if there are as many: the standard error of fewer would
 /// say little.
@@ -157,7 +160,9 @@ impl<'a> Pieces<'a> {
         row_len: u64,
         ahead: u64,
     ) -> Self {
-        let operands: Vec<_> = operands(model, terms).map(|operand| (operand, inputs.rows(&operand, except))).collect();
+        let operands: Vec<Operand> = operands(model, terms).collect();
+        let rows = |operand: Operand| inputs.rows(&operand, operands[0].at, except);
+        let operands: Vec<_> = operands.iter().map(|operand| (*operand, rows(*operand))).collect();
         let each = ahead as usize / operands.len().max(1);
         let ahead = operands.iter().map(|_| Ahead::new(each)).collect();
         let name = |term: &Term| inputs.source(term.plus.source).tensor(term.plus.tensor).name();
@@ -280,6 +285,7 @@ fn load(
     let size = |n: u64| info.ty().size_of(n).expect("pieces begin and end at blocks");
     let raw = buffers.read(source, at.tensor, number, (from * info.row_size() + size(start), size(len)))?;
     decode(source, at.tensor, from * row_len + start, raw, out)?;
+    operands[number].1.turn(start, out);
     if rows.is_difference() { Ok(()) } else { coordinates.enter(source, at.tensor, from * row_len + start, out) }
 }
 

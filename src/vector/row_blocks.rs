@@ -74,7 +74,7 @@ impl<'a> RowBlocks<'a> {
         &self.blocks[start as usize..end as usize]
     }
 
-    /// The weights of these rows of the output. What stands for rows that the tensor lacks is said
+    /// The weights of these rows of the output, folded as those are. What stands for rows that the tensor lacks is said
     /// by [`Rows::absent`]; `own` are the output's own rows, if there are any.
     ///
     /// # Errors
@@ -90,7 +90,10 @@ impl<'a> RowBlocks<'a> {
         for (run, from) in self.rows.runs(wanted) {
             let out = &mut out[((run.start - start) * row_len) as usize..((run.end - start) * row_len) as usize];
             match (from, self.rows.absent(), own) {
-                (Some(from), ..) => decode(self.source, self.tensor, from * row_len, self.of(run), out)?,
+                (Some(from), ..) => {
+                    decode(self.source, self.tensor, from * row_len, self.of(run), out)?;
+                    self.rows.turn(from * row_len, out);
+                }
                 (None, Absent::Own, Some(own)) => own.decode(run, None, decode, out)?,
                 (None, ..) => out.fill(0.0),
             }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::fold::Turn;
 use crate::chat::TokenMap;
 
 /// Where the rows of an output tensor are in a tensor of an input.
@@ -16,6 +17,8 @@ pub struct Rows<'a> {
     /// The rows that the output has, if it has not all.
     pub(super) selected: Option<&'a [u32]>,
     pub(super) is_difference: bool,
+    /// How rows become those of the output's coordinates, if they are folded in another way.
+    pub(super) turn: Option<Turn<'a>>,
 }
 
 /// What stands for a row that the tensor of an input lacks.
@@ -38,6 +41,14 @@ impl<'a> Rows<'a> {
     /// Whether the tensor holds differences.
     pub fn is_difference(&self) -> bool {
         self.is_difference
+    }
+
+    /// Turns weights of the tensor, whole blocks of its folds, into the coordinates of the output's.
+    /// `first` is the index in the tensor of the first of them.
+    pub(super) fn turn(&self, first: u64, weights: &mut [f32]) {
+        if let Some(turn) = self.turn {
+            turn.apply(first, weights);
+        }
     }
 
     /// What stands for rows that the tensor lacks.

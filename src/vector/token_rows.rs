@@ -68,11 +68,22 @@ pub(crate) fn place(inputs: &Inputs, rows: &TokenRows, id: u32) -> Option<u32> {
     rows.find(there?)
 }
 
-/// A row, if the tensor has it.
-pub(crate) fn read_token_row(inputs: &Inputs, at: TensorRef, row: u32) -> Result<Option<Vec<f32>>, Error> {
+/// A row, if the tensor has it, folded as those of `own` are.
+pub(crate) fn read_token_row(
+    inputs: &Inputs,
+    at: TensorRef,
+    own: TensorRef,
+    row: u32,
+) -> Result<Option<Vec<f32>>, Error> {
     let source = inputs.source(at.source);
-    let is_there = u64::from(row) < source.tensor(at.tensor).n_rows();
-    is_there.then(|| read_row(source, at.tensor, row.into())).transpose()
+    if u64::from(row) >= source.tensor(at.tensor).n_rows() {
+        return Ok(None);
+    }
+    let mut weights = read_row(source, at.tensor, row.into())?;
+    if let Some(turn) = inputs.turn(at, own) {
+        turn.apply(0, &mut weights);
+    }
+    Ok(Some(weights))
 }
 
 /// Bytes of a row at most that are read for this: a row of 16 million weights of 4 bytes is no

@@ -15,6 +15,7 @@ mod bounds;
 mod compat;
 // Judging answers: each check, prompt files, and figures of real models.
 mod eval;
+mod folds;
 // A model in other types: what is written and refused, and the options that merge has too.
 mod quantize;
 // The codec against the real ggml's golden vectors, and what it says to wrong lengths and hostile
