@@ -36,12 +36,11 @@ impl<'a> Bench<'a> {
         let (row, start, len) = piece;
         let ty = encoder.encoding.ty;
         let is_still = |delta: &[f32]| delta.iter().all(|d| *d == 0.0);
+        // Only what is copied is asked for.
+        let is_copied = || encoder.grid.is_some() || sum.delta().chunks_exact(ty.block_len()).any(is_still);
         // Rows that are no sums count as zeros here, and the model's own blocks are not.
         let is_taken = u32::try_from(row).is_ok_and(|row| pair.except.binary_search(&row).is_ok());
-        let has_still = || !is_taken && sum.delta().chunks_exact(ty.block_len()).any(is_still);
-        // Only what is copied, or is a grid, is asked for.
-        let is_of_use = || encoder.grid.is_some() || has_still();
-        let has_own = ty.is_quantized() && pair.model_type(self.inputs) == Some(ty) && is_of_use();
+        let has_own = ty.is_quantized() && pair.model_type(self.inputs) == Some(ty) && !is_taken && is_copied();
         if has_own {
             self.own.clear();
             self.own.extend_from_slice(pieces.blocks_of_model(piece)?);
