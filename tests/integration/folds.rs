@@ -337,7 +337,11 @@ fn a_folded_model_answers_as_the_plain_one() {
         }
         let part = Fold { is_folded: |name| name.contains("ffn_"), ..Fold::signed(7) };
         let everything = Fold { is_tied, ..Fold::of_everything() };
-        for (ty, bound) in [(F32, 1e-4), (F16, 1e-3)] {
+        for (ty, bound) in [(F16, 1e-3), (F32, 1e-4)] {
+            for tensor in plain.tensors.iter_mut().filter(|t| t.ne.len() == 2) {
+                let values = weights(tensor);
+                store(tensor, ty, &values);
+            }
             let expected = log_probabilities(&plain.write(folder.path(), "plain.gguf"));
             for fold in [Fold::of_matrices(), Fold::signed(5), part.clone(), everything.clone()] {
                 // A tied output is folded with its embeddings, or not at all.
@@ -422,7 +426,7 @@ fn a_folded_model_is_read_through_and_gives_a_matrix_of_its_own_activations() {
     let model = shown(&fold.fold(&plain, F32).write(folder.path(), "folded.gguf"));
     let (unfolded_model, text) = (shown(&plain.write(folder.path(), "plain.gguf")), shown(&text));
     let ran = chatvec(["compare", &unfolded_model, &model, "--text", &text, "--json"]);
-    let kl = ran.says(0, &[]).json()["logits"]["kl"]["mean"].as_f64().unwrap();
+    let kl = ran.says(0, &[]).json()["logits"]["kl"]["mean"]["value"].as_f64().unwrap();
     assert!(kl.abs() < 1e-5, "{kl}");
 
     // Of activations that are turned as the weights are: the sum of their squares stays.
