@@ -8,6 +8,8 @@
 mod error;
 mod needed;
 mod plumbing;
+mod renames;
+mod shown;
 mod template;
 mod token_map;
 mod tokenizer;
@@ -17,6 +19,8 @@ pub use needed::{MAX_RENDERED, SpecialIds, Unrendered, special_ids};
 pub use plumbing::{
     Change, SAMPLING, Transplant, add_tokens, end_ids, end_text, has_template, is_plumbing_key, templates, transplant,
 };
+pub use renames::{Rename, rename, renamed_vocabulary, renames, renames_for};
+pub use shown::shown_token;
 pub use template::{
     Conversation, MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError, TemplateRequest, TemplateRunner,
     Templates, max_output_bytes,

@@ -16,13 +16,15 @@ const LEAST_TEXT: usize = 3;
 /// The special tokens of a chat model.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct SpecialIds {
-    /// Tokens that a conversation cannot do without, in ascending order: what the template writes,
-    /// and what ends an answer.
+    /// Tokens that a conversation cannot do without, in ascending order: what the template writes in
+    /// one, and what ends an answer.
     pub needed: Vec<u32>,
+    /// What a template may write besides, such as around calls of tools, in ascending order.
+    pub written: Vec<u32>,
     /// All other control tokens, in ascending order.
     pub others: Vec<u32>,
-    /// Templates that cannot be parsed or rendered, or not to their end: of theirs, `needed` may lack
-    /// some.
+    /// Templates that cannot be parsed or rendered, or not to their end: of theirs, all that stands
+    /// in them is needed.
     pub unrendered: Vec<Unrendered>,
 }
 
@@ -44,7 +46,8 @@ const MAX_LOOKED_THROUGH: u64 = 1 << 34;
 
 /// Finds the special tokens of a chat model: conversations are written by each of its templates and
 /// tokenised, and texts of special tokens are looked for in the templates themselves, for what
-/// these conversations do not show.
+/// these conversations do not show. That is needed only where a template was not rendered, since no
+/// conversation without tools reaches it elsewhere.
 pub fn special_ids(metadata: &Metadata, templates: &Templates) -> SpecialIds {
     let Some(tokens) = metadata.get_strings(TOKENS) else { return SpecialIds::default() };
     let n_tokens = tokens.len() as u64;
@@ -59,61 +62,78 @@ pub fn special_ids(metadata: &Metadata, templates: &Templates) -> SpecialIds {
     let mut needed: BTreeSet<u32> =
         ENDS.iter().filter_map(|key| metadata.get_u64(key)).filter(|id| *id < n_tokens).map(|id| id as u32).collect();
     let is_special = |kind| matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown);
-    let (sources, prompts, mut unrendered) = rendered(metadata, tokenizer.as_ref(), templates);
+    let Rendered { sources, unread, prompts, mut unrendered } = rendered(metadata, tokenizer.as_ref(), templates);
     if let Some(tokenizer) = &tokenizer {
         for prompt in &prompts {
             let ids = tokenizer.encode(prompt, false, true);
             needed.extend(ids.into_iter().filter(|id| is_special(tokenizer.kind(*id))));
         }
     }
-    // What a conversation does not show, such as calls of tools, stands in the template as it is.
-    let written = sources.iter().chain(&prompts).fold(String::new(), |all, text| all + text + "\0");
-    let is_written = |id: &u32| {
-        let text = tokens.get(*id as usize).unwrap_or_default();
-        text.len() >= LEAST_TEXT && written.as_bytes().contains_str(text)
+    let without_tokenizer = if tokenizer.is_none() { &prompts[..] } else { &[] };
+    let all_of = |texts: &mut dyn Iterator<Item = &String>| texts.fold(String::new(), |all, text| all + text + "\0");
+    let (shown, written) = (all_of(&mut unread.iter().chain(without_tokenizer)), all_of(&mut sources.iter()));
+    let is_in = |text: &str, id: u32| {
+        let token = tokens.get(id as usize).unwrap_or_default();
+        token.len() >= LEAST_TEXT && text.as_bytes().contains_str(token)
     };
     let is_markup = |id: &u32| matches!(stated(*id), TokenKind::Control | TokenKind::UserDefined);
     // More are refused by the tokenizer, and are no marks of a conversation.
     let special: Vec<u32> = (0..n_tokens as u32).filter(is_markup).take(MOST_SPECIAL).collect();
-    if (special.len() as u64).saturating_mul(written.len() as u64) <= MAX_LOOKED_THROUGH {
-        needed.extend(special.into_iter().filter(is_written));
+    let mut in_template = BTreeSet::new();
+    let n_bytes = shown.len() + written.len();
+    if (special.len() as u64).saturating_mul(n_bytes as u64) <= MAX_LOOKED_THROUGH {
+        needed.extend(special.iter().filter(|id| is_in(&shown, **id)));
+        in_template.extend(special.into_iter().filter(|id| is_in(&written, *id)));
     } else {
-        let (n, bytes) = (special.len(), written.len());
+        let n = special.len();
         let reason =
-            format!("{n} special tokens are too many to be looked for in {bytes} bytes of templates and prompts");
+            format!("{n} special tokens are too many to be looked for in {n_bytes} bytes of templates and prompts");
         unrendered.push(Unrendered { key: TEMPLATE.to_owned(), reason });
     }
     let kind = |id: u32| tokenizer.as_ref().map_or_else(|| stated(id), |tokenizer| tokenizer.kind(id));
-    let others = (0..n_tokens as u32).filter(|id| kind(*id) == TokenKind::Control && !needed.contains(id)).collect();
-    SpecialIds { needed: needed.into_iter().collect(), others, unrendered }
+    in_template.retain(|id| !needed.contains(id));
+    let is_named = |id: &u32| needed.contains(id) || in_template.contains(id);
+    let others = (0..n_tokens as u32).filter(|id| kind(*id) == TokenKind::Control && !is_named(id)).collect();
+    let (needed, written) = (needed.into_iter().collect(), in_template.into_iter().collect());
+    SpecialIds { needed, written, others, unrendered }
 }
 
-/// The texts of all templates, the default one first, with what they write, and those that were
-/// given up. What is too long to be used says nothing.
-fn rendered(
-    metadata: &Metadata,
-    tokenizer: Option<&Tokenizer>,
-    by: &Templates,
-) -> (Vec<String>, Vec<String>, Vec<Unrendered>) {
+/// What is known of the templates of a file.
+struct Rendered {
+    /// Their texts, the default one first.
+    sources: Vec<String>,
+    /// The texts of those that were given up.
+    unread: Vec<String>,
+    /// Conversations as they write them.
+    prompts: Vec<String>,
+    /// Those that were given up.
+    unrendered: Vec<Unrendered>,
+}
+
+/// Renders all templates. What is too long to be used says nothing.
+fn rendered(metadata: &Metadata, tokenizer: Option<&Tokenizer>, by: &Templates) -> Rendered {
     let mut named: Vec<_> = templates(metadata).filter(|(_, source)| source.len() <= MAX_SOURCE_BYTES).collect();
     named.sort_by_key(|(name, _)| name.is_some());
-    let (mut sources, mut prompts, mut unrendered) = (Vec::new(), Vec::new(), Vec::new());
+    let mut all = Rendered { sources: Vec::new(), unread: Vec::new(), prompts: Vec::new(), unrendered: Vec::new() };
     for (i, (name, source)) in named.into_iter().enumerate() {
         let source = source.to_str_lossy().into_owned();
-        let mut give_up = |reason: String| {
-            let key = name.map_or(TEMPLATE.to_owned(), |name| format!("{TEMPLATE}.{name}"));
-            unrendered.push(Unrendered { key, reason });
-        };
-        if i < MAX_RENDERED {
-            if let Err(e) = conversations(&source, tokenizer, by, &mut prompts) {
-                give_up(e.to_string());
+        let reason = match i {
+            _ if i < MAX_RENDERED => {
+                conversations(&source, tokenizer, by, &mut all.prompts).err().map(|e| e.to_string())
             }
-        } else if i == MAX_RENDERED {
-            give_up(format!("no more than {MAX_RENDERED} templates of a file are rendered"));
+            MAX_RENDERED => Some(format!("no more than {MAX_RENDERED} templates of a file are rendered")),
+            _ => None,
+        };
+        if reason.is_some() || i >= MAX_RENDERED {
+            all.unread.push(source.clone());
         }
-        sources.push(source);
+        all.unrendered.extend(reason.map(|reason| {
+            let key = name.map_or(TEMPLATE.to_owned(), |name| format!("{TEMPLATE}.{name}"));
+            Unrendered { key, reason }
+        }));
+        all.sources.push(source);
     }
-    (sources, prompts, unrendered)
+    all
 }
 
 /// Adds conversations as the template writes them, with and without a system prompt, those that it

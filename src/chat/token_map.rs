@@ -3,11 +3,13 @@
 //! Continual pre-training extends vocabularies, converters pad and re-order them, and a chat model
 //! makes a placeholder into an end token. Rows of the embeddings follow their token. A token is its
 //! text; its type only tells apart tokens that share one, as `<0x41>` the byte and `<0x41>` the
-//! text.
+//! text. A user-defined run of spaces is one token whether a converter writes it with U+2581 or with
+//! spaces.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-use bstr::BStr;
+use bstr::{BStr, BString, ByteSlice};
 
 use super::tokenizer::TokenKind;
 use super::{TOKEN_TYPE, TOKENS};
@@ -119,14 +121,28 @@ impl<'a> Tokens<'a> {
         !self.texts.iter().all(|text| seen.insert(text))
     }
 
+    /// The text by which a token is known.
+    fn key(&self, id: u32, text: &'a BStr) -> Cow<'a, BStr> {
+        let is_defined = || TokenKind::from_type(self.ty(id as usize)) == TokenKind::UserDefined;
+        match is_blank(text) && is_defined() {
+            true => Cow::Owned(BString::from(vec![b' '; text.chars().count()])),
+            false => Cow::Borrowed(text),
+        }
+    }
+
     /// The ids of each text, lowest first.
-    fn by_text(&self) -> HashMap<&'a BStr, Ids> {
-        let mut ids: HashMap<&BStr, Ids> = HashMap::with_capacity(self.texts.len());
+    fn by_text(&self) -> HashMap<Cow<'a, BStr>, Ids> {
+        let mut ids: HashMap<Cow<'_, BStr>, Ids> = HashMap::with_capacity(self.texts.len());
         for (id, text) in (0..).zip(self.texts.iter()) {
-            ids.entry(text).and_modify(|ids| ids.push(id)).or_insert(Ids::One(id));
+            ids.entry(self.key(id, text)).and_modify(|ids| ids.push(id)).or_insert(Ids::One(id));
         }
         ids
     }
+}
+
+/// Whether a text is spaces alone, as they are or as SentencePiece writes them.
+fn is_blank(text: &BStr) -> bool {
+    !text.is_empty() && text.chars().all(|c| c == ' ' || c == '\u{2581}')
 }
 
 /// The ids of one text: almost always one.
@@ -244,6 +260,16 @@ mod tests {
         // The second of one text is the second of the other, also where types differ.
         assert_eq!(places(&[("x", 1), ("x", 1)], &[("x", 3), ("x", 4)]), [Some(0), Some(1), None]);
         assert_eq!(places(&[("<0x41>", 6)], &[("x", 1), ("<0x41>", 1)]), [None, None], "a byte is no text");
+    }
+
+    #[test]
+    fn a_run_of_spaces_is_one_token_however_it_is_written() {
+        let (spaces, pieces) = (("  ", 4), ("\u{2581}\u{2581}", 4));
+        assert_eq!(places(&[("a", 1), spaces], &[pieces, ("a", 1)]), [Some(1), Some(0), None]);
+        assert_eq!(places(&[pieces], &[("\u{2581}", 4), ("\u{2581}\u{2581}", 1), spaces]), [Some(2), None]);
+        // A piece of text with the same letters is another token.
+        assert_eq!(places(&[("\u{2581}\u{2581}", 1)], &[spaces]), [None, None]);
+        assert_eq!(places(&[("\u{2581}a", 4)], &[(" a", 4)]), [None, None]);
     }
 
     #[test]

@@ -164,8 +164,9 @@ impl ChatAudit {
         let embeddings = NormedRows::new(model, TOKEN_EMBEDDINGS)?;
         let outputs = NormedRows::new(model, OUTPUT)?;
         let mut seen: HashMap<blake3::Hash, u32> = HashMap::new();
-        self.n_not_shown = (ids.needed.len() + ends.len()).saturating_sub(MOST_TOKENS);
-        let shown = ids.needed.iter().map(|id| (*id, true)).chain(ends.into_iter().map(|id| (id, false)));
+        self.n_not_shown = (ids.needed.len() + ids.written.len() + ends.len()).saturating_sub(MOST_TOKENS);
+        let besides = ids.written.into_iter().chain(ends).map(|id| (id, false));
+        let shown = ids.needed.iter().map(|id| (*id, true)).chain(besides);
         for (id, is_needed) in shown.take(MOST_TOKENS) {
             let of = |rows: &Option<NormedRows<'_>>| rows.as_ref().map_or(Ok(None), |rows| rows.of(id));
             let (row, norm) = of(&embeddings)?.unzip();

@@ -212,7 +212,7 @@ impl<'a> Adapter<'a> {
     /// [`Error`]. What only looks wrong is no error here: [`PreparedAdapter::refusal`] has it.
     pub fn prepare(self, settings: &'a Settings) -> Result<PreparedAdapter<'a>, Error> {
         let inputs = self.inputs;
-        let mut warnings = plan::check(inputs)?;
+        let mut warnings = plan::check(inputs, plan::Embeddings::Auto)?;
         let pairs = vector::pair(inputs)?;
         let extraction = Extraction { encoding: GgmlType::F32, looks: false };
         let mut plan = patch::plan_extract(inputs, pairs.clone(), &extraction, &settings.budget)?;

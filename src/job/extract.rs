@@ -76,7 +76,7 @@ impl<'a> Extract<'a> {
     pub fn prepare(self, path: &Path, settings: &'a Settings) -> Result<PreparedExtract<'a>, Error> {
         let started = Instant::now();
         let inputs = self.inputs;
-        let mut warnings = plan::check(inputs)?;
+        let mut warnings = plan::check(inputs, plan::Embeddings::Auto)?;
         let pairs = vector::pair(inputs)?;
         let mut plan = self.plan(pairs.clone(), settings)?;
         warnings.append(&mut plan.warnings);

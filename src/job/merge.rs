@@ -67,7 +67,7 @@ impl<'a> Merge<'a> {
     pub fn prepare(self, path: &Path, settings: &'a Settings) -> Result<Prepared<'a>, Error> {
         let started = Instant::now();
         let Merge { inputs, recipe, .. } = self;
-        let mut warnings = plan::check(inputs)?;
+        let mut warnings = plan::check(inputs, recipe.embeddings)?;
         let pairs = vector::pair(inputs)?;
         let mut plan = plan_merge(inputs, pairs.clone(), recipe)?;
         warnings.append(&mut plan.warnings);

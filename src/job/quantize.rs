@@ -34,7 +34,7 @@ impl<'a> Quantize<'a> {
     /// [`Error`]. What is only unwise is no error here: [`PreparedQuantize::refusal`] has it.
     pub fn prepare(self, settings: &'a Settings) -> Result<PreparedQuantize<'a>, Error> {
         let Quantize { inputs, recipe, allows_requantize } = self;
-        plan::check(inputs)?;
+        plan::check(inputs, plan::Embeddings::Auto)?;
         let plan = MergePlan::quantize(inputs, vector::pair(inputs)?, recipe)?;
         let refusal = plan.check_quantize(inputs, recipe, allows_requantize).err().map(Error::from);
         settings.budget.needed(&plan, inputs)?;

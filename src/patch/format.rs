@@ -80,6 +80,10 @@ pub const SVD_SHAPES: &str = "chatvec.patch.svd.shapes";
 pub const SPECIAL_TOKENS: &str = "chatvec.patch.special_tokens";
 /// Lists the tokens of all [`BASE_ROWS`] (uint32\[\]): special and some ordinary ones, ascending.
 pub const BASE_TOKENS: &str = "chatvec.patch.base_tokens";
+/// Lists the tokens that were placeholders in the base (uint32\[\]), ascending; absent if none were.
+pub const RENAMED_TOKENS: &str = "chatvec.patch.renamed_tokens";
+/// Holds what the base calls each of [`RENAMED_TOKENS`] (string\[\]).
+pub const RENAMED_FROM: &str = "chatvec.patch.renamed_from";
 /// Hold size, drift, gain and relative error of the whole vector, as in a merge (float64).
 pub const MEASURED: [&str; 4] = crate::plan::MEASURED_KEYS;
 /// Lists the hashes of the file's tensors (string\[\]), in their order, in hexadecimal digits.

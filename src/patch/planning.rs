@@ -128,6 +128,23 @@ fn metadata(inputs: &Inputs, encoding: GgmlType) -> Metadata {
     for (key, value) in chat.iter().filter(|(key, _)| of_chat.iter().any(|start| key.starts_with(start))) {
         patch.set(key, value.clone());
     }
+    describe_renames(&mut patch, base);
     patch.set(format::QUANTIZATION, Value::U32(plan::QUANTIZATION_VERSION));
     patch
+}
+
+/// Says which tokens were placeholders in the base, and how it calls them.
+fn describe_renames(patch: &mut Metadata, base: &Metadata) {
+    let renames = chat::renames(base, patch);
+    let Some(texts) = patch.get_strings(chat::TOKENS).filter(|_| !renames.is_empty()) else { return };
+    // In the order of their ids.
+    let mut next = renames.iter().peekable();
+    let mut ids = Vec::new();
+    for (id, text) in (0..).zip(texts.iter()) {
+        if next.next_if(|rename| rename.to == *text).is_some() {
+            ids.push(id);
+        }
+    }
+    patch.set(format::RENAMED_TOKENS, Value::Array(Array::from_u32s(&ids)));
+    patch.set(format::RENAMED_FROM, Value::Array(Array::Strings(renames.iter().map(|r| &r.from).collect())));
 }

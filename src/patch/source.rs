@@ -2,8 +2,13 @@
 
 use std::ops::Deref;
 
-use super::format::{self, BASE_ROWS, BASE_TOKENS, LOGARITHMS, SPECIAL_ROWS, SPECIAL_TOKENS, TENSORS};
+use bstr::BStr;
+
+use super::format::{
+    self, BASE_ROWS, BASE_TOKENS, LOGARITHMS, RENAMED_FROM, RENAMED_TOKENS, SPECIAL_ROWS, SPECIAL_TOKENS, TENSORS,
+};
 use super::tokens::token_list;
+use crate::chat::{Rename, TOKENS};
 use crate::gguf::Model;
 use crate::vector::{Error, Space, StoredRows, StoredVector, require_space};
 
@@ -42,6 +47,17 @@ impl StoredVector for Patch {
 
     fn base_rows(&self, name: &str) -> Option<StoredRows> {
         rows(&self.0, &format!("{name}{BASE_ROWS}"), BASE_TOKENS)
+    }
+
+    fn renames(&self) -> Vec<Rename> {
+        let metadata = self.0.metadata();
+        let (Some(texts), Some(from)) = (metadata.get_strings(TOKENS), metadata.get_strings(RENAMED_FROM)) else {
+            return Vec::new();
+        };
+        let ids = token_list(metadata, RENAMED_TOKENS).unwrap_or_default();
+        let rename =
+            |(id, from): (u32, &BStr)| Some(Rename { from: from.to_owned(), to: texts.get(id as usize)?.to_owned() });
+        ids.into_iter().zip(from.iter()).filter_map(rename).collect()
     }
 
     fn special_tokens(&self) -> Vec<u32> {

@@ -33,7 +33,7 @@ pub(super) fn plan(inputs: &Inputs, metadata: &mut Metadata) -> Result<(Vec<Tens
     let n_tokens = n_tokens(chat.metadata());
     let ids = chat::special_ids(chat.metadata(), inputs.templates());
     let warnings = plan::unrendered(chat, &ids.unrendered).collect();
-    let mut special = [ids.needed, ids.others].concat();
+    let mut special = [ids.needed, ids.written, ids.others].concat();
     special.sort_unstable();
     let mut tensors = Vec::new();
     if special.is_empty() {

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use super::merging::Reach;
 use super::special::TakenRows;
 use super::{Embeddings, Error, Protected, Recipe, TensorPlan, mixture};
-use crate::chat::{TOKENS, TokenMap, Unrendered};
+use crate::chat::{self, TOKENS, TokenMap, Unrendered};
 use crate::ggml::GgmlType;
 use crate::gguf::names::OUTPUT;
 use crate::gguf::{Metadata, Model, Value};
-use crate::survey::SpecialTokens;
+use crate::survey::{SpecialToken, SpecialTokens};
 use crate::vector::{Inputs, Kept, Pair, Role, fold_key, has_row_per_token};
 
 /// Says how text is split before byte pairs are merged.
@@ -59,6 +59,8 @@ pub enum Warning {
         n_shared: usize,
         /// Tokens of both that have another id in the other.
         n_moved: usize,
+        /// Whether it does not matter, because rows of tokens are left out.
+        is_skipped: bool,
     },
     /// Tensors of the model that no vector changes.
     NoPartner {
@@ -148,6 +150,12 @@ pub enum Warning {
         /// Whether it is known that nobody trained the model on them.
         is_untrained: bool,
     },
+    /// Tokens that the chat's template writes, but not in a conversation without tools, and that the
+    /// model lacks.
+    LacksWritten {
+        /// Their texts.
+        tokens: Vec<String>,
+    },
     /// The base of the vector is the model, so that nothing says which tokens the model was trained
     /// on.
     BaseIsModel,
@@ -183,10 +191,13 @@ impl fmt::Display for Warning {
             Warning::NoVocabulary { role } => {
                 write!(f, "{role} has no token list: that its rows belong to the same tokens could not be checked")
             }
-            Warning::Vocabulary { own, role, n_own, n_other, n_shared, n_moved } => {
+            Warning::Vocabulary { own, role, n_own, n_other, n_shared, n_moved, is_skipped } => {
                 write!(f, "{own} has {n_own} tokens, {role} {n_other}: {n_shared} are in both")?;
                 if *n_moved > 0 {
                     write!(f, ", {n_moved} of them at other places")?;
+                }
+                if *is_skipped {
+                    return write!(f, "; rows of embeddings stay {own}'s (--embeddings skip)");
                 }
                 write!(f, "; rows are matched by their tokens, and the {} without one get no vector", n_own - n_shared)
             }
@@ -282,9 +293,15 @@ impl fmt::Display for Warning {
                 f,
                 "the ratio is 0 in {}, so that the rows of {} stay the model's{}; --special-tokens '{}' takes the chat model's",
                 tensors.join(" and "),
-                tokens.join(" "),
+                tokens.iter().map(|text| chat::shown_token(text.as_str().into())).collect::<Vec<_>>().join(" "),
                 if *is_untrained { ", which nobody trained on them" } else { "" },
                 tokens.join(",")
+            ),
+            Warning::LacksWritten { tokens } => write!(
+                f,
+                "the model lacks {}, which the chat's template writes around calls of tools or the like, and in no plain \
+                 conversation: there they would be split into letters (--add-missing-tokens adds them)",
+                tokens.iter().map(|text| chat::shown_token(text.as_str().into())).collect::<Vec<_>>().join(" ")
             ),
             Warning::BaseIsModel => write!(
                 f,
@@ -348,12 +365,12 @@ const VOCABULARY_HINT: &str = "tokens of different algorithms cannot be told to 
 const FAMILY: f64 = 0.6;
 
 /// Compares the headers of all inputs with the model's (or the chat model's, when a vector is
-/// extracted).
+/// extracted). Where embeddings are left out, tokens may differ as they like.
 ///
 /// # Errors
 /// [`Error::NoArchitecture`], [`Error::NotAModel`], [`Error::NoTensors`], [`Error::Mismatch`] where
 /// siblings cannot differ, and [`Error::Container`] for a big-endian file.
-pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
+pub fn check(inputs: &Inputs, embeddings: Embeddings) -> Result<Vec<Warning>, Error> {
     inputs.require_little_endian()?;
     let mut warnings = Vec::new();
     let (own, own_role) = (inputs.source(inputs.skeleton()), inputs.role(inputs.skeleton()));
@@ -382,7 +399,7 @@ pub fn check(inputs: &Inputs) -> Result<Vec<Warning>, Error> {
         }
         if !inputs.vectors().is_empty() {
             compare.hyperparameters(&expected, &mut warnings)?;
-            compare.vocabulary(inputs.token_map(id), &mut warnings)?;
+            compare.vocabulary(inputs.token_map(id), embeddings, &mut warnings)?;
         }
     }
     Ok(warnings)
@@ -464,12 +481,31 @@ impl Comparer<'_> {
     }
 
     /// `map` says where `other` has the tokens of `own`.
-    fn vocabulary(&self, map: Option<&TokenMap>, warnings: &mut Vec<Warning>) -> Result<(), Error> {
+    fn vocabulary(
+        &self,
+        map: Option<&TokenMap>,
+        embeddings: Embeddings,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<(), Error> {
         let (own, other) = (self.own.metadata(), self.other.metadata());
+        let is_skipped = embeddings == Embeddings::Skip;
         let Some(map) = map else {
-            warnings.push(Warning::NoVocabulary { role: self.role });
+            warnings.extend((!is_skipped).then_some(Warning::NoVocabulary { role: self.role }));
             return Ok(());
         };
+        let differs = |map: &TokenMap| Warning::Vocabulary {
+            own: self.own_role,
+            role: self.role,
+            n_own: map.n_own(),
+            n_other: map.n_other(),
+            n_shared: map.n_shared(),
+            n_moved: map.n_moved(),
+            is_skipped,
+        };
+        if is_skipped {
+            warnings.extend((!map.is_identity()).then(|| differs(map)));
+            return Ok(());
+        }
         let model_key = "tokenizer.ggml.model";
         if let (Some(a), Some(b)) = (own.get(model_key), other.get(model_key))
             && a != b
@@ -482,8 +518,7 @@ impl Comparer<'_> {
                 let (model, other) = (self.own.path().to_owned(), self.other.path().to_owned());
                 return Err(Error::Vocabulary { shared, of, model, other });
             }
-            let (own, role, n_own, n_other) = (self.own_role, self.role, map.n_own(), map.n_other());
-            warnings.push(Warning::Vocabulary { own, role, n_own, n_other, n_shared: shared, n_moved: map.n_moved() });
+            warnings.push(differs(map));
         }
         for key in ["tokenizer.ggml.pre", "tokenizer.ggml.merges"] {
             // Other tokens come with other merges.
@@ -608,6 +643,12 @@ pub(super) fn row_warnings(
         warnings.push(Warning::RowsKept { tokens, tensors, is_untrained: true });
     }
     let is_auto = recipe.special_tokens == super::SpecialTokens::Auto;
+    let is_lacking = |token: &&SpecialToken| token.is_written && token.id.is_none() && !recipe.add_missing_tokens;
+    let lacking = special.into_iter().flat_map(|special| &special.tokens).filter(is_lacking);
+    let tokens: Vec<String> = lacking.map(|token| token.text.to_string()).collect();
+    if !tokens.is_empty() {
+        warnings.push(Warning::LacksWritten { tokens });
+    }
     let Some(special) = special.filter(|special| special.is_base_model && is_auto) else { return warnings };
     let by_token = || tensors.iter().filter(|tensor| has_row_per_token(&tensor.name));
     if by_token().any(|tensor| tensor.is_sum()) {

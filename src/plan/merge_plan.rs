@@ -61,6 +61,7 @@ impl MergePlan {
         recipe.merging.apply(inputs, &mut pairs, &mut warnings)?;
         let mut tensors = plan_tensors(inputs, pairs, recipe, &mut warnings)?;
         let mut metadata = model.metadata().clone();
+        let renamed = talker.and_then(|talker| chat::rename(&mut metadata, &inputs.renames(talker)));
         let special = special.filter(|special| Some(special.source) == talker);
         let wanted = special::decide(inputs, recipe, talker, special, &mut metadata)?;
         let taken = special::take(inputs, recipe, (talker, &reach), wanted, &mut tensors)?;
@@ -77,7 +78,8 @@ impl MergePlan {
         // The first vector with a template is the main one; a second vector adds to it.
         let talker = talker.map(|id| inputs.source(id).metadata());
         let transplanted = talker.map(|talker| chat::transplant(&mut metadata, talker));
-        let chat::Transplant { changes, unusable } = transplanted.unwrap_or_default();
+        let chat::Transplant { mut changes, unusable } = transplanted.unwrap_or_default();
+        changes.splice(0..0, renamed);
         if !unusable.is_empty() {
             warnings.push(Warning::Unusable { keys: unusable });
         }

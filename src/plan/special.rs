@@ -117,14 +117,16 @@ pub(super) fn decide(
             listed(found, texts).map_err(|text| Error::UnknownToken { text, path: path.clone() })?
         }
     };
-    let is_missing = |token: &&SpecialToken| token.id.is_none() && (token.is_needed || wanted.contains(token));
+    let is_added = |token: &SpecialToken| token.is_written && recipe.add_missing_tokens;
+    let is_missing =
+        |token: &&SpecialToken| token.id.is_none() && (token.is_needed || is_added(token) || wanted.contains(token));
     let mut missing: Vec<&SpecialToken> = found.tokens.iter().filter(is_missing).collect();
     missing.sort_by_key(|token| token.chat);
     let mut rows: Vec<Wanted> = wanted.into_iter().filter_map(|token| Some(row(token, token.id?, recipe))).collect();
     if !missing.is_empty() {
         let model = inputs.model().map(|id| inputs.source(id).path().to_owned()).unwrap_or_default();
         if !recipe.add_missing_tokens || !has_rows {
-            let tokens = missing.iter().map(|token| shown(&token.text)).collect();
+            let tokens = missing.iter().map(|token| chat::shown_token(token.text.as_bstr())).collect();
             return Err(Error::MissingTokens { tokens, model, chat: path, can_be_added: has_rows });
         }
         if let Some(id) = inputs.model()

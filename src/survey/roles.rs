@@ -101,5 +101,5 @@ fn needed(inputs: &Inputs, vector: &Vector) -> BTreeSet<u32> {
 
 fn text(inputs: &Inputs, source: SourceId, id: u32) -> String {
     let tokens = inputs.source(source).metadata().get_strings(chat::TOKENS);
-    tokens.and_then(|tokens| tokens.get(id as usize)).map_or_else(|| format!("token {id}"), ToString::to_string)
+    tokens.and_then(|tokens| tokens.get(id as usize)).map_or_else(|| format!("token {id}"), chat::shown_token)
 }

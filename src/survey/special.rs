@@ -40,6 +40,8 @@ pub struct SpecialToken {
     pub id: Option<u32>,
     /// Whether a conversation cannot do without it.
     pub is_needed: bool,
+    /// Whether the chat's template writes it elsewhere, such as around calls of tools.
+    pub is_written: bool,
     /// How far its row in the model's `token_embd` is from the base's, in units of what is usual;
     /// none where one of them has no such row.
     pub drift: Option<f64>,
@@ -89,7 +91,9 @@ pub fn special_tokens(inputs: &Inputs, talker: Option<SourceId>) -> Result<Optio
     // For a model without tokens of its own they are at the same places.
     let own = |chat: u32| to_own.as_ref().map_or(Some(chat), |map| map.find(chat));
     let ids = chat::special_ids(metadata, inputs.templates());
-    let needed = ids.needed.into_iter().map(|id| (id, true));
+    let needed = ids.needed.into_iter().map(|id| (id, true, false));
+    let besides = ids.written.into_iter().map(|id| (id, false, true));
+    let all = needed.chain(besides).chain(ids.others.into_iter().map(|id| (id, false, false)));
     let base = inputs.vectors().iter().find(|vector| vector.plus == source).and_then(|vector| vector.minus);
     let is_base_model = match base {
         Some(base) => base == model || has_same_bytes(inputs, model, base)?,
@@ -101,7 +105,7 @@ pub fn special_tokens(inputs: &Inputs, talker: Option<SourceId>) -> Result<Optio
     let is_quantized = |drift: &Option<Drift<'_>>| drift.as_ref().is_some_and(Drift::is_quantized);
     let bound = if is_quantized(&drift) || is_quantized(&output_drift) { UNTRAINED_QUANTIZED } else { UNTRAINED };
     let mut found = Vec::new();
-    for (chat, is_needed) in needed.chain(ids.others.into_iter().map(|id| (id, false))) {
+    for (chat, is_needed, is_written) in all {
         let id = own(chat);
         let of = |drift: &Option<Drift<'_>>| match (id, drift) {
             (Some(id), Some(drift)) => drift.of(id),
@@ -120,6 +124,7 @@ pub fn special_tokens(inputs: &Inputs, talker: Option<SourceId>) -> Result<Optio
             chat,
             id,
             is_needed,
+            is_written,
             drift,
             output_drift,
             is_untrained,

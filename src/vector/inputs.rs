@@ -9,7 +9,7 @@ use super::names::{has_row_per_token, is_by_token};
 use super::rows::Rows;
 use super::stored::StoredVector;
 use super::term::{Operand, SourceId, TensorRef};
-use crate::chat::{Templates, TokenMap};
+use crate::chat::{self, Rename, Templates, TokenMap};
 use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::gguf::{self, Model};
 use crate::imatrix::{ImportanceMatrix, RowImportance};
@@ -277,11 +277,47 @@ impl Inputs {
     /// # Panics
     /// If there is no such source.
     pub fn token_map(&self, source: SourceId) -> Option<&TokenMap> {
-        let own = self.source(self.skeleton()).metadata();
-        let maps = self
-            .token_maps
-            .get_or_init(|| self.sources.iter().map(|other| TokenMap::new(own, other.model().metadata())).collect());
+        let maps = self.token_maps.get_or_init(|| (0..self.sources.len()).map(|id| self.new_token_map(id)).collect());
         maps[source].as_ref()
+    }
+
+    fn new_token_map(&self, source: SourceId) -> Option<TokenMap> {
+        let (own, other) = (self.source(self.skeleton()).metadata(), self.source(source).metadata());
+        let renames = match self.model {
+            Some(_) => self.renames(source),
+            // The base of what is extracted has the old names.
+            None => {
+                let back = |rename: Rename| Rename { from: rename.to, to: rename.from };
+                let is_base = self.vectors.iter().any(|vector| vector.minus == Some(source));
+                let of_chat = if is_base { self.all_renames(self.skeleton()) } else { Vec::new() };
+                chat::renames_for(own, &of_chat.into_iter().map(back).collect::<Vec<_>>())
+            }
+        };
+        match chat::renamed_vocabulary(own, &renames) {
+            Some(renamed) => TokenMap::new(&renamed, other),
+            None => TokenMap::new(own, other),
+        }
+    }
+
+    /// The tokens of the output's vocabulary that are known to a chat model or a patch by other names:
+    /// placeholders that it has given names to. None for other sources.
+    ///
+    /// # Panics
+    /// If there is no such source.
+    pub fn renames(&self, source: SourceId) -> Vec<Rename> {
+        chat::renames_for(self.source(self.skeleton()).metadata(), &self.all_renames(source))
+    }
+
+    /// The placeholders of its base that a source has given names to.
+    fn all_renames(&self, source: SourceId) -> Vec<Rename> {
+        if let Some(stored) = self.stored(source) {
+            return stored.renames();
+        }
+        let vector = self.vectors.iter().find(|vector| vector.plus == source);
+        match vector.and_then(|vector| vector.minus) {
+            Some(base) => chat::renames(self.source(base).metadata(), self.source(source).metadata()),
+            None => Vec::new(),
+        }
     }
 
     /// Whether any input has other tokens than the output, or has them in another order.

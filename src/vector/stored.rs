@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::error::Error;
 use super::space::Space;
+use crate::chat::Rename;
 use crate::gguf::{Model, TensorId};
 
 /// A file that holds a vector by itself, where other vectors are differences of two models.
@@ -32,6 +33,9 @@ pub trait StoredVector: Debug + Send + Sync {
 
     /// The ids of the chat's special tokens, in ascending order.
     fn special_tokens(&self) -> Vec<u32>;
+
+    /// The placeholders of the base that the chat gave names to.
+    fn renames(&self) -> Vec<Rename>;
 
     /// Whether the vector has a tensor of this name, which is zero and left out.
     fn is_zero(&self, name: &str) -> bool {

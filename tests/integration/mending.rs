@@ -76,7 +76,7 @@ fn merge(
 
 fn merge_of(paths: &Paths, on_loss: OnLoss, out: &Path, options: &WriteOptions) -> Mended {
     let inputs = paths.inputs(1.0);
-    plan::check(&inputs).unwrap();
+    plan::check(&inputs, plan::Embeddings::Auto).unwrap();
     merge(&inputs, on_loss, out, options, &(), &Budget::default()).unwrap()
 }
 
@@ -185,7 +185,7 @@ fn a_patch_is_applied_in_the_same_way() {
         let mut inputs = Inputs::new(open(&paths.cp));
         let plus = inputs.add_patch(patch::open(&file, &Limits::default()).unwrap());
         inputs.add_vector(Vector { ratio: 1.0, plus, minus: None });
-        plan::check(&inputs).unwrap();
+        plan::check(&inputs, plan::Embeddings::Auto).unwrap();
         let out = folder.path().join("out.gguf");
         let mended = merge(&inputs, on_loss, &out, &overwrite(), &(), &Budget::default()).unwrap();
         assert_eq!(mended.changes.len(), 1);

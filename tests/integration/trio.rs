@@ -340,7 +340,7 @@ impl Paths {
     }
 
     pub(crate) fn plan(&self, inputs: &Inputs, ty: &str) -> MergePlan {
-        plan::check(inputs).unwrap_or_else(|e| panic!("{e}"));
+        plan::check(inputs, plan::Embeddings::Auto).unwrap_or_else(|e| panic!("{e}"));
         let pairs = vector::pair(inputs).unwrap_or_else(|e| panic!("{e}"));
         MergePlan::merge(inputs, pairs, &recipe(ty), None).unwrap_or_else(|e| panic!("{e}"))
     }
