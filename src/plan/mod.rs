@@ -23,8 +23,9 @@ mod special;
 mod survival;
 mod tensor;
 mod types;
+mod warning;
 
-pub use compat::{Warning, check, pairing_warnings, unrendered};
+pub use compat::{check, pairing_warnings, unrendered};
 pub use error::Error;
 pub use file_type::{FileType, QUANTIZATION_VERSION};
 pub use merge_plan::MergePlan;
@@ -40,3 +41,4 @@ pub use special::{SpecialRow, SpecialTokens};
 pub use survival::{Held, Loss, LossPolicy, OnLoss, Verdict, listed};
 pub use tensor::{Content, PlannedSum, Taken, TensorPlan};
 pub use types::{fallback, is_quantizable, requires_importance};
+pub use warning::Warning;
