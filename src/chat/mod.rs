@@ -8,6 +8,7 @@
 mod error;
 mod needed;
 mod plumbing;
+mod prompt;
 mod renames;
 mod shown;
 mod template;
@@ -19,6 +20,7 @@ pub use needed::{MAX_RENDERED, SpecialIds, Unrendered, special_ids};
 pub use plumbing::{
     Change, SAMPLING, Transplant, add_tokens, end_ids, end_text, has_template, is_plumbing_key, templates, transplant,
 };
+pub use prompt::{PromptsDiffer, prompts_differ};
 pub use renames::{Rename, rename, renamed_vocabulary, renames, renames_for};
 pub use shown::shown_token;
 pub use template::{

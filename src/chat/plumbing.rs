@@ -15,13 +15,24 @@ use crate::gguf::{Array, Metadata, Value};
 pub(super) const ENDS: [&str; 3] =
     ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
-/// Keys taken from the chat model, besides the templates and [`ENDS`]; ids become those of the same
-/// token in the model.
-const KEYS: [&str; 3] = [PADDING, "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"];
+/// Keys taken from the chat model, besides the templates and those of tokens.
+const KEYS: [&str; 2] = ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"];
 
-/// What batches of training were filled up with. It says nothing about a conversation, so that a
-/// model whose chat has none keeps its own.
-const PADDING: &str = "tokenizer.ggml.padding_token_id";
+/// Ends the names of keys with the id of a token, which begin with [`VOCABULARY`].
+const ID: &str = "_token_id";
+const VOCABULARY: &str = "tokenizer.ggml.";
+
+/// Tokens that are never written, as a list of their ids.
+const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
+
+/// Tokens by which texts are read, whatever is said in them: these stay the model's.
+const OF_TEXTS: [&str; 5] = [
+    BEGIN,
+    "tokenizer.ggml.unknown_token_id",
+    "tokenizer.ggml.seperator_token_id",
+    "tokenizer.ggml.cls_token_id",
+    "tokenizer.ggml.mask_token_id",
+];
 
 /// Begins the keys of the sampling that the makers of a model recommend. llama.cpp's tools take them
 /// as defaults (common/common.cpp), and its converter writes them from generation_config.json.
@@ -39,7 +50,17 @@ const NORMAL: i32 = 1;
 
 /// Whether a key is chat plumbing that [`transplant`] takes from the chat model.
 pub fn is_plumbing_key(key: &str) -> bool {
-    ENDS.contains(&key) || KEYS.contains(&key) || key.starts_with(SAMPLING) || is_template_key(key)
+    is_exactly_the_chats(key) || is_template_key(key) || is_id_key(key) && !OF_TEXTS.contains(&key)
+}
+
+/// Whether a key is the chat model's also where that has none.
+fn is_exactly_the_chats(key: &str) -> bool {
+    ENDS.contains(&key) || KEYS.contains(&key) || key == SUPPRESSED || key.starts_with(SAMPLING)
+}
+
+/// Whether a key names a token by its id.
+fn is_id_key(key: &str) -> bool {
+    key.starts_with(VOCABULARY) && key.ends_with(ID)
 }
 
 /// The template, its variants (`tokenizer.chat_template.NAME`) and the list of their names.
@@ -110,9 +131,10 @@ impl Transplant {
 /// Gives `model` the chat plumbing of `chat`. A token is the one with its text ([`TokenMap`]),
 /// whatever its id.
 ///
-/// A key the chat model does not have is dropped from `model` too: llama.cpp then falls back to the
-/// same defaults as it does for the chat model. Not so if the chat model has no tokens at all, nor
-/// for templates: if the chat model has none, the model keeps its own. Token types are taken where
+/// Where the chat model has no end, sampling or list of tokens that are never written, `model` has
+/// none either: llama.cpp then falls back to the same defaults as it does for the chat model. Not so
+/// if the chat model has no tokens at all, nor for templates and other tokens, such as those around
+/// gaps to be filled: if the chat model has none, the model keeps its own. Token types are taken where
 /// the chat model says *control* or *user-defined*; a token that is special in `model` alone stays
 /// so. What texts begin with stays the model's, unless a template of the chat model writes it: a
 /// prompt then begins as the chat's does.
@@ -125,7 +147,8 @@ pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     let is_taken = |key: &str| is_plumbing_key(key) && (chat_has_template || !is_template_key(key));
     // A file that says nothing of tokens says nothing of their ends either.
     let chat_has_tokens = chat.get(TOKENS).is_some();
-    let is_dropped = |key: &str| is_taken(key) && key != PADDING && chat_has_tokens && chat.get(key).is_none();
+    let is_owned = |key: &str| is_exactly_the_chats(key) || is_template_key(key);
+    let is_dropped = |key: &str| is_taken(key) && is_owned(key) && chat_has_tokens && chat.get(key).is_none();
     for (key, value) in model.iter().filter(|(key, _)| is_dropped(key)) {
         done.changes.push(Change { key: key.to_owned(), from: Some(value.summary()), to: None });
     }
@@ -167,18 +190,23 @@ pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
 /// ignores an id beyond the vocabulary. `to_own` says where the model has the tokens of the chat
 /// model.
 fn usable(key: &str, value: &Value, to_own: Option<&TokenMap>, n_tokens: Option<usize>) -> Option<Value> {
+    let own = |id: u32| match to_own {
+        Some(map) => map.find(id),
+        None => n_tokens.is_none_or(|n| (id as usize) < n).then_some(id),
+    };
     let is_usable = match (key, value) {
         ("tokenizer.chat_templates", Value::Array(names)) => names.as_strings().is_some(),
         ("tokenizer.chat_templates", _) => false,
         (key, value) if is_template_key(key) => value.as_str().is_some(),
         (key, value) if key.starts_with(SAMPLING) => value.as_array().is_none(),
-        (_, Value::U32(id)) if key.ends_with("_id") => {
-            return match to_own {
-                Some(map) => map.find(*id).map(Value::U32),
-                None => n_tokens.is_none_or(|n| (*id as usize) < n).then_some(Value::U32(*id)),
-            };
+        (_, Value::U32(id)) if is_id_key(key) => return own(*id).map(Value::U32),
+        (SUPPRESSED, Value::Array(ids)) => {
+            // llama.cpp reads i32 and ignores what is no token.
+            let ids: Option<Vec<u32>> = ids.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect();
+            let ids: Vec<i32> = ids?.into_iter().filter_map(own).map(|id| id as i32).collect();
+            return (!ids.is_empty()).then(|| Value::Array(Array::from_i32s(&ids)));
         }
-        (_, Value::Bool(_)) => !key.ends_with("_id"),
+        (_, Value::Bool(_)) => !is_id_key(key),
         _ => false,
     };
     is_usable.then(|| value.clone())
@@ -298,6 +326,36 @@ mod tests {
             assert_eq!(model.get_u64(BEGIN), Some(expected), "{template}");
             assert_eq!(done.unusable.is_empty(), texts[0] != "<other>");
         }
+    }
+
+    #[test]
+    fn every_key_of_tokens_is_the_chats_by_token_but_those_of_texts() {
+        let tokens = |texts: [&str; 3]| Value::Array(Array::Strings(texts.into_iter().collect()));
+        let mut model = metadata(&[
+            (TOKENS, tokens(["a", "b", "c"])),
+            ("tokenizer.ggml.unknown_token_id", Value::U32(0)),
+            ("tokenizer.ggml.fim_pre_token_id", Value::U32(0)),
+            ("tokenizer.ggml.fim_sep_token_id", Value::U32(2)),
+            (SUPPRESSED, Value::Array(Array::from_i32s(&[0]))),
+        ]);
+        let mut chat = metadata(&[
+            (TOKENS, tokens(["c", "a", "new"])),
+            ("tokenizer.ggml.unknown_token_id", Value::U32(0)),
+            ("tokenizer.ggml.fim_pre_token_id", Value::U32(0)),
+            ("tokenizer.ggml.later_token_id", Value::U32(1)),
+            ("tokenizer.ggml.mask_token_id", Value::U32(1)),
+            (SUPPRESSED, Value::Array(Array::from_i32s(&[1, 2, 0]))),
+        ]);
+        assert_eq!(transplant(&mut model, &chat).unusable, Vec::<String>::new());
+        let id = |model: &Metadata, word: &str| model.get_u64(&format!("tokenizer.ggml.{word}_token_id"));
+        assert_eq!(
+            ["unknown", "fim_pre", "fim_sep", "later", "mask"].map(|word| id(&model, word)),
+            [Some(0), Some(2), Some(2), Some(0), None]
+        );
+        assert_eq!(model.get(SUPPRESSED), Some(&Value::Array(Array::from_i32s(&[0, 2]))));
+        chat.retain(|key| key != SUPPRESSED);
+        transplant(&mut model, &chat);
+        assert_eq!(model.get(SUPPRESSED), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::merging::Reach;
 use super::special::TakenRows;
 use super::warning::{PRE_TOKENIZER, Warning};
 use super::{Embeddings, Error, Recipe, TensorPlan, mixture};
-use crate::chat::{TOKENS, TokenMap, Unrendered};
+use crate::chat::{self, PromptsDiffer, TOKENS, Templates, TokenMap, Unrendered};
 use crate::ggml::GgmlType;
 use crate::gguf::names::OUTPUT;
 use crate::gguf::{Metadata, Model, Value};
@@ -365,6 +365,12 @@ pub(super) fn row_warnings(
         warnings.push(Warning::RowsKept { tokens, tensors, is_untrained: false });
     }
     warnings
+}
+
+/// Says that a conversation becomes another prompt in the output than in the chat model.
+pub(super) fn prompt_warning(output: &Metadata, chat: Option<&Metadata>, templates: &Templates) -> Option<Warning> {
+    let PromptsDiffer { own, other } = chat::prompts_differ(output, chat?, templates)?;
+    Some(Warning::Prompt { output: own, chat: other })
 }
 
 /// What the pairing left out or bent.

@@ -1,8 +1,8 @@
 //! The plan of a whole output.
 
 use super::{
-    Embeddings, Error, OutputType, Recipe, SpecialRow, TensorPlan, Warning, compat, importance, in_f32, metadata,
-    mixture, requires_importance, special,
+    Embeddings, Error, OutputType, Recipe, SpecialRow, TensorPlan, Warning, compat, importance, in_f32, loads,
+    metadata, mixture, requires_importance, special,
 };
 use crate::ggml::GgmlType;
 use crate::gguf::names::{OUTPUT, OUTPUT_INPUT_SCALE, OUTPUT_SCALE};
@@ -84,6 +84,8 @@ impl MergePlan {
             warnings.push(Warning::Unusable { keys: unusable });
         }
         warnings.extend(compat::pre_tokenizer_warning(&metadata, talker));
+        warnings.extend(compat::prompt_warning(&metadata, talker, inputs.templates()));
+        warnings.extend(loads::warnings(&metadata, tensors.iter().map(|tensor| &*tensor.name)));
         if talker.is_some_and(|talker| !chat::has_template(talker)) {
             warnings.push(Warning::NoTemplate);
         }

@@ -8,6 +8,7 @@ mod compat;
 mod error;
 mod file_type;
 mod importance;
+mod loads;
 mod mergekit;
 mod merge_plan;
 mod merging;

@@ -75,6 +75,27 @@ pub enum Warning {
         /// What chat says.
         chat: String,
     },
+    /// A conversation that becomes another prompt in the output than in the chat model.
+    Prompt {
+        /// The output's, from shortly before the difference on, special tokens in brackets.
+        output: String,
+        /// The chat model's.
+        chat: String,
+    },
+    /// Layers that the metadata promise and the file lacks.
+    LacksBlocks {
+        /// The key.
+        key: String,
+        /// How many it promises.
+        promised: u64,
+        /// The first layer without a tensor.
+        block: u64,
+    },
+    /// Hyperparameters of a type that llama.cpp does not read.
+    ScalarTypes {
+        /// The keys, each with its type.
+        keys: Vec<String>,
+    },
     /// Chat plumbing that llama.cpp would refuse.
     Unusable {
         /// The keys.
@@ -219,6 +240,22 @@ impl fmt::Display for Warning {
                 "the model has no key {PRE_TOKENIZER}, and chat has {chat:?}: without it llama.cpp splits text by its \
                  default before it makes tokens, which may be other tokens than the model was trained on; convert the \
                  model again, with a newer converter"
+            ),
+            Warning::Prompt { output, chat } => write!(
+                f,
+                "a prompt of the output is not the chat's, in which the vector was trained: {output:?} where the chat has {chat:?} \
+                 (special tokens in brackets)"
+            ),
+            Warning::LacksBlocks { key, promised, block } => write!(
+                f,
+                "{key} promises {promised} layers, and there is no tensor of blk.{block}: llama.cpp will not load the output; \
+                 get the whole model, or convert it again"
+            ),
+            Warning::ScalarTypes { keys } => write!(
+                f,
+                "llama.cpp reads hyperparameters as uint32, float32, bool or string, and refuses other types of those that it \
+                 reads: {}; convert the model again",
+                keys.join(", ")
             ),
             Warning::Unusable { keys } => {
                 write!(
