@@ -319,6 +319,7 @@ impl StripBuffers {
         };
         let combination = (plan.combination(), selections);
         sum.combine(n, first, plan.model(), plan.terms(), combination, own.is_some(), load)?;
+        coordinates.check(sum)?;
 
         let scaled = model.filter(|model| model.keeps_scale && plan.is_sum());
         let scaled = scaled.map(|model| (model.blocks.source(), model.blocks.tensor()));

@@ -12,7 +12,7 @@ use crate::ggml::GgmlType;
 use crate::gguf::names::OUTPUT;
 use crate::gguf::{Metadata, Model, Value};
 use crate::survey::{SpecialToken, SpecialTokens};
-use crate::vector::{Inputs, Kept, Pair, Role, fold_key, has_row_per_token};
+use crate::vector::{Inputs, Kept, Nature, Pair, Role, fold_key, has_row_per_token, nature};
 
 /// Says that the texts of an output are split by a default, because its model does not say how.
 pub(super) fn pre_tokenizer_warning(output: &Metadata, chat: Option<&Metadata>) -> Option<Warning> {
@@ -40,7 +40,7 @@ const fn head_width(suffix: &'static str) -> Fixed {
     Fixed { suffix, default: Some("embedding_length"), divisor: Some("attention.head_count") }
 }
 
-const FIXED: [Fixed; 15] = [
+const FIXED: [Fixed; 21] = [
     fixed("block_count"),
     fixed("embedding_length"),
     fixed("feed_forward_length"),
@@ -56,9 +56,37 @@ const FIXED: [Fixed; 15] = [
     fixed("expert_shared_count"),
     fixed("attention.q_lora_rank"),
     fixed("attention.kv_lora_rank"),
+    // Heads of states.
+    fixed("ssm.group_count"),
+    fixed("ssm.state_size"),
+    fixed("ssm.time_step_rank"),
+    fixed("ssm.inner_size"),
+    fixed("wkv.head_size"),
+    // Two matrices of a layer are divided by a power of two that follows from it (conversion/rwkv.py).
+    fixed("rescale_every_n_layers"),
 ];
 
+/// Architectures whose query and key rows are in another order where the file has sections of rope
+/// (conversion/glm.py; src/llama-model.cpp, `llama_model_rope_type`).
+const ORDERED_BY_SECTIONS: [&str; 2] = ["glm4", "bailingmoe3"];
+
+/// Factors beside matrices. Where base and chat have other ones, their weights are in other units,
+/// and a difference is no training.
+const FACTORS: [&str; 6] = [
+    "embedding_scale",
+    "logit_scale",
+    "residual_scale",
+    "attention.scale",
+    "attention.output_scale",
+    "attention.value_scale",
+];
+
+/// In talkie a factor is trained (conversion/talkie.py).
+const TRAINED_FACTORS: [(&str, &str); 1] = [("talkie", "logit_scale")];
+
 const NOT_SIBLINGS: &str = "the files are no siblings";
+const OTHER_ORDER: &str = "rows of queries and keys are in another order in one of the files";
+const OTHER_UNITS: &str = "weights of base and chat are in other units, and their difference is no training";
 const VOCABULARY_HINT: &str = "tokens of different algorithms cannot be told to be the same";
 
 /// Vocabularies with less than this share of the smaller one in common are not of one family.
@@ -104,6 +132,12 @@ pub fn check(inputs: &Inputs, embeddings: Embeddings) -> Result<Vec<Warning>, Er
             compare.vocabulary(inputs.token_map(id), embeddings, &mut warnings)?;
         }
     }
+    for vector in inputs.vectors() {
+        let Some(base) = vector.minus else { continue };
+        let (own, other) = (inputs.source(base), inputs.source(vector.plus));
+        let (own_role, role) = (inputs.role(base).name(), inputs.role(vector.plus).name());
+        Comparer { own, own_role, other, role }.factors()?;
+    }
     Ok(warnings)
 }
 
@@ -143,6 +177,25 @@ impl Comparer<'_> {
         Error::Mismatch { key: key.to_owned(), expected, expected_in, found, found_in, hint }
     }
 
+    /// Refuses a base and a chat model with other factors beside their matrices.
+    fn factors(&self) -> Result<(), Error> {
+        let (own, other) = (self.own.metadata(), self.other.metadata());
+        let architecture = own.architecture().unwrap_or_default();
+        for suffix in FACTORS.into_iter().filter(|suffix| !TRAINED_FACTORS.contains(&(architecture, suffix))) {
+            let key = format!("{architecture}.{suffix}");
+            let (expected, found) = (own.get(&key), other.get(&key));
+            let is_same = match (expected, found) {
+                (Some(expected), Some(found)) => same_values(expected, found),
+                (expected, found) => expected.is_none() && found.is_none(),
+            };
+            if !is_same {
+                let shown = |value: Option<&Value>| value.map_or("absent".to_owned(), Value::summary);
+                return Err(self.mismatch(&key, shown(expected), shown(found), OTHER_UNITS));
+            }
+        }
+        Ok(())
+    }
+
     fn hyperparameters(&self, architecture: &str, warnings: &mut Vec<Warning>) -> Result<(), Error> {
         let (own, other) = (self.own.metadata(), self.other.metadata());
         for fixed in &FIXED {
@@ -154,6 +207,12 @@ impl Comparer<'_> {
                 let key = format!("{architecture}.{}", fixed.suffix);
                 return Err(self.mismatch(&key, listed(&expected), listed(&found), NOT_SIBLINGS));
             }
+        }
+        let sections = format!("{architecture}.rope.dimension_sections");
+        let has = [own, other].map(|metadata| metadata.get(&sections).is_some());
+        if has[0] != has[1] && ORDERED_BY_SECTIONS.contains(&architecture) {
+            let [expected, found] = has.map(|has| if has { "there" } else { "absent" }.to_owned());
+            return Err(self.mismatch(&sections, expected, found, OTHER_ORDER));
         }
         let prefix = format!("{architecture}.");
         // The vocabulary is compared token by token.
@@ -373,9 +432,27 @@ pub(super) fn prompt_warning(output: &Metadata, chat: Option<&Metadata>, templat
     Some(Warning::Prompt { output: own, chat: other })
 }
 
+/// Tensors that are added although it is not known that they may be.
+fn nature_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> {
+    let architecture = inputs.source(inputs.skeleton()).metadata().architecture().unwrap_or_default();
+    let mut unsure: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for pair in pairs.iter().filter(|pair| pair.kept.is_none()) {
+        match nature(architecture, &pair.name, pair.info(inputs).n_dims()) {
+            Nature::Unsure(reason) => unsure.entry(reason).or_default().push(pair.name.clone()),
+            Nature::Unknown => unknown.push(pair.name.clone()),
+            Nature::Weight | Nature::NoWeight | Nature::Table => {}
+        }
+    }
+    let unsure = unsure.into_iter().map(|(reason, tensors)| Warning::UnsureSum { tensors, reason: Some(reason) });
+    let unknown = (!unknown.is_empty()).then_some(Warning::UnsureSum { tensors: unknown, reason: None });
+    unsure.chain(unknown).collect()
+}
+
 /// What the pairing left out or bent.
 pub fn pairing_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> {
     let mut warnings: Vec<Warning> = importance_warning(inputs).into_iter().collect();
+    warnings.extend(nature_warnings(inputs, pairs));
     let tensors: Vec<String> =
         pairs.iter().filter(|p| p.kept == Some(Kept::NoPartner)).map(|p| p.name.clone()).collect();
     if !tensors.is_empty() {

@@ -55,6 +55,13 @@ pub enum Warning {
         /// Their names.
         tensors: Vec<String>,
     },
+    /// Tensors that are added as they are stored, though that may not be right.
+    UnsureSum {
+        /// Their names.
+        tensors: Vec<String>,
+        /// Why; none where nothing is known of such names.
+        reason: Option<&'static str>,
+    },
     /// `output.weight` meets a tied embedding.
     TiedOutput,
     /// The model is tied and the vector is not: what it does to `output.weight` is lost.
@@ -214,6 +221,15 @@ impl fmt::Display for Warning {
                 f,
                 "{} tensors have no partner in base and chat and stay the model's, among them {}",
                 tensors.len(),
+                tensors[0]
+            ),
+            Warning::UnsureSum { tensors, reason } => write!(
+                f,
+                "{} tensors are added as they are stored, which may not be right: {}; among them {}",
+                tensors.len(),
+                reason.unwrap_or(
+                    "they are neither matrices, norms nor biases, and no converter that is known writes their names"
+                ),
                 tensors[0]
             ),
             Warning::TiedOutput => write!(

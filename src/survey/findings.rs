@@ -71,6 +71,13 @@ pub enum Finding {
         /// Their distance in all other tensors.
         others: f64,
     },
+    /// Two files have a table of their own of what belongs together.
+    OtherTable {
+        /// The tensor.
+        tensor: String,
+        /// The role of the file that has another one than the model, or than chat.
+        role: &'static str,
+    },
     /// Base has a chat template and chat has none.
     TemplateOnlyInBase,
     /// The model has a chat template and chat has none.
@@ -105,7 +112,7 @@ impl Finding {
         match self {
             NearerToChat { .. } | UnrelatedPair { .. } | UnrelatedModel { .. } | PermutedQueryKey { .. } => true,
             NearerToModel { .. } | SwappedChatAndModel { .. } => true,
-            TemplateOnlyInBase | TemplateOnlyInModel => true,
+            TemplateOnlyInBase | TemplateOnlyInModel | OtherTable { .. } => true,
             VectorIsZero | ModelIsBase | TemplateInBase | FarFromBase { .. } | Untold { .. } => false,
             OfVector { finding, .. } => finding.is_refusal(),
         }
@@ -177,6 +184,11 @@ impl fmt::Display for Finding {
                  different converters, which order these rows differently; convert both with the same one",
                 query_key * 100.0,
                 others * 100.0
+            ),
+            Finding::OtherTable { tensor, role } => write!(
+                f,
+                "{tensor} is another table in {role}: it says which experts or tokens belong together, so that weights of \
+                 these files are of other things"
             ),
             Finding::TemplateOnlyInBase => {
                 write!(f, "base has a chat template and chat has none: base and chat may be swapped")

@@ -13,8 +13,8 @@ use crate::ggml::GgmlType;
 use crate::pool;
 use crate::quants;
 use crate::vector::{
-    Coordinates, Encoder, Encoding, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Pieces, Rounding, Selector, Space,
-    Spread, Sum, TensorRef, Term, Weights, check_finite, operands, part_of, share_out,
+    self, Coordinates, Encoder, Encoding, Error, Inputs, Moments, PIECE_WEIGHTS, Pair, Pieces, Rounding, Selector,
+    Space, Spread, Sum, TensorRef, Term, Weights, check_finite, operands, part_of, share_out,
 };
 
 /// How much a survey looks at, and with what.
@@ -203,6 +203,10 @@ pub fn survey(inputs: &Inputs, pairs: &[Pair], settings: &SampleSettings) -> Res
             survey.cosine = cosine.filter(|c| c.is_finite());
         }
     }
+    survey.findings.extend(
+        vector::other_table(inputs)?
+            .map(|table| Finding::OtherTable { tensor: table.tensor, role: inputs.role(table.other).name() }),
+    );
     survey.tensors = samples.into_iter().map(|s| s.tensor).collect();
     Ok(survey)
 }

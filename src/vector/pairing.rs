@@ -4,6 +4,7 @@ use super::combine::Combination;
 use super::error::Error;
 use super::inputs::{Inputs, Vector, find};
 use super::names::{has_row_per_token, is_by_token};
+use super::nature::{Nature, nature};
 use super::stored::require_space;
 use super::term::{SourceId, TensorRef, Term, operands};
 use crate::ggml::GgmlType;
@@ -14,8 +15,9 @@ use crate::gguf::names::{OUTPUT, OUTPUT_BIAS, TOKEN_EMBEDDINGS};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kept {
-    /// It is no weight: rope frequencies and factors belong to the model's own context length, and
-    /// scales of weights that lie beside them say what those weights are, in one file.
+    /// It is no weight: rope frequencies and factors belong to the model's own context length, tables
+    /// and statistics to its own data ([`nature`]), and scales of weights that lie beside them say
+    /// what those weights are, in one file.
     NotAWeight,
     /// Its type has no arithmetic.
     NoArithmetic,
@@ -137,9 +139,10 @@ fn check_coordinates(inputs: &Inputs, pairs: &[Pair]) -> Result<(), Error> {
 fn kept_by_nature(inputs: &Inputs, at: TensorRef) -> Option<Kept> {
     let model = inputs.source(at.source);
     let info = model.tensor(at.tensor);
-    let stem = info.name().strip_suffix(".weight").unwrap_or(info.name());
-    match stem.rsplit('.').next() {
-        Some("rope_freqs" | "rope_factors_long" | "rope_factors_short") => Some(Kept::NotAWeight),
+    let architecture = model.metadata().architecture().unwrap_or_default();
+    match nature(architecture, info.name(), info.n_dims()) {
+        Nature::NoWeight => Some(Kept::NotAWeight),
+        Nature::Table if info.ty().is_weight_type() => Some(Kept::NotAWeight),
         _ if inputs.stored(at.source).is_some_and(|stored| stored.is_beside(info.name())) => Some(Kept::NotAWeight),
         _ if model.is_scale(at.tensor) => Some(Kept::NotAWeight),
         _ if !info.ty().is_weight_type() => Some(Kept::NoArithmetic),

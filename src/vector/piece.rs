@@ -213,7 +213,8 @@ impl<'a> Pieces<'a> {
         let first = row * *row_len + start;
         sum.combine(len as usize, first, *model, terms, (combination, selections), false, |operand, out| {
             load(inputs, operands, operand, piece, *row_len, (buffers, coordinates), out)
-        })
+        })?;
+        self.coordinates.check(sum)
     }
 
     /// The way of the piece that was computed last into the space it was computed in, and back.

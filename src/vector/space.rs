@@ -8,8 +8,12 @@
 //!
 //! | tensor | what a file holds | added as | source |
 //! |---|---|---|---|
-//! | `blk.N.ssm_a` | −exp(A_log), +exp(A_log) in bailingmoe3: how fast a state decays | ln of the magnitude, which is A_log | llama.cpp: `modify_tensors` in conversion/mamba.py (Mamba, Mamba 2, Falcon-H1, Granite, Nemotron-H), jamba, plamo, qwen (Qwen3-Next, Qwen 3.5) and kimi_linear; names in src/llama-arch.cpp (`LLM_TENSOR_SSM_A`, `LLM_TENSOR_SSM_A_NOSCAN`) |
+//! | `blk.N.ssm_a` | −exp(A_log), +exp(A_log) in bailingmoe3: how fast a state decays | ln of the magnitude, which is A_log | llama.cpp: `modify_tensors` in conversion/mamba.py (Mamba, Mamba 2, Falcon-H1, Granite, Nemotron-H), jamba, plamo, qwen (Qwen3-Next, Qwen 3.5), qwen4exp, glm (GLM-5), kimi_linear and kimi_k3; names in src/llama-arch.cpp (`LLM_TENSOR_SSM_A`, `LLM_TENSOR_SSM_A_NOSCAN`) |
 //! | all others | the parameter itself, permuted or plus a constant (+1 in norms of Gemma) | as it is stored | the same files |
+//!
+//! A weight that is 0 in every file stays 0: where a checkpoint is F16, so is the exponential
+//! (conversion/base.py), and one below 6e-8 is none. [`nature`](super::nature) has what is no weight
+//! at all.
 //!
 //! With *m*, *b* and *c* the model's, the base's and the chat's weight, a ratio r gives m · (c /
 //! b)^r, and several vectors give the product. A sum of the weights themselves may have the other
@@ -56,8 +60,10 @@ pub struct Coordinates {
     space: Space,
     /// The weights of the first source, as they are stored.
     first: Vec<f32>,
-    /// Its file.
+    /// Its file, the tensor's name there, and the index of the first weight.
     path: PathBuf,
+    tensor: String,
+    index: u64,
 }
 
 impl Coordinates {
@@ -93,13 +99,15 @@ impl Coordinates {
         }
         let (tensor, path) = (|| source.tensor(id).name().to_owned(), source.path_of(id));
         let index = |i: usize| first_weight + i as u64;
-        if let Some(i) = weights.iter().position(|w| *w == 0.0) {
-            return Err(Error::Zero { path: path.to_owned(), tensor: tensor(), index: index(i) });
-        }
         if self.first.is_empty() {
             resize(&mut self.first, weights.len());
             self.first.copy_from_slice(weights);
             path.clone_into(&mut self.path);
+            (self.tensor, self.index) = (tensor(), first_weight);
+        }
+        if let Some(i) = weights.iter().zip(&self.first).position(|(w, first)| (*w == 0.0) != (*first == 0.0)) {
+            let path = if weights[i] == 0.0 { path } else { &self.path };
+            return Err(Error::Zero { path: path.to_owned(), tensor: tensor(), index: index(i) });
         }
         if let Some(i) = weights.iter().zip(&self.first).position(|(w, first)| !have_one_sign(*w, *first)) {
             let (expected, found) = (self.first[i], weights[i]);
@@ -108,6 +116,22 @@ impl Coordinates {
         }
         weights.iter_mut().for_each(|w| *w = logarithm(*w));
         Ok(())
+    }
+
+    /// Refuses a sum that cannot be stored: nothing can be added to a weight that is 0 in every file
+    /// but a patch.
+    ///
+    /// # Errors
+    /// [`Error::Zero`].
+    pub fn check(&self, sum: &Sum) -> Result<(), Error> {
+        let is_lost = |(first, delta): (&f32, &f32)| *first == 0.0 && *delta != 0.0;
+        match self.first.iter().zip(sum.delta()).position(is_lost) {
+            Some(i) if !self.is_as_stored(sum) => {
+                let (path, tensor, index) = (self.path.clone(), self.tensor.clone(), self.index + i as u64);
+                Err(Error::Zero { path, tensor, index })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether what an output stores is the sum itself: without a model it is a difference, which a
@@ -139,7 +163,8 @@ impl Coordinates {
             return;
         }
         for (w, first) in weights.iter_mut().zip(&self.first) {
-            *w = if *w != 0.0 && have_one_sign(*w, *first) { logarithm(*w) } else { f32::NAN };
+            let is_there = (*w == 0.0) == (*first == 0.0) && have_one_sign(*w, *first);
+            *w = if is_there { logarithm(*w) } else { f32::NAN };
         }
     }
 }
@@ -148,8 +173,9 @@ fn have_one_sign(a: f32, b: f32) -> bool {
     a.is_sign_negative() == b.is_sign_negative()
 }
 
+/// ln of a magnitude; 0 of none, which every file has there.
 fn logarithm(weight: f32) -> f32 {
-    libm::log(f64::from(weight.abs())) as f32
+    if weight == 0.0 { 0.0 } else { libm::log(f64::from(weight.abs())) as f32 }
 }
 
 /// weight · exp(delta)
