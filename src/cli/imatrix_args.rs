@@ -3,12 +3,19 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::Global;
 use crate::imatrix::ImportanceMatrix;
-use crate::plan::RecipeFile;
+use crate::plan::{self, RecipeFile};
 use crate::vector::Inputs;
+
+/// [`plan::Importance`] as an option.
+#[derive(Clone, Copy, ValueEnum, Debug)]
+enum Importance {
+    Flat,
+    None,
+}
 
 #[derive(Args, Clone, Debug)]
 pub(super) struct ImatrixArgs {
@@ -16,6 +23,10 @@ pub(super) struct ImatrixArgs {
     /// see chatvec imatrix
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
+    /// Without --imatrix: flat makes every weight as important as any other, by which most types
+    /// come nearer to the model; none is what llama-quantize does
+    #[arg(long, value_name = "HOW", conflicts_with = "imatrix")]
+    importance: Option<Importance>,
     /// With --imatrix: use it only for tensors with this in their name; can be given several times
     #[arg(long, value_name = "NAME", requires = "imatrix", conflicts_with = "exclude_weights")]
     include_weights: Vec<String>,
@@ -28,21 +39,38 @@ pub(super) struct ImatrixArgs {
 impl ImatrixArgs {
     /// Puts what was given in place of what a recipe says.
     pub(super) fn overlay(&self, file: &mut RecipeFile) {
-        if let ImatrixArgs { imatrix: Some(path), include_weights, exclude_weights } = self.clone() {
-            file.imatrix = Some(path);
+        if let ImatrixArgs { imatrix: Some(path), include_weights, exclude_weights, .. } = self.clone() {
+            (file.imatrix, file.importance) = (Some(path), None);
             (file.include_weights, file.exclude_weights) = (include_weights, exclude_weights);
+        }
+        if let Some(importance) = self.importance {
+            let importance = match importance {
+                Importance::Flat => plan::Importance::Flat,
+                Importance::None => plan::Importance::None,
+            };
+            (file.imatrix, file.importance) = (None, Some(importance));
+            (file.include_weights, file.exclude_weights) = (Vec::new(), Vec::new());
         }
     }
 
     /// What a recipe says.
     pub(super) fn of(file: &RecipeFile) -> Self {
-        let RecipeFile { imatrix, include_weights, exclude_weights, .. } = file.clone();
-        ImatrixArgs { imatrix, include_weights, exclude_weights }
+        let RecipeFile { imatrix, importance, include_weights, exclude_weights, .. } = file.clone();
+        let importance = importance.map(|importance| match importance {
+            plan::Importance::Flat => Importance::Flat,
+            plan::Importance::None => Importance::None,
+        });
+        ImatrixArgs { imatrix, importance, include_weights, exclude_weights }
     }
 
-    /// The inputs with the matrix, if one is asked for.
+    /// The inputs with the matrix, if one is asked for, or a flat one.
     pub(super) fn add_to(&self, inputs: Inputs, global: &Global) -> Result<Inputs> {
-        let Some(path) = &self.imatrix else { return Ok(inputs) };
+        let Some(path) = &self.imatrix else {
+            return Ok(match self.importance {
+                Some(Importance::Flat) => inputs.with_flat_importance(),
+                Some(Importance::None) | None => inputs,
+            });
+        };
         let mut matrix = ImportanceMatrix::read(path, global.memory.as_u64()).context("--imatrix")?;
         if !self.include_weights.is_empty() {
             matrix = matrix.include(&self.include_weights)?;

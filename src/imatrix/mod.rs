@@ -47,6 +47,8 @@ pub struct ImportanceMatrix {
     n_chunks: u32,
     /// The importance of each weight, by the name of the tensor; finite numbers from 0 on.
     entries: BTreeMap<String, Vec<f32>>,
+    /// Where every weight of every tensor is as important as any other: a row of ones, the longest.
+    flat: Option<Vec<f32>>,
 }
 
 /// What is known of a matrix before its values are looked at.
@@ -57,6 +59,19 @@ struct Unchecked {
 }
 
 impl ImportanceMatrix {
+    /// The importance 1 of every weight, for rows of at most this length. ggml's encoders then look
+    /// for the least squared error, where they look for less without any importance
+    /// (`docs/QUANTISING.md`).
+    pub fn flat(longest_row: usize) -> Self {
+        let (path, entries) = (PathBuf::new(), BTreeMap::new());
+        ImportanceMatrix { path, datasets: Vec::new(), n_chunks: 0, entries, flat: Some(vec![1.0; longest_row]) }
+    }
+
+    /// Whether every weight is as important as any other.
+    pub fn is_flat(&self) -> bool {
+        self.flat.is_some()
+    }
+
     /// Reads a matrix of either form. Its values take at most `memory` bytes.
     ///
     /// A column that no token reached has importance 1 in the GGUF form, as llama-quantize reads
@@ -86,7 +101,7 @@ impl ImportanceMatrix {
                 return Err(Error::Value { path: path.to_owned(), entry: name.clone(), index, value });
             }
         }
-        Ok(ImportanceMatrix { path: path.to_owned(), datasets, n_chunks, entries })
+        Ok(ImportanceMatrix { path: path.to_owned(), datasets, n_chunks, entries, flat: None })
     }
 
     /// Leaves only entries whose name contains one of these, as `llama-quantize --include-weights`.
@@ -114,9 +129,9 @@ impl ImportanceMatrix {
         }
     }
 
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// The file; none if it was not read from one.
+    pub fn path(&self) -> Option<&Path> {
+        (!self.is_flat()).then_some(&*self.path)
     }
 
     /// Names of the texts it was computed on.
@@ -141,7 +156,7 @@ impl ImportanceMatrix {
 
     /// Bytes of all values.
     pub fn n_bytes(&self) -> u64 {
-        self.entries.values().map(|values| 4 * values.len() as u64).sum()
+        self.entries.values().chain(&self.flat).map(|values| 4 * values.len() as u64).sum()
     }
 
     /// The importance of a tensor of this shape (row length first), none if there is no entry for
@@ -153,6 +168,15 @@ impl ImportanceMatrix {
     /// # Errors
     /// [`Error::Length`] for an entry that is not `ne[0]` values for each matrix of a stack.
     pub fn of_tensor(&self, tensor: &str, ne: &[u64]) -> Result<Option<RowImportance<'_>>, Error> {
+        if let Some(ones) = &self.flat {
+            let values = ones.get(..usize::try_from(ne.first().copied().unwrap_or(1)).unwrap_or(usize::MAX));
+            // One matrix without an end.
+            return Ok(values.map(|ones| RowImportance {
+                values: ones,
+                row_len: ones.len(),
+                rows_per_matrix: u64::MAX,
+            }));
+        }
         let Some(values) = self.get(tensor) else { return Ok(None) };
         let (row_len, rows_per_matrix) = (ne.first().copied().unwrap_or(1), ne.get(1).copied().unwrap_or(1));
         let n_matrices = ne.iter().skip(2).try_fold(1u64, |n, m| n.checked_mul(*m));
@@ -211,7 +235,7 @@ mod tests {
 
     fn matrix(entries: &[(&str, &[f32])]) -> ImportanceMatrix {
         let entries = entries.iter().map(|(name, values)| ((*name).to_owned(), values.to_vec())).collect();
-        ImportanceMatrix { path: "m.gguf".into(), datasets: Vec::new(), n_chunks: 1, entries }
+        ImportanceMatrix { path: "m.gguf".into(), datasets: Vec::new(), n_chunks: 1, entries, flat: None }
     }
 
     #[test]
@@ -222,6 +246,16 @@ mod tests {
         assert_eq!(parts, [(3..5, &[1.0, 2.0][..]), (5..10, &[3.0, 4.0]), (10..12, &[5.0, 6.0])]);
         assert_eq!(rows.of_row(14), [5.0, 6.0]);
         assert_eq!(rows.parts(7..7).count(), 0);
+    }
+
+    #[test]
+    fn a_flat_matrix_has_ones_for_every_row() {
+        let flat = ImportanceMatrix::flat(8);
+        let rows = flat.of_tensor("any", &[4, 5, 3]).unwrap().unwrap();
+        assert_eq!(rows.parts(3..12).collect::<Vec<_>>(), [(3..12, &[1.0; 4][..])]);
+        assert_eq!(rows.of_row(14), [1.0; 4]);
+        assert_eq!((flat.path(), flat.names().len(), flat.n_bytes()), (None, 0, 32));
+        assert_eq!(flat.of_tensor("longer", &[9, 1]).unwrap(), None);
     }
 
     #[test]

@@ -380,7 +380,7 @@ pub fn unrendered<'a>(model: &'a Model, templates: &'a [Unrendered]) -> impl Ite
 
 /// An importance matrix says nothing of the coordinates it was gathered in.
 pub(super) fn importance_warning(inputs: &Inputs) -> Option<Warning> {
-    inputs.importance()?;
+    inputs.importance().filter(|matrix| !matrix.is_flat())?;
     let key = inputs.sources().find_map(|(_, source)| fold_key(source.metadata()))?.to_owned();
     Some(Warning::ImportanceFolded { key })
 }

@@ -10,6 +10,9 @@ use crate::vector::{Inputs, row_per_token_name};
 /// What every key about the matrix begins with.
 const PREFIX: &str = "quantize.imatrix.";
 
+/// Says that every weight was as important as any other.
+const FLAT_KEY: &str = "chatvec.importance";
+
 /// Bytes of a string that llama-quantize writes at most (`llama_model_kv_override::val_str`).
 const LONGEST: usize = 127;
 
@@ -46,7 +49,7 @@ pub(super) fn check(inputs: &Inputs, tensors: &[TensorPlan]) -> Result<Vec<Warni
     let entries: Vec<String> = matrix.names().filter(has_no_tensor).map(str::to_owned).collect();
 
     let mut warnings = Vec::new();
-    if n_encoded == 0 {
+    if n_encoded == 0 && !matrix.is_flat() {
         warnings.push(Warning::ImportanceIdle);
     }
     if !missing.is_empty() {
@@ -66,9 +69,14 @@ pub(super) fn check(inputs: &Inputs, tensors: &[TensorPlan]) -> Result<Vec<Warni
 /// lie.
 pub(super) fn describe(metadata: &mut Metadata, matrix: Option<&ImportanceMatrix>) {
     metadata.retain(|key| !key.starts_with(PREFIX));
+    metadata.retain(|key| key != FLAT_KEY);
     let Some(matrix) = matrix else { return };
+    let Some(path) = matrix.path() else {
+        metadata.set(FLAT_KEY, "flat");
+        return;
+    };
     let mut set = |key: &str, value: Value| metadata.set(&format!("{PREFIX}{key}"), value);
-    let file = matrix.path().file_name().unwrap_or_default().to_string_lossy();
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
     set("file", Value::String(cut(&file).into()));
     if let Some(dataset) = matrix.datasets().first() {
         set("dataset", Value::String(cut(without_place(dataset)).into()));

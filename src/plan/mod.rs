@@ -35,7 +35,7 @@ pub use metadata::{MEASURED_KEYS, RECIPE_KEY, base_models, fill_measured};
 pub use output_type::OutputType;
 pub use protect::{Change, Protected, finer};
 pub use ratios::{PRESETS, Preset, Ratios, Rule};
-pub use recipe::{Embeddings, Recipe};
+pub use recipe::{Embeddings, Importance, Recipe};
 pub use recipe_file::{MAX_BYTES as MAX_RECIPE_BYTES, RecipeFile, VectorFile};
 pub use setting::{Place, Scalar, Setting, in_f32};
 pub use special::{SpecialRow, SpecialTokens};

@@ -3,6 +3,16 @@
 use super::{LossPolicy, Merging, OutputType, SpecialTokens};
 use crate::vector::{Inputs, Pair, SourceId};
 
+/// How much the errors of weights count where no matrix says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Importance {
+    /// Each as much as any other.
+    Flat,
+    /// As ggml's encoders have it.
+    None,
+}
+
 /// Which rows of the tensors with a row for each token take part: `token_embd`, `output`,
 /// `per_layer_token_embd`.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize, serde::Deserialize)]

@@ -33,7 +33,7 @@ use super::merging::{Merging, VectorSettings};
 use super::mixture::{Options, Override};
 use super::ratios::Ratios;
 use super::setting::{Setting, in_f32};
-use super::{Embeddings, Error, LossPolicy, OnLoss, OutputType, Recipe, SpecialTokens};
+use super::{Embeddings, Error, Importance, LossPolicy, OnLoss, OutputType, Recipe, SpecialTokens};
 use crate::ggml::GgmlType;
 use crate::vector::Method;
 
@@ -109,6 +109,9 @@ pub struct RecipeFile {
     /// An importance matrix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub imatrix: Option<PathBuf>,
+    /// What stands in for one where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance: Option<Importance>,
     /// The parts of names for which alone it is used.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub include_weights: Vec<String>,
@@ -183,6 +186,7 @@ impl Default for RecipeFile {
             token_embedding_type: None,
             leave_output_tensor: false,
             imatrix: None,
+            importance: None,
             include_weights: Vec::new(),
             exclude_weights: Vec::new(),
             vectors: Vec::new(),

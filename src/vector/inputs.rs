@@ -11,7 +11,7 @@ use super::stored::StoredVector;
 use super::term::{Operand, SourceId, TensorRef};
 use crate::chat::{self, Rename, Templates, TokenMap};
 use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
-use crate::gguf::{self, Model};
+use crate::gguf::{self, Model, TensorInfo};
 use crate::imatrix::{ImportanceMatrix, RowImportance};
 
 /// What a model is for in a run.
@@ -187,6 +187,14 @@ impl Inputs {
         self
     }
 
+    /// With every weight as important as any other ([`ImportanceMatrix::flat`]).
+    #[must_use]
+    pub fn with_flat_importance(self) -> Self {
+        let rows = self.sources.iter().flat_map(|source| source.model().tensors()).map(TensorInfo::row_len);
+        let longest = rows.max().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        self.with_importance(ImportanceMatrix::flat(longest))
+    }
+
     /// With chat templates rendered elsewhere than in this process.
     #[must_use]
     pub fn with_templates(mut self, templates: Templates) -> Self {
@@ -267,7 +275,7 @@ impl Inputs {
 
     /// Every file of every input: what the output must not be.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        let matrix = self.importance.iter().map(ImportanceMatrix::path);
+        let matrix = self.importance.iter().filter_map(ImportanceMatrix::path);
         self.sources.iter().flat_map(|source| source.model().paths()).chain(matrix)
     }
 

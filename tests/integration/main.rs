@@ -49,6 +49,7 @@ mod lora;
 // Low-rank parts, against the least error there can be.
 mod low_rank;
 // Tensors that are encoded again after they were measured, in files, shards and patches.
+mod meaning;
 mod mending;
 // What a merge writes, against numpy and ggml: tensors, metadata, provenance, and the weights it
 // refuses.
