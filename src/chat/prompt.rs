@@ -3,7 +3,7 @@
 use super::shown::shown_token;
 use super::template::{Message, RenderOptions, Template, Templates};
 use super::tokenizer::{TokenKind, Tokenizer};
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, Value};
 
 /// A prompt of one file, and the same conversation's in another.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,6 +21,10 @@ struct Prompts(Vec<String>);
 /// each by its own template, begin and end. None where they agree, and where one of them cannot be
 /// asked: it has no template or no tokenizer that is known, or the template is not rendered.
 pub fn prompts_differ(own: &Metadata, other: &Metadata, templates: &Templates) -> Option<PromptsDiffer> {
+    // Most files have one tokenizer, and then nothing has to be built of it.
+    if are_one_tokenizer(own, other) {
+        return None;
+    }
     let (own, other) = (Prompts::of(own, templates)?, Prompts::of(other, templates)?);
     let (own, other) = own.0.into_iter().zip(other.0).find(|(own, other)| own != other)?;
     let at = own.chars().zip(other.chars()).take_while(|(a, b)| a == b).count();
@@ -31,6 +35,13 @@ pub fn prompts_differ(own: &Metadata, other: &Metadata, templates: &Templates) -
         format!("{before}{}{behind}", shown.collect::<String>())
     };
     Some(PromptsDiffer { own: excerpt(&own), other: excerpt(&other) })
+}
+
+/// Whether all keys about tokens and templates say the same.
+fn are_one_tokenizer(own: &Metadata, other: &Metadata) -> bool {
+    let about = |metadata: &Metadata| metadata.iter().filter(|(key, _)| key.starts_with("tokenizer.")).count();
+    let is_same = |(key, value): (&str, &Value)| !key.starts_with("tokenizer.") || other.get(key) == Some(value);
+    about(own) == about(other) && own.iter().all(is_same)
 }
 
 /// Characters of a prompt that are shown before the first difference, and in all.
