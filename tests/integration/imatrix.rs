@@ -638,3 +638,62 @@ fn a_list_of_texts_that_are_no_strings_is_an_empty_one() {
     draft.set("imatrix.datasets", Val::Array(kind::I32, vec![Val::I32(1)]));
     assert_eq!(matrix(&draft.write(folder.path(), "m.gguf")).datasets(), [""; 0]);
 }
+
+/// A matrix of ones for every matrix of a model.
+fn ones(model: &Draft, folder: &Path) -> PathBuf {
+    let matrices = model.tensors.iter().filter(|t| t.ne.len() > 1);
+    let entries: Vec<(String, Vec<f32>, Vec<f32>)> = matrices
+        .map(|t| {
+            let n_matrices = t.ne.get(2).copied().unwrap_or(1) as usize;
+            let name = String::from_utf8(t.name.clone()).unwrap();
+            (name, vec![1.0; t.ne[0] as usize * n_matrices], vec![1.0; n_matrices])
+        })
+        .collect();
+    let entries: Vec<(&str, &[f32], &[f32])> = entries.iter().map(|(n, s, c)| (n.as_str(), &s[..], &c[..])).collect();
+    draft(&entries).write(folder, "ones.gguf")
+}
+
+#[test]
+fn a_flat_importance_is_a_matrix_of_ones_without_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = bundled("cp-de");
+    let [by_file, flat, none, plain] = ["by_file", "flat", "none", "plain"].map(|name| folder.path().join(name));
+    let matrix = ones(&read(&model), folder.path());
+    for ty in ["Q4_0", "Q2_K", "IQ3_S", "IQ2_M"] {
+        let quantize = |out: &Path, options: &[&str]| {
+            let arguments = ["quantize", model.to_str().unwrap(), "-o", out.to_str().unwrap(), "--type", ty];
+            chatvec([&arguments[..], &["--overwrite"], options].concat())
+        };
+        quantize(&by_file, &["--imatrix", matrix.to_str().unwrap()]).says(0, &[]);
+        quantize(&flat, &["--importance", "flat"]).is_quiet();
+        let (by_file, flat) = (read(&by_file), read(&flat));
+        for (a, b) in by_file.tensors.iter().zip(&flat.tensors) {
+            assert!((a.ty, &a.data) == (b.ty, &b.data), "{ty}: {}", String::from_utf8_lossy(&a.name));
+        }
+        assert_eq!(get(&flat, "chatvec.importance"), Some(&Val::str("flat")));
+        assert_eq!(get(&flat, "quantize.imatrix.file"), None);
+        // The coarsest types cannot do without.
+        if ty == "IQ2_M" {
+            quantize(&none, &["--importance", "none"]).says(5, &["importance"]);
+            continue;
+        }
+        quantize(&none, &["--importance", "none"]).says(0, &[]);
+        quantize(&plain, &[]).says(0, &[]);
+        assert!(fs::read(&none).unwrap() == fs::read(&plain).unwrap(), "{ty}");
+        assert!(read(&none).tensors.iter().zip(&flat.tensors).any(|(a, b)| a.data != b.data), "{ty}");
+    }
+    // Not both, and a recipe keeps it.
+    let both = ["quantize", model.to_str().unwrap(), "-o", flat.to_str().unwrap(), "--importance", "flat"];
+    chatvec([&both[..], &["--imatrix", matrix.to_str().unwrap()]].concat()).says(2, &["--importance", "--imatrix"]);
+}
+
+#[test]
+fn a_merge_with_flat_importance_can_be_made_again_from_its_recipe() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = crate::trio::Trio::small().write(folder.path());
+    let [first, again] = ["first.gguf", "again.gguf"].map(|name| folder.path().join(name));
+    paths.command(&first, &["--type", "Q4_0", "--importance", "flat"]).says(0, &[]);
+    let arguments = ["merge", "--recipe", first.to_str().unwrap(), "-o", again.to_str().unwrap()];
+    chatvec(arguments).says(0, &[]);
+    assert!(fs::read(&first).unwrap() == fs::read(&again).unwrap());
+}
