@@ -228,15 +228,15 @@ fn tables_that_differ_are_refused_and_what_may_not_be_additive_is_told() {
         add(draft, "blk.0.mystery.weight", &[4], &[0.5; 4]);
         add(draft, "blk.0.attn_rot_embd.weight", &[4], &[0.5; 4]);
     });
-    trio.chat.tensor("blk.0.mystery.weight").data = 0.75f32.to_le_bytes().repeat(4);
-    trio.chat.tensor("blk.0.attn_rot_embd.weight").data = 0.75f32.to_le_bytes().repeat(4);
+    trio.chat.tensor("blk.0.mystery.weight").data = Some(0.75f32.to_le_bytes().repeat(4));
+    trio.chat.tensor("blk.0.attn_rot_embd.weight").data = Some(0.75f32.to_le_bytes().repeat(4));
     let words = ["blk.0.mystery.weight", "may not be right", "no converter"];
     trio.write(folder.path()).command(&out, &["--overwrite"]).says(0, &words);
     let output = read(&out);
     assert_eq!(weights(tensor(&output, "blk.0.mystery.weight")), [0.75; 4]);
     assert_eq!(weights(tensor(&output, "blk.0.attn_rot_embd.weight")), [0.5; 4], "no weight");
 
-    trio.chat.tensor("blk.0.ffn_gate_tid2eid.weight").data = 2f32.to_le_bytes().repeat(16);
+    trio.chat.tensor("blk.0.ffn_gate_tid2eid.weight").data = Some(2f32.to_le_bytes().repeat(16));
     let paths = trio.write(folder.path());
     paths
         .command(&out, &["--overwrite"])
