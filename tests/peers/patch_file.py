@@ -33,9 +33,13 @@ class File:
         self.at = {text: i for i, text in enumerate(self.tokens)}
         self.types = dict(zip(self.tokens, self.values["tokenizer.ggml.token_type"]))
 
-    def places(self, other: "File") -> tuple[np.ndarray, np.ndarray]:
-        """Rows of this file and of another one that belong to tokens of the same text."""
-        both = [(i, other.at[text]) for i, text in enumerate(self.tokens) if text in other.at]
+    def names_of(self, patch: "Patch") -> list[str]:
+        """This file's tokens under the names that a patch has given them."""
+        return [text if (new := patch.renames.get(text)) is None or new in self.at else new for text in self.tokens]
+
+    def places(self, patch: "Patch") -> tuple[np.ndarray, np.ndarray]:
+        """Rows of this file and of a patch that belong to tokens of the same text."""
+        both = [(i, patch.at[text]) for i, text in enumerate(self.names_of(patch)) if text in patch.at]
         return tuple(np.array(both, dtype=int).reshape(-1, 2).T)
 
 
@@ -53,6 +57,8 @@ class Patch(File):
         need(self.values["chatvec.patch.version"] <= 2, "a version that is not known")
         self.names: list[str] = self.values["chatvec.patch.tensors"]
         self.logarithms = set(self.values.get("chatvec.patch.logarithms", ()))
+        renamed = zip(self.values.get("chatvec.patch.renamed_from", ()), self.values.get("chatvec.patch.renamed_tokens", ()))
+        self.renames = {old: self.tokens[i] for old, i in renamed}
         for name in self.names:
             is_there = any(name + part in self.tensors for part in ("", *PARTS))
             is_decay = name.startswith("blk.") and name.endswith(".ssm_a")
@@ -148,16 +154,59 @@ class Patch(File):
                     yield f"{key}'s {name}"
 
 
-def folds(file: File) -> dict:
-    """The keys that say how a file is folded. Equal keys are equal folds; this reader asks for no less."""
-    return {key: value for key, value in file.values.items() if key.startswith("prism.hadamard.")}
+class Fold:
+    """How a file folds a tensor: w·D·H."""
+
+    def __init__(self, block: int, signs: np.ndarray | None):
+        self.block, self.signs = block, signs
+
+    @classmethod
+    def of(cls, file: File, name: str, row_len: int) -> "Fold | None":
+        get = lambda word, other=None: file.values.get(f"prism.hadamard.{word}", other)
+        if name not in [*get("weight_names", ()), *get("inverse_weight_names", ())]:
+            return None
+        need(get("version") in (1, 2) and get("transform") == "normalized-sylvester-walsh-hadamard", "a fold that is not known")
+        signs = None
+        if get("sign_mode") == "explicit":
+            ends = np.cumsum(get("sign_widths")).tolist()
+            parts = dict(zip(get("sign_widths"), np.split(np.array(get("sign_values"), np.float32), ends[:-1])))
+            signs = parts[row_len]
+        return cls(get("block_size"), signs)
+
+    def flip(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.signs is None else rows * self.signs
+
+    def rotate(self, rows: np.ndarray) -> np.ndarray:
+        """Sums and differences of halves of 1, 2, 4 … weights, then one product with 1/√block: all in f32."""
+        out, half = rows.reshape(-1, self.block).copy(), 1
+        while half < self.block:
+            pairs = out.reshape(-1, 2, half)
+            out = np.stack((pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]), axis=1)
+            half *= 2
+        return (out.reshape(rows.shape) * (np.float32(1) / np.sqrt(np.float32(self.block)))).astype(np.float32)
+
+    def same(self, other: "Fold | None") -> bool:
+        plus = lambda signs: signs is None or bool((signs == 1).all())
+        return other is not None and self.block == other.block and (
+            plus(self.signs) and plus(other.signs) or np.array_equal(self.signs, other.signs))
+
+
+def turned(rows: np.ndarray, own: Fold | None, other: Fold | None) -> np.ndarray:
+    """Rows from the coordinates of one fold in those of another."""
+    if own is other or own is not None and own.same(other):
+        return rows
+    if own is not None:
+        rows = own.flip(own.rotate(rows))
+    return rows if other is None else other.rotate(other.flip(rows))
 
 
 def untrained(model: File, patch: Patch, name: str) -> list[str]:
     """The chat's special tokens on which this tensor of the model was never trained."""
     base, special = patch.rows_by_text(name, "base"), patch.rows_by_text(name, "special")
-    weights = decode(model.tensors[name]).astype(np.float64)
-    far = {text: float(np.linalg.norm(weights[model.at[text]] - row)) for text, row in base.items() if text in model.at}
+    weights, at = decode(model.tensors[name]), {text: i for i, text in enumerate(model.names_of(patch))}
+    own, other = (Fold.of(file, name, weights.shape[-1]) for file in (patch, model))
+    rows = {text: turned(row, own, other).astype(np.float64) for text, row in base.items() if text in at}
+    far = {text: float(np.linalg.norm(weights[at[text]].astype(np.float64) - row)) for text, row in rows.items()}
     # The median: of an even number of tokens, the upper of the two in the middle.
     ordinary = sorted(far[text] for text in far if text not in special)
     return [text for text in special if text in far and far[text] <= 0.1 * ordinary[len(ordinary) // 2]]
@@ -170,7 +219,6 @@ def applied(model: File, patches: list[tuple[Patch, float]], special: bool) -> d
     """
     for patch, _ in patches:
         need(patch.values["general.architecture"] == model.values["general.architecture"], "no siblings")
-        need(folds(patch) == folds(model), "folded otherwise")
     taken = untrained(model, patches[0][0], EMBEDDINGS) if special else []
     out = {}
     for name, tensor in model.tensors.items():
@@ -178,11 +226,13 @@ def applied(model: File, patches: list[tuple[Patch, float]], special: bool) -> d
         delta = np.zeros(tensor.shape, np.float32)
         for patch, ratio in patches:
             source = EMBEDDINGS if name == OUTPUT and OUTPUT not in patch.names else name
+            own, other = Fold.of(patch, source, tensor.row_len), Fold.of(model, name, tensor.row_len)
             if source not in (EMBEDDINGS, OUTPUT):
-                delta += np.float32(ratio) * patch.tau(source, tensor.shape)
+                delta += np.float32(ratio) * turned(patch.tau(source, tensor.shape), own, other)
                 continue
             here, there = model.places(patch)
-            delta[here] += np.float32(ratio) * patch.tau(source, (len(patch.tokens), tensor.row_len))[there]
+            tau = turned(patch.tau(source, (len(patch.tokens), tensor.row_len)), own, other)
+            delta[here] += np.float32(ratio) * tau[there]
         if any(name in patch.logarithms for patch, _ in patches):
             need(bool((weights != 0).all()), f"{name} of the model has a 0")
             weights = (weights.astype(np.float64) * np.exp(delta.astype(np.float64))).astype(np.float32)
@@ -192,8 +242,10 @@ def applied(model: File, patches: list[tuple[Patch, float]], special: bool) -> d
             rows, base = (patches[0][0].rows_by_text(name, which) for which in ("special", "base"))
             # The embeddings say which tokens are; a row of the output is taken if it was not trained either, and no row that
             # the chat left where the base has it.
+            at = {text: i for i, text in enumerate(model.names_of(patches[0][0]))}
+            own, other = (Fold.of(file, name, tensor.row_len) for file in (patches[0][0], model))
             for text in set(taken) & set(untrained(model, patches[0][0], name)):
                 if not np.array_equal(rows[text], base[text]):
-                    weights[model.at[text]] = rows[text]
+                    weights[at[text]] = turned(rows[text], own, other)
         out[name] = Tensor(name, tensor.shape, F32, encode(weights, F32))
     return out

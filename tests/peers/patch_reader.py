@@ -17,7 +17,7 @@ import numpy as np
 from ggml_codec import decode, encode
 from gguf_files import F16, F32, Tensor, read_tensors, rewrite
 from merge_oracle import Report
-from patch_file import EMBEDDINGS, OUTPUT, File, Patch, Refused, applied
+from patch_file import EMBEDDINGS, OUTPUT, File, Fold, Patch, Refused, applied
 from tool import ROOT, Chatvec, ToolError, Trio, arguments, find_trio, work_folder
 
 ENCODINGS = ("f32", "q8_0", "q4_k", "q1_0", "svd:1.1", "svd:0.3", "lora:16")
@@ -130,6 +130,59 @@ class Checks:
             taken.append("the command takes it")
         self.count("refused: decays as they are stored", 1, taken)
 
+    def folded(self, file: File, name: str, signs: dict | None, block: int, is_folded) -> Path:
+        """A file with folded matrices, in F32, and the keys that say so."""
+        tensors, names = dict(file.tensors), [n for n, t in file.tensors.items() if len(t.shape) == 2 and is_folded(n)]
+        for n in names:
+            rows = decode(tensors[n])
+            fold = Fold(block, None if signs is None else signs[rows.shape[-1]])
+            tensors[n] = Tensor(n, tensors[n].shape, F32, encode(fold.rotate(fold.flip(rows)), F32))
+        keys = {"version": 1, "block_size": block, "transform": "normalized-sylvester-walsh-hadamard",
+                "axis": "input-last-dimension", "sign_mode": "identity" if signs is None else "explicit",
+                "weight_names": [n for n in names if n != EMBEDDINGS]}
+        if EMBEDDINGS in names:
+            keys["inverse_weight_names"] = [EMBEDDINGS]
+        if signs is not None:
+            keys |= {"sign_widths": list(signs), "sign_values": [int(s) for part in signs.values() for s in part]}
+        values = {f"prism.hadamard.{key}": value for key, value in keys.items()}
+        return rewrite(file.path, self.folder / name, tensors, values=values)
+
+    def folds(self):
+        """Patches and models that are folded in different ways, or one of them alone."""
+        rng = np.random.default_rng(5)
+        signs = {n: rng.choice([-1.0, 1.0], n).astype(np.float32) for n in (256, 768)}
+        everything, layers = (lambda n: n.endswith(".weight")), (lambda n: n.startswith("blk."))
+        model = File(self.folded(self.model, "model-folded.gguf", signs, 64, everything))
+        for special in ("none", "auto"):
+            self.apply(f"plain onto folded, {special}", model, (self.patches["q8_0"], 0.7), special=special)
+        base = self.folded(self.base, "base-folded.gguf", None, 256, layers)
+        chat = self.folded(self.chat, "chat-folded.gguf", None, 128, layers)
+        path = self.folder / "folded.gguf"
+        self.chatvec.run("extract", "--base", base, "--chat", chat, "-e", "f32", "-o", path)
+        patch = Patch(path)
+        for onto, what in ((self.model, "plain"), (model, "others")):
+            for special in ("none", "auto"):
+                self.apply(f"folded onto {what}, {special}", onto, (patch, 0.7), special=special)
+        self.apply("folded and plain onto folded", model, (patch, 0.7), (self.patches["svd:1.1"], 0.3))
+
+    def renamed(self):
+        """A chat that gave names to placeholders of its base, which the model still has."""
+        special = [i for i, t in enumerate(self.model.values["tokenizer.ggml.token_type"]) if t == 3][:2]
+
+        def with_placeholders(file: File, name: str) -> File:
+            tokens = [f"<|res{i}|>" if i in special else text for i, text in enumerate(file.tokens)]
+            return File(rewrite(file.path, self.folder / name, file.tensors, values={"tokenizer.ggml.tokens": tokens}))
+
+        base, model = with_placeholders(self.base, "base-res.gguf"), with_placeholders(self.model, "model-res.gguf")
+        path = self.folder / "renamed.gguf"
+        self.chatvec.run("extract", "--base", base.path, "--chat", self.chat.path, "-e", "f32", "-o", path)
+        patch = Patch(path)
+        for kind in ("none", "auto"):
+            self.apply(f"renamed placeholders, {kind}", model, (patch, 0.7), special=kind)
+        out = File(self.command(model.path, [(path, 1.0)], "auto"))
+        wrong = [text for text, own in zip(out.tokens, model.names_of(patch)) if text != own]
+        self.count("the output has the chat's names", len(out.tokens), wrong)
+
     def refusals(self):
         """Files that the page says are refused: by this reader, and by the command."""
         f32, lora, svd = (self.patches[e] for e in ("f32", "lora:16", "svd:1.1"))
@@ -194,7 +247,7 @@ def main() -> int:
         checks = Checks(Chatvec(options.chatvec), trio, folder, report)
         cases = [(checks.encoding, encoding) for encoding in ENCODINGS]
         cases += [(c,) for c in (checks.several_patches, checks.several_parts, checks.other_tokens, checks.decays,
-                                 checks.refusals)]
+                                 checks.folds, checks.renamed, checks.refusals)]
         for check, *args in cases:
             try:
                 check(*args)
