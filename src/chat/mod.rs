@@ -5,6 +5,7 @@
 //! inside the chat model's template. Everything about the text vocabulary stays the
 //! continual-pretrained model's.
 
+pub mod dialect;
 mod error;
 mod needed;
 mod plumbing;

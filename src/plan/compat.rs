@@ -437,7 +437,8 @@ fn nature_warnings(inputs: &Inputs, pairs: &[Pair]) -> Vec<Warning> {
     let architecture = inputs.source(inputs.skeleton()).metadata().architecture().unwrap_or_default();
     let mut unsure: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
     let mut unknown = Vec::new();
-    for pair in pairs.iter().filter(|pair| pair.kept.is_none()) {
+    let is_added = |pair: &&Pair| pair.kept.is_none() && pair.info(inputs).n_weights() > 0;
+    for pair in pairs.iter().filter(is_added) {
         match nature(architecture, &pair.name, pair.info(inputs).n_dims()) {
             Nature::Unsure(reason) => unsure.entry(reason).or_default().push(pair.name.clone()),
             Nature::Unknown => unknown.push(pair.name.clone()),

@@ -213,7 +213,7 @@ impl fmt::Display for Warning {
                     write!(f, ", {n_moved} of them at other places")?;
                 }
                 if *is_skipped {
-                    return write!(f, "; rows of embeddings stay {own}'s (--embeddings skip)");
+                    return write!(f, "; rows of embeddings stay the {own}'s (--embeddings skip)");
                 }
                 write!(f, "; rows are matched by their tokens, and the {} without one get no vector", n_own - n_shared)
             }

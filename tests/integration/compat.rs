@@ -87,7 +87,8 @@ fn one_number_stands_for_every_layer() {
         },
         &[],
     );
-    ran.is_quiet();
+    ran.says(0, &["promises 2 layers"]);
+    assert!(!ran.err.contains("head_count_kv") && !ran.err.contains("feed_forward_length"), "{ran:#?}");
     refused(4, &["llama.attention.head_count_kv is [1, 2] in", "base.gguf but 1 in", "cp.gguf"], |trio| {
         two_layers(trio);
         trio.base.set("llama.attention.head_count_kv", list(&[1, 2]));

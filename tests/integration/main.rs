@@ -14,6 +14,7 @@ mod bounds;
 // Which files belong together: what headers may differ in, what is refused, what is only said.
 mod compat;
 // Judging answers: each check, prompt files, and figures of real models.
+mod dialects;
 mod eval;
 mod folds;
 // A model in other types: what is written and refused, and the options that merge has too.

@@ -440,13 +440,15 @@ fn tokens_that_only_a_named_template_writes_are_needed_too() {
     );
     trio.chat.set("tokenizer.ggml.eos_token_id", Val::U32(5));
     merge(&trio, &[]).1.says(0, &[]);
-    for template in
-        ["{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", "{% if tools %}<|im_end|>{% endif %}"]
-    {
+    let with = |template: &str| {
         let mut trio = trio.clone();
         trio.chat.set("tokenizer.chat_template.tool_use", Val::str(template));
-        merge(&trio, &[]).1.says(4, &["cp.gguf lacks tokens", "<|im_end|>"]);
-    }
+        merge(&trio, &[]).1
+    };
+    let shown = with("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}");
+    shown.says(4, &["cp.gguf lacks tokens", "<|im_end|>"]);
+    // No conversation without tools comes there.
+    with("{% if tools %}<|im_end|>{% endif %}").says(0, &["lacks <|im_end|>", "around calls of tools"]);
     let broken = |d: &mut Draft| d.set("tokenizer.chat_template.tool_use", Val::str("{% if %}"));
     has_problem(&audit(broken), &["tokenizer.chat_template.tool_use", "does not render"]);
 }
