@@ -25,8 +25,8 @@ pub use prompt::{PromptsDiffer, prompts_differ};
 pub use renames::{Rename, rename, renamed_vocabulary, renames, renames_for};
 pub use shown::shown_token;
 pub use template::{
-    Conversation, MAX_SOURCE_BYTES, Message, RenderOptions, Template, TemplateError, TemplateRequest, TemplateRunner,
-    Templates, max_output_bytes,
+    Conversation, MAX_SOURCE_BYTES, Message, RenderAs, RenderOptions, Template, TemplateError, TemplateRequest,
+    TemplateRunner, Templates, max_output_bytes,
 };
 pub use token_map::TokenMap;
 pub use tokenizer::{TokenKind, Tokenizer};

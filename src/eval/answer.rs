@@ -51,6 +51,8 @@ pub struct Loaded {
     pub turn_end: Option<String>,
     /// Tokens at which generation stops, as text.
     pub end_tokens: Vec<String>,
+    /// Why llama.cpp does not talk to the file by its template, if it does not.
+    pub refused_by_llama_cpp: Option<String>,
     /// What else looked odd.
     pub warnings: Vec<String>,
 }

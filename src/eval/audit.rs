@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::chatter::{TurnEnd, no_special_end, text_of, turn_end};
+use crate::chat::dialect::Dialects;
 use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
 use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
@@ -60,6 +61,8 @@ pub struct ChatAudit {
     pub n_other_control: usize,
     /// Special tokens that were not looked at, since there are too many.
     pub n_not_shown: usize,
+    /// Where engines read the default template otherwise than it was written; none without one.
+    pub dialects: Option<Dialects>,
     /// What is wrong, in sentences.
     pub problems: Vec<String>,
 }
@@ -72,7 +75,8 @@ pub struct ChatAudit {
 pub fn audit_chat(model: &Model, by: &Templates) -> Result<ChatAudit, vector::Error> {
     let metadata = model.metadata();
     let names = chat::templates(metadata).map(|(name, _)| name.unwrap_or("default").to_owned());
-    let mut audit = ChatAudit { templates: names.collect(), ..ChatAudit::default() };
+    let dialects = super::dialects(metadata);
+    let mut audit = ChatAudit { templates: names.collect(), dialects, ..ChatAudit::default() };
     let tokenizer = match Tokenizer::from_metadata(metadata) {
         Ok(tokenizer) => tokenizer,
         Err(e) => {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::engine::InLlamaCpp;
 use super::{Answer, End, Loaded, Prompt, PromptSet, Reply, Scorer};
 use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
@@ -156,12 +157,17 @@ impl Chatter {
         let tokenizer = Tokenizer::from_metadata(model.metadata())
             .map_err(|source| ChatterError::Tokenizer { path: model.path().to_owned(), source })?;
         // Another's is given where the own one cannot be used: then it is not even parsed.
-        let own = if template.is_some() { Ok(None) } else { by.of(model.metadata()) };
+        let engine = InLlamaCpp::of(model.metadata());
+        let own = if template.is_some() { Ok(None) } else { by.of_as(model.metadata(), engine.render_as) };
         let mut loaded = Loaded {
             has_template: template.is_some() || !matches!(own, Ok(None)),
             end_tokens: tokenizer.ends().iter().map(|&id| text_of(&tokenizer, id)).collect(),
             ..Loaded::default()
         };
+        if template.is_none() {
+            loaded.refused_by_llama_cpp = engine.refusal;
+            loaded.warnings.extend(engine.note);
+        }
         let template = match (template, own) {
             (Some(given), _) => given,
             (None, Ok(own)) => own.unwrap_or_else(Template::chatml),

@@ -142,6 +142,7 @@ impl<'a> Judge<'a> {
                 loaded.end_tokens.join(", ")
             ));
         }
+        problems.extend(loaded.refused_by_llama_cpp.clone());
         let check = self.thresholds.of("loads");
         let verdict = match (check.fail, problems.len(), loaded.warnings.len()) {
             (None, ..) => Verdict::NotMeasured,

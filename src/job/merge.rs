@@ -9,9 +9,11 @@ use super::asking::{Questions, Talk};
 use super::look::{self, Looked, TypesAs, cautions, expected, refusals, rounding_error};
 use super::{Caution, Error, REJECTED, Settings, check_rejected};
 use crate::chat::Tokenizer;
-use crate::gguf::{Complete, Finished, Model};
+use crate::chat::dialect::{self, Engine};
+use crate::eval;
+use crate::gguf::{Complete, Finished, Metadata, Model};
 use crate::pipeline::{self, Measured, Mended, Observer};
-use crate::plan::{self, Change, MergePlan, OnLoss, Recipe, SpecialTokens, Verdict};
+use crate::plan::{self, Change, MergePlan, OnLoss, Recipe, SpecialTokens, Verdict, Warning};
 use crate::survey::{self, Estimate, Survey, Trial};
 use crate::vector::{self, Inputs, Pair};
 
@@ -52,6 +54,15 @@ pub struct Prepared<'a> {
     started: Instant,
 }
 
+/// Says which engines will not talk by the output's template, or talk otherwise in llama.cpp.
+fn template_warnings(output: &Metadata) -> Vec<Warning> {
+    let Some(found) = eval::dialects(output) else { return Vec::new() };
+    let is_told = |engine: Engine, verdict| engine == Engine::LlamaCpp || verdict > dialect::Verdict::RendersOtherwise;
+    let engines = [Engine::LlamaCpp, Engine::Transformers, Engine::HuggingfaceJs];
+    let said = engines.into_iter().filter_map(|engine| eval::said(&found, engine, |verdict| is_told(engine, verdict)));
+    said.map(|said| Warning::Template { said }).collect()
+}
+
 impl<'a> Merge<'a> {
     /// A merge and nothing beside it.
     pub fn new(inputs: &'a Inputs, recipe: &'a Recipe) -> Self {
@@ -71,6 +82,7 @@ impl<'a> Merge<'a> {
         let pairs = vector::pair(inputs)?;
         let mut plan = plan_merge(inputs, pairs.clone(), recipe)?;
         warnings.append(&mut plan.warnings);
+        warnings.extend(template_warnings(plan.header().metadata()));
         plan.warnings = warnings;
 
         // A long run must not end for a reason that was there before it.

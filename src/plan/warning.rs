@@ -89,6 +89,11 @@ pub enum Warning {
         /// The chat model's.
         chat: String,
     },
+    /// What an engine makes of the output's chat template.
+    Template {
+        /// Which engine, what, and where.
+        said: String,
+    },
     /// Layers that the metadata promise and the file lacks.
     LacksBlocks {
         /// The key.
@@ -262,6 +267,7 @@ impl fmt::Display for Warning {
                 "a prompt of the output is not the chat's, in which the vector was trained: {output:?} where the chat has {chat:?} \
                  (special tokens in brackets)"
             ),
+            Warning::Template { said } => write!(f, "{said} (inspect --chat shows all)"),
             Warning::LacksBlocks { key, promised, block } => write!(
                 f,
                 "{key} promises {promised} layers, and there is no tensor of blk.{block}: llama.cpp will not load the output; \

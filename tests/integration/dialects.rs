@@ -4,7 +4,11 @@
 use std::fs;
 
 use chatvec::chat::dialect::{Dialects, Engine, Finding, MAX_SOURCE_BYTES, Verdict, check};
+use chatvec::chat::{Message, RenderAs, RenderOptions, Template};
 use serde_json::Value as Json;
+
+use crate::support::Val;
+use crate::trio::{Paths, Trio, bundled, chatvec, get};
 
 const ENGINES: [(Engine, &str); 3] = [
     (Engine::Transformers, "transformers"),
@@ -211,4 +215,86 @@ fn no_mutation_of_a_template_makes_it_panic() {
             assert!((1..=lines).contains(&finding.line) && finding.column >= 1, "{source:?}: {finding}");
         }
     }
+}
+
+/// What llama.cpp's engine makes of a template and one message (`Grüße`, of the user), in the builds
+/// b11549 and b12032 alike, by tests/peers/jinja_driver.cpp.
+const IN_LLAMA_CPP: [(&str, &str); 7] = [
+    ("<x>{{ none }}|{{ [1,'a',none,true,2.5,[3,'b'],{'k':1}] }}|{{ {'a':1} }}|{{ (1,2) }}", "<x>|1aTrue2.53b||12"),
+    ("<x>{{ messages[0].nope.more }}|{{ messages[0].nope }}|", "<x>||"),
+    (
+        "<x>{{ messages[0].content | length }}|{{ messages | length }}|{{ {'a':1,'b':2} | length }}|{{ 'äö' | count }}",
+        "<x>7|1|2|4",
+    ),
+    (
+        "<x>{{ 'Äpfel äöü' | upper }}|{{ 'Äpfel ÄÖÜ' | lower }}|{{ 'äB' | capitalize }}|{{ 'ÄB'.lower() }}|\
+         {{ 'äb'.upper() }}|{{ 'bÄ'.capitalize() }}|{{ 'xY' | capitalize }}",
+        "<x>ÄPFEL äöü|Äpfel ÄÖÜ|äb|Äb|äB|BÄ|Xy",
+    ),
+    (
+        "<x>{{ none | default('d') }}|{{ nothing | default('e') }}|{{ '' | default('f') }}|{{ '' | default('g', true) }}|\
+         {{ 0 | default('h', true) }}|{{ none | d('i') }}",
+        "<x>d|e||g|h|i",
+    ),
+    (
+        "<x>{{ 1/3 }}|{{ 2.0 }}|{{ 1.5 }}|{{ 10/4 }}|{{ 100000.0*3 }}|{{ 0.1+0.2 }}|{{ true }}|{{ 3 }}|{{ 1000000.0 }}",
+        "<x>0.333333|2.0|1.5|2.5|300000.0|0.3|True|3|1000000.0",
+    ),
+    (
+        "<x>{{ [1.5, 2.0, 'x'] }}|{{ ['a','b'] }}|{{ [[1],[2]] }}|{{ [true,false] }}|{{ messages }}",
+        "<x>1.52.0x|ab|12|TrueFalse|",
+    ),
+];
+
+#[test]
+fn what_is_emulated_is_rendered_as_llama_cpp_does() {
+    let messages = [Message { role: "user".to_owned(), content: "Grüße".to_owned() }];
+    let options = RenderOptions { add_generation_prompt: true, bos_token: "<s>", eos_token: "</s>" };
+    for (source, expected) in IN_LLAMA_CPP {
+        let template = Template::parse_as(source, RenderAs::LlamaCpp).unwrap();
+        assert_eq!(template.render(&messages, &options).unwrap(), expected, "{source}");
+    }
+    // And as jinja2 does else.
+    let template = Template::parse("<x>{{ none }}{{ [1] }}{{ 'ä' | length }}").unwrap();
+    assert_eq!(template.render(&messages, &options).unwrap(), "<x>None[1]1");
+}
+
+fn with_template(template: &str) -> Trio {
+    let mut trio = Trio::bundled();
+    trio.chat.set("tokenizer.chat_template", Val::str(template));
+    trio
+}
+
+#[test]
+fn merge_smoke_and_inspect_say_which_engine_takes_a_template_otherwise() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out.gguf");
+    let Some(Val::Str(usual)) = get(&Trio::bundled().chat, "tokenizer.chat_template").cloned() else { panic!() };
+    let usual = String::from_utf8(usual).unwrap();
+    let audit = |paths: &Paths| chatvec(["inspect", paths.chat.to_str().unwrap(), "--chat"]);
+    let smoke = |paths: &Paths| {
+        let prompts = bundled("chat").with_file_name("prompts-de.jsonl");
+        let options = ["--prompts", prompts.to_str().unwrap(), "--limit", "2", "--max-tokens", "4"];
+        chatvec([&["smoke", paths.chat.to_str().unwrap()][..], &options].concat())
+    };
+
+    let paths = with_template(&usual).write(folder.path());
+    let ran = audit(&paths);
+    assert_eq!(ran.says(0, &[]).out.matches("the same").count(), 3, "{}", ran.out);
+    assert!(!paths.command(&out, &["--dry-run"]).err.contains("llama.cpp"));
+
+    // llama.cpp cannot parse it.
+    let paths = with_template(&format!("{usual}{{# #}}\n{{% set a = 7 // 2 %}}")).write(folder.path());
+    let ran = audit(&paths);
+    assert!(ran.out.contains("floor-division") && ran.out.contains("refuses to parse"), "{}", ran.out);
+    let words = ["llama.cpp cannot parse the template", "line 2, column", "floor-division"];
+    paths.command(&out, &["--dry-run"]).says(0, &words);
+    let ran = smoke(&paths);
+    assert!(ran.code == 11 && words.iter().all(|word| ran.out.contains(word)), "{ran:#?}");
+
+    // llama.cpp renders it to another text, and so does smoke.
+    let paths = with_template(&format!("{{{{ none }}}}{usual}")).write(folder.path());
+    paths.command(&out, &["--dry-run"]).says(0, &["llama.cpp renders the template to another text", "print-none"]);
+    let ran = smoke(&paths);
+    assert!(ran.out.contains("prompts here are llama.cpp's"), "{ran:#?}");
 }

@@ -115,6 +115,14 @@ impl fmt::Display for Finding {
     }
 }
 
+impl Finding {
+    /// Whether a template that is rendered as llama.cpp does it
+    /// ([`RenderAs::LlamaCpp`](super::RenderAs::LlamaCpp)) has the text of llama.cpp here.
+    pub fn is_emulated(&self) -> bool {
+        self.engine == Engine::LlamaCpp && super::template::is_emulated(&self.construct)
+    }
+}
+
 /// What was found in a template.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Dialects {
@@ -125,9 +133,14 @@ pub struct Dialects {
 }
 
 impl Dialects {
+    /// What was found of an engine.
+    pub fn of(&self, engine: Engine) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(move |finding| finding.engine == engine)
+    }
+
     /// The worst that an engine does; nothing if it renders as jinja2.
     pub fn worst(&self, engine: Engine) -> Option<Verdict> {
-        self.findings.iter().filter(|f| f.engine == engine).map(|f| f.verdict).max()
+        self.of(engine).map(|finding| finding.verdict).max()
     }
 }
 

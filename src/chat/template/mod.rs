@@ -22,6 +22,7 @@
 //! [`Templates`]. The command does so, with a bound of wall-clock time and, on Linux, of memory.
 //! Without a runner templates are rendered in this process, with the bounds above and no others.
 
+mod llama;
 mod python;
 mod runner;
 mod source;
@@ -104,6 +105,22 @@ impl<'a> RenderOptions<'a> {
     }
 }
 
+/// As whom a template is rendered.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RenderAs {
+    /// As transformers does, by jinja2.
+    #[default]
+    Transformers,
+    /// As llama.cpp does, as far as [`dialect::Finding::is_emulated`](crate::chat::dialect::Finding::is_emulated).
+    LlamaCpp,
+}
+
+/// Whether a construct of [`crate::chat::dialect`] renders as in llama.cpp by [`RenderAs::LlamaCpp`].
+pub(super) fn is_emulated(construct: &str) -> bool {
+    llama::EMULATED.contains(&construct)
+}
+
 /// A chat template, parsed.
 #[derive(Clone, Debug)]
 pub struct Template {
@@ -116,7 +133,7 @@ enum Engine {
     /// This process, which has parsed it.
     Here(Box<Environment<'static>>),
     /// A runner, which has found that it can be parsed.
-    Sent { source: Arc<str>, runner: Arc<dyn TemplateRunner> },
+    Sent { source: Arc<str>, render_as: RenderAs, runner: Arc<dyn TemplateRunner> },
 }
 
 /// Why a template cannot be parsed or rendered.
@@ -255,15 +272,27 @@ impl Template {
     /// [`TemplateError::TooLong`], [`TemplateError::Syntax`], [`TemplateError::Broken`] and
     /// [`TemplateError::Stack`].
     pub fn parse(source: &str) -> Result<Self, TemplateError> {
+        Self::parse_as(source, RenderAs::default())
+    }
+
+    /// [`Template::parse`], to be rendered as another engine does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Template::parse`].
+    pub fn parse_as(source: &str, render_as: RenderAs) -> Result<Self, TemplateError> {
         if source.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::TooLong { len: source.len() });
         }
-        on_deep_stack(|| Self::parse_here(source))
+        on_deep_stack(|| Self::parse_here(source, render_as))
     }
 
     /// Parses on the stack at hand.
-    fn parse_here(source: &str) -> Result<Self, TemplateError> {
+    fn parse_here(source: &str, render_as: RenderAs) -> Result<Self, TemplateError> {
         let mut environment = environment();
+        if render_as == RenderAs::LlamaCpp {
+            llama::install(&mut environment);
+        }
         let source = source::rewrite(source).map_err(|line| TemplateError::Syntax {
             line,
             message: format!("more than {} bytes of code in one tag", source::MAX_TAG_BYTES),
@@ -274,13 +303,13 @@ impl Template {
     }
 
     /// Has a runner parse a template, which it will render.
-    fn sent(source: &str, runner: Arc<dyn TemplateRunner>) -> Result<Self, TemplateError> {
+    fn sent(source: &str, render_as: RenderAs, runner: Arc<dyn TemplateRunner>) -> Result<Self, TemplateError> {
         // What is too long is not even sent.
         if source.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::TooLong { len: source.len() });
         }
-        runner.run(&TemplateRequest { source: source.to_owned(), conversation: None })?;
-        Ok(Self { engine: Engine::Sent { source: source.into(), runner } })
+        runner.run(&TemplateRequest { source: source.to_owned(), render_as, conversation: None })?;
+        Ok(Self { engine: Engine::Sent { source: source.into(), render_as, runner } })
     }
 
     /// Parses `tokenizer.chat_template`: none if the metadata have none, or an empty one.
@@ -295,7 +324,7 @@ impl Template {
     /// The template that llama.cpp falls back to: ChatML (common/chat.cpp,
     /// `common_chat_templates_init`).
     pub fn chatml() -> Self {
-        Self::parse_here(CHATML).expect("it is written above, and a test renders it")
+        Self::parse_here(CHATML, RenderAs::default()).expect("it is written above, and a test renders it")
     }
 
     /// The prompt of a conversation, without tools or documents; the date, if the template asks for
@@ -331,9 +360,10 @@ impl Template {
     ) -> Result<String, TemplateError> {
         let environment = match &self.engine {
             Engine::Here(environment) => environment,
-            Engine::Sent { source, runner } => {
+            Engine::Sent { source, render_as, runner } => {
                 let conversation = Some(Conversation::new(messages, options, now));
-                return runner.run(&TemplateRequest { source: source.to_string(), conversation });
+                let (source, render_as) = (source.to_string(), *render_as);
+                return runner.run(&TemplateRequest { source, render_as, conversation });
             }
         };
         let len = messages.iter().map(|m| m.role.len() + m.content.len()).sum::<usize>();

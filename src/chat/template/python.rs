@@ -98,7 +98,7 @@ fn print(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Resu
 }
 
 /// The text of a value, as `str` gives it, paid for.
-fn text(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
+pub(super) fn text(state: &State<'_, '_>, value: &Value) -> Result<String, Error> {
     let mut text = Paid::new(state);
     match value.as_object() {
         Some(_) => {
@@ -206,7 +206,7 @@ fn join(
 
 /// Python's methods, of strings and maps most of all; those whose price the engine does not see pay
 /// for it here.
-fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     for arg in args.iter().filter_map(Value::as_str) {
         state.consume_fuel(arg.len() as u64 / BYTES_PER_FUEL)?;
     }

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Message, RenderOptions, Template, TemplateError};
+use super::{Message, RenderAs, RenderOptions, Template, TemplateError};
 use crate::chat::TEMPLATE;
 use crate::gguf::Metadata;
 
@@ -33,6 +33,9 @@ pub trait TemplateRunner: fmt::Debug + Send + Sync {
 pub struct TemplateRequest {
     /// The template.
     pub source: String,
+    /// As whom it is rendered.
+    #[serde(default)]
+    pub render_as: RenderAs,
     /// What is rendered; none if the template is only to be parsed.
     pub conversation: Option<Conversation>,
 }
@@ -83,10 +86,13 @@ impl TemplateRequest {
     ///
     /// # Errors
     /// Those of [`Template::parse`] and [`Template::render_at`].
-    pub fn run(&self, parsed: &mut Option<(String, Template)>) -> Result<String, TemplateError> {
+    pub fn run(&self, parsed: &mut Option<(String, RenderAs, Template)>) -> Result<String, TemplateError> {
         let template = match parsed {
-            Some((source, template)) if *source == self.source => template,
-            _ => &parsed.insert((self.source.clone(), Template::parse(&self.source)?)).1,
+            Some((source, by, template)) if *source == self.source && *by == self.render_as => template,
+            _ => {
+                let template = Template::parse_as(&self.source, self.render_as)?;
+                &parsed.insert((self.source.clone(), self.render_as, template)).2
+            }
         };
         let Some(conversation) = &self.conversation else { return Ok(String::new()) };
         let Conversation { messages, add_generation_prompt, bos_token, eos_token, now } = conversation;
@@ -112,9 +118,17 @@ impl Templates {
     /// # Errors
     /// Those of [`Template::parse`] and of the runner.
     pub fn parse(&self, source: &str) -> Result<Template, TemplateError> {
+        self.parse_as(source, RenderAs::default())
+    }
+
+    /// [`Templates::parse`], to be rendered as another engine does.
+    ///
+    /// # Errors
+    /// As [`Templates::parse`].
+    pub fn parse_as(&self, source: &str, render_as: RenderAs) -> Result<Template, TemplateError> {
         match &self.runner {
-            None => Template::parse(source),
-            Some(runner) => Template::sent(source, runner.clone()),
+            None => Template::parse_as(source, render_as),
+            Some(runner) => Template::sent(source, render_as, runner.clone()),
         }
     }
 
@@ -123,9 +137,17 @@ impl Templates {
     /// # Errors
     /// [`TemplateError::NotUtf8`], and those of [`Templates::parse`].
     pub fn of(&self, metadata: &Metadata) -> Result<Option<Template>, TemplateError> {
+        self.of_as(metadata, RenderAs::default())
+    }
+
+    /// [`Templates::of`], to be rendered as another engine does.
+    ///
+    /// # Errors
+    /// As [`Templates::of`].
+    pub fn of_as(&self, metadata: &Metadata, render_as: RenderAs) -> Result<Option<Template>, TemplateError> {
         let Some(source) = metadata.get_str(TEMPLATE).filter(|s| !s.trim_ascii().is_empty()) else { return Ok(None) };
         let source = std::str::from_utf8(source)
             .map_err(|e| TemplateError::NotUtf8 { key: TEMPLATE.to_owned(), offset: e.valid_up_to() })?;
-        self.parse(source).map(Some)
+        self.parse_as(source, render_as).map(Some)
     }
 }
