@@ -6,14 +6,18 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use super::Global;
-use crate::imatrix::ImportanceMatrix;
+use crate::imatrix::{FlatFor, ImportanceMatrix};
 use crate::plan::{self, RecipeFile};
 use crate::vector::Inputs;
 
 /// [`plan::Importance`] as an option.
 #[derive(Clone, Copy, ValueEnum, Debug)]
 enum Importance {
+    /// flat for the types that gain by it on every model that was tried, none for others
+    Auto,
+    /// Every weight counts as much as any other
     Flat,
+    /// As llama-quantize without a matrix
     None,
 }
 
@@ -23,8 +27,8 @@ pub(super) struct ImatrixArgs {
     /// see chatvec imatrix
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
-    /// Without --imatrix: flat makes every weight as important as any other, by which most types
-    /// come nearer to the model; none is what llama-quantize does
+    /// Without --imatrix, how much errors of weights count [default: auto for a merge, none for all
+    /// else]
     #[arg(long, value_name = "HOW", conflicts_with = "imatrix")]
     importance: Option<Importance>,
     /// With --imatrix: use it only for tensors with this in their name; can be given several times
@@ -45,6 +49,7 @@ impl ImatrixArgs {
         }
         if let Some(importance) = self.importance {
             let importance = match importance {
+                Importance::Auto => plan::Importance::Auto,
                 Importance::Flat => plan::Importance::Flat,
                 Importance::None => plan::Importance::None,
             };
@@ -53,10 +58,11 @@ impl ImatrixArgs {
         }
     }
 
-    /// What a recipe says.
+    /// What a recipe says; by default what is best for a merge.
     pub(super) fn of(file: &RecipeFile) -> Self {
         let RecipeFile { imatrix, importance, include_weights, exclude_weights, .. } = file.clone();
-        let importance = importance.map(|importance| match importance {
+        let importance = Some(importance.unwrap_or(plan::Importance::Auto)).map(|importance| match importance {
+            plan::Importance::Auto => Importance::Auto,
             plan::Importance::Flat => Importance::Flat,
             plan::Importance::None => Importance::None,
         });
@@ -67,7 +73,8 @@ impl ImatrixArgs {
     pub(super) fn add_to(&self, inputs: Inputs, global: &Global) -> Result<Inputs> {
         let Some(path) = &self.imatrix else {
             return Ok(match self.importance {
-                Some(Importance::Flat) => inputs.with_flat_importance(),
+                Some(Importance::Flat) => inputs.with_flat_importance(FlatFor::All),
+                Some(Importance::Auto) => inputs.with_flat_importance(FlatFor::Gaining),
                 Some(Importance::None) | None => inputs,
             });
         };

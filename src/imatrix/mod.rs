@@ -15,6 +15,7 @@
 //! `load_imatrix` (tools/quantize/quantize.cpp), so that encoded bytes are llama-quantize's.
 //! [`Sums`] is what is gathered while a model reads a text, and writes either form.
 
+use crate::ggml::GgmlType;
 use crate::gguf::names::TOKEN_EMBEDDINGS;
 mod error;
 mod gguf;
@@ -47,9 +48,22 @@ pub struct ImportanceMatrix {
     n_chunks: u32,
     /// The importance of each weight, by the name of the tensor; finite numbers from 0 on.
     entries: BTreeMap<String, Vec<f32>>,
-    /// Where every weight of every tensor is as important as any other: a row of ones, the longest.
-    flat: Option<Vec<f32>>,
+    /// Where every weight of a tensor is as important as any other: a row of ones, the longest.
+    flat: Option<(FlatFor, Vec<f32>)>,
 }
+
+/// Which tensors a flat importance is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlatFor {
+    /// Those of every type.
+    All,
+    /// Those of the types that it was seen to gain by on every model, and to lose by on none.
+    Gaining,
+}
+
+/// [`FlatFor::Gaining`]: squared error × .68 to .82, KL × .5 to .97 on four models
+/// (docs/QUANTISING.md).
+const GAINING: [GgmlType; 4] = [GgmlType::IQ3_S, GgmlType::Q2_K, GgmlType::Q4_1, GgmlType::Q5_1];
 
 /// What is known of a matrix before its values are looked at.
 struct Unchecked {
@@ -62,9 +76,10 @@ impl ImportanceMatrix {
     /// The importance 1 of every weight, for rows of at most this length. ggml's encoders then look
     /// for the least squared error, where they look for less without any importance
     /// (`docs/QUANTISING.md`).
-    pub fn flat(longest_row: usize) -> Self {
+    pub fn flat(longest_row: usize, which: FlatFor) -> Self {
         let (path, entries) = (PathBuf::new(), BTreeMap::new());
-        ImportanceMatrix { path, datasets: Vec::new(), n_chunks: 0, entries, flat: Some(vec![1.0; longest_row]) }
+        let flat = Some((which, vec![1.0; longest_row]));
+        ImportanceMatrix { path, datasets: Vec::new(), n_chunks: 0, entries, flat }
     }
 
     /// Whether every weight is as important as any other.
@@ -156,19 +171,23 @@ impl ImportanceMatrix {
 
     /// Bytes of all values.
     pub fn n_bytes(&self) -> u64 {
-        self.entries.values().chain(&self.flat).map(|values| 4 * values.len() as u64).sum()
+        let ones = self.flat.iter().map(|(_, ones)| ones);
+        self.entries.values().chain(ones).map(|values| 4 * values.len() as u64).sum()
     }
 
-    /// The importance of a tensor of this shape (row length first), none if there is no entry for
-    /// it.
+    /// The importance of a tensor of this shape (row length first) that is encoded in this type, none
+    /// if there is no entry for it.
     ///
     /// An entry of `token_embd.weight` that does not fit is passed over, as in llama-quantize: it
     /// has no meaning, since rows of the embedding are looked up and not multiplied.
     ///
     /// # Errors
     /// [`Error::Length`] for an entry that is not `ne[0]` values for each matrix of a stack.
-    pub fn of_tensor(&self, tensor: &str, ne: &[u64]) -> Result<Option<RowImportance<'_>>, Error> {
-        if let Some(ones) = &self.flat {
+    pub fn of_tensor(&self, tensor: &str, ne: &[u64], ty: GgmlType) -> Result<Option<RowImportance<'_>>, Error> {
+        if let Some((which, ones)) = &self.flat {
+            if *which == FlatFor::Gaining && !GAINING.contains(&ty) {
+                return Ok(None);
+            }
             let values = ones.get(..usize::try_from(ne.first().copied().unwrap_or(1)).unwrap_or(usize::MAX));
             // One matrix without an end.
             return Ok(values.map(|ones| RowImportance {
@@ -241,7 +260,7 @@ mod tests {
     #[test]
     fn rows_are_cut_where_another_expert_begins() {
         let m = matrix(&[("blk.0.ffn_up_exps.weight", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])]);
-        let rows = m.of_tensor("blk.0.ffn_up_exps.weight", &[2, 5, 3]).unwrap().unwrap();
+        let rows = m.of_tensor("blk.0.ffn_up_exps.weight", &[2, 5, 3], GgmlType::Q4_0).unwrap().unwrap();
         let parts: Vec<_> = rows.parts(3..12).collect();
         assert_eq!(parts, [(3..5, &[1.0, 2.0][..]), (5..10, &[3.0, 4.0]), (10..12, &[5.0, 6.0])]);
         assert_eq!(rows.of_row(14), [5.0, 6.0]);
@@ -250,21 +269,24 @@ mod tests {
 
     #[test]
     fn a_flat_matrix_has_ones_for_every_row() {
-        let flat = ImportanceMatrix::flat(8);
-        let rows = flat.of_tensor("any", &[4, 5, 3]).unwrap().unwrap();
+        let gaining = ImportanceMatrix::flat(8, FlatFor::Gaining);
+        assert_eq!(gaining.of_tensor("any", &[4, 5], GgmlType::Q4_0).unwrap(), None);
+        assert!(gaining.of_tensor("any", &[4, 5], GgmlType::IQ3_S).unwrap().is_some());
+        let flat = ImportanceMatrix::flat(8, FlatFor::All);
+        let rows = flat.of_tensor("any", &[4, 5, 3], GgmlType::Q4_0).unwrap().unwrap();
         assert_eq!(rows.parts(3..12).collect::<Vec<_>>(), [(3..12, &[1.0; 4][..])]);
         assert_eq!(rows.of_row(14), [1.0; 4]);
         assert_eq!((flat.path(), flat.names().len(), flat.n_bytes()), (None, 0, 32));
-        assert_eq!(flat.of_tensor("longer", &[9, 1]).unwrap(), None);
+        assert_eq!(flat.of_tensor("longer", &[9, 1], GgmlType::Q4_0).unwrap(), None);
     }
 
     #[test]
     fn an_entry_of_another_length_is_refused_unless_it_is_the_embedding() {
         let m = matrix(&[("blk.0.attn_q.weight", &[1.0; 8]), ("token_embd.weight", &[1.0; 8])]);
-        let e = m.of_tensor("blk.0.attn_q.weight", &[4, 4]).unwrap_err().to_string();
+        let e = m.of_tensor("blk.0.attn_q.weight", &[4, 4], GgmlType::Q4_0).unwrap_err().to_string();
         assert!(e.contains("blk.0.attn_q.weight") && e.contains('4') && e.contains('8'), "{e}");
-        assert_eq!(m.of_tensor("token_embd.weight", &[4, 4]).unwrap(), None);
-        assert_eq!(m.of_tensor("blk.0.attn_k.weight", &[4, 4]).unwrap(), None);
+        assert_eq!(m.of_tensor("token_embd.weight", &[4, 4], GgmlType::Q4_0).unwrap(), None);
+        assert_eq!(m.of_tensor("blk.0.attn_k.weight", &[4, 4], GgmlType::Q4_0).unwrap(), None);
     }
 
     #[test]

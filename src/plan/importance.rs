@@ -1,9 +1,10 @@
 //! What an importance matrix means for a plan: which tensors it is for, and what the output says of
 //! it.
 
-use super::{Error, TensorPlan, Warning};
+use super::types::requires_importance;
+use super::{Error, OutputType, TensorPlan, Warning};
 use crate::gguf::{Metadata, Value};
-use crate::imatrix::{ImportanceMatrix, RowImportance};
+use crate::imatrix::RowImportance;
 use crate::quants;
 use crate::vector::{Inputs, row_per_token_name};
 
@@ -21,8 +22,17 @@ impl TensorPlan {
     /// since all rows of a matrix have one.
     pub fn importance<'a>(&self, inputs: &'a Inputs) -> Option<RowImportance<'a>> {
         let whole = self.selected().and_then(|_| row_per_token_name(&self.name));
-        inputs.importance_of(whole.unwrap_or(&self.name), &self.ne)
+        inputs.importance_of(whole.unwrap_or(&self.name), &self.ne, self.ty)
     }
+}
+
+/// Whether types are chosen as llama-quantize chooses them with a matrix. A flat one is no reason to
+/// choose others, but for types that are refused without any.
+pub(super) fn counts(inputs: &Inputs, output: &OutputType) -> bool {
+    inputs.importance().is_some_and(|matrix| {
+        let is_refused = |ty| requires_importance("a matrix", ty, output);
+        !matrix.is_flat() || output.file_type().is_some_and(|file_type| is_refused(file_type.default_type))
+    })
 }
 
 /// Refuses a matrix that does not fit, and says which tensors it does nothing for.
@@ -35,10 +45,10 @@ pub(super) fn check(inputs: &Inputs, tensors: &[TensorPlan]) -> Result<Vec<Warni
     let Some(matrix) = inputs.importance() else { return Ok(Vec::new()) };
     let (mut n_encoded, mut missing) = (0, Vec::new());
     for tensor in tensors {
-        let found = matrix.of_tensor(&tensor.name, &tensor.ne)?;
+        let found = matrix.of_tensor(&tensor.name, &tensor.ne, tensor.ty)?;
         if quants::uses_importance(tensor.ty) && !tensor.is_copy(inputs) {
             n_encoded += 1;
-            if found.is_none() {
+            if found.is_none() && !matrix.is_flat() {
                 missing.push(tensor.name.clone());
             }
         }
@@ -67,12 +77,15 @@ pub(super) fn check(inputs: &Inputs, tensors: &[TensorPlan]) -> Result<Vec<Warni
 /// llama-quantize writes the path of the matrix as it was given; here it is the file's name, and a
 /// text by its absolute path is its name too, so that an output does not depend on where its inputs
 /// lie.
-pub(super) fn describe(metadata: &mut Metadata, matrix: Option<&ImportanceMatrix>) {
-    metadata.retain(|key| !key.starts_with(PREFIX));
-    metadata.retain(|key| key != FLAT_KEY);
-    let Some(matrix) = matrix else { return };
+pub(super) fn describe(metadata: &mut Metadata, inputs: &Inputs, tensors: &[TensorPlan]) {
+    metadata.retain(|key| !key.starts_with(PREFIX) && key != FLAT_KEY);
+    let Some(matrix) = inputs.importance() else { return };
     let Some(path) = matrix.path() else {
-        metadata.set(FLAT_KEY, "flat");
+        let is_encoded = |t: &&TensorPlan| quants::uses_importance(t.ty) && !t.is_copy(inputs);
+        let is_of_use = tensors.iter().filter(is_encoded).any(|t| t.importance(inputs).is_some());
+        if is_of_use {
+            metadata.set(FLAT_KEY, "flat");
+        }
         return;
     };
     let mut set = |key: &str, value: Value| metadata.set(&format!("{PREFIX}{key}"), value);

@@ -91,7 +91,7 @@ impl MergePlan {
         }
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
         recipe.output.describe(&mut metadata, &types);
-        importance::describe(&mut metadata, inputs.importance());
+        importance::describe(&mut metadata, inputs, &tensors);
         metadata::provenance(&mut metadata, inputs, recipe, embeddings, &special_rows);
         let plan = Self::from_parts(metadata, tensors, warnings, changes)?;
         Ok(MergePlan { special_rows, ..plan })
@@ -118,9 +118,9 @@ impl MergePlan {
         warnings.extend(importance::check(inputs, &tensors)?);
         let mut metadata = model.metadata().clone();
         metadata::make_whole(&mut metadata);
-        if let Some(matrix) = inputs.importance() {
+        if inputs.importance().is_some() {
             // Without one, the keys of an earlier quantisation stay, as in llama-quantize.
-            importance::describe(&mut metadata, Some(matrix));
+            importance::describe(&mut metadata, inputs, &tensors);
         }
         let types: Vec<_> = tensors.iter().map(|t| (t.ty, t.n_dims())).collect();
         recipe.output.describe(&mut metadata, &types);
@@ -182,7 +182,7 @@ impl MergePlan {
         let tensors: Vec<mixture::Tensor<'_>> =
             self.tensors.iter().map(|t| mixture::Tensor { name: &t.name, ne: &t.ne, ty: own_type(t) }).collect();
         let metadata = inputs.source(inputs.skeleton()).metadata();
-        let choices = output.choose(metadata, &tensors, inputs.importance().is_some())?;
+        let choices = output.choose(metadata, &tensors, importance::counts(inputs, output))?;
         Ok(choices.into_iter().map(|choice| choice.ty).collect())
     }
 
@@ -211,8 +211,11 @@ fn plan_tensors(
 ) -> Result<Vec<TensorPlan>, Error> {
     let infos = pairs.iter().map(|pair| pair.info(inputs));
     let tensors: Vec<_> = infos.map(|t| mixture::Tensor { name: t.name(), ne: t.ne(), ty: t.ty() }).collect();
-    let choices =
-        recipe.output.choose(inputs.source(inputs.skeleton()).metadata(), &tensors, inputs.importance().is_some())?;
+    let choices = recipe.output.choose(
+        inputs.source(inputs.skeleton()).metadata(),
+        &tensors,
+        importance::counts(inputs, &recipe.output),
+    )?;
     warnings.extend(compat::fallback_warnings(&tensors, &choices));
     pairs.into_iter().zip(choices).map(|(pair, choice)| TensorPlan::new(inputs, pair, choice.ty)).collect()
 }
@@ -222,7 +225,7 @@ fn check_importance(tensors: &[TensorPlan], inputs: &Inputs, recipe: &Recipe) ->
     let lacks = |t: &&TensorPlan| {
         !t.is_copy(inputs)
             && requires_importance(&t.name, t.ty, &recipe.output)
-            && inputs.importance_of(&t.name, &t.ne).is_none()
+            && inputs.importance_of(&t.name, &t.ne, t.ty).is_none()
     };
     match tensors.iter().find(lacks) {
         Some(t) => Err(Error::ImportanceMissing { tensor: t.name.clone(), ty: t.ty }),

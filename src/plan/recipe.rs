@@ -7,6 +7,9 @@ use crate::vector::{Inputs, Pair, SourceId};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Importance {
+    /// Each as much as any other, in tensors of the types that gain by it
+    /// ([`FlatFor::Gaining`](crate::imatrix::FlatFor::Gaining)).
+    Auto,
     /// Each as much as any other.
     Flat,
     /// As ggml's encoders have it.

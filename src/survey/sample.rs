@@ -235,7 +235,6 @@ struct TermSums {
 fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[GgmlType]) -> Result<Sample, Error> {
     let info = pair.info(inputs);
     let row_len = info.row_len();
-    let importance = inputs.importance_of(&pair.name, info.ne());
     let spread = Spread::new(info, share);
     let mut bench = Bench::new(inputs);
     let (mut sum, mut unit, mut got) = (Sum::default(), Vec::new(), Vec::new());
@@ -260,7 +259,7 @@ fn sample(inputs: &Inputs, pair: &Pair, (share, ahead): (f64, u64), types: &[Ggm
         }
         for (&ty, tried) in &mut by_type {
             let encoding = Encoding { ty, rounding: Rounding::Encoder };
-            let importance = importance.filter(|_| quants::uses_importance(ty));
+            let importance = inputs.importance_of(&pair.name, info.ne(), ty).filter(|_| quants::uses_importance(ty));
             let encoder = Encoder { encoding, row_len, importance, grid: None };
             bench.encode(pair, &encoder, piece, &mut sources, &sum, &mut got)?;
             match check_finite(&got) {
@@ -299,9 +298,9 @@ fn candidates(inputs: &Inputs, pair: &Pair, types: &[GgmlType]) -> Vec<GgmlType>
     candidates.extend(pair.model_type(inputs));
     candidates.sort();
     candidates.dedup();
-    let has_importance = inputs.importance_of(&pair.name, info.ne()).is_some();
     candidates.retain(|&ty| {
-        let is_possible = has_importance || !quants::requires_importance(ty);
+        let has_importance = || inputs.importance_of(&pair.name, info.ne(), ty).is_some();
+        let is_possible = !quants::requires_importance(ty) || has_importance();
         is_possible && quants::is_supported(ty) && info.row_len().is_multiple_of(ty.block_len() as u64)
     });
     candidates

@@ -4,7 +4,6 @@
 use super::bench::Bench;
 use super::estimate::{Estimate, Tried};
 use super::sample::{SampleSettings, n_operands};
-use crate::imatrix::RowImportance;
 use crate::pool;
 use crate::quants::{self, Dither, Feedback};
 use crate::vector::{
@@ -70,14 +69,14 @@ fn try_tensor(
 ) -> Result<Trial, Error> {
     let info = pair.info(inputs);
     let row_len = info.row_len();
-    let importance = inputs.importance_of(&pair.name, info.ne());
+    let has_importance = |ty| inputs.importance_of(&pair.name, info.ne(), ty).is_some();
     // Codes are chosen by errors of weights, which are not those of logarithms.
     let is_plain = Space::of(&pair.name) == Space::AsStored;
     let is_possible = |e: &&Encoding| {
         quants::is_supported(e.ty)
             && (is_plain || e.rounding == Rounding::Encoder)
             && row_len.is_multiple_of(e.ty.block_len() as u64)
-            && (importance.is_some() || !quants::requires_importance(e.ty))
+            && (!quants::requires_importance(e.ty) || has_importance(e.ty))
             && match e.rounding {
                 Rounding::Encoder => true,
                 Rounding::Dithered { .. } => quants::has_grid(e.ty),
@@ -91,7 +90,7 @@ fn try_tensor(
     pieces.select(spread.of(most), (&mut tau, &mut got))?;
     drop(tau);
     let (sum, feedback, bench) = (Sum::default(), None, Bench::new(inputs));
-    let mut trying = Trying { inputs, pair, row_len, importance, pieces, feedback, sum, got, bench };
+    let mut trying = Trying { inputs, pair, row_len, pieces, feedback, sum, got, bench };
     let mut tried = Vec::new();
     for encoding in encodings.iter().filter(is_possible) {
         let (mut sums, mut n_seen, mut next) = (Tried::default(), 0, spread.n_sampled);
@@ -134,7 +133,6 @@ struct Trying<'a> {
     inputs: &'a Inputs,
     pair: &'a Pair,
     row_len: u64,
-    importance: Option<RowImportance<'a>>,
     pieces: Pieces<'a>,
     /// Found when an encoding first asks for it.
     feedback: Option<Feedback>,
@@ -146,7 +144,7 @@ struct Trying<'a> {
 impl Trying<'_> {
     /// The sums of a piece in one encoding; none if it has no number for a weight.
     fn encode(&mut self, piece: Piece, encoding: Encoding) -> Result<Option<Moments>, Error> {
-        let Trying { inputs, pair, row_len, importance, pieces, feedback, sum, got, bench } = self;
+        let Trying { inputs, pair, row_len, pieces, feedback, sum, got, bench } = self;
         pieces.compute(sum, piece)?;
         let grid = match encoding.rounding {
             Rounding::Encoder | Rounding::UnitGain => None,
@@ -159,6 +157,7 @@ impl Trying<'_> {
                 feedback.as_ref().map(|feedback| (feedback, dither))
             }
         };
+        let importance = inputs.importance_of(&pair.name, pair.info(inputs).ne(), encoding.ty);
         let importance = importance.filter(|_| quants::uses_importance(encoding.ty));
         let encoder = Encoder { encoding, row_len: *row_len, importance, grid };
         bench.encode(pair, &encoder, piece, pieces, sum, got)?;

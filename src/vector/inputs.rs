@@ -10,9 +10,10 @@ use super::rows::Rows;
 use super::stored::StoredVector;
 use super::term::{Operand, SourceId, TensorRef};
 use crate::chat::{self, Rename, Templates, TokenMap};
+use crate::ggml::GgmlType;
 use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::gguf::{self, Model, TensorInfo};
-use crate::imatrix::{ImportanceMatrix, RowImportance};
+use crate::imatrix::{FlatFor, ImportanceMatrix, RowImportance};
 
 /// What a model is for in a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -187,12 +188,12 @@ impl Inputs {
         self
     }
 
-    /// With every weight as important as any other ([`ImportanceMatrix::flat`]).
+    /// With every weight of these tensors as important as any other ([`ImportanceMatrix::flat`]).
     #[must_use]
-    pub fn with_flat_importance(self) -> Self {
+    pub fn with_flat_importance(self, which: FlatFor) -> Self {
         let rows = self.sources.iter().flat_map(|source| source.model().tensors()).map(TensorInfo::row_len);
         let longest = rows.max().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-        self.with_importance(ImportanceMatrix::flat(longest))
+        self.with_importance(ImportanceMatrix::flat(longest, which))
     }
 
     /// With chat templates rendered elsewhere than in this process.
@@ -212,10 +213,10 @@ impl Inputs {
         self.importance.as_ref()
     }
 
-    /// The importance of the rows of an output tensor, row length first. An entry that does not fit
+    /// The importance of the rows of an output tensor in this type, row length first. An entry that does not fit
     /// is none here; the plan has refused it.
-    pub fn importance_of(&self, tensor: &str, ne: &[u64]) -> Option<RowImportance<'_>> {
-        self.importance.as_ref()?.of_tensor(tensor, ne).ok().flatten()
+    pub fn importance_of(&self, tensor: &str, ne: &[u64], ty: GgmlType) -> Option<RowImportance<'_>> {
+        self.importance.as_ref()?.of_tensor(tensor, ne, ty).ok().flatten()
     }
 
     /// Every model with its role.

@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use chatvec::chat::Tokenizer;
 use chatvec::gguf::{Limits, Model};
 use chatvec::infer::{Session, Transformer};
 use tempfile::tempdir;
@@ -310,12 +311,14 @@ fn texts(value: &serde_json::Value) -> String {
     }
 }
 
-/// Log-probabilities of each token of a text after those before it, all of the vocabulary.
+/// Log-probabilities of each token of a text after those before it, all of the vocabulary. The text
+/// is of prompts that the model knows.
 fn log_probabilities(path: &Path) -> Vec<f32> {
-    let model = Model::open(path, &Limits::default()).unwrap();
-    let model = Transformer::load(&model, 1).unwrap();
-    let n_vocab = model.hyperparameters().n_vocab as u32;
-    let tokens: Vec<u32> = (0..64).map(|i| (i * i * 7 + 3 * i) % n_vocab).collect();
+    let file = Model::open(path, &Limits::default()).unwrap();
+    let model = Transformer::load(&file, 1).unwrap();
+    let text = fs::read_to_string(bundled("chat").with_file_name("prompts-en.jsonl")).unwrap();
+    let tokens = Tokenizer::from_metadata(file.metadata()).unwrap().encode(&text, false, true);
+    let tokens = &tokens[..128];
     let mut session = Session::new(&model, tokens.len(), 1 << 26).unwrap();
     let mut all = Vec::new();
     let mut add = |_: usize, logits: &[f32]| {
@@ -323,7 +326,7 @@ fn log_probabilities(path: &Path) -> Vec<f32> {
         let sum: f32 = logits.iter().map(|l| (l - largest).exp()).sum();
         all.extend(logits.iter().map(|l| l - largest - sum.ln()));
     };
-    session.feed(&tokens, 0, &mut add).unwrap();
+    session.feed(tokens, 0, &mut add).unwrap();
     all
 }
 

@@ -697,3 +697,54 @@ fn a_merge_with_flat_importance_can_be_made_again_from_its_recipe() {
     chatvec(arguments).says(0, &[]);
     assert!(fs::read(&first).unwrap() == fs::read(&again).unwrap());
 }
+
+#[test]
+fn a_merge_weighs_errors_alike_in_the_types_that_gain_by_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = crate::trio::Trio::small().write(folder.path());
+    let merged = |ty: &str, how: &[&str]| {
+        let out = folder.path().join("out.gguf");
+        let options = [&["--type", ty, "--pure", "--overwrite", "--on-loss", "warn"], how].concat();
+        paths.command(&out, &options).says(0, &[]);
+        read(&out)
+    };
+    let data = |draft: &Draft| draft.tensors.iter().map(|t| t.data.clone()).collect::<Vec<_>>();
+    for ty in ["IQ3_S", "Q2_K", "Q4_1", "Q5_1"] {
+        let found = merged(ty, &[]);
+        assert!(data(&found) == data(&merged(ty, &["--importance", "flat"])), "{ty}");
+        assert!(data(&found) != data(&merged(ty, &["--importance", "none"])), "{ty}");
+        assert_eq!(get(&found, "chatvec.importance"), Some(&Val::str("flat")), "{ty}");
+    }
+    for ty in ["Q4_0", "Q4_K", "Q6_K", "IQ4_NL"] {
+        let found = merged(ty, &[]);
+        assert!(data(&found) == data(&merged(ty, &["--importance", "none"])), "{ty}");
+        assert!(data(&found) != data(&merged(ty, &["--importance", "flat"])), "{ty}");
+        assert_eq!(get(&found, "chatvec.importance"), None, "{ty}");
+    }
+    assert_eq!(get(&merged("F16", &[]), "chatvec.importance"), None);
+}
+
+#[test]
+fn a_flat_importance_chooses_no_other_types_than_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut draft = read(&bundled("cp-de"));
+    // Eight layers, so that the first eighth is one.
+    draft.set("llama.block_count", Val::U32(8));
+    let layer: Vec<Tensor> = draft.tensors.iter().filter(|t| t.name.starts_with(b"blk.0.")).cloned().collect();
+    for i in 3..8 {
+        for tensor in &layer {
+            let name = String::from_utf8(tensor.name.clone()).unwrap().replace("blk.0.", &format!("blk.{i}."));
+            draft.tensors.push(Tensor { name: name.into_bytes(), ..tensor.clone() });
+        }
+    }
+    let model = draft.write(folder.path(), "model.gguf");
+    let types = |ty: &str, how: &str| {
+        let out = folder.path().join("out.gguf");
+        let arguments = ["quantize", model.to_str().unwrap(), "-o", out.to_str().unwrap(), "--type", ty];
+        chatvec([&arguments[..], &["--overwrite", "--importance", how]].concat()).says(0, &[]);
+        read(&out).tensors.iter().map(|t| t.ty).collect::<Vec<_>>()
+    };
+    for ty in ["Q4_0", "Q5_0", "IQ4_NL", "IQ4_XS", "Q4_K_M"] {
+        assert_eq!(types(ty, "flat"), types(ty, "none"), "{ty}");
+    }
+}

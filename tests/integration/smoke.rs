@@ -778,7 +778,10 @@ fn a_report_has_its_keys_and_may_lose_its_reader() {
     let expected = "answers architecture asked checks file kinds languages loaded marks speed spoken total verdict";
     assert_eq!(keys(&report), expected);
     assert_eq!(keys(&report["asked"]), "languages max_tokens n_ctx n_prompts prompts");
-    assert_eq!(keys(&report["loaded"]), "end_tokens has_template template_error turn_end warnings");
+    assert_eq!(
+        keys(&report["loaded"]),
+        "end_tokens has_template refused_by_llama_cpp template_error turn_end warnings"
+    );
     assert_eq!(keys(&report["checks"][0]), "examples fail good message n name value verdict warn");
     assert_eq!(keys(&report["answers"][0]), "id replies");
     assert_eq!(keys(&report["answers"][0]["replies"][0]), "end finite n_tokens raw text");

@@ -18,7 +18,7 @@ QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5
 UNQUANTIZED = ("F32", "F16", "BF16")
 
 #: The bare formula for every row: no embedding left out, no row taken from the chat model, no code but the encoder's.
-PLAIN = ("--embeddings", "all", "--special-tokens", "none", "--on-loss", "warn")
+PLAIN = ("--embeddings", "all", "--special-tokens", "none", "--on-loss", "warn", "--importance", "none")
 
 
 class ToolError(Exception):

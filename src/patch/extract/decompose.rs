@@ -4,6 +4,7 @@ use super::error::Error;
 use super::extractor::Extractor;
 use super::matrix::Matrix;
 use super::target::Target;
+use crate::ggml::GgmlType;
 use crate::patch::encode::{self, Metric};
 use crate::patch::low_rank::{self, LowRank, Settings as RankSettings};
 use crate::patch::rows::Tau;
@@ -29,7 +30,7 @@ const LEAST_RANK: usize = 16;
 impl Extractor<'_> {
     pub(super) fn decompose<'m>(&self, matrix: Matrix<'m>, spill: &mut Spill) -> Result<Found<'m>, Error> {
         let tau = Tau { sums: &self.sums, tensor: matrix.tensor, observer: self.observer };
-        let importance = self.inputs.importance_of(matrix.name, &self.plan.tensors()[matrix.tensor].ne);
+        let importance = self.inputs.importance_of(matrix.name, &self.plan.tensors()[matrix.tensor].ne, GgmlType::F32);
         let failed = |source| match source {
             low_rank::Error::Rows(e) => Error::Pipeline(e),
             source => Error::Decomposition { tensor: matrix.name.to_owned(), source },

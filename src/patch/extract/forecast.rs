@@ -7,6 +7,7 @@ use super::kinds::{HEADER_BYTES, of_tensors};
 use super::matrix::Matrix;
 use super::parts::Parts;
 use super::target::Target;
+use crate::ggml::GgmlType;
 use crate::gguf;
 use crate::patch::format::{LOW_RANK, SVD};
 use crate::patch::spill::Spill;
@@ -56,7 +57,9 @@ pub(super) fn forecast_of(
 ) -> Result<Forecast, Error> {
     let Parts { target, limit, least, matrices, rest } = parts;
     if let Some(importance) = inputs.importance() {
-        matrices.iter().try_for_each(|m| importance.of_tensor(m.name, &plan.tensors()[m.tensor].ne).map(|_| ()))?;
+        matrices
+            .iter()
+            .try_for_each(|m| importance.of_tensor(m.name, &plan.tensors()[m.tensor].ne, GgmlType::F32).map(|_| ()))?;
     }
     if least > limit {
         return Err(Error::Size { asked: *limit, least: *least });

@@ -100,7 +100,7 @@ impl Adapter {
             }
         }
         if let Some(importance) = inputs.importance() {
-            matrices.iter().try_for_each(|m| importance.of_tensor(&m.name, &m.ne()).map(|_| ()))?;
+            matrices.iter().try_for_each(|m| importance.of_tensor(&m.name, &m.ne(), GgmlType::F32).map(|_| ()))?;
         }
         refuse_folded(inputs, &matrices)?;
         if matrices.is_empty() {

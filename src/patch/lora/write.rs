@@ -130,7 +130,7 @@ impl Adapter {
         let writer = gguf::Writer::create(header, path, &options)?;
         let mut fits = Vec::new();
         for (i, matrix) in matrices.iter().enumerate() {
-            let weights = inputs.importance_of(&matrix.name, &matrix.ne());
+            let weights = inputs.importance_of(&matrix.name, &matrix.ne(), GgmlType::F32);
             let mut fit = Fit { name: matrix.name.clone(), rank: matrix.rank as u32, ..Fit::default() };
             for stacked in 0..matrix.n_matrices {
                 let first = stacked * matrix.n_rows;
