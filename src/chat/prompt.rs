@@ -81,7 +81,7 @@ fn prompt(template: &Template, tokenizer: &Tokenizer, messages: &[Message]) -> S
     for run in ids.chunk_by(|a, b| !is_special(a) && !is_special(b)) {
         match run {
             [id] if is_special(id) => {
-                let name = shown_token(tokenizer.text(*id).unwrap_or_default().into());
+                let name = shown_token(tokenizer.text(*id).unwrap_or_default());
                 marked += &format!("[{name}]");
             }
             text => marked += &String::from_utf8_lossy(&tokenizer.decode(text, true)),

@@ -87,6 +87,12 @@ impl ImportanceMatrix {
         self.flat.is_some()
     }
 
+    /// Whether it says more than what is done by itself where nothing is asked for
+    /// ([`FlatFor::Gaining`]).
+    pub fn is_asked_for(&self) -> bool {
+        !matches!(self.flat, Some((FlatFor::Gaining, _)))
+    }
+
     /// Reads a matrix of either form. Its values take at most `memory` bytes.
     ///
     /// A column that no token reached has importance 1 in the GGUF form, as llama-quantize reads

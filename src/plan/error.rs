@@ -168,7 +168,7 @@ pub enum Error {
     },
     /// A tensor would be written in a type that is worthless without an importance matrix.
     #[error(
-        "tensor {tensor} would be {ty}, worthless without importance: give --imatrix FILE, or --importance flat, or a finer --type"
+        "tensor {tensor} would be {ty}, worthless without an importance matrix: give --imatrix FILE, or --importance flat, or a finer --type"
     )]
     ImportanceMissing {
         /// The tensor.

@@ -29,7 +29,7 @@ impl TensorPlan {
 /// Whether types are chosen as llama-quantize chooses them with a matrix. A flat one is no reason to
 /// choose others, but for types that are refused without any.
 pub(super) fn counts(inputs: &Inputs, output: &OutputType) -> bool {
-    inputs.importance().is_some_and(|matrix| {
+    inputs.importance().filter(|matrix| matrix.is_asked_for()).is_some_and(|matrix| {
         let is_refused = |ty| requires_importance("a matrix", ty, output);
         !matrix.is_flat() || output.file_type().is_some_and(|file_type| is_refused(file_type.default_type))
     })

@@ -222,10 +222,11 @@ fn plan_tensors(
 
 /// Refuses types that are worthless without an importance matrix.
 fn check_importance(tensors: &[TensorPlan], inputs: &Inputs, recipe: &Recipe) -> Result<(), Error> {
+    let is_asked_for = inputs.importance().is_some_and(|matrix| matrix.is_asked_for());
     let lacks = |t: &&TensorPlan| {
         !t.is_copy(inputs)
             && requires_importance(&t.name, t.ty, &recipe.output)
-            && inputs.importance_of(&t.name, &t.ne, t.ty).is_none()
+            && (!is_asked_for || inputs.importance_of(&t.name, &t.ne, t.ty).is_none())
     };
     match tensors.iter().find(lacks) {
         Some(t) => Err(Error::ImportanceMissing { tensor: t.name.clone(), ty: t.ty }),

@@ -67,7 +67,7 @@ mod tests {
 
     /// Σ over a block by the matrix itself, in f64 (`load_tensors_hadamard`, src/llama-model.cpp).
     fn by_matrix(block: usize, x: &[f32]) -> Vec<f64> {
-        let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
         let row = |x: &[f32], j: usize| x.iter().enumerate().map(|(i, x)| f64::from(*x) * sign(i, j)).sum::<f64>();
         let all = x.chunks(block).flat_map(|x| (0..block).map(move |j| row(x, j) / (block as f64).sqrt()));
         all.collect()

@@ -15,6 +15,10 @@ use crate::gguf::names::{OUTPUT, TOKEN_EMBEDDINGS};
 use crate::gguf::{self, Model, TensorInfo};
 use crate::imatrix::{FlatFor, ImportanceMatrix, RowImportance};
 
+/// The longest rows that a flat importance is for, in weights: 64 MiB of ones. The longest in use have
+/// some hundred thousand.
+const LONGEST_FLAT: u64 = 1 << 24;
+
 /// What a model is for in a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -191,9 +195,10 @@ impl Inputs {
     /// With every weight of these tensors as important as any other ([`ImportanceMatrix::flat`]).
     #[must_use]
     pub fn with_flat_importance(self, which: FlatFor) -> Self {
-        let rows = self.sources.iter().flat_map(|source| source.model().tensors()).map(TensorInfo::row_len);
-        let longest = rows.max().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-        self.with_importance(ImportanceMatrix::flat(longest, which))
+        let tensors = self.sources.iter().flat_map(|source| source.model().tensors());
+        let rows = tensors.filter(|info| info.n_weights() > 0).map(TensorInfo::row_len);
+        let longest = rows.max().unwrap_or(0).min(LONGEST_FLAT);
+        self.with_importance(ImportanceMatrix::flat(longest as usize, which))
     }
 
     /// With chat templates rendered elsewhere than in this process.

@@ -117,9 +117,9 @@ impl fmt::Display for Finding {
 
 impl Finding {
     /// Whether a template that is rendered as llama.cpp does it
-    /// ([`RenderAs::LlamaCpp`](super::RenderAs::LlamaCpp)) has the text of llama.cpp here.
+    /// ([`RenderAs::LlamaCpp`](crate::chat::RenderAs::LlamaCpp)) has the text of llama.cpp here.
     pub fn is_emulated(&self) -> bool {
-        self.engine == Engine::LlamaCpp && super::template::is_emulated(&self.construct)
+        self.engine == Engine::LlamaCpp && crate::chat::template::is_emulated(&self.construct)
     }
 }
 
