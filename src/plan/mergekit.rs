@@ -31,6 +31,15 @@ struct Configuration {
     tokenizer_source: Option<String>,
     tokenizer: Option<IgnoredAny>,
     chat_template: Option<String>,
+    /// What mergekit calls its output where it writes a card of the model.
+    #[allow(dead_code, reason = "understood and of no effect")]
+    name: Option<IgnoredAny>,
+}
+
+/// The method alone: others have parameters of their own, and are refused by their name.
+#[derive(Deserialize)]
+struct MethodOnly {
+    merge_method: String,
 }
 
 #[derive(Deserialize)]
@@ -112,10 +121,27 @@ impl RecipeFile {
                 max_replay_stack_depth: 16,
             },
         };
+        if let Ok(MethodOnly { merge_method }) = serde_saphyr::from_str_with_options(text, options.clone()) {
+            known_method(&merge_method)?;
+        }
         let configuration: Configuration = serde_saphyr::from_str_with_options(text, options)
-            .map_err(|e| Error::RecipeSyntax { format: "YAML", reason: e.to_string().trim().to_owned() })?;
+            .map_err(|e| Error::RecipeSyntax { format: "YAML", reason: one_line(&e.to_string()) })?;
         configuration.into_recipe()
     }
+}
+
+/// The method of this name.
+fn known_method(name: &str) -> Result<Method, Error> {
+    Method::ALL.into_iter().find(|method| method.name() == name).ok_or_else(|| {
+        let known = Method::ALL.map(Method::name).join(", ");
+        let reason = format!("{name:?} is not among those that can be done: {known}");
+        Error::RecipeKey { key: "merge_method".to_owned(), reason }
+    })
+}
+
+/// What a parser says, without the lines of the text that it shows below.
+fn one_line(message: &str) -> String {
+    message.trim().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
 /// What is merged: whole models, or slices of the same layers.
@@ -129,13 +155,7 @@ struct MergedModels {
 
 impl Configuration {
     fn into_recipe(mut self) -> Result<RecipeFile, Error> {
-        let Some(method) = Method::ALL.into_iter().find(|method| method.name() == self.merge_method) else {
-            let known = Method::ALL.map(Method::name).join(", ");
-            return refuse(
-                "merge_method",
-                format!("{:?} is not among those that can be done: {known}", self.merge_method),
-            );
-        };
+        let method = known_method(&self.merge_method)?;
         self.refuse_what_is_not_done()?;
         let (dtype, out_dtype) = (self.dtype.take(), self.out_dtype.take());
         let MergedModels { sources, parameters, base, n_layers } = self.into_merged()?;
@@ -353,5 +373,32 @@ mod tests {
         }
         let long = "#".repeat(MAX_BYTES as usize + 1);
         assert!(matches!(RecipeFile::from_mergekit(&long), Err(Error::RecipeTooLong { .. })));
+    }
+
+    #[test]
+    fn a_method_that_is_not_there_is_named_whatever_its_parameters_are() {
+        let text = "merge_method: slerp\nbase_model: a\nparameters:\n  t:\n    - value: 0.5\n";
+        let error = RecipeFile::from_mergekit(text).unwrap_err().to_string();
+        assert!(error.contains("slerp") && error.contains("dare_ties"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_one_line_with_its_place() {
+        let yaml = "merge_method: linear\nmodels:\n  - model: a\n    parameters:\n    weight: 1\n";
+        let toml = "model = \"a\"\nweight = 1\n";
+        for (error, line) in [(RecipeFile::from_mergekit(yaml), "line 5"), (RecipeFile::from_toml(toml), "line 2")] {
+            let error = error.unwrap_err().to_string();
+            let words = [line, "`weight`", "expected one of"];
+            assert!(words.iter().all(|word| error.contains(word)) && error.lines().count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_of_the_output_is_of_no_effect() {
+        let text = |name: &str| {
+            format!("merge_method: linear\nmodels:\n  - model: a\n    parameters:\n      weight: 1\n{name}")
+        };
+        let plain = RecipeFile::from_mergekit(&text("")).unwrap();
+        assert_eq!(RecipeFile::from_mergekit(&text("name: x\n")).unwrap(), plain);
     }
 }

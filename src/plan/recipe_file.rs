@@ -225,8 +225,12 @@ impl RecipeFile {
         if text.len() as u64 > MAX_BYTES {
             return Err(Error::RecipeTooLong { limit: MAX_BYTES });
         }
-        toml::from_str(text)
-            .map_err(|e| Error::RecipeSyntax { format: "TOML", reason: e.to_string().trim().to_owned() })
+        // Below the place it shows lines of the text.
+        let place = |e: &toml::de::Error| e.to_string().lines().next().unwrap_or_default().to_owned();
+        toml::from_str(text).map_err(|e| {
+            let reason = format!("{}: {}", place(&e), e.message().replace('\n', ", "));
+            Error::RecipeSyntax { format: "TOML", reason }
+        })
     }
 
     /// Writes TOML, in an order that follows from the recipe alone.
