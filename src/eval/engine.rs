@@ -25,24 +25,23 @@ impl InLlamaCpp {
     pub(super) fn of(metadata: &Metadata) -> Self {
         let nothing = InLlamaCpp { render_as: RenderAs::default(), refusal: None, note: None };
         let Some(found) = dialects(metadata) else { return nothing };
-        let refusal = said(&found, Engine::LlamaCpp, |verdict| verdict > Verdict::RendersOtherwise);
-        let Some(note) = said(&found, Engine::LlamaCpp, |verdict| verdict == Verdict::RendersOtherwise) else {
+        // An error with a conversation is no refusal: the server hands some texts over in parts, where
+        // the engine by itself ends with an error.
+        let is_refused = |f: &Finding| f.verdict == Verdict::RefusesToParse && f.mended.is_none();
+        let refusal = said(&found, Engine::LlamaCpp, is_refused);
+        let Some(note) = said(&found, Engine::LlamaCpp, |f| !is_refused(f)) else {
             return InLlamaCpp { refusal, ..nothing };
         };
-        let others = found.of(Engine::LlamaCpp).filter(|finding| finding.verdict == Verdict::RendersOtherwise);
-        let is_whole = others.into_iter().all(Finding::is_emulated);
-        let asked = if is_whole {
-            "prompts here are llama.cpp's"
-        } else {
-            "prompts here are near to llama.cpp's, not the same"
-        };
-        InLlamaCpp { render_as: RenderAs::LlamaCpp, refusal, note: Some(format!("{note}; {asked}")) }
+        let is_whole = found.of(Engine::LlamaCpp).all(Finding::is_emulated);
+        let are = if is_whole { "llama.cpp's" } else { "near to llama.cpp's, and may not be the same" };
+        let note = Some(format!("{note}; prompts here are {are}"));
+        InLlamaCpp { render_as: RenderAs::LlamaCpp, refusal, note }
     }
 }
 
-/// What an engine does with a template, where its verdict is one of these, and where it does so first.
-pub fn said(found: &Dialects, engine: Engine, is_meant: impl Fn(Verdict) -> bool) -> Option<String> {
-    let meant: Vec<&Finding> = found.of(engine).filter(|finding| is_meant(finding.verdict)).collect();
+/// What an engine does with a template by these findings, and where it does so first.
+pub fn said(found: &Dialects, engine: Engine, is_meant: impl Fn(&Finding) -> bool) -> Option<String> {
+    let meant: Vec<&Finding> = found.of(engine).filter(|finding| is_meant(finding)).collect();
     let first =
         meant.iter().max_by_key(|finding| (finding.verdict, std::cmp::Reverse((finding.line, finding.column))))?;
     let what = match first.verdict {

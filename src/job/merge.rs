@@ -9,7 +9,7 @@ use super::asking::{Questions, Talk};
 use super::look::{self, Looked, TypesAs, cautions, expected, refusals, rounding_error};
 use super::{Caution, Error, REJECTED, Settings, check_rejected};
 use crate::chat::Tokenizer;
-use crate::chat::dialect::{self, Engine};
+use crate::chat::dialect::{self, Engine, Finding};
 use crate::eval;
 use crate::gguf::{Complete, Finished, Metadata, Model};
 use crate::pipeline::{self, Measured, Mended, Observer};
@@ -57,9 +57,10 @@ pub struct Prepared<'a> {
 /// Says which engines will not talk by the output's template, or talk otherwise in llama.cpp.
 fn template_warnings(output: &Metadata) -> Vec<Warning> {
     let Some(found) = eval::dialects(output) else { return Vec::new() };
-    let is_told = |engine: Engine, verdict| engine == Engine::LlamaCpp || verdict > dialect::Verdict::RendersOtherwise;
+    let is_told =
+        |finding: &Finding| finding.engine == Engine::LlamaCpp || finding.verdict == dialect::Verdict::RefusesToParse;
     let engines = [Engine::LlamaCpp, Engine::Transformers, Engine::HuggingfaceJs];
-    let said = engines.into_iter().filter_map(|engine| eval::said(&found, engine, |verdict| is_told(engine, verdict)));
+    let said = engines.into_iter().filter_map(|engine| eval::said(&found, engine, is_told));
     said.map(|said| Warning::Template { said }).collect()
 }
 
