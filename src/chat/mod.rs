@@ -22,7 +22,7 @@ pub use plumbing::{
     Change, SAMPLING, Transplant, add_tokens, end_ids, end_text, has_template, is_plumbing_key, templates, transplant,
 };
 pub use prompt::{PromptsDiffer, prompts_differ};
-pub use renames::{Rename, rename, renamed_vocabulary, renames, renames_for};
+pub use renames::{Rename, rename, renamed_vocabulary, renames, renames_between};
 pub use shown::shown_token;
 pub use template::{
     Conversation, MAX_SOURCE_BYTES, Message, RenderAs, RenderOptions, Template, TemplateError, TemplateRequest,

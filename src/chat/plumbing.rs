@@ -22,6 +22,8 @@ const KEYS: [&str; 2] = ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos
 const ID: &str = "_token_id";
 const VOCABULARY: &str = "tokenizer.ggml.";
 
+const PADDING: &str = "tokenizer.ggml.padding_token_id";
+
 /// Tokens that are never written, as a list of their ids.
 const SUPPRESSED: &str = "tokenizer.ggml.suppress_tokens";
 
@@ -155,7 +157,8 @@ pub fn transplant(model: &mut Metadata, chat: &Metadata) -> Transplant {
     model.retain(|key| !is_dropped(key));
     for (key, value) in chat.iter().filter(|(key, _)| is_taken(key)) {
         let Some(value) = usable(key, value, to_own.as_ref(), n_tokens) else {
-            done.unusable.push(key.to_owned());
+            // What batches of training were filled up with says nothing about a conversation.
+            done.unusable.extend((key != PADDING).then(|| key.to_owned()));
             continue;
         };
         done.set(model, key, value);

@@ -32,7 +32,9 @@ pub struct Rename {
 /// unless the vocabularies are the same otherwise, as far as both go, so that an id is one token.
 pub fn renames(base: &Metadata, chat: &Metadata) -> Vec<Rename> {
     let (Some(own), Some(other)) = (base.get_strings(TOKENS), chat.get_strings(TOKENS)) else { return Vec::new() };
-    if other.len() < own.len() || own == other {
+    // A base may be padded beyond its chat.
+    let is_padding = |(id, text): (usize, &BStr)| is_placeholder(base, id, text);
+    if own == other || !own.iter().enumerate().skip(other.len()).all(is_padding) {
         return Vec::new();
     }
     let mut renames = Vec::new();
@@ -51,12 +53,31 @@ pub fn renames(base: &Metadata, chat: &Metadata) -> Vec<Rename> {
     if is_new { renames } else { Vec::new() }
 }
 
-/// Those of the renames that a vocabulary can take: it has the placeholder, and not the name.
-pub fn renames_for(own: &Metadata, renames: &[Rename]) -> Vec<Rename> {
-    let Some(texts) = own.get_strings(TOKENS).filter(|_| !renames.is_empty()) else { return Vec::new() };
-    let texts: HashSet<&BStr> = texts.iter().collect();
-    let fits = |rename: &&Rename| texts.contains(rename.from.as_bstr()) && !texts.contains(rename.to.as_bstr());
-    renames.iter().filter(fits).cloned().collect()
+/// The tokens of `own` that `other` knows by another name, by these renames in either direction: each
+/// vocabulary has one of the names and not the other.
+pub fn renames_between(own: &Metadata, other: &Metadata, renames: &[Rename]) -> Vec<Rename> {
+    if renames.is_empty() {
+        return Vec::new();
+    }
+    let (Some(here), Some(there)) = (texts(own), texts(other)) else { return Vec::new() };
+    let has = |texts: &HashSet<&BStr>, one: &BString, other: &BString| {
+        texts.contains(one.as_bstr()) && !texts.contains(other.as_bstr())
+    };
+    let mut found = Vec::new();
+    for Rename { from, to } in renames {
+        for (own_name, other_name) in [(from, to), (to, from)] {
+            if has(&here, own_name, other_name) && has(&there, other_name, own_name) {
+                found.push(Rename { from: own_name.clone(), to: other_name.clone() });
+            }
+        }
+    }
+    // Several chats may have given one placeholder names.
+    found.dedup();
+    found
+}
+
+fn texts(metadata: &Metadata) -> Option<HashSet<&BStr>> {
+    Some(metadata.get_strings(TOKENS)?.iter().collect())
 }
 
 /// Gives tokens their new names. None if the vocabulary has none of the old ones.
@@ -155,7 +176,7 @@ mod tests {
             &[("a", 1), ("user", 1), ("b", 1)],
             // Tokens that changed places.
             &[("a", 1), ("b", 1), ("<res0>", 3)],
-            // Fewer tokens.
+            // Fewer tokens, of which one is a word.
             &[("a", 1), ("<user>", 3)],
             // A name that is there already, and one that stays there.
             &[("a", 1), ("b", 3), ("b", 1)],
@@ -166,14 +187,31 @@ mod tests {
     }
 
     #[test]
-    fn a_model_takes_the_names_of_the_placeholders_that_it_has() {
+    fn vocabularies_are_matched_in_either_direction() {
         let renames = renames(&vocabulary(&[("<r0>", 3), ("<r1>", 3)]), &vocabulary(&[("<user>", 3), ("<end>", 3)]));
+        let between = |own: &[(&str, i32)], other: &[(&str, i32)]| {
+            let found = renames_between(&vocabulary(own), &vocabulary(other), &renames);
+            found.iter().map(|rename| format!("{} {}", rename.from, rename.to)).collect::<Vec<_>>()
+        };
+        let (old, new) = ([("x", 1), ("<r1>", 3), ("<r0>", 3)], [("<user>", 3), ("<end>", 3)]);
+        assert_eq!(between(&old, &new), ["<r0> <user>", "<r1> <end>"]);
+        assert_eq!(between(&new, &old), ["<user> <r0>", "<end> <r1>"]);
+        // One that has both names, or has the other's, is not taken for another token.
+        assert_eq!(between(&[("<r0>", 3), ("<user>", 3), ("<r1>", 3)], &new), ["<r1> <end>"]);
+        assert_eq!(between(&new, &new), Vec::<String>::new());
+        assert_eq!(between(&old, &[("y", 1)]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_model_takes_the_names_of_the_placeholders_that_it_has() {
+        let chat = vocabulary(&[("<user>", 3), ("<end>", 3)]);
+        let renames = renames(&vocabulary(&[("<r0>", 3), ("<r1>", 3)]), &chat);
         let mut model = vocabulary(&[("x", 1), ("<r1>", 3), ("<user>", 3), ("<r0>", 3)]);
-        let own = renames_for(&model, &renames);
+        let own = renames_between(&model, &chat, &renames);
         let change = rename(&mut model, &own).unwrap();
         assert_eq!((change.from.as_deref(), change.to.as_deref()), (Some("<r1>"), Some("<end>")));
         let texts: Vec<String> = model.get_strings(TOKENS).unwrap().iter().map(ToString::to_string).collect();
         assert_eq!(texts, ["x", "<end>", "<user>", "<r0>"]);
-        assert_eq!(rename(&mut model, &renames_for(&vocabulary(&[("y", 1)]), &renames)), None);
+        assert_eq!(rename(&mut model, &renames_between(&vocabulary(&[("y", 1)]), &chat, &renames)), None);
     }
 }

@@ -17,7 +17,13 @@ pub(super) fn warnings<'a>(metadata: &Metadata, tensors: impl Iterator<Item = &'
     let number = |name: &str| name.strip_prefix("blk.")?.split('.').next()?.parse::<u64>().ok();
     let blocks: BTreeSet<u64> = tensors.filter_map(number).collect();
     let mut warnings = Vec::new();
-    if let Some(promised) = metadata.get_u64(&key).filter(|_| !blocks.is_empty())
+    // Layers that are nothing but a way through have no tensors.
+    let has_empty = |word: &str| {
+        let list = metadata.get(&format!("{architecture}.{word}")).and_then(|value| value.as_array());
+        list.is_some_and(|list| list.iter().any(|n| n.as_f64() == Some(0.0)))
+    };
+    let may_be_empty = has_empty("feed_forward_length") || has_empty("attention.head_count");
+    if let Some(promised) = metadata.get_u64(&key).filter(|_| !blocks.is_empty() && !may_be_empty)
         && let Some(block) = (0..promised).take(blocks.len() + 1).find(|block| !blocks.contains(block))
     {
         warnings.push(Warning::LacksBlocks { key, promised, block });

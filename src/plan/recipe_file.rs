@@ -287,6 +287,10 @@ impl RecipeFile {
     /// # Errors
     /// Those of [`RecipeFile::output_type`], [`Ratios::new`] and [`RecipeFile::check`].
     pub fn recipe(&self) -> Result<Recipe, Error> {
+        if self.imatrix.is_some() && self.importance.is_some() {
+            let reason = "an imatrix says how much errors count; leave one of the two out".to_owned();
+            return Err(Error::RecipeKey { key: "importance".to_owned(), reason });
+        }
         self.check()?;
         let vectors = self.vectors.iter().map(|vector| VectorSettings {
             weight: vector.ratio.as_value().is_none().then(|| vector.ratio.clone()),

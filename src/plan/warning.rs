@@ -346,8 +346,8 @@ impl fmt::Display for Warning {
             ),
             Warning::LacksWritten { tokens } => write!(
                 f,
-                "the model lacks {}, which the chat's template writes around calls of tools or the like, and in no plain \
-                 conversation: there they would be split into letters (--add-missing-tokens adds them)",
+                "the model lacks {}, which the chat's template writes in no plain conversation, but as around calls of tools \
+                 or thoughts: where it does, or the chat itself did, they are split into letters (--add-missing-tokens adds them)",
                 tokens.iter().map(|text| chat::shown_token(text.as_str().into())).collect::<Vec<_>>().join(" ")
             ),
             Warning::BaseIsModel => write!(

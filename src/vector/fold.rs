@@ -33,6 +33,7 @@ use std::path::Path;
 use super::error::Error;
 use super::hadamard::{LONGEST_BLOCK, flip, rotate};
 use super::names::{FOLD_KEYS, row_per_token_name};
+use crate::gguf::names::TOKEN_EMBEDDINGS;
 use crate::gguf::{Metadata, Model, TensorId, Value};
 
 /// Which tensors of a file are folded, and how.
@@ -70,6 +71,7 @@ impl Folding {
             return Ok(None);
         }
         let keys = FoldKeys { metadata, path: model.path() };
+        keys.refuse_unknown()?;
         let version = keys.number("version", "1 or 2", |n| n == 1 || n == 2)?;
         let tied = keys.get("tied_output").map_or(Some(false), Value::as_bool);
         if tied != Some(version == 2) {
@@ -84,7 +86,16 @@ impl Folding {
         };
         let mut names = keys.names("weight_names")?;
         if metadata.get(&format!("{FOLD_KEYS}inverse_weight_names")).is_some() {
-            names.extend(keys.names("inverse_weight_names")?);
+            let inverse = keys.names("inverse_weight_names")?;
+            // No other table is unfolded where it is looked up.
+            if inverse.iter().any(|name| name != TOKEN_EMBEDDINGS) {
+                return Err(keys.wrong("inverse_weight_names", TOKEN_EMBEDDINGS));
+            }
+            names.extend(inverse);
+        }
+        let is_matrix = |name: &String| model.find(name).is_none_or(|id| model.tensor(id).ne().len() > 1);
+        if let Some(name) = names.iter().find(|name| !is_matrix(name)) {
+            return Err(keys.error("weight_names", "names of matrices", &format!("{name}, which is none")));
         }
         let grouped = metadata.get(&format!("{FOLD_KEYS}gdn_v_grouped"));
         let has_grouped_heads = match grouped.map(|value| value.as_bool().ok_or(value)) {
@@ -182,7 +193,30 @@ struct FoldKeys<'a> {
     path: &'a Path,
 }
 
+/// The last words of the keys.
+const KNOWN: [&str; 11] = [
+    "version",
+    "block_size",
+    "transform",
+    "axis",
+    "sign_mode",
+    "sign_widths",
+    "sign_values",
+    "weight_names",
+    "inverse_weight_names",
+    "gdn_v_grouped",
+    "tied_output",
+];
+
 impl FoldKeys<'_> {
+    fn refuse_unknown(&self) -> Result<(), Error> {
+        let mut words = self.metadata.iter().filter_map(|(key, _)| key.strip_prefix(FOLD_KEYS));
+        match words.find(|word| !KNOWN.contains(word)) {
+            None => Ok(()),
+            Some(word) => Err(self.wrong(word, "no key of this name")),
+        }
+    }
+
     fn get(&self, word: &str) -> Option<&Value> {
         self.metadata.get(&format!("{FOLD_KEYS}{word}"))
     }

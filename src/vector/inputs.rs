@@ -291,47 +291,39 @@ impl Inputs {
     /// # Panics
     /// If there is no such source.
     pub fn token_map(&self, source: SourceId) -> Option<&TokenMap> {
-        let maps = self.token_maps.get_or_init(|| (0..self.sources.len()).map(|id| self.new_token_map(id)).collect());
+        let maps = self.token_maps.get_or_init(|| {
+            let renames = self.all_renames();
+            (0..self.sources.len()).map(|id| self.new_token_map(id, &renames)).collect()
+        });
         maps[source].as_ref()
     }
 
-    fn new_token_map(&self, source: SourceId) -> Option<TokenMap> {
+    fn new_token_map(&self, source: SourceId, renames: &[Rename]) -> Option<TokenMap> {
         let (own, other) = (self.source(self.skeleton()).metadata(), self.source(source).metadata());
-        let renames = match self.model {
-            Some(_) => self.renames(source),
-            // The base of what is extracted has the old names.
-            None => {
-                let back = |rename: Rename| Rename { from: rename.to, to: rename.from };
-                let is_base = self.vectors.iter().any(|vector| vector.minus == Some(source));
-                let of_chat = if is_base { self.all_renames(self.skeleton()) } else { Vec::new() };
-                chat::renames_for(own, &of_chat.into_iter().map(back).collect::<Vec<_>>())
-            }
-        };
-        match chat::renamed_vocabulary(own, &renames) {
+        match chat::renamed_vocabulary(own, &chat::renames_between(own, other, renames)) {
             Some(renamed) => TokenMap::new(&renamed, other),
             None => TokenMap::new(own, other),
         }
     }
 
-    /// The tokens of the output's vocabulary that are known to a chat model or a patch by other names:
-    /// placeholders that it has given names to. None for other sources.
+    /// The tokens of the output's vocabulary that a source knows by other names, because a chat has
+    /// given names to placeholders of its base.
     ///
     /// # Panics
     /// If there is no such source.
     pub fn renames(&self, source: SourceId) -> Vec<Rename> {
-        chat::renames_for(self.source(self.skeleton()).metadata(), &self.all_renames(source))
+        let (own, other) = (self.source(self.skeleton()).metadata(), self.source(source).metadata());
+        chat::renames_between(own, other, &self.all_renames())
     }
 
-    /// The placeholders of its base that a source has given names to.
-    fn all_renames(&self, source: SourceId) -> Vec<Rename> {
-        if let Some(stored) = self.stored(source) {
-            return stored.renames();
-        }
-        let vector = self.vectors.iter().find(|vector| vector.plus == source);
-        match vector.and_then(|vector| vector.minus) {
-            Some(base) => chat::renames(self.source(base).metadata(), self.source(source).metadata()),
-            None => Vec::new(),
-        }
+    /// The placeholders that chats have given names to: of each vector, and those that patches list.
+    fn all_renames(&self) -> Vec<Rename> {
+        let of_vector = |vector: &Vector| match (self.stored(vector.plus), vector.minus) {
+            (Some(stored), _) => stored.renames(),
+            (None, Some(base)) => chat::renames(self.source(base).metadata(), self.source(vector.plus).metadata()),
+            (None, None) => Vec::new(),
+        };
+        self.vectors.iter().flat_map(of_vector).collect()
     }
 
     /// Whether any input has other tokens than the output, or has them in another order.

@@ -432,6 +432,17 @@ fn a_fold_that_is_not_known_is_refused_even_if_all_files_agree() {
         ran.says(5, &[named, "expected"]);
         assert!(!out.exists(), "{key}");
     }
+    for (key, value, words) in [
+        ("row_permutation", Val::U32(1), "no key of this name"),
+        ("weight_names", Val::strs(["output_norm.weight"]), "output_norm.weight"),
+        ("inverse_weight_names", Val::strs(["output.weight"]), "token_embd.weight"),
+    ] {
+        let mut spoilt = all.clone();
+        spoilt.cp.set(&format!("prism.hadamard.{key}"), value);
+        let ran = spoilt.write(folder.path()).command(&out, &["--force"]);
+        ran.says(5, &[&format!("prism.hadamard.{key}"), words]);
+        assert!(!out.exists(), "{key}");
+    }
     let mut lacking = all;
     lacking.each(|draft| draft.keys.retain(|(key, _)| key != b"prism.hadamard.version"));
     lacking.write(folder.path()).command(&out, &["--force"]).says(5, &["prism.hadamard.version", "no such key"]);

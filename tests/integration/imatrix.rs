@@ -696,6 +696,12 @@ fn a_merge_with_flat_importance_can_be_made_again_from_its_recipe() {
     let arguments = ["merge", "--recipe", first.to_str().unwrap(), "-o", again.to_str().unwrap()];
     chatvec(arguments).says(0, &[]);
     assert!(fs::read(&first).unwrap() == fs::read(&again).unwrap());
+    // A recipe with both is refused as the command line is.
+    let recipe = folder.path().join("both.toml");
+    let text = "model = \"cp.gguf\"\nimportance = \"flat\"\nimatrix = \"m.gguf\"\n[[vector]]\nbase = \"base.gguf\"\nchat = \"chat.gguf\"\n";
+    fs::write(&recipe, text).unwrap();
+    let arguments = ["merge", "--recipe", recipe.to_str().unwrap(), "-o", again.to_str().unwrap(), "--overwrite"];
+    chatvec(arguments).says(2, &["importance", "imatrix"]);
 }
 
 #[test]

@@ -89,6 +89,49 @@ fn placeholders_that_the_chat_gave_names_are_renamed_in_place() {
     let change = &json["plumbing"][0];
     assert_eq!((change["key"].as_str(), change["to"].as_str()), (Some(TOKENS), Some("<|im_start|> <|im_end|>")));
 
+    // A model that has the names already and was trained on them: sums, by merge and by patch alike.
+    let mut trained = trio.clone();
+    let marks: Vec<String> = texts(&trio.chat);
+    trained.cp.set(TOKENS, Val::strs(&marks));
+    for by_token in ["token_embd.weight", "output.weight"] {
+        let tensor = trained.cp.tensor(by_token);
+        let values: Vec<f32> =
+            weights(tensor).iter().enumerate().map(|(i, w)| w + ((i % 7) as f32 - 3.0) * 0.01).collect();
+        store(tensor, F16, &values);
+    }
+    let paths = trained.write(folder.path());
+    let mut outputs = Vec::new();
+    for by_patch in [false, true] {
+        let options = ["--type", "F32", "--overwrite", "--special-tokens", "none"];
+        let ran = if by_patch { apply(&paths, &out, &options) } else { paths.command(&out, &options) };
+        ran.says(0, &[]);
+        let output = read(&out);
+        are_sums_by_id("trained names", &output, &trained);
+        outputs.push(weights(tensor(&output, "token_embd.weight")));
+    }
+    assert_eq!(outputs[0], outputs[1]);
+
+    // A further vector between two chats with the names reaches their rows too, in either order.
+    let further = crate::trio::drifted(&trio.chat, "further", 31, 0.002);
+    let paths = trio.write(folder.path());
+    let further_path = shown(&further.write(folder.path(), "further.gguf"));
+    let (base, chat, model) = (shown(&paths.base), shown(&paths.chat), shown(&paths.cp));
+    let vectors = [format!("{base}:{chat}@0.5"), format!("{chat}:{further_path}@0.5")];
+    for order in [[0, 1], [1, 0]] {
+        let [one, two] = order.map(|i| vectors[i].as_str());
+        let options = ["--type", "F32", "--overwrite", "--special-tokens", "none", "--force"];
+        let args = ["merge", "--model", &model, "-o", out.to_str().unwrap(), "--vector", one, "--vector", two];
+        chatvec([&args[..], &options].concat()).says(0, &[]);
+        let output = read(&out);
+        assert_eq!(texts(&output), marks, "{order:?}");
+        let of = |draft: &Draft| weights(tensor(draft, "token_embd.weight"))[6 * 256..].to_vec();
+        let (b, c, f, m) = (of(&trio.base), of(&trio.chat), of(&further), of(&trio.cp));
+        for (i, found) in of(&output).into_iter().enumerate() {
+            let expected = m[i] + 0.5 * (c[i] - b[i]) + 0.5 * (f[i] - c[i]);
+            assert!((found - expected).abs() < 1e-6, "{order:?} {i}: {found} for {expected}");
+        }
+    }
+
     // A model that has other tokens there lacks the chat's.
     let mut other = trio;
     other.cp.set(TOKENS, Val::strs(["a", "b", "c", "d", "e", "<eos>", "<|mine0|>", "<|mine1|>"]));
@@ -197,6 +240,10 @@ fn what_llama_cpp_would_not_load_is_told() {
     });
     let words = ["llama.block_count promises 2 layers", "blk.1", "llama.context_length (uint64)"];
     trio.write(folder.path()).command(&out, &["--dry-run"]).says(0, &words);
+    // A layer without heads and without a network has no tensors.
+    trio.each(|draft| draft.set("llama.feed_forward_length", Val::Array(kind::I32, vec![Val::I32(256), Val::I32(0)])));
+    let ran = trio.write(folder.path()).command(&out, &["--dry-run"]);
+    assert!(!ran.says(0, &[]).err.contains("promises"), "{ran:#?}");
 }
 
 #[test]
@@ -237,7 +284,10 @@ fn keys_that_give_weights_another_meaning_are_refused() {
     let out = folder.path().join("out.gguf");
     type Change = fn(&mut Trio);
     let cases: [(&str, Change); 4] = [
-        ("llama.embedding_scale", |trio| trio.chat.set("llama.embedding_scale", Val::F32(12.0))),
+        ("llama.embedding_scale", |trio| {
+            trio.base.set("llama.embedding_scale", Val::F32(1.0));
+            trio.chat.set("llama.embedding_scale", Val::F32(12.0));
+        }),
         ("llama.attention.scale", |trio| {
             trio.each(|draft| draft.set("llama.attention.scale", Val::F32(0.1)));
             trio.base.set("llama.attention.scale", Val::F32(0.2));
@@ -265,8 +315,9 @@ fn keys_that_give_weights_another_meaning_are_refused() {
         trio.write(folder.path()).command(&out, &[]).says(4, &[key, ".gguf"]);
         assert!(!out.exists(), "{key}");
     }
-    // What the model alone has is the output's.
+    // What the model alone has is the output's, and what one of base and chat lacks may be a default.
     let mut trio = Trio::small();
     trio.cp.set("llama.logit_scale", Val::F32(2.0));
+    trio.chat.set("llama.residual_scale", Val::F32(0.5));
     trio.write(folder.path()).command(&out, &[]).says(0, &["llama.logit_scale"]);
 }
