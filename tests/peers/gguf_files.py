@@ -48,11 +48,11 @@ def is_quantizable(tensor: Tensor) -> bool:
     return len(tensor.shape) >= 2 and tensor.name.endswith(".weight") and "_norm.weight" not in tensor.name
 
 
-def rewrite(source: Path, target: Path, tensors=None, alignment: int | None = None, values=None) -> Path:
+def rewrite(source: Path, target: Path, tensors=None, alignment: int | None = None, values=None, added=None) -> Path:
     """Copies a file's metadata with `tensors` in place of its own ones (default: unchanged ones).
 
     With `alignment`, general.alignment is set and the data padded accordingly. `values` are other values for keys that
-    the file has, in the types it has them in.
+    the file has, in the types it has them in; `added` are keys that it lacks: numbers as uint32, in lists as int32.
     """
     reader = gguf.GGUFReader(source)
     tensors = list((tensors or read_tensors(source)).values())
@@ -68,6 +68,12 @@ def rewrite(source: Path, target: Path, tensors=None, alignment: int | None = No
         sub_type = field.types[1] if field.types[0] == GGUFValueType.ARRAY else None
         value = (values or {}).get(field.name, field.contents())
         writer.add_key_value(field.name, value, field.types[0], sub_type)
+    for key, value in (added or {}).items():
+        assert key not in reader.fields, f"{key} is there"
+        number = GGUFValueType.INT32 if isinstance(value, list) else GGUFValueType.UINT32
+        first = value[0] if isinstance(value, list) else value
+        single = GGUFValueType.STRING if isinstance(first, str) else number
+        writer.add_key_value(key, value, *((GGUFValueType.ARRAY, single) if isinstance(value, list) else (single,)))
     for t in tensors:
         rows = t.data.reshape(*t.shape[:-1], -1)
         writer.add_tensor(t.name, rows, raw_dtype=t.type)

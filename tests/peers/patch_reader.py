@@ -144,8 +144,8 @@ class Checks:
             keys["inverse_weight_names"] = [EMBEDDINGS]
         if signs is not None:
             keys |= {"sign_widths": list(signs), "sign_values": [int(s) for part in signs.values() for s in part]}
-        values = {f"prism.hadamard.{key}": value for key, value in keys.items()}
-        return rewrite(file.path, self.folder / name, tensors, values=values)
+        added = {f"prism.hadamard.{key}": value for key, value in keys.items()}
+        return rewrite(file.path, self.folder / name, tensors, added=added)
 
     def folds(self):
         """Patches and models that are folded in different ways, or one of them alone."""
