@@ -218,7 +218,8 @@ impl Inputs {
         self.importance.as_ref()
     }
 
-    /// The importance of the rows of an output tensor in this type, row length first. An entry that does not fit
+    /// The importance of the rows of an output tensor in this type, row length first. An entry that
+    /// does not fit
     /// is none here; the plan has refused it.
     pub fn importance_of(&self, tensor: &str, ne: &[u64], ty: GgmlType) -> Option<RowImportance<'_>> {
         self.importance.as_ref()?.of_tensor(tensor, ne, ty).ok().flatten()
@@ -306,14 +307,17 @@ impl Inputs {
         }
     }
 
-    /// The tokens of the output's vocabulary that a source knows by other names, because a chat has
-    /// given names to placeholders of its base.
+    /// The placeholders of the output's vocabulary that a source has names for. Names that the output
+    /// has already stay.
     ///
     /// # Panics
     /// If there is no such source.
     pub fn renames(&self, source: SourceId) -> Vec<Rename> {
         let (own, other) = (self.source(self.skeleton()).metadata(), self.source(source).metadata());
-        chat::renames_between(own, other, &self.all_renames())
+        let all = self.all_renames();
+        let mut renames = chat::renames_between(own, other, &all);
+        renames.retain(|rename| all.contains(rename));
+        renames
     }
 
     /// The placeholders that chats have given names to: of each vector, and those that patches list.
