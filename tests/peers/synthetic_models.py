@@ -195,12 +195,14 @@ def weights(name: str, shape: tuple[int, ...], how: dict) -> np.ndarray:
     return u + np.float32(1) if how["rule"] == "one_plus_uniform" else u
 
 
-def write_gguf(variant: Variant, path: Path) -> Path:
-    """The model as a file."""
+def write_gguf(variant: Variant, path: Path, stored=lambda _name, w: (w, None)) -> Path:
+    """The model as a file. `stored` gives a tensor's rows as they are kept, and their type if it is not the array's."""
     writer = gguf.GGUFWriter(path, variant.arch)
+    add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+           list: writer.add_array}
     for key, value in variant.metadata().items():
         if key != "general.architecture":
-            {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](key, value)
+            add[type(value)](key, value)
     tokens = vocabulary()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -211,7 +213,8 @@ def write_gguf(variant: Variant, path: Path) -> Path:
     writer.add_eos_token_id(tokens.index(SPECIALS[-1]))
     writer.add_add_bos_token(False)
     for name, shape, how in variant.tensors():
-        writer.add_tensor(name, weights(name, shape, how))
+        rows, type_ = stored(name, weights(name, shape, how))
+        writer.add_tensor(name, rows, raw_dtype=type_)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
