@@ -186,7 +186,9 @@ class ExactFamilyModel(ExactModel):
         n, m, w = len(h), self.meta, self.weights
         if block + "attn_qkv.weight" in w:
             sizes = self.n_head * self.head_dim, self.n_kv * self.head_dim
-            q, k, v = np.split(self.linear(block + "attn_qkv", h), np.cumsum([sizes[0], sizes[1]]), -1)
+            q, k, v = np.split(self.linear(block + "attn_qkv", h), np.cumsum(sizes), -1)
+            if self.wrong != "no biases":
+                q, k, v = (x + w.get(f"{block}{p}.bias", 0.0) for x, p in zip((q, k, v), ("attn_q", "attn_k", "attn_v")))
         else:
             q, k, v = (self.linear(block + p, h) for p in ("attn_q", "attn_k", "attn_v"))
         found = []
@@ -321,8 +323,8 @@ class ExactFamilyModel(ExactModel):
             found += ["no window", "window of one more"]
             if not isinstance(m.get("attention.sliding_window_pattern"), list):
                 found.append("other layers have the window")
-            if self.arch in ("gemma3", "olmo2") and m.get("rope.scaling.factor") or "rope.freq_base_swa" in m or (
-                    self.arch == "gemma3"):
+            if self.arch == "gemma3" or (
+                    "rope.scaling.factor" in m if self.arch == "olmo2" else "rope.freq_base_swa" in m):
                 found.append("one rope for all layers")
         if m.get("rope.scaling.factor"):
             found.append("no rope scaling")

@@ -20,11 +20,10 @@ from gguf import GGMLQuantizationType as Type
 
 from exact_families import FAMILIES, ExactFamilyModel
 from ggml_codec import encode
-from libllama import Llama, log_softmax
-from synthetic_models import (CONTEXT, MERGES, SPECIALS, fnv1a, logprobs_at, tokens_fed, uniform, vocabulary, weights,
+from gguf_files import read_tensors
+from libllama import Llama, log_softmax, quantize
+from synthetic_models import (CONTEXT, MERGES, SPECIALS, logprobs_at, tokens_fed, uniform, vocabulary, weights,
                               write_gguf)
-
-__all__ = ["fnv1a", "uniform", "goldens", "variants"]
 
 #: Largest and mean difference between llama.cpp and itself, one token at a time, and between it and exact arithmetic,
 #: for F32 weights.
@@ -140,6 +139,9 @@ class Variant:
                 yield from norm(block + "attn_norm")
             if self.fused_qkv:
                 yield from matrix(block + "attn_qkv", q + 2 * kv, d)
+                for part, rows in zip(ATTENTION, (q, kv, kv)):
+                    if part in self.biases:
+                        yield f"{block}{part}.bias", (rows,), {"rule": "uniform", "scale": BIAS_SCALE}
             else:
                 for part, rows in zip(ATTENTION, (q, kv, kv)):
                     yield from matrix(block + part, rows, d)
@@ -302,7 +304,8 @@ def llama():
         experts,
         of(experts, "weights-scale", same=True, keys=WEIGHTS_SCALE),
         fused,
-        of(fused, "biases", biases=("attn_qkv",)),
+        of(fused, "bias", biases=("attn_qkv",)),
+        of(fused, "biases", biases=ATTENTION),
         of(fused, "=llama-longrope", values=factors, keys={
             "rope.scaling.type": "longrope", "rope.scaling.original_context_length": 64}))
 
@@ -347,13 +350,17 @@ def phi3():
     pairs = plain.head_dim // 2
     factors = {"rope_factors_long": long_factors(pairs, 1.5, 6.0), "rope_factors_short": long_factors(pairs, 1.0, 1.6)}
     long = of(plain, "long", values=factors, keys={"rope.scaling.original_context_length": 64}, n_tokens=LONG)
+    short = of(long, "=phi3-short", keys={"rope.scaling.original_context_length": 1024})
     yield from (
         plain,
         of(plain, "tied", tied=True),
         of(plain, "window", same=True, keys={"attention.sliding_window": 8}),
         of(plain, "partial-rotary", keys={"rope.dimension_count": 16}),
         long,
-        of(long, "=phi3-short", keys={"rope.scaling.original_context_length": 1024}),
+        of(long, "type", same=True, keys={"rope.scaling.type": "longrope"}),
+        short,
+        # The context length instead, which is not exceeded.
+        of(short, "no-original", same=True, keys={"rope.scaling.original_context_length": None}),
         of(long, "attn-factor", keys={"rope.scaling.attn_factor": 1.25}),
         of(long, "=phi3-partial-rotary-long", values={k: v[:8] for k, v in factors.items()},
            keys={"rope.dimension_count": 16}))
@@ -380,6 +387,7 @@ def olmo2():
         plain,
         of(plain, "mha", n_head_kv=4),
         window,
+        of(window, "swa-base", same=True, keys={"rope.freq_base_swa": 100.0}),
         of(window, "yarn", n_tokens=LONG, keys=YARN))
 
 
@@ -434,10 +442,22 @@ def data_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()[gguf.GGUFReader(path).data_offset:]).hexdigest()
 
 
+def agrees_with_quantiser(variant: Variant, path: Path, library: Path):
+    """llama.cpp's own quantiser makes the same tensors of the F32 file; it writes them in another order."""
+    plain, theirs = (path.with_name(name) for name in ("plain.gguf", "quantised.gguf"))
+    replace(variant, type=None).write(plain)
+    quantize(plain, theirs, gguf.LlamaFileType[f"MOSTLY_{variant.type}"], library)
+    a, b = read_tensors(path), read_tensors(theirs)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].type == b[name].type and (a[name].data == b[name].data).all(), f"{variant.name}: {name}"
+
+
 def goldens(other: Path | None = None, names: list[str] | None = None) -> dict:
     """Everything of families.json; stops if a variant is not distinct enough or llama.cpp not as exact as expected.
 
-    `other` is another build of libllama: how far it is, is printed. `names` are the variants to look at, default all.
+    `other` is another build of libllama with its quantiser, which the wheel lacks: how far it is, is printed, and files
+    of other types are held to those it makes. `names` are the variants to look at, default all.
     """
     tokens, found, seen, problems = tokens_fed(), {}, {}, []
     with tempfile.TemporaryDirectory(prefix="chatvec-peers-") as folder:
@@ -454,6 +474,8 @@ def goldens(other: Path | None = None, names: list[str] | None = None) -> dict:
             seen[variant.name] = lp
             if variant.type:
                 own |= {"type": variant.type, "data_sha256": data_sha256(path)}
+                if other:
+                    agrees_with_quantiser(variant, path, other)
             found[variant.name] = described(variant) | entry | own | {"n_tokens": len(fed)} | logprobs_at(lp, fed)
     assert not problems, "\n".join(problems)
     return {"tokenizer": {"model": "gpt2", "pre": "gpt-2", "n_vocab": len(vocabulary()), "merges": MERGES,
