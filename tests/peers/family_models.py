@@ -403,6 +403,8 @@ def granite():
         of(plain, "tied", tied=True),
         of(plain, "no-rope", keys={"rope.scaling.finetuned": False}),
         experts,
+        # A switch of granite that granitemoe lacks.
+        of(experts, "finetuned", same=True, keys={"rope.scaling.finetuned": False}),
         of(experts, "no-shared", n_ff_shexp=0))
 
 
@@ -512,6 +514,9 @@ def look_at(variant: Variant, path: Path, model: ExactFamilyModel, fed: list[int
         largest, mean = variant.bounds()
         if any(d.max() > largest or d.mean() > mean for d in (exact, itself)) or gap < LEAST_GAP:
             problems.append(f"{variant.name}: exact {both(exact)}, one by one {both(itself)}, gap {gap:.1e}")
+        if FAMILIES[variant.arch].gelu:
+            smooth = np.abs(lp - log_softmax(model.logits(fed, "gelu without table")))
+            said += f"  with a smooth GELU {both(smooth)}"
         moves = {m: np.abs(log_softmax(model.logits(fed, m)) - right).mean() for m in model.mistakes(len(fed))}
         least = sorted(moves.items(), key=lambda m: m[1])[:2]
         said += "  mistakes from " + ", ".join(f"{name} {move:.1e}" for name, move in least)
