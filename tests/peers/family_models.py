@@ -37,6 +37,8 @@ LEAST_MEAN_DIFFERENCE = 5e-3
 LEAST_GAP = 2e-4
 #: The same for quantised weights, where activations are rounded; tokens are chosen so that it holds.
 LEAST_QUANTISED_GAP = 0.15
+#: Of log-probabilities, which are below -10 here and there: a tenth of the bound.
+DIGITS = 7
 #: Layers whose tensors have elements to check in the fixture; deeper ones have the sum of all weights alone.
 CHECKED_LAYERS = 2
 
@@ -478,7 +480,8 @@ def goldens(other: Path | None = None, names: list[str] | None = None) -> dict:
                 own |= {"type": variant.type, "data_sha256": data_sha256(path)}
                 if other:
                     agrees_with_quantiser(variant, path, other)
-            found[variant.name] = described(variant) | entry | own | {"n_tokens": len(fed)} | logprobs_at(lp, fed)
+            found[variant.name] = described(variant) | entry | own | {"n_tokens": len(fed)} | logprobs_at(
+                lp, fed, DIGITS)
     assert not problems, "\n".join(problems)
     return {"tokenizer": {"model": "gpt2", "pre": "gpt-2", "n_vocab": len(vocabulary()), "merges": MERGES,
                           "special_tokens": list(SPECIALS), "add_bos_token": False},

@@ -267,11 +267,11 @@ def goldens() -> dict:
             "tokens": tokens, "variants": found}
 
 
-def logprobs_at(lp: np.ndarray, fed: list[int]) -> dict:
-    """Of every next token, and the likeliest tokens at some positions."""
+def logprobs_at(lp: np.ndarray, fed: list[int], digits: int = 6) -> dict:
+    """Of every next token, and the likeliest tokens at some positions, with so many significant digits."""
     last = len(fed) - 1
     positions = [int(part * last) for part in KEPT_POSITIONS]
-    rounded = np.vectorize(lambda x: float(f"{x:.6g}"))
+    rounded = np.vectorize(lambda x: float(f"{x:.{digits}g}"))
     ids = np.argsort(-lp[positions], axis=-1, kind="stable")[:, :N_TOP]
     return {"next": rounded(lp[np.arange(last), fed[1:]]).tolist(), "positions": positions, "top_ids": ids.tolist(),
             "top_logprobs": rounded(np.take_along_axis(lp[positions], ids, -1)).tolist()}
