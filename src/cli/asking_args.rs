@@ -133,6 +133,7 @@ impl AskingArgs {
             max_tokens: self.max_tokens as usize,
             n_ctx: self.ctx_size.map(|n| n as usize),
             sampling,
+            loras: Vec::new(),
         })
     }
 }

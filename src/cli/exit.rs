@@ -150,7 +150,6 @@ fn of_job(error: &job::Error) -> Exit {
 
 fn of_chatter(error: &eval::ChatterError) -> Exit {
     match error {
-        eval::ChatterError::Infer(e) => of_infer(e),
         eval::ChatterError::Tokenizer { source, .. } => of_vocabulary(source),
     }
 }

@@ -306,6 +306,22 @@ pub(super) fn parse_vector(arg: &Path) -> Result<VectorFile, plan::Error> {
     }
 }
 
+/// A file with `@RATIO` behind it unless the ratio is 1. The ratio is behind the last `@`, unless a
+/// file is called so.
+///
+/// # Errors
+/// [`plan::Error::RatioText`].
+pub(super) fn parse_ratio(arg: &Path) -> Result<(PathBuf, f64), plan::Error> {
+    let parts = arg.to_str().filter(|_| !arg.is_file()).and_then(|text| text.rsplit_once('@'));
+    match parts.map(|(path, ratio)| (path, ratio, ratio.parse())) {
+        Some((path, _, Ok(ratio))) => Ok((path.into(), ratio)),
+        Some((path, ratio, Err(_))) if Path::new(path).is_file() => {
+            Err(plan::Error::RatioText { text: ratio.to_owned() })
+        }
+        _ => Ok((arg.to_owned(), 1.0)),
+    }
+}
+
 /// The vector whose files are there.
 fn existing(text: &str, ratio: f64) -> Option<VectorFile> {
     let is_file = |text: &str| Path::new(text).is_file();

@@ -1,12 +1,14 @@
 //! `chatvec smoke FILE`, and what `merge --smoke` has in common with it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 
 use super::asking_args::AskingArgs;
 use super::progress::Asked;
+use super::recipe_args::parse_ratio;
 use super::template_process::templates;
 use super::{Exit, Global, output};
 use crate::gguf::Model;
@@ -22,6 +24,10 @@ pub(super) struct SmokeArgs {
     /// Show every prompt with its answer
     #[arg(long)]
     answers: bool,
+    /// Add a LoRA adapter to the model while it answers, with @RATIO behind it unless the ratio is 1;
+    /// several times for several
+    #[arg(long, value_name = "FILE[@RATIO]")]
+    lora: Vec<PathBuf>,
     #[command(flatten, next_help_heading = "Asking")]
     asking: AskingArgs,
 }
@@ -29,7 +35,13 @@ pub(super) struct SmokeArgs {
 pub(super) fn run(args: &SmokeArgs, global: &Global) -> Result<Exit> {
     let model = Model::open(&args.file, &global.limits())?;
     require_model(&model)?;
-    let talk = ask(&args.asking.read()?, &model, global)?;
+    let mut questions = args.asking.read()?;
+    for lora in &args.lora {
+        let (path, ratio) = parse_ratio(lora).context("--lora")?;
+        let ratio = plan::in_f32(ratio).ok_or(plan::Error::RatioText { text: ratio.to_string() }).context("--lora")?;
+        questions.loras.push((Arc::new(Model::open(&path, &global.limits())?), ratio));
+    }
+    let talk = ask(&questions, &model, global)?;
     output::print(&report::Smoke::new(&talk, model.path(), args.answers), global)?;
     Ok(exit(&talk))
 }
@@ -45,7 +57,7 @@ pub(super) fn ask(questions: &Questions, model: &Model, global: &Global) -> Resu
 
 /// Says if a model was talked to beyond what it was trained on.
 pub(super) fn tell_context(talk: &Talk) {
-    let (n_ctx, n_ctx_train) = (talk.n_ctx, talk.hyperparameters.n_ctx_train);
+    let (n_ctx, n_ctx_train) = (talk.n_ctx, talk.n_ctx_train);
     if n_ctx > n_ctx_train {
         let text = format!("--ctx-size {n_ctx} is more than the {n_ctx_train} tokens the model was trained on");
         output::complain("warning", &text);

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::asking::{Room, Said, Talks};
 use super::engine::InLlamaCpp;
 use super::{Answer, End, Loaded, Prompt, PromptSet, Reply, Scorer};
 use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
-use crate::infer::{self, Generated, Sampler, Sampling, Session, Transformer, generate};
+use crate::infer::{self, Host, Sampling, Session};
 
 /// Stands for an answer when a template is looked at.
 const MARKER: &str = "An answer of the assistant";
@@ -51,10 +52,9 @@ pub(super) fn no_special_end(text: &str) -> String {
     )
 }
 
-/// A model with all that it takes to talk to it.
+/// All that it takes to talk to a model, but for the engine that runs it.
 #[derive(Debug)]
 pub struct Chatter {
-    transformer: Transformer,
     tokenizer: Tokenizer,
     template: Template,
     loaded: Loaded,
@@ -64,9 +64,6 @@ pub struct Chatter {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChatterError {
-    /// The model does not run.
-    #[error(transparent)]
-    Infer(#[from] infer::Error),
     /// Its tokenizer is not known.
     #[error("{}", path.display())]
     Tokenizer {
@@ -126,34 +123,32 @@ impl Speed {
         (self.decode_seconds > 0.0).then(|| self.decode_tokens as f64 / self.decode_seconds)
     }
 
-    fn add(&mut self, prompt_tokens: usize, generated: &Generated) {
-        let seconds = |d: Duration| d.as_secs_f64();
+    /// Adds a step in which so many tokens of prompts and of answers went through the network. They
+    /// share its time.
+    pub(super) fn add_step(&mut self, time: Duration, prompt_tokens: usize, decode_tokens: usize) {
+        let seconds = time.as_secs_f64() / (prompt_tokens + decode_tokens).max(1) as f64;
         self.prompt_tokens += prompt_tokens;
-        self.prompt_seconds += seconds(generated.prompt_time);
-        // The first token came with the prompt; the one that ended the answer is not among the
-        // tokens.
-        self.decode_tokens += match generated.end {
-            infer::End::Token(_) => generated.tokens.len(),
-            _ => generated.tokens.len().saturating_sub(1),
-        };
-        self.decode_seconds += seconds(generated.decode_time);
+        self.prompt_seconds += seconds * prompt_tokens as f64;
+        self.decode_tokens += decode_tokens;
+        self.decode_seconds += seconds * decode_tokens as f64;
+    }
+
+    pub(super) fn add(&mut self, other: &Speed) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.prompt_seconds += other.prompt_seconds;
+        self.decode_tokens += other.decode_tokens;
+        self.decode_seconds += other.decode_seconds;
     }
 }
 
 impl Chatter {
-    /// Loads a model with its own template, or the given one. A model without any is talked to in
+    /// Loads a model's tokenizer with its own template, or the given one. A model without any is talked to in
     /// ChatML, as llama.cpp does; so is one whose template cannot be parsed. What is odd about them
     /// is in [`Chatter::loaded`]. `by` renders the model's own template.
     ///
     /// # Errors
-    /// [`ChatterError`] if the model does not run or its tokenizer is not known.
-    pub fn load(
-        model: &Model,
-        template: Option<Template>,
-        by: &Templates,
-        threads: usize,
-    ) -> Result<Self, ChatterError> {
-        let transformer = Transformer::load(model, threads)?;
+    /// [`ChatterError`] if its tokenizer is not known.
+    pub fn load(model: &Model, template: Option<Template>, by: &Templates) -> Result<Self, ChatterError> {
         let tokenizer = Tokenizer::from_metadata(model.metadata())
             .map_err(|source| ChatterError::Tokenizer { path: model.path().to_owned(), source })?;
         // Another's is given where the own one cannot be used: then it is not even parsed.
@@ -176,7 +171,7 @@ impl Chatter {
                 Template::chatml()
             }
         };
-        let mut chatter = Chatter { transformer, tokenizer, template, loaded };
+        let mut chatter = Chatter { tokenizer, template, loaded };
         if chatter.loaded.template_error.is_none() {
             match turn_end(&chatter.template, &chatter.tokenizer) {
                 Ok(TurnEnd::Nothing) => {}
@@ -186,11 +181,6 @@ impl Chatter {
             }
         }
         Ok(chatter)
-    }
-
-    /// The model.
-    pub fn transformer(&self) -> &Transformer {
-        &self.transformer
     }
 
     /// Its tokenizer.
@@ -203,8 +193,8 @@ impl Chatter {
         &self.loaded
     }
 
-    /// Asks all prompts, one after the other. `go_on` is told how many were answered, before each
-    /// token.
+    /// Asks an engine all prompts, as many at once as fit in memory: each is answered as if it were
+    /// alone. `go_on` is told how many were answered, before each token.
     ///
     /// A prompt that does not fit in the context is answered with nothing, ended by the context.
     /// One that the template refuses has no answer, and [`Conversations::loaded`] says so: a
@@ -215,68 +205,27 @@ impl Chatter {
     /// says no.
     pub fn ask(
         &self,
+        host: &dyn Host,
         set: &PromptSet,
         asking: &Asking,
         go_on: &dyn Fn(usize) -> bool,
     ) -> Result<Conversations, infer::Error> {
-        let mut session = Session::new(&self.transformer, asking.n_ctx, asking.memory)?;
-        let mut sampler = Sampler::new(asking.sampling.clone())?;
-        let mut said = Conversations { loaded: self.loaded.clone(), ..Conversations::default() };
-        let mut refused: Vec<(&str, TemplateError)> = Vec::new();
-        for (i, prompt) in set.prompts.iter().enumerate() {
-            // Where the template refuses, there is no token before which this is asked.
-            if !go_on(i) {
-                return Err(infer::Error::Cancelled);
+        let room = Room::of(self, set, asking, |n_tokens| host.largest_number(set.prompts.len(), n_tokens, asking.memory));
+        let mut said = Said::default();
+        let mut due: Vec<usize> = (0..set.prompts.len()).collect();
+        // Those that need more than their share of memory are asked alone.
+        for room in [room, Room { n_sequences: 1, n_tokens: asking.n_ctx }] {
+            if due.is_empty() && said.has_begun() {
+                break;
             }
-            let speed = &mut said.speed;
-            let mut reply =
-                |tokens: &[u32]| self.reply(&mut session, &mut sampler, asking, tokens, speed, &|_| go_on(i));
-            let (replies, refusal) = self.converse(prompt, &mut reply)?;
-            refused.extend(refusal.map(|e| (prompt.id.as_str(), e)));
-            said.answers.push(Answer { prompt: i, replies });
+            let mut engine = host.sequences(room.n_sequences, asking.n_ctx, room.n_tokens, asking.memory)?;
+            due = Talks::new(self, set, asking, due, &mut *engine).ask(&mut said, go_on)?;
         }
-        if let Some((id, e)) = refused.first() {
-            if matches!(e, TemplateError::Interrupted) {
-                return Err(infer::Error::Cancelled);
-            }
-            if said.answers.iter().all(|answer| answer.replies.is_empty()) {
-                said.loaded.template_error.get_or_insert_with(|| e.to_string());
-            }
-            let (n, all) = (refused.len(), set.prompts.len());
-            let text =
-                format!("the chat template does not render {n} of {all} prompts, which are not judged; {id}: {e}");
-            said.loaded.warnings.push(text);
-        }
-        Ok(said)
-    }
-
-    /// Answers each message of a prompt that wants one, until the template refuses.
-    fn converse(
-        &self,
-        prompt: &Prompt,
-        reply: &mut dyn FnMut(&[u32]) -> Result<Reply, infer::Error>,
-    ) -> Result<(Vec<Reply>, Option<TemplateError>), infer::Error> {
-        let mut replies = Vec::new();
-        let mut messages: Vec<Message> = Vec::new();
-        let answered: Vec<usize> = prompt.answered().collect();
-        for (i, turn) in prompt.messages.iter().enumerate() {
-            messages.push(Message { role: turn.role.clone(), content: turn.content.clone() });
-            if !answered.contains(&i) {
-                continue;
-            }
-            let tokens = match self.prompt_tokens(prompt, &messages) {
-                Ok(tokens) => tokens,
-                Err(e) => return Ok((replies, Some(e))),
-            };
-            let given = reply(&tokens)?;
-            messages.push(Message { role: "assistant".to_owned(), content: given.text.trim().to_owned() });
-            replies.push(given);
-        }
-        Ok((replies, None))
+        said.finish(self, set)
     }
 
     /// The conversation so far, as tokens, with the beginning of an answer.
-    fn prompt_tokens(&self, prompt: &Prompt, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
+    pub(super) fn question(&self, prompt: &Prompt, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
         let text = match &prompt.rendered {
             Some(rendered) if !self.loaded.has_template => rendered.clone(),
             _ => self.template.render(messages, &RenderOptions::new(Some(&self.tokenizer), true))?,
@@ -294,29 +243,12 @@ impl Chatter {
         eos.and_then(|eos| text.strip_suffix(&eos)).unwrap_or(text)
     }
 
-    fn reply(
-        &self,
-        session: &mut Session<'_>,
-        sampler: &mut Sampler,
-        asking: &Asking,
-        tokens: &[u32],
-        speed: &mut Speed,
-        go_on: &dyn Fn(&[u32]) -> bool,
-    ) -> Result<Reply, infer::Error> {
-        if tokens.is_empty() || tokens.len() >= session.n_ctx() {
-            let (text, raw) = (String::new(), String::new());
-            return Ok(Reply { text, raw, end: End::Context, n_tokens: 0, finite: true });
-        }
-        // What the last conversation had in common with this one stays.
-        let common = session.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count().min(tokens.len() - 1);
-        session.truncate(common);
-        let is_end = |id| self.tokenizer.is_end(id);
-        let generated = generate(session, &tokens[common..], asking.max_tokens, sampler, &is_end, go_on)?;
-        speed.add(tokens.len() - common, &generated);
+    /// What a model said.
+    pub(super) fn reply(&self, tokens: &[u32], end: &infer::End, finite: bool) -> Reply {
         let decode = |ids: &[u32], special| String::from_utf8_lossy(&self.tokenizer.decode(ids, special)).into_owned();
-        let mut raw = decode(&generated.tokens, true);
-        let mut n_tokens = generated.tokens.len();
-        let end = match generated.end {
+        let mut raw = decode(tokens, true);
+        let mut n_tokens = tokens.len();
+        let end = match *end {
             infer::End::Limit => End::Limit,
             infer::End::Context => End::Context,
             infer::End::Token(id) => {
@@ -326,7 +258,7 @@ impl Chatter {
                 End::Token(text)
             }
         };
-        Ok(Reply { text: decode(&generated.tokens, false), raw, end, n_tokens, finite: generated.is_finite })
+        Reply { text: decode(tokens, false), raw, end, n_tokens, finite }
     }
 }
 

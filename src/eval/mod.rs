@@ -16,6 +16,7 @@
 //! [`compare_tensors`] their weights, [`compare_vectors`] the vectors of two patches.
 
 mod answer;
+mod asking;
 mod audit;
 mod chatter;
 mod check_result;

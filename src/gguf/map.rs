@@ -65,6 +65,18 @@ impl Model {
     }
 }
 
+impl Mapped {
+    /// A part of it.
+    ///
+    /// # Panics
+    /// If it has no such part.
+    pub fn part(&self, part: Range<usize>) -> Mapped {
+        assert!(part.start <= part.end && part.end <= self.range.len(), "a part of what is mapped");
+        let range = self.range.start + part.start..self.range.start + part.end;
+        Mapped { file: Arc::clone(&self.file), range }
+    }
+}
+
 impl Deref for Mapped {
     type Target = [u8];
 

@@ -17,7 +17,7 @@ pub enum Error {
     /// An architecture without a forward pass in this crate.
     #[error(
         "{}: smoke inference knows the architectures {}, not {found}; try the file in llama.cpp itself",
-        path.display(), super::ARCHITECTURES.join(" and ")
+        path.display(), super::architectures().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
     )]
     Architecture {
         /// The file.
@@ -67,7 +67,7 @@ pub enum Error {
     },
     /// Tensors with no place in the architecture.
     #[error(
-        "{}: {} tensors have no place in a {architecture} model, among them {}; llama.cpp refuses such a file, too",
+        "{}: {} tensors have no place in a {architecture} model that writes text, among them {}",
         path.display(), tensors.len(), tensors[0]
     )]
     Extra {

@@ -2,7 +2,8 @@
 //! summed.
 
 use super::Error;
-use super::session::{Session, Watch};
+use super::linear::Watch;
+use super::session::Session;
 use super::transformer::Transformer;
 use crate::gguf::names::OUTPUT;
 use crate::imatrix::Sums;
@@ -43,11 +44,14 @@ impl Gathering {
     /// Room for the sums of a model, by the name of the text.
     pub fn sums(&self, model: &Transformer, dataset: &str) -> Sums {
         let mut sums = Sums::new(dataset, u32::try_from(self.n_ctx).unwrap_or(u32::MAX));
-        for linear in model.layers.iter().flat_map(|layer| layer.linears()) {
+        for linear in model.linears() {
             sums.add_tensor(&linear.name, linear.weight.row_len(), 1);
         }
+        for stack in model.stacks() {
+            sums.add_tensor(&stack.name, stack.row_len(), stack.weights.len());
+        }
         if let Some(output) = model.output.as_ref().filter(|_| self.process_output) {
-            sums.add_tensor(OUTPUT, output.row_len(), 1);
+            sums.add_tensor(OUTPUT, output.weight.row_len(), 1);
         }
         sums
     }
@@ -81,7 +85,7 @@ pub fn gather_importance(
             chunk[0] = bos;
         }
         session.truncate(0);
-        let mut add = |tensor: &str, x: &[f32]| sums.add(tensor, 0, x);
+        let mut add = |tensor: &str, matrix: usize, x: &[f32]| sums.add(tensor, matrix, x);
         let mut watch: Watch<'_> = Some(&mut add);
         session.feed_watched(&chunk, first_logits, &mut |_, _| {}, &mut watch)?;
         if let Some(tensor) = sums.first_not_finite() {

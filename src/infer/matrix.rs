@@ -241,46 +241,78 @@ fn blocks_of<T: Stored>(bytes: &[u8]) -> &[T] {
     unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
 }
 
+/// Rows of activations, and the matrix that they are multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct Product<'a> {
+    pub(super) matrix: &'a Matrix,
+    /// Whole rows of [`Matrix::row_len`].
+    pub(super) x: &'a [f32],
+}
+
 /// Multiplies rows of activations with several matrices of the same input: for each matrix
-/// `n_tokens × n_rows`, a token's outputs together. One task for the threads, however many
-/// matrices. Activations that are not all finite give outputs that are no numbers.
+/// `n_tokens × n_rows`, a token's outputs together.
 ///
 /// # Panics
 /// If the activations are no whole rows of the matrices.
-pub(super) fn multiply(matrices: &[&Matrix], x: &[f32], n_tokens: usize) -> Vec<Vec<f32>> {
-    assert!(matrices.iter().all(|m| m.row_len * n_tokens == x.len()), "activations of another width");
-    let mut turned: Vec<(&Matrix, Cow<'_, [f32]>)> = Vec::new();
-    for &matrix in matrices {
-        if !turned.iter().any(|(m, _)| m.is_alike(matrix)) {
-            turned.push((matrix, matrix.turned(x)));
-        }
-    }
-    let prepared: Vec<_> = turned.iter().map(|(matrix, x)| (*matrix, matrix.prepare(x))).collect();
-    let mut outputs: Vec<Vec<f32>> = matrices.iter().map(|m| vec![0.0; m.n_rows * n_tokens]).collect();
+pub(super) fn multiply(matrices: &[&Matrix], x: &[f32]) -> Vec<Vec<f32>> {
+    multiply_each(&matrices.iter().map(|&matrix| Product { matrix, x }).collect::<Vec<_>>())
+}
+
+/// Computes several products, which the threads share out among them however many they are: for
+/// each `n_tokens × n_rows`, a token's outputs together. What a row gives does not depend on the
+/// rows beside it. Activations that are not all finite give outputs that are no numbers.
+///
+/// # Panics
+/// If the activations are no whole rows of their matrix.
+pub(super) fn multiply_each(products: &[Product<'_>]) -> Vec<Vec<f32>> {
+    let is_whole = |p: &Product<'_>| p.x.len().is_multiple_of(p.matrix.row_len);
+    assert!(products.iter().all(is_whole), "activations of another width");
+    let n_tokens = |p: &Product<'_>| p.x.len() / p.matrix.row_len;
+    // Which of those before it has the same activations.
+    let same = |a: &Product<'_>, b: &Product<'_>| std::ptr::eq(a.x, b.x) && a.matrix.is_alike(b.matrix);
+    let first: Vec<usize> = (products.iter().enumerate())
+        .map(|(i, product)| products[..i].iter().position(|other| same(product, other)).unwrap_or(i))
+        .collect();
+    let turned: Vec<Cow<'_, [f32]>> = (products.iter().enumerate())
+        .map(|(i, p)| if first[i] == i { p.matrix.turned(p.x) } else { Cow::Borrowed(&[][..]) })
+        .collect();
+    let prepared: Vec<Option<Activations<'_>>> = (products.iter().zip(&turned).enumerate())
+        .map(|(i, (p, x))| (first[i] == i).then(|| p.matrix.prepare(x)))
+        .collect();
+    let mut outputs: Vec<Vec<f32>> = products.iter().map(|p| vec![0.0; p.matrix.n_rows * n_tokens(p)]).collect();
     let mut tasks = Vec::new();
-    for (&matrix, output) in matrices.iter().zip(&mut outputs) {
-        let Some((_, x)) = prepared.iter().find(|(m, _)| m.is_alike(matrix)) else { continue };
+    for ((product, output), first) in products.iter().zip(&mut outputs).zip(first) {
+        let (matrix, n_tokens) = (product.matrix, n_tokens(product));
+        let Some(x) = prepared[first].as_ref().filter(|_| n_tokens > 0) else { continue };
         let rows = (TASK / (matrix.row_len * n_tokens)).max(1);
         for (i, out) in output.chunks_mut(rows * n_tokens).enumerate() {
             let start = i * rows;
-            tasks.push((matrix, x, start..start + out.len() / n_tokens, out));
+            tasks.push((matrix, x, n_tokens, start..start + out.len() / n_tokens, out));
         }
     }
-    pool::for_each(tasks, |(matrix, x, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out));
-    for (matrix, output) in matrices.iter().zip(&mut outputs) {
-        if let Some(scale) = matrix.scale {
-            output.iter_mut().for_each(|v| *v *= scale);
-        }
-    }
-    // Rounded to 8 bits, what is no number would become a zero.
-    let rows = x.chunks_exact(x.len() / n_tokens).enumerate();
-    for (token, _) in rows.filter(|(_, row)| !row.iter().all(|v| v.is_finite())) {
-        outputs.iter_mut().flat_map(|out| out[token..].iter_mut().step_by(n_tokens)).for_each(|v| *v = f32::NAN);
-    }
-    if n_tokens > 1 {
-        outputs.iter_mut().for_each(|out| *out = transposed(out, n_tokens));
+    pool::for_each(tasks, |(matrix, x, n_tokens, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out));
+    for (product, output) in products.iter().zip(&mut outputs) {
+        product.finish(n_tokens(product), output);
     }
     outputs
+}
+
+impl Product<'_> {
+    /// Scales a product, and turns its columns into rows.
+    fn finish(&self, n_tokens: usize, output: &mut Vec<f32>) {
+        if let Some(scale) = self.matrix.scale {
+            output.iter_mut().for_each(|v| *v *= scale);
+        }
+        // Rounded to 8 bits, what is no number would become a zero.
+        for (token, row) in self.x.chunks_exact(self.matrix.row_len).enumerate() {
+            if !row.iter().all(|v| v.is_finite()) {
+                output[token..].iter_mut().step_by(n_tokens).for_each(|v| *v = f32::NAN);
+            }
+        }
+        if n_tokens > 1 {
+            *output = transposed(output, n_tokens);
+        }
+    }
 }
 
 /// Rows of `n` become columns.

@@ -1,27 +1,42 @@
 //! Smoke inference: what a file answers, in this process, as llama.cpp computes it.
 //!
-//! [`Transformer::load`] maps the weights of a `llama` or `qwen2` model, [`Session`] keeps the keys
-//! and values of one conversation, and [`generate`] continues it. Weights are multiplied in the
+//! [`Transformer::load`] maps the weights of a model of one of the [`architectures`], [`Session`]
+//! keeps the keys and values of one conversation, [`Sequences`] those of several, and [`generate`]
+//! continues one. Weights are multiplied in the
 //! type they are stored in, with activations rounded as ggml rounds them: by candle's dot products
 //! (F32, Q8_0, Q4_0, K-quants), by the codec's own where candle has no vector code (F16, BF16,
 //! Q4_1, Q5_0, Q5_1), and where neither fits by rows decoded on the way. Nothing is expanded in
 //! memory.
 
+mod architecture;
+mod attention;
+mod cache;
+mod engine;
 mod error;
+mod feed_forward;
 mod generate;
 mod hyperparameters;
 mod importance;
+mod keys;
+mod linear;
+mod lora;
 mod matrix;
 mod ops;
 mod rope;
 mod sample;
+mod sequences;
 mod session;
 mod transformer;
+mod weights;
 
+pub use architecture::architectures;
+pub use engine::{Engine, Fed, Host};
 pub use error::Error;
 pub use generate::{End, Generated, generate};
-pub use hyperparameters::{ARCHITECTURES, Hyperparameters};
+pub use hyperparameters::{Hyperparameters, RopeParameters, Temperature};
 pub use importance::{Gathering, gather_importance};
+pub use lora::LoraFile;
 pub use sample::{Sampler, Sampling};
+pub use sequences::Sequences;
 pub use session::Session;
 pub use transformer::Transformer;

@@ -7,8 +7,9 @@ use super::hyperparameters::RopeParameters;
 #[derive(Debug)]
 pub(super) struct Rope {
     is_neox: bool,
+    n_embd_head: usize,
     freq_scale: f32,
-    attn_factor: f32,
+    magnitude: f32,
     theta_scale: f32,
     /// For each pair what its angle is divided by (`rope_freqs.weight`); empty for 1.
     factors: Vec<f32>,
@@ -20,16 +21,19 @@ pub(super) struct Rope {
 impl Rope {
     /// `n_embd_head` is the width of a head; `factors` are empty or one a pair.
     pub(super) fn new(parameters: &RopeParameters, n_embd_head: usize, factors: Vec<f32>) -> Self {
-        let n_pairs = n_embd_head / 2;
-        let unscaled = if parameters.is_yarn { yarn_ramp(parameters, n_embd_head) } else { Vec::new() };
+        let (unscaled, magnitude) = match parameters.yarn_turns {
+            Some(turns) => (yarn_ramp(parameters, turns), 1.0 + 0.1 * (1.0 / parameters.freq_scale).ln()),
+            None => (Vec::new(), 1.0),
+        };
         Rope {
             is_neox: parameters.is_neox,
+            n_embd_head,
             freq_scale: parameters.freq_scale,
-            attn_factor: parameters.attn_factor,
-            theta_scale: parameters.freq_base.powf(-2.0 / n_embd_head as f32),
+            magnitude: parameters.attn_factor * magnitude,
+            theta_scale: parameters.freq_base.powf(-2.0 / parameters.n_rot as f32),
             factors,
             unscaled,
-            n_pairs,
+            n_pairs: parameters.n_rot / 2,
         }
     }
 
@@ -44,7 +48,7 @@ impl Rope {
                 None => interpolated,
             };
             theta *= self.theta_scale;
-            (angle.cos() * self.attn_factor, angle.sin() * self.attn_factor)
+            (angle.cos() * self.magnitude, angle.sin() * self.magnitude)
         };
         (0..self.n_pairs).map(angle).collect()
     }
@@ -52,7 +56,7 @@ impl Rope {
     /// Turns every head of `row`, a whole number of heads.
     pub(super) fn rotate(&self, row: &mut [f32], turns: &[(f32, f32)]) {
         let half = self.n_pairs;
-        for head in row.chunks_exact_mut(2 * half) {
+        for head in row.chunks_exact_mut(self.n_embd_head) {
             for (i, (cos, sin)) in turns.iter().enumerate() {
                 let (a, b) = if self.is_neox { (i, i + half) } else { (2 * i, 2 * i + 1) };
                 let (x, y) = (head[a], head[b]);
@@ -64,16 +68,15 @@ impl Rope {
 }
 
 /// 1 for pairs that turn often within the original context, 0 for those that hardly turn, a ramp
-/// between (`ggml_rope_yarn_corr_dims`, `rope_yarn_ramp`; `beta_fast` 32 and `beta_slow` 1 are
-/// llama.cpp's defaults).
-fn yarn_ramp(parameters: &RopeParameters, n_embd_head: usize) -> Vec<f32> {
-    let n_dims = n_embd_head as f32;
+/// between (`ggml_rope_yarn_corr_dims`, `rope_yarn_ramp`).
+fn yarn_ramp(parameters: &RopeParameters, [fast, slow]: [f32; 2]) -> Vec<f32> {
+    let n_dims = parameters.n_rot as f32;
     let dimension = |turns: f32| {
         let tokens_a_turn = parameters.n_ctx_orig as f32 / (turns * 2.0 * std::f32::consts::PI);
         n_dims * tokens_a_turn.ln() / (2.0 * parameters.freq_base.ln())
     };
-    let low = dimension(32.0).floor().max(0.0);
-    let high = dimension(1.0).ceil().min(n_dims - 1.0);
+    let low = dimension(fast).floor().max(0.0);
+    let high = dimension(slow).ceil().min(n_dims - 1.0);
     let share = |pair: usize| 1.0 - ((pair as f32 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
-    (0..n_embd_head / 2).map(share).collect()
+    (0..parameters.n_rot / 2).map(share).collect()
 }

@@ -57,6 +57,12 @@ impl Sampler {
         Ok(Sampler { sampling, rng: ChaCha8Rng::seed_from_u64(seed) })
     }
 
+    /// The same, with a chance of its own: as many of them as one likes are independent of each other.
+    pub fn of_stream(mut self, stream: u64) -> Self {
+        self.rng.set_stream(stream);
+        self
+    }
+
     /// The next token, an index into `logits`; 0 if there are none.
     pub fn choose(&mut self, logits: &[f32]) -> u32 {
         let Sampling::Random { temperature, top_k, top_p, min_p, .. } = self.sampling else {

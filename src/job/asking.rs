@@ -1,12 +1,13 @@
 //! Asking a model some prompts, and judging what it says.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Error;
 use crate::chat::{Template, Templates};
 use crate::eval::{Asking, Chatter, Conversations, Judgement, Language, PromptSet, Thresholds, Verdict, judge};
 use crate::gguf::{Metadata, Model};
-use crate::infer::{self, Hyperparameters, Sampling, Session, Transformer};
+use crate::infer::{self, LoraFile, Sampling, Session, Transformer};
 use crate::pipeline::Budget;
 
 /// Tokens of a conversation, if memory and model allow and nothing else is said: two pages.
@@ -34,6 +35,8 @@ pub struct Questions {
     pub n_ctx: Option<usize>,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// Adapters that are added to the model while it answers, each with a factor.
+    pub loras: Vec<(Arc<Model>, f32)>,
 }
 
 impl Default for Questions {
@@ -49,6 +52,7 @@ impl Default for Questions {
             max_tokens: 256,
             n_ctx: None,
             sampling: Sampling::Greedy,
+            loras: Vec::new(),
         }
     }
 }
@@ -98,14 +102,18 @@ impl Questions {
         go_on: &dyn Fn(usize) -> bool,
     ) -> Result<Talk, Error> {
         let (set, languages) = self.resolve(model.metadata());
-        let chatter = Chatter::load(model, self.template.clone(), templates, budget.threads)?;
-        let n_ctx = context_size(chatter.transformer(), self.n_ctx, budget.memory);
+        let loras = self.loras.iter().map(|(model, factor)| LoraFile { model, factor: *factor });
+        let transformer = Transformer::load_with(model, &loras.collect::<Vec<_>>(), budget.threads)?;
+        let chatter = Chatter::load(model, self.template.clone(), templates)?;
+        let n_ctx = context_size(&transformer, self.n_ctx, budget.memory);
         let (max_tokens, sampling) = (self.max_tokens, self.sampling.clone());
         let asking = Asking { max_tokens, n_ctx, memory: budget.memory, sampling };
-        let said = chatter.ask(&set, &asking, go_on)?;
+        let said = chatter.ask(&transformer, &set, &asking, go_on)?;
         let judgement = judge(&set, &said.answers, &languages, &self.thresholds, &said.loaded)?;
-        let hyperparameters = chatter.transformer().hyperparameters().clone();
-        Ok(Talk { hyperparameters, set, prompts: self.prompts.clone(), said, judgement, max_tokens, n_ctx })
+        let shape = transformer.hyperparameters();
+        let (architecture, n_ctx_train) = (shape.architecture.clone(), shape.n_ctx_train);
+        let prompts = self.prompts.clone();
+        Ok(Talk { architecture, n_ctx_train, set, prompts, said, judgement, max_tokens, n_ctx })
     }
 }
 
@@ -113,8 +121,10 @@ impl Questions {
 /// another name.
 #[derive(Clone, Debug)]
 pub struct Talk {
-    /// The shape of the network.
-    pub hyperparameters: Hyperparameters,
+    /// `general.architecture`.
+    pub architecture: String,
+    /// Tokens that it was trained on at once.
+    pub n_ctx_train: usize,
     /// What was asked.
     pub set: PromptSet,
     /// The file that is from; none for the built-in prompts.

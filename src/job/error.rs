@@ -98,7 +98,6 @@ impl Error {
     pub fn is_interruption(&self) -> bool {
         match self {
             Error::Pipeline(pipeline::Error::Cancelled) | Error::Infer(infer::Error::Cancelled) => true,
-            Error::Chatter(ChatterError::Infer(infer::Error::Cancelled)) => true,
             Error::Interrupted { .. } => true,
             Error::SmokeTest(source)
             | Error::Adapter(source)

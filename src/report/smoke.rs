@@ -7,15 +7,14 @@ use serde_json::{Value as Json, json};
 use super::{Report, Table};
 use crate::eval::{Answer, CheckResult, Conversations, Good, Judgement, PromptSet, Verdict};
 use crate::gguf::printable;
-use crate::infer::Hyperparameters;
 use crate::job::Talk;
 
 /// A model that was asked the prompts of a set.
 pub struct Smoke<'a> {
     /// The file.
     pub file: String,
-    /// The shape of the network.
-    pub hyperparameters: &'a Hyperparameters,
+    /// `general.architecture`.
+    pub architecture: &'a str,
     /// The prompts.
     pub set: &'a PromptSet,
     /// The file they are from; none for the built-in ones.
@@ -37,7 +36,7 @@ impl<'a> Smoke<'a> {
     pub fn new(talk: &'a Talk, path: &Path, shows_answers: bool) -> Self {
         Smoke {
             file: path.display().to_string(),
-            hyperparameters: &talk.hyperparameters,
+            architecture: &talk.architecture,
             set: &talk.set,
             prompts: talk.prompts.as_deref(),
             said: &talk.said,
@@ -83,7 +82,7 @@ impl Report for Smoke<'_> {
         };
         json!({
             "file": self.file,
-            "architecture": self.hyperparameters.architecture,
+            "architecture": self.architecture,
             "verdict": self.judgement.verdict,
             "asked": {
                 "prompts": self.prompts.map(|path| path.to_string_lossy()),
