@@ -1,6 +1,7 @@
 //! The command: arguments, progress, exit codes. One file a command; no model logic.
 
 mod apply;
+mod architectures;
 mod asking_args;
 mod compare;
 mod demo;
@@ -96,6 +97,8 @@ enum Command {
     Compare(compare::CompareArgs),
     /// Find out from a text which weights matter: an importance matrix, for --imatrix
     Imatrix(imatrix::MatrixArgs),
+    /// List what can be done with models of which architecture
+    Architectures(architectures::ArchitecturesArgs),
     /// Merge the bundled trio of real models and say what came of it
     Demo(demo::DemoArgs),
     /// Render chat templates for the command that started this one
@@ -135,6 +138,7 @@ pub fn main() -> ExitCode {
         Command::Smoke(args) => smoke::run(args, global),
         Command::Compare(args) => compare::run(args, global),
         Command::Imatrix(args) => imatrix::run(args, global),
+        Command::Architectures(args) => architectures::run(args, global),
         Command::Demo(args) => demo::run(args, global),
         Command::RenderTemplates(args) => Ok(template_process::serve(args)),
     };

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::chatter::{Asking, Chatter, Conversations, Speed};
 use super::{Answer, End, Prompt, PromptSet, Reply};
 use crate::chat::{Message, TemplateError};
-use crate::infer::{self, Engine, Fed, Sampler};
+use crate::infer::{self, Engine, Fed, Host, Sampler};
 
 /// Conversations that go on at once, at most: weights are read once for all of them.
 const MOST_AT_ONCE: usize = 32;
@@ -16,6 +16,39 @@ const WORTH_SHARING: usize = 8;
 /// Tokens that a template may write around a message, for the guess of how long a conversation
 /// gets.
 const AROUND_A_MESSAGE: usize = 24;
+
+impl Chatter {
+    /// Asks an engine all prompts, as many at once as fit in memory: each is answered as if it were
+    /// alone. `go_on` is told how many were answered, before each token.
+    ///
+    /// A prompt that does not fit in the context is answered with nothing, ended by the context.
+    /// One that the template refuses has no answer, and [`Conversations::loaded`] says so: a
+    /// warning, or if there is not one answer, an error.
+    ///
+    /// # Errors
+    /// [`infer::Error::Memory`], [`infer::Error::Setting`]; [`infer::Error::Cancelled`] if `go_on`
+    /// says no.
+    pub fn ask(
+        &self,
+        host: &dyn Host,
+        set: &PromptSet,
+        asking: &Asking,
+        go_on: &dyn Fn(usize) -> bool,
+    ) -> Result<Conversations, infer::Error> {
+        let room = Room::of(self, set, asking, |n_tokens| host.largest_number(set.prompts.len(), n_tokens, asking.memory));
+        let mut said = Said::default();
+        let mut due: Vec<usize> = (0..set.prompts.len()).collect();
+        // Those that need more than their share of memory are asked alone.
+        for room in [room, Room { n_sequences: 1, n_tokens: asking.n_ctx }] {
+            if due.is_empty() && said.has_begun() {
+                break;
+            }
+            let mut engine = host.sequences(room.n_sequences, asking.n_ctx, room.n_tokens, asking.memory)?;
+            due = Talks::new(self, set, asking, due, &mut *engine).ask(&mut said, go_on)?;
+        }
+        said.finish(self, set)
+    }
+}
 
 /// A prompt that is being answered.
 struct Conversation {
@@ -62,15 +95,15 @@ struct Step {
 }
 
 /// How many sequences a set is asked in, and how many tokens fit in each.
-pub(super) struct Room {
-    pub(super) n_sequences: usize,
-    pub(super) n_tokens: usize,
+struct Room {
+    n_sequences: usize,
+    n_tokens: usize,
 }
 
 impl Room {
     /// What the prompts of a set need, if `fit` sequences of so many tokens fit in memory. Answers
     /// are as long as they may be.
-    pub(super) fn of(chatter: &Chatter, set: &PromptSet, asking: &Asking, fit: impl Fn(usize) -> usize) -> Room {
+    fn of(chatter: &Chatter, set: &PromptSet, asking: &Asking, fit: impl Fn(usize) -> usize) -> Room {
         let n_tokens = |text: &str| chatter.tokenizer().encode(text, false, false).len();
         // What a template writes at the beginning is the same for all of them.
         let first = set.prompts.first().and_then(|prompt| chatter.question(prompt, &first_question(prompt)).ok());
@@ -81,9 +114,10 @@ impl Room {
         };
         let longest = beginning + set.prompts.iter().map(guess).max().unwrap_or(1);
         let n_tokens = longest.clamp(1, asking.n_ctx);
-        let n_sequences = fit(n_tokens).min(MOST_AT_ONCE).min(set.prompts.len());
+        // One of them may need all of the context.
+        let n_sequences = fit(n_tokens).min(MOST_AT_ONCE).min(set.prompts.len()) * fit(asking.n_ctx).min(1);
         match n_sequences {
-            // Alone each may have all of the context.
+            // Alone each has all of it.
             0 | 1 => Room { n_sequences: 1, n_tokens: asking.n_ctx },
             n_sequences => Room { n_sequences, n_tokens },
         }
@@ -97,7 +131,7 @@ fn first_question(prompt: &Prompt) -> Vec<Message> {
 }
 
 /// The conversations of a set, some of which are going on.
-pub(super) struct Talks<'a> {
+struct Talks<'a> {
     chatter: &'a Chatter,
     set: &'a PromptSet,
     asking: &'a Asking,
@@ -113,7 +147,7 @@ pub(super) struct Talks<'a> {
 }
 
 impl<'a> Talks<'a> {
-    pub(super) fn new(
+    fn new(
         chatter: &'a Chatter,
         set: &'a PromptSet,
         asking: &'a Asking,
@@ -130,7 +164,7 @@ impl<'a> Talks<'a> {
     ///
     /// # Errors
     /// Those of the engine; [`infer::Error::Cancelled`] if `go_on` says no.
-    pub(super) fn ask(
+    fn ask(
         mut self,
         said: &mut Said,
         go_on: &dyn Fn(usize) -> bool,
@@ -315,7 +349,7 @@ impl Conversation {
 
 /// What was said so far.
 #[derive(Default)]
-pub(super) struct Said {
+struct Said {
     conversations: Vec<Conversation>,
     speed: Speed,
     has_begun: bool,
@@ -323,7 +357,7 @@ pub(super) struct Said {
 
 impl Said {
     /// Whether anything was asked.
-    pub(super) fn has_begun(&self) -> bool {
+    fn has_begun(&self) -> bool {
         self.has_begun
     }
 
@@ -331,7 +365,7 @@ impl Said {
     ///
     /// # Errors
     /// [`infer::Error::Cancelled`] if a template was interrupted.
-    pub(super) fn finish(mut self, chatter: &Chatter, set: &PromptSet) -> Result<Conversations, infer::Error> {
+    fn finish(mut self, chatter: &Chatter, set: &PromptSet) -> Result<Conversations, infer::Error> {
         self.conversations.sort_by_key(|c| c.prompt);
         let mut said = Conversations { loaded: chatter.loaded().clone(), speed: self.speed, answers: Vec::new() };
         let mut refused: Vec<(usize, TemplateError)> = Vec::new();

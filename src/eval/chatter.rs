@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::asking::{Room, Said, Talks};
 use super::engine::InLlamaCpp;
-use super::{Answer, End, Loaded, Prompt, PromptSet, Reply, Scorer};
+use super::{Answer, End, Loaded, Prompt, Reply, Scorer};
 use crate::chat::{self, Message, RenderOptions, Template, TemplateError, Templates, TokenKind, Tokenizer};
 use crate::gguf::Model;
-use crate::infer::{self, Host, Sampling, Session};
+use crate::infer::{self, Sampling, Session};
 
 /// Stands for an answer when a template is looked at.
 const MARKER: &str = "An answer of the assistant";
@@ -191,37 +190,6 @@ impl Chatter {
     /// What is known of the file before it answers.
     pub fn loaded(&self) -> &Loaded {
         &self.loaded
-    }
-
-    /// Asks an engine all prompts, as many at once as fit in memory: each is answered as if it were
-    /// alone. `go_on` is told how many were answered, before each token.
-    ///
-    /// A prompt that does not fit in the context is answered with nothing, ended by the context.
-    /// One that the template refuses has no answer, and [`Conversations::loaded`] says so: a
-    /// warning, or if there is not one answer, an error.
-    ///
-    /// # Errors
-    /// [`infer::Error::Memory`], [`infer::Error::Setting`]; [`infer::Error::Cancelled`] if `go_on`
-    /// says no.
-    pub fn ask(
-        &self,
-        host: &dyn Host,
-        set: &PromptSet,
-        asking: &Asking,
-        go_on: &dyn Fn(usize) -> bool,
-    ) -> Result<Conversations, infer::Error> {
-        let room = Room::of(self, set, asking, |n_tokens| host.largest_number(set.prompts.len(), n_tokens, asking.memory));
-        let mut said = Said::default();
-        let mut due: Vec<usize> = (0..set.prompts.len()).collect();
-        // Those that need more than their share of memory are asked alone.
-        for room in [room, Room { n_sequences: 1, n_tokens: asking.n_ctx }] {
-            if due.is_empty() && said.has_begun() {
-                break;
-            }
-            let mut engine = host.sequences(room.n_sequences, asking.n_ctx, room.n_tokens, asking.memory)?;
-            due = Talks::new(self, set, asking, due, &mut *engine).ask(&mut said, go_on)?;
-        }
-        said.finish(self, set)
     }
 
     /// The conversation so far, as tokens, with the beginning of an answer.

@@ -55,6 +55,20 @@ impl Attention {
     ) -> Result<Self, Error> {
         let (n_embd, n_q, n_kv) = (h.n_embd, h.n_embd_q(), h.n_embd_kv());
         let (rules, norms) = (&architecture.attention, &architecture.norms);
+        let mut vector = |name: &str, len: usize, is_there: bool| match is_there {
+            true => tensors.vector(&format!("blk.{i}.{name}.weight"), len).map(Some),
+            false => Ok(None),
+        };
+        let (q_len, k_len) = match rules.qk_norm {
+            QkNorm::Rows => (n_q, n_kv),
+            QkNorm::Heads | QkNorm::None => (h.n_embd_head, h.n_embd_head),
+        };
+        let has_qk_norm = rules.qk_norm != QkNorm::None;
+        let norm = vector("attn_norm", n_embd, norms.attention)?;
+        let q_norm = vector("attn_q_norm", q_len, has_qk_norm)?;
+        let k_norm = vector("attn_k_norm", k_len, has_qk_norm)?;
+        let post_norm = vector("post_attention_norm", n_embd, norms.after_attention)?;
+        let sinks = vector("attn_sinks", h.n_head, rules.has_sinks)?;
         let fused = format!("blk.{i}.attn_qkv");
         let qkv = match tensors.has(&format!("{fused}.weight")) {
             true => Qkv::Fused(Box::new(Self::fused(tensors, h, i, &fused)?)),
@@ -65,21 +79,12 @@ impl Attention {
                 Qkv::Apart(Box::new([part("q", n_q)?, part("k", n_kv)?, part("v", n_kv)?]))
             }
         };
-        let mut norm = |name: &str, len: usize, is_there: bool| match is_there {
-            true => tensors.vector(&format!("blk.{i}.{name}.weight"), len).map(Some),
-            false => Ok(None),
-        };
-        let (q_len, k_len) = match rules.qk_norm {
-            QkNorm::Rows => (n_q, n_kv),
-            QkNorm::Heads | QkNorm::None => (h.n_embd_head, h.n_embd_head),
-        };
-        let has_qk_norm = rules.qk_norm != QkNorm::None;
         Ok(Attention {
-            norm: norm("attn_norm", n_embd, norms.attention)?,
-            q_norm: norm("attn_q_norm", q_len, has_qk_norm)?,
-            k_norm: norm("attn_k_norm", k_len, has_qk_norm)?,
-            post_norm: norm("post_attention_norm", n_embd, norms.after_attention)?,
-            sinks: norm("attn_sinks", h.n_head, rules.has_sinks)?,
+            norm,
+            q_norm,
+            k_norm,
+            post_norm,
+            sinks,
             output: tensors.linear(&format!("blk.{i}.attn_output"), n_q, n_embd, rules.output_bias)?,
             qkv,
             window: h.windows[i],
@@ -135,7 +140,7 @@ impl Attention {
                 rope.rotate(k, turns);
             }
         }
-        if let Some(temperature) = &h.temperature {
+        if let Some(temperature) = &h.scales.temperature {
             for (q, place) in q.chunks_exact_mut(n_q).zip(rows.places) {
                 let factor = temperature.at(place.position);
                 q.iter_mut().for_each(|v| *v *= factor);
@@ -210,8 +215,8 @@ impl Seen<'_> {
     fn look(&self, h: &Hyperparameters, query: &[f32], out: &mut [f32]) {
         let row = |i: usize| i * self.width + self.offset..i * self.width + self.offset + query.len();
         let score = |i: usize| {
-            let score = dot(query, &self.cache.keys[row(i)]) * h.attention_scale;
-            h.attention_cap.map_or(score, |cap| ops::capped(score, cap))
+            let score = dot(query, &self.cache.keys[row(i)]) * h.scales.attention;
+            h.scales.attention_cap.map_or(score, |cap| ops::capped(score, cap))
         };
         let mut scores: Vec<f32> = (self.first..self.end).map(score).collect();
         ops::softmax(&mut scores, self.sink);

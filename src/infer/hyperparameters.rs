@@ -54,18 +54,26 @@ pub struct Hyperparameters {
     pub windows: Vec<Option<usize>>,
     /// For each layer whether positions turn its queries and keys.
     pub turned: Vec<bool>,
+    /// What is multiplied, and what is limited.
+    pub scales: Scales,
+}
+
+/// Constants of a network that its activations are multiplied with, and limits that they are kept
+/// within. Where a family has none, 1 and no limit.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Scales {
     /// What embeddings are multiplied with.
-    pub embedding_scale: f32,
+    pub embedding: f32,
     /// What scores of attention are multiplied with.
-    pub attention_scale: f32,
+    pub attention: f32,
     /// What scores of attention do not go beyond.
     pub attention_cap: Option<f32>,
     /// How queries grow with their position.
     pub temperature: Option<Temperature>,
     /// What a layer's parts are multiplied with before they are added.
-    pub residual_scale: f32,
+    pub residual: f32,
     /// What logits are multiplied with.
-    pub logit_scale: f32,
+    pub logit: f32,
     /// What logits do not go beyond.
     pub logit_cap: Option<f32>,
 }
@@ -133,8 +141,6 @@ impl Hyperparameters {
             return Err(keys.fault("attention.layer_norm_rms_epsilon", "a small number", "none or a negative one"));
         };
         let rope = RopeParameters::read(&keys, &architecture.rope, heads.width, n_ctx_train)?;
-        let (attention, output) = (&architecture.attention, &architecture.output);
-        let cap = |cap: f32| Some(cap).filter(|cap| *cap != 0.0);
         Ok(Hyperparameters {
             architecture: architecture.name.to_owned(),
             n_ctx_train,
@@ -152,38 +158,7 @@ impl Hyperparameters {
             window_rope: window_rope(&keys, architecture, &rope)?,
             windows: windows(&keys, architecture, n_layer)?,
             turned: turned(&keys, &architecture.rope, n_layer)?,
-            embedding_scale: match architecture.embeddings {
-                EmbeddingScale::One => 1.0,
-                EmbeddingScale::RootOfWidth => (n_embd as f32).sqrt(),
-                EmbeddingScale::Key => keys.scale("embedding_scale")?.unwrap_or(1.0),
-            },
-            attention_scale: attention_scale(&keys, attention.scale, &heads, n_embd, n_layer)?,
-            attention_cap: match attention.soft_cap {
-                Some(default) => cap(keys.float("attn_logit_softcapping")?.unwrap_or(default)),
-                None => None,
-            },
-            temperature: match attention.has_temperature {
-                true => {
-                    let scale = keys.scale("attention.temperature_scale")?;
-                    scale.map(|scale| Temperature { scale, n_floor: rope.n_ctx_orig })
-                }
-                false => None,
-            },
-            residual_scale: match architecture.scales_residuals {
-                true => keys.scale("residual_scale")?.unwrap_or(1.0),
-                false => 1.0,
-            },
-            logit_scale: match output.is_divided {
-                true => match keys.scale("logit_scale")? {
-                    Some(scale) => 1.0 / scale,
-                    None => return Err(keys.fault("logit_scale", "a number that is not 0", "none, or 0")),
-                },
-                false => 1.0,
-            },
-            logit_cap: match output.soft_cap {
-                Some(default) => cap(keys.float("final_logit_softcapping")?.unwrap_or(default)),
-                None => None,
-            },
+            scales: Scales::read(&keys, architecture, [n_embd, n_layer, heads.n, heads.width], &rope)?,
             rope,
         })
     }
@@ -408,20 +383,51 @@ fn turned(keys: &Keys<'_>, rules: &RopeRules, n_layer: usize) -> Result<Vec<bool
     Ok((1..=n_layer).map(|i| rules.period_without.is_none_or(|period| !i.is_multiple_of(period))).collect())
 }
 
-fn attention_scale(
-    keys: &Keys<'_>,
-    rule: AttentionScale,
-    heads: &Heads,
-    n_embd: usize,
-    n_layer: usize,
-) -> Result<f32, Error> {
-    let by_head = 1.0 / (heads.width as f32).sqrt();
-    Ok(match rule {
-        AttentionScale::HeadWidth => by_head,
-        AttentionScale::Key => keys.scale("attention.scale")?.unwrap_or(by_head),
-        AttentionScale::NetworkWidthAt { n_layer: n } if n == n_layer => 1.0 / ((n_embd / heads.n) as f32).sqrt(),
-        AttentionScale::NetworkWidthAt { .. } => by_head,
-    })
+impl Scales {
+    fn read(
+        keys: &Keys<'_>,
+        architecture: &Architecture,
+        [n_embd, n_layer, n_head, head_width]: [usize; 4],
+        rope: &RopeParameters,
+    ) -> Result<Self, Error> {
+        let (attention, output) = (&architecture.attention, &architecture.output);
+        let cap = |key: &str, default: Option<f32>| match default {
+            Some(default) => Ok(Some(keys.float(key)?.unwrap_or(default)).filter(|cap| *cap != 0.0)),
+            None => Ok::<_, Error>(None),
+        };
+        let by_head = 1.0 / (head_width as f32).sqrt();
+        let temperature = match attention.has_temperature {
+            true => keys.scale("attention.temperature_scale")?,
+            false => None,
+        };
+        Ok(Scales {
+            embedding: match architecture.embeddings {
+                EmbeddingScale::One => 1.0,
+                EmbeddingScale::RootOfWidth => (n_embd as f32).sqrt(),
+                EmbeddingScale::Key => keys.scale("embedding_scale")?.unwrap_or(1.0),
+            },
+            attention: match attention.scale {
+                AttentionScale::HeadWidth => by_head,
+                AttentionScale::Key => keys.scale("attention.scale")?.unwrap_or(by_head),
+                AttentionScale::NetworkWidthAt { n_layer: n } if n == n_layer => 1.0 / ((n_embd / n_head) as f32).sqrt(),
+                AttentionScale::NetworkWidthAt { .. } => by_head,
+            },
+            attention_cap: cap("attn_logit_softcapping", attention.soft_cap)?,
+            temperature: temperature.map(|scale| Temperature { scale, n_floor: rope.n_ctx_orig }),
+            residual: match architecture.scales_residuals {
+                true => keys.scale("residual_scale")?.unwrap_or(1.0),
+                false => 1.0,
+            },
+            logit: match output.is_divided {
+                true => match keys.scale("logit_scale")? {
+                    Some(scale) => 1.0 / scale,
+                    None => return Err(keys.fault("logit_scale", "a number that is not 0", "none, or 0")),
+                },
+                false => 1.0,
+            },
+            logit_cap: cap("final_logit_softcapping", output.soft_cap)?,
+        })
+    }
 }
 
 fn n_vocab(model: &Model) -> Result<usize, Error> {

@@ -3,7 +3,7 @@
 use super::Error;
 use super::linear::Adapter;
 use super::matrix::Matrix;
-use super::weights::require;
+use super::shape::require;
 use crate::gguf::{Mapping, Model};
 
 /// What the names of an adapter's tensors end with: factors of `rank` outputs and of `rank` inputs.

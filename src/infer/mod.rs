@@ -21,11 +21,14 @@ mod keys;
 mod linear;
 mod lora;
 mod matrix;
+#[cfg(test)]
+mod mutants;
 mod ops;
 mod rope;
 mod sample;
 mod sequences;
 mod session;
+mod shape;
 mod transformer;
 mod weights;
 
@@ -33,7 +36,7 @@ pub use architecture::architectures;
 pub use engine::{Engine, Fed, Host};
 pub use error::Error;
 pub use generate::{End, Generated, generate};
-pub use hyperparameters::{Hyperparameters, RopeParameters, Temperature};
+pub use hyperparameters::{Hyperparameters, RopeParameters, Scales, Temperature};
 pub use importance::{Gathering, gather_importance};
 pub use lora::LoraFile;
 pub use sample::{Sampler, Sampling};

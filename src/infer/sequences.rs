@@ -202,10 +202,10 @@ fn bytes_needed(model: &Transformer, n: usize, n_ctx: usize) -> u64 {
     let cache = width(h.n_layer).saturating_mul(n_ctx).saturating_mul(2 * width(h.n_embd_kv())).saturating_mul(n);
     // A token goes through its experts one beside the other, and their inputs are put together.
     let experts = width(h.n_expert_used) * (3 * width(h.n_ff) + 3 * width(h.n_embd)) + width(h.n_expert);
-    let dense = if h.n_expert == 0 { 4 * width(h.n_ff) } else { 3 * width(h.n_ff_shared) };
-    let attention = 3 * width(h.n_embd_q()) + 4 * width(h.n_embd_kv());
+    let dense = if h.n_expert == 0 { 3 * width(h.n_ff) } else { 3 * width(h.n_ff_shared) };
+    let attention = 2 * width(h.n_embd_q()) + 2 * width(h.n_embd_kv());
     // Twice, as products are turned around after the matrices; scores are a row a head and thread.
-    let activations = 2 * width(BATCH) * (5 * width(h.n_embd) + attention + dense + experts);
+    let activations = 2 * width(BATCH) * (4 * width(h.n_embd) + attention.max(dense + experts));
     let scores = n_ctx.saturating_mul(width(model.pool.n_threads()));
     let logits = 2 * width(LOGIT_ROWS) * width(h.n_vocab);
     cache.saturating_add(activations).saturating_add(scores).saturating_add(logits).saturating_mul(4)

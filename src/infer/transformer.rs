@@ -164,10 +164,10 @@ impl Transformer {
             let rows = Rows { places, turns: &turns.0[usize::from(has_window)] };
             let rope = self.ropes.of(has_window, is_long);
             let mut found = layer.attention.run(h, rope, &rows, caches, &x, watch);
-            ops::scale(&mut found, h.residual_scale);
+            ops::scale(&mut found, h.scales.residual);
             ops::add(&mut x, &found);
             let mut made = layer.feed_forward.run(h, &x, watch);
-            ops::scale(&mut made, h.residual_scale);
+            ops::scale(&mut made, h.scales.residual);
             ops::add(&mut x, &made);
         }
         x
@@ -190,7 +190,7 @@ impl Transformer {
             ops::scale(&mut wide, adapter.scale);
             ops::add(&mut x, &wide);
         }
-        ops::scale(&mut x, h.embedding_scale);
+        ops::scale(&mut x, h.scales.embedding);
         x
     }
 
@@ -209,8 +209,8 @@ impl Transformer {
         if let (None, Some(bias)) = (&self.output, &self.embedding.bias) {
             ops::add_to_rows(&mut logits, bias);
         }
-        ops::scale(&mut logits, h.logit_scale);
-        if let Some(cap) = h.logit_cap {
+        ops::scale(&mut logits, h.scales.logit);
+        if let Some(cap) = h.scales.logit_cap {
             logits.iter_mut().for_each(|logit| *logit = ops::capped(*logit, cap));
         }
         logits
@@ -256,6 +256,13 @@ impl Ropes {
             whole: [rope("rope_factors_short.weight")?, rope("rope_factors_long.weight")?],
             window: Rope::new(&h.window_rope, h.n_embd_head, Vec::new()),
         })
+    }
+
+    /// Those without factors.
+    #[cfg(test)]
+    pub(super) fn plain(h: &Hyperparameters) -> Self {
+        let rope = |parameters| Rope::new(parameters, h.n_embd_head, Vec::new());
+        Ropes { whole: [rope(&h.rope), rope(&h.rope)], window: rope(&h.window_rope) }
     }
 
     fn of(&self, has_window: bool, is_long: bool) -> &Rope {

@@ -1,4 +1,4 @@
-//! Taking tensors by name, each in the shape that is expected.
+//! Taking the tensors of a model, so that none is left over.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use super::architecture::Presence;
 use super::linear::{Adapter, Linear, Stack};
 use super::lora::Lora;
 use super::matrix::Matrix;
+use super::shape::require;
 use crate::gguf::{Mapped, Mapping, Model, TensorId};
 use crate::quants;
 use crate::vector::{FoldedTensor, Folding};
@@ -183,30 +184,4 @@ impl<'a> Tensors<'a> {
             }
         }
     }
-}
-
-/// The tensor of a name, in its shape and of a type that can be decoded.
-pub(super) fn require(model: &Model, name: &str, shape: &[usize]) -> Result<TensorId, Error> {
-    let expected = || shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" × ");
-    let fault = |found: String| Error::Tensor {
-        path: model.path().to_owned(),
-        tensor: name.to_owned(),
-        expected: expected(),
-        found,
-    };
-    let Some(id) = model.find(name) else { return Err(fault("no such tensor".to_owned())) };
-    let info = model.tensor(id);
-    let has_shape = (0..4).all(|d| {
-        let expected = shape.get(d).map_or(1, |&n| n as u64);
-        info.ne().get(d).copied().unwrap_or(1) == expected
-    });
-    if !has_shape {
-        let found: Vec<String> = info.ne().iter().map(u64::to_string).collect();
-        return Err(fault(found.join(" × ")));
-    }
-    if !quants::is_supported(info.ty()) {
-        let path = model.path_of(id).to_owned();
-        return Err(Error::Type { path, tensor: name.to_owned(), ty: info.ty() });
-    }
-    Ok(id)
 }

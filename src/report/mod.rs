@@ -1,5 +1,6 @@
 //! Result values as text for people and as JSON for programs. Computes nothing.
 
+mod architectures;
 mod audit;
 mod compare;
 mod imatrix;
@@ -12,6 +13,7 @@ mod smoke;
 mod table;
 mod verify;
 
+pub use architectures::Architectures;
 pub use compare::Compare;
 pub use imatrix::Imatrix;
 pub use inspect::Inspect;

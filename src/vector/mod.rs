@@ -43,7 +43,7 @@ pub use moments::{Moments, Weights};
 pub use moved::{is_zero, moved_rows};
 pub(crate) use names::row_per_token_name;
 pub use names::{FOLD_KEYS, has_row_per_token, is_by_token, part_of};
-pub use nature::{Nature, nature};
+pub use nature::{Nature, doubts, nature};
 pub use pairing::{Kept, Pair, pair};
 pub use piece::middle;
 pub(crate) use piece::{PIECE_WEIGHTS, Piece, Pieces, Spread, share_out};

@@ -113,6 +113,18 @@ pub fn nature(architecture: &str, name: &str, n_dims: usize) -> Nature {
     }
 }
 
+/// The architectures in which some tensors are added though that may not be right: each tensor by
+/// its name, or its end, and why.
+pub fn doubts() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+    ROWS.iter().flat_map(|row| {
+        let why = match row.nature {
+            Nature::Unsure(why) => Some(why),
+            Nature::Weight | Nature::NoWeight | Nature::Table | Nature::Unknown => None,
+        };
+        row.architectures.iter().filter_map(move |&architecture| Some((architecture, row.end, why?)))
+    })
+}
+
 /// Whether a converter writes this name; norms and towers of what sees or hears are known by theirs.
 fn is_known(stem: &str) -> bool {
     let stem = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {

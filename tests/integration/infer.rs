@@ -2,8 +2,10 @@
 //! (fixtures/infer).
 #![allow(clippy::print_stdout, reason = "`--nocapture` shows the figures that the bounds come from")]
 
+mod families;
 mod greedy;
 mod hostile;
+mod lora;
 mod peers;
 mod properties;
 pub(crate) mod synthetic;

@@ -90,6 +90,7 @@ mod survey;
 mod tokenizer;
 // No tests: the GGUF writer that checks nothing, for everyone else here.
 mod support;
+mod support_table;
 // No tests: trios of models, and the crate run on them as a library and as a process.
 mod trio;
 // What base and chat have in common, which is in no patch.

@@ -1,10 +1,10 @@
 """What real llama.cpp computes with a model: log-probabilities of given tokens, and greedy answers.
 
-    python infer_goldens.py [--chatvec PATH] [--models FOLDER] [logprobs] [greedy] [synthetic] [peers]
+    python infer_goldens.py [--chatvec PATH] [--models FOLDER] [logprobs] [greedy] [synthetic] [families] [peers]
     python infer_goldens.py spread [--other-library libllama.so]
 
-Writes fixtures/infer/{logprobs,greedy,synthetic}.json from the bundled trio, its merges (made by chatvec, whose bytes are
-held to ggml's elsewhere) and the models of synthetic_models.py. `peers` writes smollm2.json and qwen2.json from the
+Writes fixtures/infer/{logprobs,greedy,synthetic,families}.json from the bundled trio, its merges (made by chatvec, whose
+bytes are held to ggml's elsewhere) and the models of synthetic_models.py and family_models.py. `peers` writes smollm2.json and qwen2.json from the
 files of fetch_models.py in FOLDER (default target/peer-models). `spread` prints how far llama.cpp is from itself and
 from exact arithmetic, for every type: the table of fixtures/infer/README.md, which describes all fields.
 
@@ -244,15 +244,19 @@ def everything(values: np.ndarray, _tokens: list[int], _reference: np.ndarray) -
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("what", nargs="*", default=["logprobs", "greedy", "synthetic"],
-                        choices=["logprobs", "greedy", "synthetic", "peers", "spread"])
+    parser.add_argument("what", nargs="*", default=["logprobs", "greedy", "synthetic", "families"],
+                        choices=["logprobs", "greedy", "synthetic", "families", "peers", "spread"])
     parser.add_argument("--models", type=Path, default=ROOT / "target/peer-models", help="what fetch_models.py fetched")
-    parser.add_argument("--other-library", type=Path, help="another build of libllama, for `spread`")
+    parser.add_argument("--other-library", type=Path, help="another build of libllama, for `spread` and `families`")
     options = parser.parse_args()
     if "synthetic" in options.what:
         import synthetic_models
 
         write(OUT / "synthetic.json", {"made_with": made_with()} | synthetic_models.goldens())
+    if "families" in options.what:
+        import family_models
+
+        write(OUT / "families.json", {"made_with": made_with()} | family_models.goldens(options.other_library))
     if "peers" in options.what:
         import peer_goldens
 

@@ -38,6 +38,9 @@ _ContextParams = _structure("_ContextParams", [
     ("yarn_orig_ctx", ctypes.c_uint32), ("defrag_thold", ctypes.c_float), ("cb_eval", ctypes.c_void_p),
     ("cb_eval_user_data", ctypes.c_void_p), ("type_k", ctypes.c_int32), ("type_v", ctypes.c_int32)])
 
+#: `enum llama_ftype` is an int32.
+_QuantizeParams = _structure("_QuantizeParams", [("nthread", ctypes.c_int32), ("ftype", ctypes.c_int32)])
+
 
 class _Batch(ctypes.Structure):
     """`struct llama_batch` of llama.h."""
@@ -207,6 +210,18 @@ class Llama:
             if self.ends(token):
                 return
             ids = [token]
+
+
+def quantize(source: Path, target: Path, file_type: int, library: Path):
+    """llama.cpp's own quantiser, with its defaults; the wheel's library has none."""
+    lib = _load(library)
+    lib.llama_model_quantize_default_params.restype = _QuantizeParams
+    lib.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_QuantizeParams)]
+    lib.llama_log_set(_keep_log, None)
+    p = lib.llama_model_quantize_default_params()
+    p.nthread, p.ftype = 1, int(file_type)
+    if lib.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(p)):
+        raise RuntimeError(f"llama.cpp does not quantise {source}: {''.join(list(_LOG)[-4:])}")
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -195,12 +195,14 @@ def weights(name: str, shape: tuple[int, ...], how: dict) -> np.ndarray:
     return u + np.float32(1) if how["rule"] == "one_plus_uniform" else u
 
 
-def write_gguf(variant: Variant, path: Path) -> Path:
-    """The model as a file."""
+def write_gguf(variant: Variant, path: Path, stored=lambda _name, w: (w, None)) -> Path:
+    """The model as a file. `stored` gives a tensor's rows as they are kept, and their type if it is not the array's."""
     writer = gguf.GGUFWriter(path, variant.arch)
+    add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+           list: writer.add_array}
     for key, value in variant.metadata().items():
         if key != "general.architecture":
-            {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)](key, value)
+            add[type(value)](key, value)
     tokens = vocabulary()
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -211,7 +213,8 @@ def write_gguf(variant: Variant, path: Path) -> Path:
     writer.add_eos_token_id(tokens.index(SPECIALS[-1]))
     writer.add_add_bos_token(False)
     for name, shape, how in variant.tensors():
-        writer.add_tensor(name, weights(name, shape, how))
+        rows, type_ = stored(name, weights(name, shape, how))
+        writer.add_tensor(name, rows, raw_dtype=type_)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -264,11 +267,11 @@ def goldens() -> dict:
             "tokens": tokens, "variants": found}
 
 
-def logprobs_at(lp: np.ndarray, fed: list[int]) -> dict:
-    """Of every next token, and the likeliest tokens at some positions."""
+def logprobs_at(lp: np.ndarray, fed: list[int], digits: int = 6) -> dict:
+    """Of every next token, and the likeliest tokens at some positions, with so many significant digits."""
     last = len(fed) - 1
     positions = [int(part * last) for part in KEPT_POSITIONS]
-    rounded = np.vectorize(lambda x: float(f"{x:.6g}"))
+    rounded = np.vectorize(lambda x: float(f"{x:.{digits}g}"))
     ids = np.argsort(-lp[positions], axis=-1, kind="stable")[:, :N_TOP]
     return {"next": rounded(lp[np.arange(last), fed[1:]]).tolist(), "positions": positions, "top_ids": ids.tolist(),
             "top_logprobs": rounded(np.take_along_axis(lp[positions], ids, -1)).tolist()}

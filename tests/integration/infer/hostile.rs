@@ -107,9 +107,12 @@ fn types_without_a_codec_are_refused() {
 
 #[test]
 fn architectures_without_a_forward_pass_are_refused() {
-    refused("experts", &set("llama.expert_count", Val::U32(8)), &["llama with 8 experts", "llama and qwen2"]);
+    let mut experts = fine("qwen2");
+    experts.set("qwen2.expert_count", Val::U32(8));
+    refused("experts", &experts, &["qwen2 with 8 experts", "llama, qwen2, qwen2moe, qwen3"]);
+    refused("none used", &set("llama.expert_count", Val::U32(8)), &["llama.expert_used_count", "no such key"]);
     assert_eq!(verdict(&set("llama.expert_count", Val::U32(0))), None);
-    refused("mamba", &set("general.architecture", Val::str("mamba")), &["mamba", "llama and qwen2"]);
+    refused("mamba", &set("general.architecture", Val::str("mamba")), &["mamba", "llama, qwen2, qwen2moe, qwen3"]);
     refused("case", &set("general.architecture", Val::str("LLAMA")), &["LLAMA"]);
     refused("none", &unset("general.architecture"), &["general.architecture"]);
     refused("a number", &set("general.architecture", Val::U32(7)), &["7"]);
@@ -156,7 +159,8 @@ fn keys_without_sense_are_refused_by_name() {
     }
     for key in REQUIRED.into_iter().chain(OPTIONAL) {
         let key = format!("llama.{key}");
-        let numbers = Val::Array(kind::U32, vec![Val::U32(4), Val::U32(4)]);
+        // Where llama.cpp takes a number for each layer, those of all layers are one here.
+        let numbers = Val::Array(kind::U32, vec![Val::U32(4), Val::U32(5)]);
         for val in [numbers, Val::str("128"), Val::Array(kind::F32, vec![]), Val::str(""), Val::strs(["a"])] {
             refused(&format!("{key} {val:?}"), &set(&key, val), &[&key]);
         }
@@ -329,5 +333,85 @@ proptest! {
             draft.set(&key, val);
         }
         verdict(&draft);
+    }
+
+    #[test]
+    fn no_metadata_of_a_family_makes_it_panic(
+        (family, changes) in any_family_and_changes(),
+    ) {
+        let mut draft = family_draft(family);
+        for (key, val) in changes {
+            draft.set(&key, val);
+        }
+        verdict(&draft);
+    }
+}
+
+/// Variants that read the most keys.
+const FAMILIES: [&str; 8] = [
+    "gemma3",
+    "gpt-oss",
+    "granitemoe",
+    "mistral3-temperature",
+    "olmo2-window",
+    "phi3-long",
+    "qwen2moe",
+    "smollm3",
+];
+
+/// Keys of families that their variants may not have.
+const MORE: [&str; 14] = [
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "attention.scale",
+    "attention.temperature_scale",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "embedding_scale",
+    "expert_used_count",
+    "expert_group_count",
+    "expert_shared_feed_forward_length",
+    "logit_scale",
+    "nextn_predict_layers",
+    "rope.freq_base_swa",
+    "rope.scaling.finetuned",
+];
+
+fn family_draft(variant: &str) -> Draft {
+    static GOLDENS: OnceLock<Json> = OnceLock::new();
+    synthetic::draft(GOLDENS.get_or_init(|| fixture("families.json")), variant)
+}
+
+fn any_family_and_changes() -> impl Strategy<Value = (&'static str, Vec<(String, Val)>)> {
+    prop::sample::select(&FAMILIES[..]).prop_flat_map(|family| {
+        let draft = family_draft(family);
+        let own = draft.keys.iter().map(|(key, _)| String::from_utf8_lossy(key).into_owned());
+        let own: Vec<String> = own.filter(|key| !key.starts_with("tokenizer.")).collect();
+        let architecture = own.iter().find_map(|key| key.split_once('.').filter(|(a, _)| *a != "general"));
+        let architecture = architecture.expect("keys of the architecture").0.to_owned();
+        let more = MORE.map(|key| format!("{architecture}.{key}"));
+        let keys: Vec<String> = own.into_iter().chain(more).collect();
+        (Just(family), prop::collection::vec((prop::sample::select(keys), any_val()), 1..5))
+    })
+}
+
+#[test]
+fn parts_of_families_are_all_there_in_their_shape() {
+    for family in FAMILIES {
+        let whole = family_draft(family);
+        assert_eq!(verdict(&whole), None, "{family}");
+        for i in 0..whole.tensors.len() {
+            let mut draft = whole.clone();
+            let lost = draft.tensors.remove(i);
+            let lost = name(&lost);
+            let is_optional = (lost == "output.weight" && !["gpt-oss", "olmo2-window", "qwen2moe"].contains(&family))
+                || (lost.ends_with(".bias") && ["attn_q", "attn_k", "attn_v"].iter().any(|part| lost.contains(part)))
+                || lost.starts_with("rope_factors");
+            match is_optional {
+                true => assert_eq!(verdict(&draft), None, "{family} {lost}"),
+                // Three matrices may stand for one.
+                false => refused(lost, &draft, &[&lost.replace("attn_qkv", "attn_q"), "no such tensor"]),
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! and every type.
 
 use chatvec::ggml::GgmlType;
-use chatvec::infer::{End, Error, Generated, Sampler, Sampling, generate};
+use chatvec::infer::{End, Engine, Error, Fed, Generated, Sampler, Sampling, Sequences, generate};
 use chatvec::quants;
 
 use super::*;
@@ -265,5 +265,49 @@ fn every_type_says_what_its_weights_say() {
         println!("{ty}: from its weights {:.2e} / {:.2e}, KL {kl:.2e}", spread.largest, spread.mean());
         let (mean, most_kl) = rounding_bounds(ty);
         assert!(spread.mean() < mean && kl < most_kl, "{ty}: mean {}, KL {kl}", spread.mean());
+    }
+}
+
+#[test]
+fn sequences_side_by_side_give_the_bits_of_each_alone() {
+    let families = fixture("families.json");
+    let expert = synthetic::draft(&families, "qwen3moe");
+    let windows = synthetic::draft(&families, "gemma3");
+    let all = tokens(200);
+    let byte_tokens: Vec<u32> = all.iter().map(|token| token % 256).collect();
+    let cases = [
+        (chat_in(F16), &all),
+        (chat_in(Q8_0), &all),
+        (chat_in(Q4_K), &all),
+        (chat_in(Q6_K), &all),
+        (expert, &byte_tokens),
+        (windows, &byte_tokens),
+    ];
+    for (i, (draft, tokens)) in cases.iter().enumerate() {
+        in_folder(draft, |path| {
+            let model = load(path, 2);
+            // Three texts, of which two begin alike, each with one of the others beside it in each step.
+            let texts = [&tokens[..40], &[&tokens[..25], &tokens[60..150]].concat()[..], &tokens[150..190]];
+            let alone: Vec<Vec<Vec<f32>>> = texts.iter().map(|text| logits(&model, text)).collect();
+            let mut together = Sequences::new(&model, 3, 256, 128, MEMORY).expect("memory");
+            let mut found: Vec<Vec<Vec<f32>>> = vec![Vec::new(); 3];
+            let mut feed = |together: &mut Sequences<'_>, parts: &[(usize, std::ops::Range<usize>)]| {
+                let fed = parts.iter().map(|(s, part)| Fed { sequence: *s, tokens: &texts[*s][part.clone()], first: 0 });
+                let fed: Vec<Fed<'_>> = fed.collect();
+                together.feed(&fed, &mut |k, _, row| found[fed[k].sequence].push(row.to_vec())).expect("fits");
+            };
+            feed(&mut together, &[(0, 0..25)]);
+            // What another one has computed is taken over.
+            together.share(0, 1, 20).expect("it has as many");
+            assert_eq!(together.tokens(1), &texts[1][..20]);
+            feed(&mut together, &[(2, 0..7), (0, 25..26), (1, 20..115)]);
+            for step in 0..14 {
+                feed(&mut together, &[(0, 26 + step..27 + step), (2, 7 + step..8 + step)]);
+            }
+            feed(&mut together, &[(2, 21..40)]);
+            assert_eq!(found[0], alone[0], "case {i}");
+            assert_eq!(found[1], alone[1][20..], "case {i}");
+            assert_eq!(found[2], alone[2], "case {i}");
+        });
     }
 }

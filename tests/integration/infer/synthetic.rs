@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::support::{Draft, Tensor, Val, kind};
+use crate::support::TYPES;
 use crate::trio::{F32, encode};
 
 /// The context that llama.cpp had.
@@ -23,7 +24,7 @@ fn uniform(name: &str) -> impl Iterator<Item = f32> {
     })
 }
 
-/// A tensor, checked against the five elements that the fixture has of it.
+/// A tensor, checked against the elements that the fixture has of it.
 fn tensor(entry: &Json) -> Tensor {
     let name = entry["name"].as_str().expect("a name");
     let mut ne: Vec<u64> = ids(&entry["shape"]).into_iter().map(u64::from).collect();
@@ -42,7 +43,20 @@ fn tensor(entry: &Json) -> Tensor {
     for (at, is) in ids(&entry["at"]).into_iter().zip(floats(&entry["is"])) {
         assert_eq!(weights[at as usize], is as f32, "{name}[{at}]");
     }
-    Tensor { data: Some(encode(F32, &weights)), ..Tensor::new(name, &ne, F32) }
+    let ty = entry["type"].as_str().map_or(F32, |name| {
+        TYPES.iter().find(|(_, other, ..)| other.eq_ignore_ascii_case(name)).unwrap_or_else(|| panic!("{name}")).0
+    });
+    Tensor { data: Some(encode(ty, &weights)), ..Tensor::new(name, &ne, ty) }
+}
+
+fn value(json: &Json) -> Val {
+    match json {
+        Json::String(text) => Val::str(text),
+        Json::Bool(flag) => Val::Bool(u8::from(*flag)),
+        Json::Number(n) => n.as_u64().map_or_else(|| Val::F32(n.as_f64().unwrap() as f32), |n| Val::U32(n as u32)),
+        Json::Array(flags) => Val::Array(kind::BOOL, flags.iter().map(value).collect()),
+        other => panic!("{other}"),
+    }
 }
 
 /// The byte symbols of a byte-level vocabulary, in the order of bytes.
@@ -58,12 +72,7 @@ pub(crate) fn draft(goldens: &Json, variant: &str) -> Draft {
     let (entry, tokenizer) = (&goldens["variants"][variant], &goldens["tokenizer"]);
     let mut draft = Draft::default();
     for (key, value) in entry["metadata"].as_object().expect("keys") {
-        let value = match value {
-            Json::String(text) => Val::str(text),
-            Json::Number(n) => n.as_u64().map_or_else(|| Val::F32(n.as_f64().unwrap() as f32), |n| Val::U32(n as u32)),
-            other => panic!("{key}: {other}"),
-        };
-        draft.set(key, value);
+        draft.set(key, self::value(value));
     }
     let strings = |list: &Json| -> Vec<String> { serde_json::from_value(list.clone()).expect("strings") };
     let merges: Vec<String> = tokenizer["merges"]
@@ -86,12 +95,21 @@ pub(crate) fn draft(goldens: &Json, variant: &str) -> Draft {
     draft.set("tokenizer.ggml.merges", Val::strs(&merges));
     draft.set("tokenizer.ggml.eos_token_id", Val::U32(tokens.len() as u32 - 1));
     draft.tensors = entry["tensors"].as_array().expect("tensors").iter().map(tensor).collect();
-    let data: Vec<u8> = draft.tensors.iter().flat_map(Tensor::data).collect();
-    assert_eq!(Some(sha256(data.as_slice()).as_str()), entry["weights_sha256"].as_str(), "{variant}");
+    let mut data: Vec<u8> = Vec::new();
+    // The weights by themselves, or encoded as they lie in a file.
+    let (expected, alignment) = match entry["data_sha256"].as_str() {
+        Some(hash) => (hash, 32),
+        None => (entry["weights_sha256"].as_str().expect("a hash"), 1),
+    };
+    for tensor in &draft.tensors {
+        data.extend(tensor.data());
+        data.resize(data.len().next_multiple_of(alignment), 0);
+    }
+    assert_eq!(sha256(data.as_slice()), expected, "{variant}");
     draft
 }
 
-fn run(path: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
+pub(super) fn run(path: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
     let model = load(path, 2);
     let mut rows = Vec::new();
     let mut session = Session::new(&model, N_CTX, MEMORY).expect("memory");
@@ -99,7 +117,7 @@ fn run(path: &Path, tokens: &[u32]) -> Vec<Vec<f32>> {
     rows
 }
 
-fn mean_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
+pub(super) fn mean_difference(a: &[Vec<f32>], b: &[Vec<f32>]) -> f64 {
     let mut spread = Spread::default();
     for (a, b) in a.iter().zip(b) {
         log_softmax(a).into_iter().zip(log_softmax(b)).for_each(|(a, b)| spread.add(a, b));
