@@ -44,6 +44,11 @@ pub(super) fn turn_end(template: &Template, tokenizer: &Tokenizer) -> Result<Tur
     })
 }
 
+/// Whether turns end with the token that ChatML has for it.
+fn is_end_of_chatml(tokenizer: &Tokenizer, end: &TurnEnd) -> bool {
+    matches!(end, TurnEnd::Token(id) if tokenizer.text(*id).is_some_and(|text| text == "<|im_end|>"))
+}
+
 /// The warning of [`TurnEnd::Text`].
 pub(super) fn no_special_end(text: &str) -> String {
     format!(
@@ -170,10 +175,14 @@ impl Chatter {
                 Template::chatml()
             }
         };
+        let has_template = loaded.has_template;
         let mut chatter = Chatter { tokenizer, template, loaded };
         if chatter.loaded.template_error.is_none() {
             match turn_end(&chatter.template, &chatter.tokenizer) {
                 Ok(TurnEnd::Nothing) => {}
+                // ChatML stands in for a template that is not there: what it ends turns with is no fault
+                // of a file that does not know it.
+                Ok(end) if !has_template && !is_end_of_chatml(&chatter.tokenizer, &end) => {}
                 Ok(TurnEnd::Token(id)) => chatter.loaded.turn_end = Some(text_of(&chatter.tokenizer, id)),
                 Ok(TurnEnd::Text(text)) => chatter.loaded.warnings.push(no_special_end(&text)),
                 Err(e) => chatter.loaded.template_error = Some(e.to_string()),

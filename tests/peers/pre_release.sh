@@ -1,5 +1,5 @@
 #!/bin/sh
-# The checks before a release that need large files or the network: inference held to llama.cpp on two models that
+# The checks before a release that need large files or the network: inference held to llama.cpp on models that
 # users run, and its speed beside llama.cpp's. Plain `cargo test` needs none of this.
 #
 #     tests/peers/pre_release.sh
@@ -19,7 +19,7 @@ command -v "$python" >/dev/null || {
     exit 1
 }
 if [ "${CHATVEC_PEER_OFFLINE:-0}" = 1 ]; then
-    for model in SmolLM2-135M-Instruct-Q4_1 Qwen2.5-Coder-0.5B-Instruct-Q4_K_M; do
+    for model in SmolLM2-135M-Instruct-Q4_1 Qwen2.5-Coder-0.5B-Instruct-Q4_K_M gemma-3-270m-q4_k_m; do
         [ -f "$CHATVEC_PEER_MODELS/$model.gguf" ] || {
             echo "error: no $CHATVEC_PEER_MODELS/$model.gguf, and CHATVEC_PEER_OFFLINE=1 forbids fetching it" >&2
             exit 1
