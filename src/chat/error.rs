@@ -69,6 +69,15 @@ pub enum Error {
         /// The pre-tokenizers that are built in.
         known: String,
     },
+    /// A way to begin a text with ▁ that llama.cpp refuses.
+    #[error(
+        "tokenizer.ggml.metaspace.prepend_scheme is {found:?}, expected \"never\" or \"first\", or \"always\" with \
+         tokenizer.ggml.model \"llama\""
+    )]
+    UnknownPrepend {
+        /// The way that the file names.
+        found: String,
+    },
     /// Two tokens with one text.
     #[error("tokens {first} and {second} both have the text {text:?}; llama.cpp cannot load such a vocabulary")]
     DuplicateToken {

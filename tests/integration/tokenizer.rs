@@ -30,13 +30,18 @@ struct Golden {
     encode: Vec<(String, bool, bool, Vec<u32>)>,
     /// Ids, `special`, bytes in hex.
     decode: Vec<(Vec<u32>, bool, String)>,
+    /// Unit, how often, [`digest`] of the ids with `parse_special`.
+    long: Vec<(String, usize, String)>,
 }
 
 /// What llama.cpp said with each pre-tokenizer.
 #[derive(Deserialize)]
 struct Pres {
     file: PathBuf,
-    texts: Vec<(String,)>,
+    /// Text, and every answer that one of them gives.
+    texts: Vec<(String, Vec<Vec<u32>>)>,
+    /// Unit and how often.
+    long: Vec<(String, usize)>,
     pre: Vec<PreGroup>,
 }
 
@@ -45,7 +50,46 @@ struct PreGroup {
     names: Vec<String>,
     /// The id, -1 if there is none, and whether texts begin with it.
     bos: (i64, bool),
-    ids: Vec<Vec<u32>>,
+    /// Which of a text's answers.
+    ids: Vec<usize>,
+    /// [`digest`] of the ids of each long text.
+    long: Vec<String>,
+}
+
+/// What llama.cpp said of vocabularies with a twist.
+#[derive(Deserialize)]
+struct Odds {
+    /// Tokens and merges, by their place.
+    lists: Vec<serde_json::Value>,
+    vocabularies: Vec<OddCase>,
+}
+
+#[derive(Deserialize)]
+struct OddCase {
+    name: String,
+    model: String,
+    pre: String,
+    keys: Vec<(String, serde_json::Value)>,
+    tokens: usize,
+    merges: usize,
+    /// In bits.
+    scores: Option<Vec<u32>>,
+    #[serde(default)]
+    refused: bool,
+    #[serde(flatten)]
+    said: Option<OddSaid>,
+}
+
+#[derive(Deserialize)]
+struct OddSaid {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    adds_bos: bool,
+    adds_eos: bool,
+    ends: Vec<u32>,
+    kinds: String,
+    encode: Vec<(String, bool, bool, Vec<u32>)>,
+    decode: Vec<(Vec<u32>, bool, String)>,
 }
 
 /// What llama.cpp said of vocabularies of a few tokens.
@@ -85,6 +129,11 @@ fn json<T: for<'de> Deserialize<'de>>(path: &Path) -> T {
 
 fn hex(bytes: impl AsRef<[u8]>) -> String {
     bytes.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Eight bytes of the SHA-256 of ids, in hex.
+fn digest(ids: &[u32]) -> String {
+    hex(&Sha256::digest(ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>())[..8])
 }
 
 fn letter(kind: TokenKind) -> char {
@@ -131,6 +180,10 @@ fn differences(golden: &Golden, tokenizer: &Tokenizer) -> Vec<String> {
         let ours = tokenizer.encode(text, *add, *parse);
         same(&format!("encode {text:?}, {add}, {parse}"), format!("{ours:?}"), format!("{ids:?}"));
     }
+    for (unit, times, ids) in &golden.long {
+        let ours = digest(&tokenizer.encode(&unit.repeat(*times), false, true));
+        same(&format!("encode {unit:?}, {times} times"), ours, ids.clone());
+    }
     for (ids, special, bytes) in &golden.decode {
         same(&format!("decode {ids:?}, {special}"), hex(tokenizer.decode(ids, *special)), bytes.clone());
     }
@@ -175,11 +228,86 @@ fn every_pre_tokenizer_splits_as_llama_cpp_does() {
             metadata.set("tokenizer.ggml.pre", name.as_str());
             let tokenizer = Tokenizer::from_metadata(&metadata).unwrap();
             assert_eq!((tokenizer.bos().map_or(-1, i64::from), tokenizer.adds_bos()), group.bos, "{name}");
-            for ((text,), ids) in golden.texts.iter().zip(&group.ids) {
-                assert_eq!(&tokenizer.encode(text, false, false), ids, "{name}: {text:?}");
+            for ((text, answers), &ids) in golden.texts.iter().zip(&group.ids) {
+                let ours = tokenizer.encode(text, false, false);
+                assert_eq!(ours, answers[ids], "{name}: {text:?}");
+            }
+            for ((unit, times), ids) in golden.long.iter().zip(&group.long) {
+                let ours = digest(&tokenizer.encode(&unit.repeat(*times), false, false));
+                assert_eq!(&ours, ids, "{name}: {unit:?}, {times} times");
             }
         }
     }
+}
+
+/// The names that the error lists are those of llama.cpp, which the script has read in its source.
+#[test]
+fn every_pre_tokenizer_of_llama_cpp_is_built_in_and_no_other() {
+    let golden: Pres = json(&fixtures().join("pre.json"));
+    let mut theirs: Vec<_> = golden.pre.iter().flat_map(|group| &group.names).filter(|name| !name.is_empty()).collect();
+    theirs.sort();
+    let Error::UnknownPre { known, .. } = refusal("gpt2", "tokenizer.ggml.pre", "no such") else { panic!() };
+    let mut ours: Vec<_> = known.split(", ").collect();
+    ours.sort();
+    assert_eq!(ours, theirs);
+}
+
+#[test]
+fn vocabularies_with_a_twist_give_what_llama_cpp_gives() {
+    let golden: Odds = json(&fixtures().join("odd.json"));
+    let lists = |i: usize| golden.lists[i].clone();
+    for case in &golden.vocabularies {
+        let name = &case.name;
+        let tokens: Vec<(String, i32)> = serde_json::from_value(lists(case.tokens)).unwrap();
+        let tokens: Vec<_> = tokens.iter().map(|(text, kind)| (unhex(text), *kind)).collect();
+        let mut metadata = vocabulary(&case.model, &tokens.iter().map(|t| (t.0.as_slice(), t.1)).collect::<Vec<_>>());
+        match serde_json::from_value::<Option<Vec<String>>>(lists(case.merges)).unwrap() {
+            Some(merges) => {
+                metadata.set("tokenizer.ggml.merges", Value::Array(Array::Strings(merges.iter().collect())))
+            }
+            None => metadata.retain(|key| key != "tokenizer.ggml.merges"),
+        };
+        if let Some(scores) = &case.scores {
+            let scores: Vec<_> = scores.iter().copied().map(f32::from_bits).collect();
+            metadata.set("tokenizer.ggml.scores", Value::Array(Array::from_f32s(&scores)));
+        }
+        metadata.set("tokenizer.ggml.pre", case.pre.as_str());
+        for (key, value) in &case.keys {
+            let value = match value {
+                serde_json::Value::Bool(v) => Value::Bool((*v).into()),
+                serde_json::Value::String(v) => Value::from(v.as_str()),
+                v => Value::U32(v.as_u64().unwrap() as u32),
+            };
+            metadata.set(key, value);
+        }
+        let t = Tokenizer::from_metadata(&metadata);
+        assert_eq!(t.is_err(), case.refused, "{name}");
+        assert_eq!(case.said.is_none(), case.refused, "{name}");
+        let (Ok(t), Some(said)) = (t, &case.said) else { continue };
+        assert_eq!((t.bos(), t.eos(), t.adds_bos(), t.adds_eos()), (said.bos, said.eos, said.adds_bos, said.adds_eos));
+        assert_eq!(t.ends(), said.ends, "{name}");
+        let kinds: String = (0..t.n_tokens() as u32).map(|id| letter(t.kind(id))).collect();
+        assert_eq!(hex(Sha256::digest(kinds)), said.kinds, "{name}");
+        for (text, add, parse, ids) in &said.encode {
+            assert_eq!(&t.encode(text, *add, *parse), ids, "{name}: {text:?}, {add}, {parse}");
+        }
+        for (ids, special, bytes) in &said.decode {
+            assert_eq!(&hex(t.decode(ids, *special)), bytes, "{name}: {ids:?}, {special}");
+        }
+    }
+    assert_eq!(golden.vocabularies.len(), 66);
+}
+
+/// Without an unknown token, llama.cpp gives the id -1 for a text that `soprano` has no token for.
+#[test]
+fn soprano_without_an_unknown_token_leaves_out_what_has_none() {
+    let mut metadata = vocabulary("gpt2", &[(b"a", 1)]);
+    metadata.set("tokenizer.ggml.pre", "soprano");
+    assert_eq!(Tokenizer::from_metadata(&metadata).unwrap().encode("A?a", false, false), [0, 0]);
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    text.as_bytes().chunks(2).map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap()).collect()
 }
 
 #[test]
@@ -239,12 +367,7 @@ fn refuses_what_llama_cpp_refuses_and_says_what_and_where() {
     for (model, key, value, said) in [
         ("gpt2", "tokenizer.ggml.model", Value::from("bert"), "\"bert\", which is not built in; known are gpt2, llama"),
         ("gpt2", "tokenizer.ggml.model", Value::U32(1), "tokenizer.ggml.model is of type uint32, expected string"),
-        (
-            "gpt2",
-            "tokenizer.ggml.pre",
-            "kimi-k2".into(),
-            "\"kimi-k2\", which is not built in; known are default, gpt-2",
-        ),
+        ("gpt2", "tokenizer.ggml.pre", "gpt-5".into(), "\"gpt-5\", which is not built in; known are default, gpt-2"),
         ("gpt2", "tokenizer.ggml.pre", Value::Bool(1), "tokenizer.ggml.pre is of type bool, expected string"),
         (
             "gpt2",
@@ -268,10 +391,20 @@ fn refuses_what_llama_cpp_refuses_and_says_what_and_where() {
         ("llama", "tokenizer.ggml.scores", strings(&["1"]), "is of type array of string, expected float32"),
         ("gpt2", "tokenizer.ggml.eos_token_id", Value::I32(1), "is of type int32, expected uint32"),
         ("gpt2", "tokenizer.ggml.add_bos_token", Value::U32(1), "is of type uint32, expected bool"),
+        ("gpt2", "tokenizer.ggml.clean_spaces", Value::U32(1), "is of type uint32, expected bool"),
+        ("llama", "tokenizer.ggml.normalizer.nfc", Value::U32(1), "is of type uint32, expected bool"),
+        ("gpt2", "tokenizer.ggml.dna_auto_tags", Value::I32(1), "is of type int32, expected bool"),
+        ("gpt2", "tokenizer.ggml.metaspace.prepend_scheme", Value::Bool(1), "is of type bool, expected string"),
+        ("gpt2", "tokenizer.ggml.metaspace.prepend_scheme", "always".into(), "prepend_scheme is \"always\", expected"),
+        ("llama", "tokenizer.ggml.metaspace.prepend_scheme", "last".into(), "prepend_scheme is \"last\", expected"),
         ("llama", "general.name", "Phi-3 mini".into(), "is called \"Phi-3 mini\""),
     ] {
         let error = refusal(model, key, value).to_string();
         assert!(error.contains(said), "{key}: {error}");
+    }
+    for model in ["bert", "t5", "rwkv", "plamo2", "plamo3", "hybriddna", "whitespace", "none", "no_vocab", "test"] {
+        let error = refusal("gpt2", "tokenizer.ggml.model", model).to_string();
+        assert!(error.contains(&format!("{model:?}, which is not built in")), "{error}");
     }
     for key in ["tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.merges"] {
         let mut metadata = vocabulary("gpt2", &[(b"a", 1)]);
@@ -347,7 +480,19 @@ fn any_vocabulary() -> impl Strategy<Value = Metadata> {
     let numbers = proptest::collection::vec((-1i32..8, score), 40);
     let names = (
         proptest::sample::select(vec!["gpt2", "llama", "gemma4"]),
-        proptest::sample::select(vec!["default", "llama-bpe", "tekken", "deepseek-llm", "sarvam-moe"]),
+        proptest::sample::select(vec![
+            "default",
+            "llama-bpe",
+            "tekken-num3",
+            "deepseek-llm",
+            "sarvam-moe",
+            "mmbert",
+            "soprano",
+            "jais-2",
+            "superbpe",
+            "afmoe",
+            "nemotron-3.5-embed",
+        ]),
         proptest::sample::select(vec!["", "phi-3", "modern-bert"]),
     );
     (tokens, merges, numbers, names, any::<[u8; 4]>()).prop_map(|(tokens, merges, numbers, (model, pre, name), b)| {
@@ -363,6 +508,9 @@ fn any_vocabulary() -> impl Strategy<Value = Metadata> {
         }
         metadata.set("tokenizer.ggml.add_bos_token", Value::Bool(b[0] & 1));
         metadata.set("tokenizer.ggml.add_eos_token", Value::Bool(b[1] & 1));
+        if b[2] & 1 == 1 {
+            metadata.set("tokenizer.ggml.metaspace.prepend_scheme", "first");
+        }
         metadata
     })
 }

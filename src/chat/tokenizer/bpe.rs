@@ -9,7 +9,7 @@ use super::merge::Chain;
 use super::pre::{Pre, Splitter};
 use super::vocab::{Vocab, strings, until_nul};
 use crate::chat::error::Error;
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, StringArray};
 
 const MERGES: &str = "tokenizer.ggml.merges";
 
@@ -23,7 +23,12 @@ pub(super) struct Bpe {
 
 impl Bpe {
     pub(super) fn load(metadata: &Metadata, vocab: &mut Vocab, pre: &'static Pre) -> Result<Self, Error> {
-        let list = strings(metadata, MERGES)?.ok_or(Error::MissingKey { key: MERGES })?;
+        let none = StringArray::default();
+        let list = match strings(metadata, MERGES)? {
+            Some(list) => list,
+            None if pre.no_merges => &none,
+            None => return Err(Error::MissingKey { key: MERGES }),
+        };
         // Each merge may bring three strings that are no tokens.
         let most = list.len().checked_mul(3).and_then(|n| n.checked_add(vocab.len()));
         if most.is_none_or(|n| i32::try_from(n).is_err()) {
@@ -47,11 +52,13 @@ impl Bpe {
     }
 
     /// The tokens of a text (src/llama-vocab.cpp, `llm_tokenizer_bpe_session::tokenize`). Bytes
-    /// without a token are lost, as they are there.
-    pub(super) fn encode(&self, vocab: &Vocab, text: &str, out: &mut Vec<u32>) {
+    /// without a token are lost, as they are there; with [`Pre::no_bytes`] `unknown` stands for
+    /// each text without a token.
+    pub(super) fn encode(&self, vocab: &Vocab, text: &str, unknown: Option<u32>, out: &mut Vec<u32>) {
         let mut chain = Chain::default();
         let mut bytes = String::new();
-        for word in self.splitter.split(text) {
+        let text = self.splitter.rewrite(text);
+        for word in self.splitter.split(&text) {
             let word = match self.pre.raw {
                 true => word,
                 false => {
@@ -78,6 +85,7 @@ impl Bpe {
                 }
                 let rest = &word.as_bytes()[symbol.start..symbol.start + symbol.len];
                 match self.pre.raw {
+                    _ if self.pre.no_bytes => out.extend(unknown),
                     true => out.extend(rest.iter().filter_map(|&b| vocab.find_byte(b))),
                     false => out.extend(rest.iter().filter_map(|&b| vocab.find(&[b]))),
                 }
@@ -85,16 +93,17 @@ impl Bpe {
         }
     }
 
-    /// Whether tokens are text with ▁ for spaces.
-    pub(super) fn is_raw(&self) -> bool {
-        self.pre.raw
+    /// Whether tokens have ▁ for spaces.
+    pub(super) fn escapes(&self) -> bool {
+        self.pre.escapes
     }
 
     /// The bytes of a normal token's text.
     pub(super) fn decode<'a>(&self, text: &'a BStr) -> Cow<'a, [u8]> {
-        match self.pre.raw {
-            true => super::unescape(text),
-            false => Cow::Owned(decode_bytes(text)),
+        match self.pre {
+            Pre { escapes: true, .. } => super::unescape(text),
+            Pre { no_bytes: true, .. } => Cow::Borrowed(text),
+            _ => Cow::Owned(decode_bytes(text)),
         }
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Defaults {
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
     pub(super) unknown: Option<u32>,
+    /// Texts that end an answer with this pre-tokenizer.
+    pub(super) ends: &'static [&'static str],
 }
 
 /// A role that a key gives to a token, and else the first of some texts that is a token.
@@ -73,6 +75,7 @@ const FILL: [TokenRole; 3] = [
             "▁<PRE>",
             "<|code_prefix|>",
             "<|prefix|>",
+            "<|plamo:fim_prefix|>",
         ],
     },
     TokenRole {
@@ -86,6 +89,7 @@ const FILL: [TokenRole; 3] = [
             "▁<SUF>",
             "<|code_suffix|>",
             "<|suffix|>",
+            "<|plamo:fim_suffix|>",
         ],
     },
     TokenRole {
@@ -99,6 +103,7 @@ const FILL: [TokenRole; 3] = [
             "▁<MID>",
             "<|code_middle|>",
             "<|middle|>",
+            "<|plamo:fim_middle|>",
         ],
     },
 ];
@@ -113,12 +118,13 @@ const FILL_ENDS: [TokenRole; 3] = [
         keys: &["tokenizer.ggml.fim_rep_token_id"],
         texts: &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
     },
-    TokenRole { keys: &["tokenizer.ggml.fim_sep_token_id"], texts: &["<|file_sep|>"] },
+    TokenRole { keys: &["tokenizer.ggml.fim_sep_token_id"], texts: &["<|file_sep|>", "<|plamo:file_separator|>"] },
 ];
 
 /// Texts that end an answer wherever they are a token.
-const ENDS: [&str; 22] = [
+const ENDS: [&str; 24] = [
     "<|eot_id|>",
+    "<|eot|>",
     "<|im_end|>",
     "<|end|>",
     "<|return|>",
@@ -140,6 +146,7 @@ const ENDS: [&str; 22] = [
     "<|tool_response>",
     "<｜end▁of▁sentence｜>",
     "[e~[",
+    "<|ifm|im_end|>",
 ];
 
 /// gpt-oss' structure of an answer, which is always to be seen.
@@ -162,7 +169,7 @@ impl Named {
         for role in &FILL_ENDS {
             ends.extend(role.resolve(metadata, vocab)?);
         }
-        for id in ENDS.iter().filter_map(|text| vocab.find(text.as_bytes())).collect::<Vec<_>>() {
+        for id in ENDS.iter().chain(defaults.ends).filter_map(|text| vocab.find(text.as_bytes())).collect::<Vec<_>>() {
             vocab.kinds[id as usize] = TokenKind::Control;
             ends.insert(id);
         }
@@ -175,15 +182,16 @@ impl Named {
         Ok(named)
     }
 
-    /// Two families have a token that ends nothing there, though it does elsewhere.
+    /// Some families have a token that ends nothing there, though it does elsewhere.
     fn except(&mut self, vocab: &mut Vocab) {
         let ends = |text: &str| vocab.find(text.as_bytes()).filter(|id| self.ends.contains(id));
         let has = |text| ends(text).is_some();
         // Harmony and solar-open: <|end|> ends a message, not the turn.
         let calls = has("<|call|>") || has("<|calls|>");
         let end = ends("<|end|>").filter(|_| calls && (has("<|return|>") || has("<|flush|>")));
-        // Gemma 4 and PLaMo: </s> is text.
-        let close = ends("</s>").filter(|_| has("<|tool_response>") || has("<|plamo:eos|>"));
+        // Gemma 4, PLaMo and Beam: </s> is text.
+        let beam = vocab.find(b"<rfl:parameter name=\"").is_some();
+        let close = ends("</s>").filter(|_| beam || has("<|tool_response>") || has("<|plamo:eos|>"));
         for (id, kind) in [(end, TokenKind::UserDefined), (close, TokenKind::Normal)] {
             if let Some(id) = id {
                 self.ends.remove(&id);

@@ -1,9 +1,17 @@
 //! Text to tokens and back, from the metadata alone, with llama.cpp's results.
 //!
-//! Built in are byte-pair encoding (`tokenizer.ggml.model` `gpt2`, and `gemma4` with text instead
-//! of bytes) with most of llama.cpp's pre-tokenizers, and SentencePiece by scores (`llama`).
-//! WordPiece, unigram and RWKV vocabularies belong to models without a chat and are refused by
-//! name.
+//! The llama.cpp that is followed is 0.8 (b12032). Built in are byte-pair encoding
+//! (`tokenizer.ggml.model` `gpt2`, and `gemma4` with text instead of bytes) with all of its
+//! pre-tokenizers, and SentencePiece by scores (`llama`). Refused by name are WordPiece (`bert`),
+//! unigram (`t5`), `rwkv`, `plamo2`, `plamo3`, `hybriddna` (DNA) and `whitespace` (an embedding
+//! model; the pre-tokenizer of that name is built in).
+//!
+//! Of the keys by which texts are read, `tokenizer.ggml.metaspace.prepend_scheme` counts with
+//! byte-pair encoding. Others are looked at for their types only, as llama.cpp looks at them:
+//! `normalizer.nfc` and `remove_extra_whitespaces` are for `t5`, `add_sep_token` for `bert`,
+//! `normalizer.lowercase` and `normalizer.strip_accents` for `bert`
+//! and `whitespace`, `dna_auto_tags` for `hybriddna`, and `clean_spaces` for what
+//! [`Tokenizer::decode`] leaves out.
 
 mod bpe;
 mod end;
@@ -31,6 +39,18 @@ pub use vocab::TokenKind;
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
+const PREPEND: &str = "tokenizer.ggml.metaspace.prepend_scheme";
+
+/// Keys that change no token of a vocabulary that is built in.
+const IGNORED_FLAGS: [&str; 7] = [
+    "tokenizer.ggml.add_sep_token",
+    "tokenizer.ggml.remove_extra_whitespaces",
+    "tokenizer.ggml.clean_spaces",
+    "tokenizer.ggml.normalizer.nfc",
+    "tokenizer.ggml.normalizer.lowercase",
+    "tokenizer.ggml.normalizer.strip_accents",
+    "tokenizer.ggml.dna_auto_tags",
+];
 
 /// A model's tokenizer.
 ///
@@ -53,6 +73,8 @@ pub struct Tokenizer {
     adds_bos: bool,
     adds_eos: bool,
     adds_space: bool,
+    /// Byte-pair encoding begins the whole text with ▁.
+    begins_with_space: bool,
     pre: Option<String>,
 }
 
@@ -83,9 +105,11 @@ impl Tokenizer {
             },
         };
         let defaults = match (rules, model.as_bytes()) {
-            (None, _) => Defaults { bos: Some(1), eos: Some(2), unknown: Some(0) },
+            (None, _) => Defaults { bos: Some(1), eos: Some(2), unknown: Some(0), ends: &[] },
             (Some(_), b"gemma4") => Defaults::default(),
-            (Some(rules), _) => Defaults { bos: Some(11).filter(|_| !rules.no_bos), eos: Some(11), unknown: None },
+            (Some(rules), _) => {
+                Defaults { bos: Some(11).filter(|_| !rules.no_bos), eos: Some(11), unknown: None, ends: rules.ends }
+            }
         };
 
         let mut vocab = Vocab::load(metadata)?;
@@ -96,16 +120,20 @@ impl Tokenizer {
             None => Algorithm::Spm,
         };
         let adds_bos = flag(metadata, "tokenizer.ggml.add_bos_token")?;
+        for key in IGNORED_FLAGS {
+            flag(metadata, key)?;
+        }
         Ok(Tokenizer {
             ends: named.ends.iter().copied().collect(),
             adds_bos: match rules {
                 None => adds_bos.unwrap_or(true),
                 // Whatever the file says (src/llama-vocab.cpp, "workaround for Gemma 4").
-                Some(rules) if rules.raw_newlines => true,
+                Some(rules) if rules.always_bos => true,
                 Some(rules) => adds_bos.unwrap_or(rules.add_bos),
             },
             adds_eos: flag(metadata, "tokenizer.ggml.add_eos_token")?.unwrap_or(false),
             adds_space: flag(metadata, "tokenizer.ggml.add_space_prefix")?.unwrap_or(rules.is_none()),
+            begins_with_space: begins_with_space(metadata, rules.is_some())?,
             pre: rules.and(pre).map(|pre| pre.to_string()),
             vocab,
             algorithm,
@@ -136,14 +164,11 @@ impl Tokenizer {
             out.extend(self.named.bos);
         }
         let mut after_special = true;
-        for part in self.specials.partition(&self.vocab, text, parse_special) {
+        for (i, part) in self.specials.partition(&self.vocab, text, parse_special).into_iter().enumerate() {
             match part {
                 Fragment::Token(id) => out.push(id),
-                // Ends of parts are ends of characters unless a vocabulary has tokens that are
-                // none; then llama.cpp reads the halves as U+FFFD, and so do we.
                 Fragment::Text(ref range) => {
-                    let text = text.as_bytes()[range.clone()].to_str_lossy();
-                    self.encode_part(&text, after_special, &mut out);
+                    self.encode_part(&text.as_bytes()[range.clone()], after_special, i == 0, &mut out);
                 }
             }
             after_special = matches!(part, Fragment::Token(_));
@@ -154,13 +179,22 @@ impl Tokenizer {
         out
     }
 
-    fn encode_part(&self, text: &str, after_special: bool, out: &mut Vec<u32>) {
+    /// Ends of parts are ends of characters unless a vocabulary has tokens that are none.
+    fn encode_part(&self, part: &[u8], after_special: bool, first: bool, out: &mut Vec<u32>) {
         match &self.algorithm {
-            Algorithm::Bpe(bpe) if bpe.is_raw() => bpe.encode(&self.vocab, &text.replace(' ', spm::SPACE), out),
-            Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, text, out),
+            Algorithm::Bpe(bpe) => {
+                let mut text = text_of(part);
+                if bpe.escapes() && text.contains(' ') {
+                    text = text.replace(' ', spm::SPACE).into();
+                }
+                if self.begins_with_space && first && !text.starts_with(spm::SPACE) {
+                    text.to_mut().insert_str(0, spm::SPACE);
+                }
+                bpe.encode(&self.vocab, &text, self.named.unknown, out);
+            }
             Algorithm::Spm => {
                 let prefix = if self.adds_space && after_special { spm::SPACE } else { "" };
-                let escaped = format!("{prefix}{}", text.replace(' ', spm::SPACE));
+                let escaped = [prefix.as_bytes(), &part.replace(" ", spm::SPACE)].concat();
                 spm::encode(&self.vocab, &escaped, self.named.unknown, out);
             }
         }
@@ -182,16 +216,19 @@ impl Tokenizer {
     }
 
     /// The bytes of tokens, one after the other; one space at the beginning goes if encoding puts
-    /// one there (`llama_detokenize` without `remove_special`).
+    /// one there (`llama_detokenize` without `remove_special`). With
+    /// `tokenizer.ggml.metaspace.prepend_scheme` `first` it goes from the first token shown.
     ///
     /// What is left out is llama.cpp's "clean-up of spaces", by which `llama_detokenize` drops the
     /// space of ` .` and ` 's` for some vocabularies: the programs that show answers as they are
     /// made do not do that either.
     pub fn decode(&self, ids: &[u32], special: bool) -> Vec<u8> {
         let mut out = Vec::new();
+        let mut none_shown = self.begins_with_space;
         for (i, &id) in ids.iter().enumerate() {
             let piece = self.piece(id, special);
-            let first = i == 0 && self.adds_space;
+            let first = i == 0 && self.adds_space || none_shown;
+            none_shown &= !special && matches!(self.kind(id), TokenKind::Control | TokenKind::Unknown);
             out.extend_from_slice(piece.strip_prefix(b" ").filter(|_| first).unwrap_or(&piece));
         }
         out
@@ -258,6 +295,31 @@ impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokenizer").field("n_tokens", &self.n_tokens()).field("pre", &self.pre).finish_non_exhaustive()
     }
+}
+
+/// Whether byte-pair encoding puts ▁ before a text. What llama.cpp refuses is refused;
+/// SentencePiece goes by `tokenizer.ggml.add_space_prefix` alone, there too.
+fn begins_with_space(metadata: &Metadata, bpe: bool) -> Result<bool, Error> {
+    match text(metadata, PREPEND)?.map(|scheme| scheme.as_bytes()) {
+        None | Some(b"never") => Ok(false),
+        Some(b"first") => Ok(bpe),
+        Some(b"always") if !bpe => Ok(false),
+        Some(other) => Err(Error::UnknownPrepend { found: shown(BStr::new(other)) }),
+    }
+}
+
+/// A part as text: every byte that is of no whole character is U+FFFD (src/unicode.cpp,
+/// `unicode_cpts_from_utf8`), where others put one for several.
+fn text_of(part: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = part.to_str() {
+        return text.into();
+    }
+    let mut out = String::with_capacity(part.len());
+    for chunk in part.utf8_chunks() {
+        out.push_str(chunk.valid());
+        out.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
+    }
+    out.into()
 }
 
 /// Text with spaces for ▁.

@@ -48,18 +48,19 @@ impl Specials {
         list.sort_by_key(|s| std::cmp::Reverse(vocab.text(s.id).map_or(0, |t| t.len())));
 
         let has = |key, words: &[&str]| -> Result<bool, Error> {
-            let value = text(metadata, key)?.unwrap_or_default().to_ascii_lowercase();
+            let value = text(metadata, key)?.unwrap_or_default();
             Ok(words.iter().any(|w| value.contains_str(w)))
         };
+        let name = text(metadata, "general.name")?.unwrap_or_default().to_ascii_lowercase();
         let mut mask = |token: &str| {
             let id = vocab.find(token.as_bytes());
             list.iter_mut().filter(|s| Some(s.id) == id).for_each(|s| s.takes_before = true);
         };
-        if has("tokenizer.ggml.pre", &["jina-v2-de", "jina-v2-es", "jina-v2-code"])?
+        if has("tokenizer.ggml.pre", &["jina-v2-de", "jina-v2-es", "jina-v2-code", "mmbert"])?
             || has("general.architecture", &["nomic-bert-moe", "jina-bert-v3"])?
         {
             mask("<mask>");
-        } else if has("general.name", &["phi-3", "phi3"])? {
+        } else if ["phi-3", "phi3"].iter().any(|n| name.contains_str(n)) {
             let exceptions = ["<unk>", "<s>", "<|endoftext|>"];
             for token in ["</s>"].into_iter().chain(exceptions) {
                 if vocab.find(token.as_bytes()).is_none() {
@@ -70,7 +71,7 @@ impl Specials {
             for special in &mut list {
                 special.takes_after = !exceptions.iter().any(|e| vocab.text(special.id) == Some(BStr::new(e)));
             }
-        } else if has("general.name", &["modern-bert"])? {
+        } else if name.contains_str("modern-bert") {
             mask("[MASK]");
         }
         Ok(Specials { list })

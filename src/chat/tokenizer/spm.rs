@@ -11,14 +11,25 @@ pub(super) const SPACE: &str = "\u{2581}";
 ///
 /// A character without a token becomes its bytes; a byte without a token becomes `unknown`, where
 /// llama.cpp ends with an exception.
-pub(super) fn encode(vocab: &Vocab, text: &str, unknown: Option<u32>, out: &mut Vec<u32>) {
+///
+/// The text may be the halves of characters between tokens that are none: what a byte begins is as
+/// long as the byte says, or as is left (src/unicode.cpp, `unicode_len_utf8`).
+pub(super) fn encode(vocab: &Vocab, text: &[u8], unknown: Option<u32>, out: &mut Vec<u32>) {
     let mut chain = Chain::default();
-    for (start, c) in text.char_indices() {
-        let len = c.len_utf8();
-        chain.push(start, len, vocab.find(&text.as_bytes()[start..start + len]).unwrap_or(NONE));
+    let mut start = 0;
+    while let Some(&byte) = text.get(start) {
+        let len = match byte >> 4 {
+            0..=11 => 1,
+            12 | 13 => 2,
+            14 => 3,
+            _ => 4,
+        };
+        let len = len.min(text.len() - start);
+        chain.push(start, len, vocab.find(&text[start..start + len]).unwrap_or(NONE));
+        start += len;
     }
     chain.merge(|l, r| {
-        let id = vocab.find(&text.as_bytes()[l.start..r.start + r.len])?;
+        let id = vocab.find(&text[l.start..r.start + r.len])?;
         Some((vocab.priority(id), id))
     });
     for symbol in chain.symbols() {
@@ -26,7 +37,7 @@ pub(super) fn encode(vocab: &Vocab, text: &str, unknown: Option<u32>, out: &mut 
             out.push(symbol.id);
             continue;
         }
-        for &byte in &text.as_bytes()[symbol.start..symbol.start + symbol.len] {
+        for &byte in &text[symbol.start..symbol.start + symbol.len] {
             out.extend(vocab.find_byte(byte).or_else(|| vocab.find(&[byte])).or(unknown));
         }
     }
