@@ -158,7 +158,7 @@ impl Transformer {
     ) -> Vec<f32> {
         let h = &self.hyperparameters;
         let mut x = self.embed(tokens);
-        let turns = self.ropes.turns(places, is_long);
+        let turns = self.ropes.turns(places, is_long, h.windows.iter().any(Option::is_some));
         for (layer, caches) in self.layers.iter().zip(caches) {
             let has_window = layer.attention.window.is_some();
             let rows = Rows { places, turns: &turns.0[usize::from(has_window)] };
@@ -269,8 +269,9 @@ impl Ropes {
         if has_window { &self.window } else { &self.whole[usize::from(is_long)] }
     }
 
-    fn turns(&self, places: &[Place], is_long: bool) -> Turns {
+    fn turns(&self, places: &[Place], is_long: bool, has_windows: bool) -> Turns {
         let of = |rope: &Rope| places.iter().map(|place| rope.at(place.position)).collect();
-        Turns([of(self.of(false, is_long)), of(self.of(true, is_long))])
+        let window = if has_windows { of(self.of(true, is_long)) } else { Vec::new() };
+        Turns([of(self.of(false, is_long)), window])
     }
 }

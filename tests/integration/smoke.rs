@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
 
+use crate::infer::synthetic;
 use crate::support::{Draft, Tensor, Val, kind, split, write, write_split};
 use crate::trio::{
     F32, Noise, Paths, Q4_K, Ran, Trio, assert_same_tensors, bundled, change, chatvec, command, get, interruptible,
@@ -895,26 +896,46 @@ fn compare_recorded(is_wanted: impl Fn(&str, &str, &str, u64) -> bool) -> usize 
         n += 1;
         let options = ["--text", &fixture(of), "--ctx-size", &n_ctx.to_string(), "--parse-special", "--top", "768"];
         let report = compare(&at(a), &at(b), &options).json();
-        let (logits, figures) = (&report["logits"], &run["figures"]);
-        assert_eq!(logits["n_chunks"], run["n_chunks"]);
-        let what = format!("{of}, {n_ctx}, {a} and {b}");
-        for (model, found, expected) in [
-            (b, &logits["perplexity_b"], &figures["ppl"]),
-            (a, &logits["perplexity_a"], &figures["ppl_reference_exact"]),
-        ] {
-            for (found, expected) in [(&found["value"], &expected[0]), (&found["error"], &expected[1])] {
-                let off = number(found) / number(expected) - 1.0;
-                assert!(off.abs() <= perplexity_bound(model), "{what}: {found}, expected {expected}, off by {off:.1e}");
-            }
-        }
-        // Recorded divergences are rounded by about 1e-5; of some thousand tokens, a handful are as
-        // good as tied.
-        let (kl, expected) = (number(&logits["kl"]["mean"]["value"]), number(&figures["kl_mean"][0]));
-        assert!((kl - expected).abs() <= 2e-5 + 0.003 * expected, "{what}: mean KL {kl}, expected {expected}");
-        let (same, expected) = (number(&logits["same_top"]["value"]) * 100.0, number(&figures["same_top_percent"][0]));
-        assert!((same - expected).abs() <= 0.3, "{what}: same top {same} %, expected {expected} %");
+        assert_figures(&format!("{of}, {n_ctx}, {a} and {b}"), &report, run, [a, b].map(perplexity_bound));
     }
     n
+}
+
+/// Holds what `compare` reports to what llama-perplexity printed. Bounds are of the perplexities.
+fn assert_figures(what: &str, report: &Json, run: &Json, [bound_a, bound_b]: [f64; 2]) {
+    let (logits, figures) = (&report["logits"], &run["figures"]);
+    assert_eq!(logits["n_chunks"], run["n_chunks"]);
+    for (bound, found, expected) in [
+        (bound_b, &logits["perplexity_b"], &figures["ppl"]),
+        (bound_a, &logits["perplexity_a"], &figures["ppl_reference_exact"]),
+    ] {
+        for (found, expected) in [(&found["value"], &expected[0]), (&found["error"], &expected[1])] {
+            let off = number(found) / number(expected) - 1.0;
+            assert!(off.abs() <= bound, "{what}: {found}, expected {expected}, off by {off:.1e}");
+        }
+    }
+    // Recorded divergences are rounded by about 1e-5; of some thousand tokens, a handful are as
+    // good as tied.
+    let (kl, expected) = (number(&logits["kl"]["mean"]["value"]), number(&figures["kl_mean"][0]));
+    assert!((kl - expected).abs() <= 2e-5 + 0.003 * expected, "{what}: mean KL {kl}, expected {expected}");
+    let (same, expected) = (number(&logits["same_top"]["value"]) * 100.0, number(&figures["same_top_percent"][0]));
+    assert!((same - expected).abs() <= 0.3, "{what}: same top {same} %, expected {expected} %");
+}
+
+#[test]
+fn figures_of_experts_and_windows_are_those_of_llama_perplexity() {
+    let read = |path: &str| -> Json { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+    let (families, goldens) = (read("fixtures/infer/families.json"), read(&fixture("families.json")));
+    let folder = tempfile::tempdir().unwrap();
+    let model = |name: &str| synthetic::draft(&families, name).write(folder.path(), &format!("{name}.gguf"));
+    for run in goldens["runs"].as_array().unwrap() {
+        let [a, b] = ["a", "b"].map(|key| run[key].as_str().unwrap());
+        let [n_ctx, n_chunks] = ["n_ctx", "n_chunks"].map(|key| run[key].to_string());
+        let text = fixture(goldens["text"].as_str().unwrap());
+        let options = ["--text", &text, "--ctx-size", &n_ctx, "--chunks", &n_chunks, "--top", "260"];
+        let report = compare(&model(a), &model(b), &options).json();
+        assert_figures(&format!("{a} and {b}"), &report, run, [2e-4, 5e-4]);
+    }
 }
 
 #[test]

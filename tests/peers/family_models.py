@@ -1,8 +1,10 @@
 """Small models of fixed weights of more architectures, and what llama.cpp computes with them.
 
     python family_models.py OUTDIR [NAME ...]
+    python family_models.py --trio OUTDIR NAME
 
-writes the GGUF files (of the variants of these names); `infer_goldens.py families` writes fixtures/infer/families.json.
+writes the GGUF files (of the variants of these names), or base.gguf, chat.gguf and cp.gguf: three siblings of a variant
+in F16, which say nothing sensible; `infer_goldens.py families` writes fixtures/infer/families.json.
 Weights come from the rule of `synthetic_models.py`. Every part of a model is measured: with any one of them done wrong
 (`exact_families.py`), the log-probabilities move by at least LEAST_MEAN_DIFFERENCE.
 """
@@ -11,7 +13,7 @@ import hashlib
 import math
 import sys
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import gguf
@@ -212,6 +214,28 @@ class Variant:
             return (w, None) if type_ == Type.F32 else (
                 (w.astype(np.float16), None) if type_ == Type.F16 else
                 (encode(w, type_).reshape(*w.shape[:-1], -1), type_))
+
+        return write_gguf(self, path, stored)
+
+
+class Sibling(Variant):
+    """A model whose weights went some way from those of the rule, in a direction of its own."""
+
+    ROLES = ("base", "chat", "cp")
+    TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+                "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+
+    def role(self) -> str:
+        return self.name.rsplit("-", 1)[1]
+
+    def metadata(self) -> dict:
+        return super().metadata() | ({"tokenizer.chat_template": self.TEMPLATE} if self.role() == "chat" else {})
+
+    def write(self, path: Path) -> Path:
+        def stored(name, w):
+            if self.role() != "base" and w.ndim > 1:
+                w = w + np.float32(0.1) * np.abs(w).max() * uniform(f"{self.role()}:{name}", w.size).reshape(w.shape)
+            return (w.astype(np.float16) if w.ndim > 1 else w), None
 
         return write_gguf(self, path, stored)
 
@@ -536,8 +560,14 @@ def both(differences: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-") and (sys.argv[1] != "--trio" or len(sys.argv) != 4):
         sys.exit(__doc__)
+    if sys.argv[1] == "--trio":
+        variant = next(v for v in variants() if v.name == sys.argv[3])
+        for role in Sibling.ROLES:
+            sibling = Sibling(**{f.name: getattr(variant, f.name) for f in fields(variant)} | {"name": f"made-{role}"})
+            print(sibling.write(Path(sys.argv[2]) / f"{role}.gguf"))
+        sys.exit()
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     for v in variants():
