@@ -7,14 +7,15 @@ use std::sync::Arc;
 use crate::ggml::GgmlType;
 use crate::gguf::Mapped;
 use crate::pool;
-use crate::quants::{self, Block8};
+use crate::quants::{self, Activations};
 use crate::vector::{Fold, Folding, Turn};
-use candle_core::quantized::k_quants::{
-    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8_0, BlockQ8K, GgmlType as Stored,
-};
 
 /// Multiplications that are worth another thread: some ten microseconds of work.
 const TASK: usize = 1 << 17;
+
+/// Rows that a thread multiplies with several tokens, at least: they are taken together while the
+/// activations are near.
+const TILE: usize = 16;
 
 /// A matrix in the blocks of its type: `n_rows` outputs of `row_len` inputs each.
 #[derive(Debug)]
@@ -24,40 +25,16 @@ pub(super) struct Matrix {
     n_rows: usize,
     row_size: usize,
     blocks: Mapped,
-    kernel: DotProducts,
     /// What every product is multiplied by.
     scale: Option<f32>,
     /// Whether and how its rows are folded: by its name.
     folding: Option<(Arc<Folding>, String)>,
 }
 
-/// What multiplies a stored row with activations.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum DotProducts {
-    /// candle's dot product on blocks where they lie.
-    Candle,
-    /// The codec's own dot product.
-    Codec,
-    /// The row is decoded, then multiplied in f32.
-    Decoded,
-}
-
-/// Rows of activations as a kernel wants them: each row rounded as ggml rounds it for the type of
-/// the matrix (`vec_dot_type`, ggml-cpu/ggml-cpu.c).
-enum Activations<'a> {
-    F32(&'a [f32]),
-    /// Rounded to the halves of the matrix.
-    Halves(Vec<f32>),
-    Q8_0(Vec<BlockQ8_0>),
-    Q8K(Vec<BlockQ8K>),
-    Block8(Vec<Block8>),
-}
-
 impl Matrix {
     /// `blocks` are those of `n_rows` rows of `row_len` weights; none if this type cannot be
     /// multiplied with.
     pub(super) fn new(ty: GgmlType, row_len: usize, n_rows: usize, blocks: Mapped) -> Option<Self> {
-        use GgmlType::*;
         if !quants::is_supported(ty) || n_rows == 0 || !blocks.len().is_multiple_of(n_rows) {
             return None;
         }
@@ -65,16 +42,7 @@ impl Matrix {
         if row_size as u64 != ty.size_of(row_len as u64)? {
             return None;
         }
-        // Blocks of halves and floats: the container may align tensors to fewer bytes.
-        let is_aligned = (blocks.as_ptr() as usize).is_multiple_of(4);
-        let kernel = match ty {
-            _ if quants::has_dot(ty) || quants::has_dot_halves(ty) => DotProducts::Codec,
-            F32 | Q4_0 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K if is_aligned && cfg!(target_endian = "little") => {
-                DotProducts::Candle
-            }
-            _ => DotProducts::Decoded,
-        };
-        Some(Matrix { ty, row_len, n_rows, row_size, blocks, kernel, scale: None, folding: None })
+        Some(Matrix { ty, row_len, n_rows, row_size, blocks, scale: None, folding: None })
     }
 
     /// The matrix, multiplied by a number that lies beside it ([`crate::gguf::Model::scale_of`]).
@@ -126,119 +94,31 @@ impl Matrix {
 
     /// Whether both want the same activations.
     fn is_alike(&self, other: &Matrix) -> bool {
-        (self.ty, self.kernel, self.fold()) == (other.ty, other.kernel, other.fold())
+        (self.ty, self.fold()) == (other.ty, other.fold())
     }
 
+    /// Activations as rows of the matrix want them.
     fn prepare<'a>(&self, x: &'a [f32]) -> Activations<'a> {
-        match (self.kernel, self.ty) {
-            (DotProducts::Codec, ty) if quants::has_dot_halves(ty) => {
-                let mut rounded = x.to_vec();
-                quants::round_activations(ty, &mut rounded);
-                Activations::Halves(rounded)
-            }
-            (DotProducts::Codec, _) => {
-                let mut blocks = Vec::new();
-                x.chunks_exact(self.row_len).for_each(|row| quants::quantize_activations(row, &mut blocks));
-                Activations::Block8(blocks)
-            }
-            (DotProducts::Decoded, _) | (_, GgmlType::F32) => Activations::F32(x),
-            (_, GgmlType::Q4_0 | GgmlType::Q8_0) => Activations::Q8_0(round_rows(x, self.row_len)),
-            _ => Activations::Q8K(round_rows(x, self.row_len)),
-        }
+        quants::round_activations(self.ty, x)
     }
 
-    /// Multiplies rows of the matrix with all rows of activations: `out` is `rows.len() ×
-    /// n_tokens`, tokens first.
-    fn multiply_rows(&self, x: &Activations<'_>, n_tokens: usize, rows: Range<usize>, out: &mut [f32]) {
-        use Activations as A;
+    /// Multiplies rows of the matrix with all rows of activations; `out` holds a slice for each of
+    /// them, with a place for each row of the matrix.
+    fn multiply_rows(&self, x: &Activations<'_>, rows: Range<usize>, out: &mut [&mut [f32]]) {
         let bytes = &self.blocks[rows.start * self.row_size..rows.end * self.row_size];
-        let n = self.row_len;
-        match (self.ty, x) {
-            (GgmlType::F32, A::F32(x)) if self.kernel == DotProducts::Candle => dots::<f32>(bytes, n, x, n_tokens, out),
-            (GgmlType::Q4_0, A::Q8_0(x)) => dots::<BlockQ4_0>(bytes, n, x, n_tokens, out),
-            (GgmlType::Q8_0, A::Q8_0(x)) => dots::<BlockQ8_0>(bytes, n, x, n_tokens, out),
-            (GgmlType::Q2_K, A::Q8K(x)) => dots::<BlockQ2K>(bytes, n, x, n_tokens, out),
-            (GgmlType::Q3_K, A::Q8K(x)) => dots::<BlockQ3K>(bytes, n, x, n_tokens, out),
-            (GgmlType::Q4_K, A::Q8K(x)) => dots::<BlockQ4K>(bytes, n, x, n_tokens, out),
-            (GgmlType::Q5_K, A::Q8K(x)) => dots::<BlockQ5K>(bytes, n, x, n_tokens, out),
-            (GgmlType::Q6_K, A::Q8K(x)) => dots::<BlockQ6K>(bytes, n, x, n_tokens, out),
-            (ty, A::Halves(x)) => {
-                let dot = |row: &[u8], x: &[f32]| quants::dot_halves(ty, row, x);
-                each(bytes, self.row_size, x, n_tokens, out, dot);
-            }
-            (ty, A::Block8(x)) => {
-                for (row, out) in bytes.chunks_exact(self.row_size).zip(out.chunks_exact_mut(n_tokens)) {
-                    quants::dot(ty, row, x, out);
-                }
-            }
-            (_, A::F32(x)) => {
-                let mut decoded = vec![0.0; n];
-                for (row, out) in rows.zip(out.chunks_exact_mut(n_tokens)) {
-                    self.decode_row(row, &mut decoded);
-                    dots_of_row(&decoded, x, out);
-                }
-            }
-            // `prepare` makes what this function takes.
-            _ => debug_assert!(false, "activations of another type"),
-        }
+        quants::multiply(self.ty, self.row_len, bytes, x, out);
     }
-}
 
-/// Rounds each row of activations to the blocks that a dot product takes.
-fn round_rows<T: Stored>(x: &[f32], row_len: usize) -> Vec<T> {
-    let per_row = row_len / T::BLCK_SIZE;
-    let mut blocks = vec![T::zeros(); x.len() / row_len * per_row];
-    for (row, blocks) in x.chunks_exact(row_len).zip(blocks.chunks_exact_mut(per_row)) {
-        T::from_float(row, blocks);
-    }
-    blocks
-}
-
-/// Dot products of the rows in `bytes` with all rows of activations.
-fn dots<T: Stored>(bytes: &[u8], row_len: usize, x: &[T::VecDotType], n_tokens: usize, out: &mut [f32]) {
-    let dot = |row: &[T], x: &[T::VecDotType]| T::vec_dot(row_len, row, x);
-    each(blocks_of::<T>(bytes), row_len / T::BLCK_SIZE, x, n_tokens, out, dot);
-}
-
-/// Multiplies each row of `stored`, `per_row` long, with each of the `n_tokens` rows of
-/// activations.
-fn each<S, X>(
-    stored: &[S],
-    per_row: usize,
-    x: &[X],
-    n_tokens: usize,
-    out: &mut [f32],
-    dot: impl Fn(&[S], &[X]) -> f32,
-) {
-    let per_token = x.len() / n_tokens;
-    for (row, out) in stored.chunks_exact(per_row).zip(out.chunks_exact_mut(n_tokens)) {
-        for (x, out) in x.chunks_exact(per_token).zip(out) {
-            *out = dot(row, x);
-        }
-    }
-}
-
-fn dots_of_row(row: &[f32], x: &[f32], out: &mut [f32]) {
-    for (x, out) in x.chunks_exact(row.len()).zip(out) {
-        *out = dot(row, x);
+    /// How many rows a thread takes at once.
+    fn rows_of_task(&self, n_tokens: usize) -> usize {
+        let rows = TASK / (self.row_len * n_tokens);
+        if n_tokens == 1 { rows.max(1) } else { rows.next_multiple_of(TILE).max(TILE) }
     }
 }
 
 /// The dot product of two rows of f32.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let n = a.len().min(b.len());
-    f32::vec_dot(n, &a[..n], &b[..n])
-}
-
-/// Reads bytes of a file as candle's blocks.
-#[allow(unsafe_code)]
-fn blocks_of<T: Stored>(bytes: &[u8]) -> &[T] {
-    assert!((bytes.as_ptr() as usize).is_multiple_of(align_of::<T>()), "checked when the matrix was made");
-    // SAFETY: the pointer is aligned, and the length counts whole blocks within the slice. The
-    // types are `f32` and candle's `#[repr(C)]` blocks of halves and bytes, for which every pattern
-    // of bits is a value and which candle itself reads from files in this way (`as_t_slice`,
-    // candle-core/src/quantized/mod.rs).
-    unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / size_of::<T>()) }
+    quants::dot_floats(a, b)
 }
 
 /// Rows of activations, and the matrix that they are multiplied with.
@@ -284,42 +164,34 @@ pub(super) fn multiply_each(products: &[Product<'_>]) -> Vec<Vec<f32>> {
     for ((product, output), first) in products.iter().zip(&mut outputs).zip(first) {
         let (matrix, n_tokens) = (product.matrix, n_tokens(product));
         let Some(x) = prepared[first].as_ref().filter(|_| n_tokens > 0) else { continue };
-        let rows = (TASK / (matrix.row_len * n_tokens)).max(1);
-        for (i, out) in output.chunks_mut(rows * n_tokens).enumerate() {
-            let start = i * rows;
-            tasks.push((matrix, x, n_tokens, start..start + out.len() / n_tokens, out));
+        let rows = matrix.rows_of_task(n_tokens);
+        let n_tasks = matrix.n_rows.div_ceil(rows);
+        let mut slices: Vec<Vec<&mut [f32]>> = (0..n_tasks).map(|_| Vec::with_capacity(n_tokens)).collect();
+        for row in output.chunks_mut(matrix.n_rows) {
+            slices.iter_mut().zip(row.chunks_mut(rows)).for_each(|(slices, slice)| slices.push(slice));
+        }
+        for (i, out) in slices.into_iter().enumerate() {
+            tasks.push((matrix, x, i * rows..matrix.n_rows.min((i + 1) * rows), out));
         }
     }
-    pool::for_each(tasks, |(matrix, x, n_tokens, rows, out)| matrix.multiply_rows(x, n_tokens, rows, out));
+    pool::for_each(tasks, |(matrix, x, rows, mut out)| matrix.multiply_rows(x, rows, &mut out));
     for (product, output) in products.iter().zip(&mut outputs) {
-        product.finish(n_tokens(product), output);
+        product.finish(output);
     }
     outputs
 }
 
 impl Product<'_> {
-    /// Scales a product, and turns its columns into rows.
-    fn finish(&self, n_tokens: usize, output: &mut Vec<f32>) {
+    /// Scales a product, and marks what is no number.
+    fn finish(&self, output: &mut [f32]) {
         if let Some(scale) = self.matrix.scale {
             output.iter_mut().for_each(|v| *v *= scale);
         }
-        // Rounded to 8 bits, what is no number would become a zero.
-        for (token, row) in self.x.chunks_exact(self.matrix.row_len).enumerate() {
+        // Rounded to 8 bits, what is no number may become a zero.
+        for (row, out) in self.x.chunks_exact(self.matrix.row_len).zip(output.chunks_exact_mut(self.matrix.n_rows)) {
             if !row.iter().all(|v| v.is_finite()) {
-                output[token..].iter_mut().step_by(n_tokens).for_each(|v| *v = f32::NAN);
+                out.fill(f32::NAN);
             }
         }
-        if n_tokens > 1 {
-            *output = transposed(output, n_tokens);
-        }
     }
-}
-
-/// Rows of `n` become columns.
-fn transposed(rows: &[f32], n: usize) -> Vec<f32> {
-    let mut out = Vec::with_capacity(rows.len());
-    for column in 0..n {
-        out.extend(rows[column..].iter().step_by(n));
-    }
-    out
 }

@@ -1,181 +1,278 @@
-//! Dot products of stored rows with activations, for the types that candle multiplies without
-//! vector instructions on x86 unless it is compiled for one processor: F16, BF16, Q4_1, Q5_0 and
-//! Q5_1.
+//! Products of stored rows with activations.
 //!
-//! The arithmetic is ggml's (ggml-cpu, `ggml_vec_dot_f16`, `quantize_row_q8_1`,
-//! `ggml_vec_dot_q4_1_q8_1` and their like): activations are rounded to the halves of the row, or
-//! to 8 bits in blocks of 32. Products of 8-bit codes are summed as integers, and scales are
-//! applied per block. The order of sums differs between processors, as it does in ggml.
+//! The arithmetic is ggml's (ggml-cpu, `ggml_vec_dot_q4_K_q8_K` and its like): products of codes
+//! are summed as integers, and scales are applied per block. Only the order of the sums of floats
+//! is this module's own. It is the same for a token whatever tokens are beside it, so a token gets
+//! the same bits alone and among others; between processors it may differ, as in ggml.
+//!
+//! Some rows are unpacked together, a part at a time, and multiplied with all tokens while both are
+//! in the nearest cache. Rows of types without a kernel are decoded to f32, and activations are
+//! then f32 that have been rounded (`activations`).
 
-use half::{bf16, f16};
-
-use super::operands::{BF16, Block, Block8, F16, LEN, Q4_1, Q5_0, Q5_1};
-use super::simd;
+use super::activations::Activations;
+use super::operands::{Block8, Block8K, LEN, Packed, SUPER_LEN, Small, Sums, Super};
+use super::simd::{self, Level};
+use super::unpack;
 use crate::ggml::GgmlType;
 
-/// Whether [`dot`] takes rows of this type.
-pub fn has_dot(ty: GgmlType) -> bool {
-    matches!(ty, GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1)
+
+/// Rows that are unpacked together, where there is more than one token.
+const ROWS: usize = 4;
+
+/// Whether rows of this type are multiplied as integers.
+pub(super) fn has_kernel(ty: GgmlType) -> bool {
+    SmallKernel::of(ty).is_some() || SuperKernel::of(ty).is_some()
 }
 
-/// Whether [`dot_halves`] takes rows of this type.
-pub fn has_dot_halves(ty: GgmlType) -> bool {
-    matches!(ty, GgmlType::F16 | GgmlType::BF16)
-}
-
-/// Rounds activations to F16 or BF16, for [`dot_halves`]; other types leave them as they are.
-pub fn round_activations(ty: GgmlType, x: &mut [f32]) {
-    match ty {
-        GgmlType::F16 => x.iter_mut().for_each(|v| *v = f16::from_f32(*v).to_f32()),
-        GgmlType::BF16 => x.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32()),
-        _ => {}
-    }
-}
-
-/// The dot product of a row of F16 or BF16 with activations; 0 for another type. The shorter of
-/// both counts.
-pub fn dot_halves(ty: GgmlType, row: &[u8], x: &[f32]) -> f32 {
-    match ty {
-        GgmlType::F16 => simd::dot::dot_halves::<F16>(row, x),
-        GgmlType::BF16 => simd::dot::dot_halves::<BF16>(row, x),
-        _ => 0.0,
-    }
-}
-
-/// Appends the activations of a row to `out`, block by block. What is left over of `row` after
-/// whole blocks is ignored.
+/// Multiplies rows of `row_len` weights of `ty` with as many rows of activations as `out` has
+/// slices: each holds a product for each row.
 ///
-/// An activation that is no number makes the scale of its block no number, so that the dot product
-/// says so too.
-pub fn quantize_activations(row: &[f32], out: &mut Vec<Block8>) {
-    for x in row.chunks_exact(LEN) {
-        let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
-        let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
-        let mut codes = [0i8; LEN];
-        for (code, v) in codes.iter_mut().zip(x) {
-            *code = (v * inverse).round_ties_even() as i8;
-        }
-        let sum = codes.iter().map(|&c| i32::from(c)).sum::<i32>();
-        let d = if x.iter().any(|v| v.is_nan()) { f32::NAN } else { largest / 127.0 };
-        let rounded = |v: f32| f16::from_f32(v).to_f32();
-        out.push(Block8 { d: rounded(d), s: rounded(d * sum as f32), codes });
+/// `x` are the activations that [`round`](super::activations::round) gives for this type; others
+/// give zeros.
+pub(crate) fn multiply(ty: GgmlType, row_len: usize, rows: &[u8], x: &Activations<'_>, out: &mut [&mut [f32]]) {
+    let rows = Rows { bytes: rows, row_len, block_len: ty.block_len(), block_size: ty.block_size() };
+    match (x, SmallKernel::of(ty), SuperKernel::of(ty)) {
+        (Activations::Small(x), Some(kernel), _) => rows.multiply(&kernel, x, out),
+        (Activations::Super(x), _, Some(kernel)) => rows.multiply(&kernel, x, out),
+        (Activations::Floats(x), ..) => rows.multiply(&FloatKernel(ty), x, out),
+        _ => out.iter_mut().for_each(|out| out.fill(0.0)),
     }
 }
 
-/// The dot products of a stored row with several rows of activations, which are all as long as the
-/// row; 0 for a type without [`has_dot`].
-///
-/// `x` holds the activations of `out.len()` tokens, one after the other.
-pub fn dot(ty: GgmlType, row: &[u8], x: &[Block8], out: &mut [f32]) {
-    match ty {
-        GgmlType::Q4_1 => dot_blocks::<Q4_1, 20>(row, x, out),
-        GgmlType::Q5_0 => dot_blocks::<Q5_0, 22>(row, x, out),
-        GgmlType::Q5_1 => dot_blocks::<Q5_1, 24>(row, x, out),
-        _ => out.fill(0.0),
+/// The dot product of two rows of f32; the shorter counts.
+pub(crate) fn dot_floats(a: &[f32], b: &[f32]) -> f32 {
+    let n = a.len().min(b.len());
+    let mut sums = Sums::ZERO;
+    simd::dot::add_floats(&a[..n], [&b[..n]], std::array::from_mut(&mut sums));
+    sums.total()
+}
+
+/// How blocks of some types are unpacked and multiplied.
+trait Kernel {
+    /// Weights of a block.
+    const LEN: usize;
+    /// Blocks of a row that are unpacked together: what stays in the nearest cache.
+    const PART: usize;
+    /// A block of weights, unpacked.
+    type Weights: Copy;
+    const ZERO: Self::Weights;
+    /// A block of activations.
+    type X;
+    /// What is summed for a row and a token.
+    type Sums: Copy;
+    const NOTHING: Self::Sums;
+
+    /// Unpacks whole blocks.
+    fn unpack(&self, level: Level, blocks: &[u8], to: &mut [Self::Weights]);
+
+    /// Adds the products of blocks with the same blocks of some tokens, a few tokens at a time.
+    fn add(&self, weights: &[Self::Weights], x: Tokens<'_, Self::X>, sums: &mut [Self::Sums]);
+
+    /// The product that sums come to.
+    fn total(sums: &Self::Sums) -> f32;
+}
+
+/// The same blocks of all tokens.
+struct Tokens<'a, X> {
+    x: &'a [X],
+    /// Blocks of a token.
+    per_token: usize,
+    start: usize,
+    n: usize,
+}
+
+impl<'a, X> Tokens<'a, X> {
+    /// Those of `N` tokens.
+    fn some<const N: usize>(&self, first: usize) -> [&'a [X]; N] {
+        std::array::from_fn(|k| &self.x[(first + k) * self.per_token + self.start..][..self.n])
+    }
+
+    /// Calls `several` for `N` tokens at a time, and `one` for each that is left over.
+    fn each<S, const N: usize>(
+        &self,
+        sums: &mut [S],
+        several: impl Fn([&'a [X]; N], &mut [S; N]),
+        one: impl Fn([&'a [X]; 1], &mut [S; 1]),
+    ) {
+        let (tiles, rest) = sums.as_chunks_mut::<N>();
+        for (i, sums) in tiles.iter_mut().enumerate() {
+            several(self.some(N * i), sums);
+        }
+        for (i, sum) in rest.iter_mut().enumerate() {
+            one(self.some(N * tiles.len() + i), std::array::from_mut(sum));
+        }
     }
 }
 
-/// Takes four tokens at a time, so that a block is unpacked once for all of them.
-fn dot_blocks<B: Block<SIZE>, const SIZE: usize>(row: &[u8], x: &[Block8], out: &mut [f32]) {
-    let (blocks, _) = row.as_chunks::<SIZE>();
-    let n = blocks.len();
-    let tokens = |from: usize| &x[from * n..];
-    let (fours, rest) = out.as_chunks_mut::<4>();
-    for (i, out) in fours.iter_mut().enumerate() {
-        *out = simd::dot::dot::<B, SIZE, 4>(blocks, std::array::from_fn(|k| &tokens(4 * i + k)[..n]));
-    }
-    let done = 4 * fours.len();
-    for (i, out) in rest.iter_mut().enumerate() {
-        [*out] = simd::dot::dot::<B, SIZE, 1>(blocks, [&tokens(done + i)[..n]]);
-    }
+/// Rows as they are stored.
+struct Rows<'a> {
+    bytes: &'a [u8],
+    row_len: usize,
+    block_len: usize,
+    block_size: usize,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::quants::{self, operands::products};
-
-    /// Rows of 512 weights with a spread of values, from a small linear congruence.
-    fn numbers(seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 24) as f32 - 0.5
-        };
-        (0..512).map(|_| next() + next() * next()).collect()
-    }
-
-    #[test]
-    fn equals_the_product_of_the_decoded_row() {
-        for (seed, ty) in [GgmlType::Q4_1, GgmlType::Q5_0, GgmlType::Q5_1].into_iter().enumerate() {
-            let (weights, x) = (numbers(seed as u32 + 1), numbers(seed as u32 + 100));
-            let mut row = vec![0; ty.size_of(512).expect("two whole K blocks") as usize];
-            quants::quantize_row(ty, &weights, &mut row).expect("a whole row");
-            let mut decoded = vec![0.0; 512];
-            quants::dequantize_row(ty, &row, &mut decoded).expect("a whole row");
-            let mut blocks = Vec::new();
-            quantize_activations(&x, &mut blocks);
-            let rounded = blocks.iter().flat_map(|b| b.codes.map(|c| f64::from(b.d) * f64::from(c)));
-            let expected: f64 = rounded.zip(&decoded).map(|(x, w)| x * f64::from(*w)).sum();
-            // Five tokens: four together, and one more.
-            let five: Vec<Block8> = (0..5).flat_map(|_| blocks.clone()).collect();
-            let mut out = [0.0; 5];
-            dot(ty, &row, &five, &mut out);
-            assert!(out.iter().all(|v| *v == out[0]), "{out:?}");
-            let found = f64::from(out[0]);
-            // The minimum is multiplied with a sum that is rounded to F16.
-            assert!((found - expected).abs() < 2e-3, "{ty}: {found} instead of {expected}");
-            let exact: f64 = x.iter().zip(&decoded).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-            assert!((found - exact).abs() < 0.05, "{ty}: {found}, without rounding {exact}");
-        }
-    }
-
-    #[test]
-    fn halves_are_multiplied_as_they_are() {
-        for (seed, ty) in [GgmlType::F16, GgmlType::BF16].into_iter().enumerate() {
-            // A length with whole vectors and a rest.
-            let (weights, mut x) = (&numbers(seed as u32 + 1)[..493], numbers(seed as u32 + 100)[..493].to_vec());
-            let mut row = vec![0; 986];
-            quants::quantize_row(ty, weights, &mut row).expect("a whole row");
-            let mut decoded = vec![0.0; 493];
-            quants::dequantize_row(ty, &row, &mut decoded).expect("a whole row");
-            round_activations(ty, &mut x);
-            let expected: f64 = x.iter().zip(&decoded).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-            let found = f64::from(dot_halves(ty, &row, &x));
-            assert!((found - expected).abs() < 1e-5, "{ty}: {found} instead of {expected}");
-        }
-    }
-
-    #[test]
-    fn vector_instructions_find_the_same_integers() {
-        for seed in 0..200 {
-            let bytes: Vec<u8> = numbers(seed).iter().map(|v| (v * 997.0) as i32 as u8).collect();
-            let mut x = Vec::new();
-            quantize_activations(&numbers(seed + 1000)[..32], &mut x);
-            x[0].codes[0] = -127;
-            let check = |scalar: i32, vector: Option<i32>| {
-                if let Some(vector) = vector {
-                    assert_eq!(scalar, vector);
+impl Rows<'_> {
+    fn multiply<K: Kernel>(&self, kernel: &K, x: &[K::X], out: &mut [&mut [f32]]) {
+        let n_tokens = out.len();
+        let level = Level::current();
+        let per_token = self.row_len / K::LEN;
+        let part = K::PART.min(per_token);
+        let row_size = self.row_len / self.block_len * self.block_size;
+        let n_rows = if n_tokens == 1 { 1 } else { ROWS };
+        let mut weights = vec![K::ZERO; n_rows * part];
+        let mut sums = vec![K::NOTHING; n_rows * n_tokens];
+        for (tile, rows) in self.bytes.chunks(n_rows * row_size).enumerate() {
+            sums.fill(K::NOTHING);
+            for start in (0..per_token).step_by(part) {
+                let n = part.min(per_token - start);
+                let bytes = |i: usize| i * K::LEN / self.block_len * self.block_size;
+                let (from, to) = (bytes(start), bytes(start + n));
+                for (row, weights) in rows.chunks_exact(row_size).zip(weights.chunks_exact_mut(part)) {
+                    kernel.unpack(level, &row[from..to], &mut weights[..n]);
                 }
-            };
-            let (a, b, c) = (bytes[..20].try_into(), bytes[..22].try_into(), bytes[..24].try_into());
-            let (a, b, c) = (a.expect("20"), b.expect("22"), c.expect("24"));
-            check(products::<Q4_1, 20>(a, &x[0]), simd::dot::products::<Q4_1, 20>(a, &x[0]));
-            check(products::<Q5_0, 22>(b, &x[0]), simd::dot::products::<Q5_0, 22>(b, &x[0]));
-            check(products::<Q5_1, 24>(c, &x[0]), simd::dot::products::<Q5_1, 24>(c, &x[0]));
+                let n_rows = rows.len() / row_size;
+                for (weights, sums) in weights.chunks_exact(part).zip(sums.chunks_exact_mut(n_tokens)).take(n_rows) {
+                    kernel.add(&weights[..n], Tokens { x, per_token, start, n }, sums);
+                }
+            }
+            for (i, sums) in sums.chunks_exact(n_tokens).take(rows.len() / row_size).enumerate() {
+                for (sums, out) in sums.iter().zip(out.iter_mut()) {
+                    out[tile * n_rows + i] = K::total(sums);
+                }
+            }
+        }
+    }
+}
+
+/// Types of 32 weights and one scale.
+#[derive(Clone, Copy)]
+struct SmallKernel {
+    unpack: fn(&[u8], &mut [Small]),
+    has_minimum: bool,
+}
+
+impl SmallKernel {
+    fn of(ty: GgmlType) -> Option<Self> {
+        let unpack: fn(&[u8], &mut [Small]) = match ty {
+            GgmlType::Q4_0 => unpack_small::<unpack::Q4_0, _>,
+            GgmlType::Q4_1 => unpack_small::<unpack::Q4_1, _>,
+            GgmlType::Q5_0 => unpack_small::<unpack::Q5_0, _>,
+            GgmlType::Q5_1 => unpack_small::<unpack::Q5_1, _>,
+            GgmlType::Q8_0 => unpack_small::<unpack::Q8_0, _>,
+            GgmlType::MXFP4 => unpack_small::<unpack::Mxfp4, _>,
+            GgmlType::IQ4_NL => unpack_small::<unpack::Iq4Nl, _>,
+            _ => return None,
+        };
+        Some(Self { unpack, has_minimum: matches!(ty, GgmlType::Q4_1 | GgmlType::Q5_1) })
+    }
+}
+
+fn unpack_small<B: Packed<SIZE>, const SIZE: usize>(blocks: &[u8], to: &mut [Small]) {
+    simd::dot::unpack_small::<B, SIZE>(blocks.as_chunks().0, to);
+}
+
+impl Kernel for SmallKernel {
+    const LEN: usize = LEN;
+    const PART: usize = 4096 / LEN;
+    type Weights = Small;
+    const ZERO: Small = Small::ZERO;
+    type X = Block8;
+    type Sums = Sums<1>;
+    const NOTHING: Sums<1> = Sums::ZERO;
+
+    fn unpack(&self, _: Level, blocks: &[u8], to: &mut [Small]) {
+        (self.unpack)(blocks, to);
+    }
+
+    fn add(&self, weights: &[Small], x: Tokens<'_, Block8>, sums: &mut [Sums<1>]) {
+        use simd::dot::add_small as add;
+        if self.has_minimum {
+            x.each(sums, |x, sums| add::<4, true>(weights, x, sums), |x, sums| add::<1, true>(weights, x, sums));
+        } else {
+            x.each(sums, |x, sums| add::<4, false>(weights, x, sums), |x, sums| add::<1, false>(weights, x, sums));
         }
     }
 
-    #[test]
-    fn what_is_no_number_stays_none() {
-        let mut x = numbers(3);
-        x[40] = f32::NAN;
-        let mut blocks = Vec::new();
-        quantize_activations(&x, &mut blocks);
-        let mut row = vec![0; 512 / 32 * 20];
-        quants::quantize_row(GgmlType::Q4_1, &numbers(4), &mut row).expect("a whole row");
-        let mut out = [0.0];
-        dot(GgmlType::Q4_1, &row, &blocks, &mut out);
-        assert!(out[0].is_nan());
+    fn total(sums: &Sums<1>) -> f32 {
+        sums.total()
     }
 }
+
+/// Types of super-blocks.
+#[derive(Clone, Copy)]
+struct SuperKernel {
+    unpack: fn(Level, &[u8], &mut [Super]),
+    /// Whether the minimums count as the scales do: they are integers, then, to the end.
+    is_centered: bool,
+}
+
+impl SuperKernel {
+    fn of(ty: GgmlType) -> Option<Self> {
+        let unpack: fn(Level, &[u8], &mut [Super]) = match ty {
+            GgmlType::Q2_K => |level, from, to| simd::convert(level, from.as_chunks().0, to, unpack::q2_k),
+            GgmlType::Q3_K => |level, from, to| simd::convert(level, from.as_chunks().0, to, unpack::q3_k),
+            GgmlType::Q4_K => |level, from, to| simd::convert(level, from.as_chunks().0, to, unpack::q4_k),
+            GgmlType::Q5_K => |level, from, to| simd::convert(level, from.as_chunks().0, to, unpack::q5_k),
+            GgmlType::Q6_K => |level, from, to| simd::convert(level, from.as_chunks().0, to, unpack::q6_k),
+            _ => return None,
+        };
+        Some(Self { unpack, is_centered: matches!(ty, GgmlType::Q3_K | GgmlType::Q6_K) })
+    }
+}
+
+impl Kernel for SuperKernel {
+    const LEN: usize = SUPER_LEN;
+    const PART: usize = 4096 / SUPER_LEN;
+    type Weights = Super;
+    const ZERO: Super = Super::ZERO;
+    type X = Block8K;
+    type Sums = Sums<1>;
+    const NOTHING: Sums<1> = Sums::ZERO;
+
+    fn unpack(&self, level: Level, blocks: &[u8], to: &mut [Super]) {
+        (self.unpack)(level, blocks, to);
+    }
+
+    fn add(&self, weights: &[Super], x: Tokens<'_, Block8K>, sums: &mut [Sums<1>]) {
+        use simd::dot::add_super as add;
+        if self.is_centered {
+            x.each(sums, |x, sums| add::<4, true>(weights, x, sums), |x, sums| add::<1, true>(weights, x, sums));
+        } else {
+            x.each(sums, |x, sums| add::<4, false>(weights, x, sums), |x, sums| add::<1, false>(weights, x, sums));
+        }
+    }
+
+    fn total(sums: &Sums<1>) -> f32 {
+        sums.total()
+    }
+}
+
+/// Any type, decoded.
+struct FloatKernel(GgmlType);
+
+impl Kernel for FloatKernel {
+    const LEN: usize = 1;
+    // Whole blocks of every type.
+    const PART: usize = 1024;
+    type Weights = f32;
+    const ZERO: f32 = 0.0;
+    type X = f32;
+    type Sums = Sums<4>;
+    const NOTHING: Sums<4> = Sums::ZERO;
+
+    fn unpack(&self, level: Level, blocks: &[u8], to: &mut [f32]) {
+        let decoded = super::dequantize_row_at(level, self.0, blocks, to);
+        debug_assert!(decoded.is_ok(), "the rows are whole blocks");
+    }
+
+    fn add(&self, weights: &[f32], x: Tokens<'_, f32>, sums: &mut [Sums<4>]) {
+        use simd::dot::add_floats as add;
+        x.each(sums, |x, sums| add::<FT>(weights, x, sums), |x, sums| add::<1>(weights, x, sums));
+    }
+
+    fn total(sums: &Sums<4>) -> f32 {
+        sums.total()
+    }
+}
+const FT: usize = 2;

@@ -62,7 +62,7 @@ fn decode<const N: usize>(qs: &[u8; N], d: f32, w: &mut [f32]) {
 /// What a code counts: 0, 1, 2, 3, 4, 6, 8, 12 and the same negative. Written as arithmetic, which
 /// vectorises where a table does not.
 #[inline(always)]
-fn value(code: u8) -> i8 {
+pub(super) const fn value(code: u8) -> i8 {
     let size = code & 7;
     let size = size + size.saturating_sub(4) + if size == 7 { 2 } else { 0 };
     let sign = (code >> 3).wrapping_neg();
@@ -109,7 +109,7 @@ fn nearest_far(x: f32, d: f32) -> u8 {
 
 /// Half of 2^(e − 127) (`ggml_e8m0_to_fp32_half` in ggml-impl.h, which knows no NaN).
 #[inline(always)]
-fn half_e8m0(e: u8) -> f32 {
+pub(super) fn half_e8m0(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
 }
 

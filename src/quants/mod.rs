@@ -37,6 +37,7 @@
 //! | `dot`, `operands` | dot products of a stored row with activations |
 //! | `simd`, `batch` | vector instructions, also for loops of other modules, and rows cut into what they take |
 
+mod activations;
 mod batch;
 mod bits;
 mod dot;
@@ -66,14 +67,15 @@ mod search;
 mod simd;
 mod super_block;
 mod ternary;
+mod unpack;
 mod weighting;
 
-pub use dot::{dot, dot_halves, has_dot, has_dot_halves, quantize_activations, round_activations};
+pub(crate) use activations::{Activations, round as round_activations};
+pub(crate) use dot::{dot_floats, multiply};
 
 pub use feedback::{Feedback, Gram};
 pub use gain::{has_few_values, quantize_to_unit_gain};
 pub use grid::{Dither, Placement, has_grid, round_to_grid};
-pub use operands::Block8;
 #[cfg(test)]
 pub(crate) use simd::vectorized_at;
 pub use simd::{Level, UnknownLevel, limit_level};

@@ -1,14 +1,19 @@
-//! What a dot product multiplies: blocks and halves of a stored row, and activations in 8 bits.
+//! What a dot product multiplies: blocks of a stored row whose codes are unpacked, and activations
+//! in 8 bits.
 
-use half::{bf16, f16};
-
-/// Activations of a block.
+/// Weights or activations of a small block.
 pub(super) const LEN: usize = 32;
 
+/// Weights or activations of a super-block.
+pub(super) const SUPER_LEN: usize = super::QK_K;
+
+/// Sub-blocks of 16 in a super-block.
+pub(super) const N_SUB: usize = SUPER_LEN / 16;
+
 /// 32 activations in 8 bits: `d · codes`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct Block8 {
+pub(crate) struct Block8 {
     /// The scale, rounded to F16.
     pub(super) d: f32,
     /// `d · Σ codes` before `d` was rounded, itself rounded to F16: what a type's minimum is
@@ -18,95 +23,101 @@ pub struct Block8 {
     pub(super) codes: [i8; LEN],
 }
 
-/// A number of 16 bits.
-pub(super) trait Half {
-    /// Whether it is the upper half of an f32.
-    const IS_BRAIN: bool;
-
-    /// The value of a number.
-    fn to_f32(bytes: [u8; 2]) -> f32;
+impl Block8 {
+    pub(super) const ZERO: Self = Self { d: 0.0, s: 0.0, codes: [0; LEN] };
 }
 
-pub(super) struct F16;
-
-impl Half for F16 {
-    const IS_BRAIN: bool = false;
-
-    fn to_f32(bytes: [u8; 2]) -> f32 {
-        f16::from_le_bytes(bytes).to_f32()
-    }
+/// 256 activations in 8 bits: `d · codes` (`block_q8_K`).
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(crate) struct Block8K {
+    /// −127 to 127.
+    pub(super) codes: [i8; SUPER_LEN],
+    /// Sums of the codes of each 16.
+    pub(super) sums: [i16; N_SUB],
+    pub(super) d: f32,
 }
 
-pub(super) struct BF16;
-
-impl Half for BF16 {
-    const IS_BRAIN: bool = true;
-
-    fn to_f32(bytes: [u8; 2]) -> f32 {
-        bf16::from_le_bytes(bytes).to_f32()
-    }
+impl Block8K {
+    pub(super) const ZERO: Self = Self { codes: [0; SUPER_LEN], sums: [0; N_SUB], d: 0.0 };
 }
 
-/// A block of 32 weights: `scale · code + minimum`, or `scale · (code − offset)`; codes of 4 bits
-/// and perhaps a fifth. The scale is the first F16 of the block.
-pub(super) trait Block<const SIZE: usize> {
+/// 32 weights of a row: `d · codes + minimum`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Small {
+    pub(super) d: f32,
+    pub(super) minimum: f32,
+    pub(super) codes: [i8; LEN],
+}
+
+impl Small {
+    pub(super) const ZERO: Self = Self { d: 0.0, minimum: 0.0, codes: [0; LEN] };
+}
+
+/// How the codes of a small block are stored.
+pub(super) enum Form {
+    /// As i8.
+    Bytes,
+    /// In four bits, perhaps with a fifth, and this much too large.
+    Above(u8),
+    /// In four bits, which stand for these.
+    Of(&'static [i8; 16]),
+}
+
+/// Where a type of small blocks has its fields. The scale is the first of the block.
+pub(super) trait Packed<const SIZE: usize> {
+    /// Whether the scale is a byte, an exponent (`block_mxfp4`), and not an F16.
+    const IS_EXPONENT: bool = false;
     /// Where the F16 minimum is.
-    const MINIMUM: Option<usize>;
-    /// What is taken off each code.
-    const OFFSET: u8;
-    /// Where the four bytes with the fifth bits begin.
-    const FIFTH: Option<usize>;
-    /// Where the 16 bytes with the lower four bits of the codes begin.
-    const NIBBLES: usize;
-}
-
-pub(super) struct Q4_1;
-
-impl Block<20> for Q4_1 {
-    const MINIMUM: Option<usize> = Some(2);
-    const OFFSET: u8 = 0;
-    const FIFTH: Option<usize> = None;
-    const NIBBLES: usize = 4;
-}
-
-pub(super) struct Q5_0;
-
-impl Block<22> for Q5_0 {
     const MINIMUM: Option<usize> = None;
-    const OFFSET: u8 = 16;
-    const FIFTH: Option<usize> = Some(2);
-    const NIBBLES: usize = 6;
+    /// Where the four bytes with the fifth bits begin.
+    const FIFTH: Option<usize> = None;
+    /// Where the codes begin. The low four bits of 16 bytes come before the high ones.
+    const CODES: usize;
+    const FORM: Form;
 }
 
-pub(super) struct Q5_1;
-
-impl Block<24> for Q5_1 {
-    const MINIMUM: Option<usize> = Some(2);
-    const OFFSET: u8 = 0;
-    const FIFTH: Option<usize> = Some(4);
-    const NIBBLES: usize = 8;
+/// 256 weights of a row in sub-blocks of 16: `d · scale · codes − dmin · minimum`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(super) struct Super {
+    /// At most 63.
+    pub(super) codes: [u8; SUPER_LEN],
+    /// Scales of sub-blocks 0, 2, 4 and so on, then those of sub-blocks 1, 3, 5.
+    pub(super) scales: [i16; N_SUB],
+    pub(super) minimums: [i16; N_SUB],
+    pub(super) d: f32,
+    pub(super) dmin: f32,
 }
 
-/// The scale of a block, and the minimum, 0 if it has none.
-#[inline(always)]
-pub(super) fn scale_and_minimum<B: Block<SIZE>, const SIZE: usize>(
-    block: &[u8; SIZE],
-    half: impl Fn([u8; 2]) -> f32,
-) -> (f32, f32) {
-    let minimum = B::MINIMUM.map_or(0.0, |at| half([block[at], block[at + 1]]));
-    (half([block[0], block[1]]), minimum)
-}
+impl Super {
+    pub(super) const ZERO: Self =
+        Self { codes: [0; SUPER_LEN], scales: [0; N_SUB], minimums: [0; N_SUB], d: 0.0, dmin: 0.0 };
 
-/// `Σ (code − offset) · x.code` of a block.
-pub(super) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
-    let fifths = B::FIFTH.map_or(0, |at| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]));
-    let mut sum = 0;
-    for i in 0..LEN / 2 {
-        let byte = block[B::NIBBLES + i];
-        let fifth = |bit: usize| ((fifths >> bit & 1) << 4) as i32;
-        let offset = i32::from(B::OFFSET);
-        sum += ((i32::from(byte & 15) | fifth(i)) - offset) * i32::from(x.codes[i]);
-        sum += ((i32::from(byte >> 4) | fifth(i + LEN / 2)) - offset) * i32::from(x.codes[i + LEN / 2]);
+    /// The scale of a sub-block.
+    pub(super) fn scale(&self, sub: usize) -> i16 {
+        self.scales[sub / 2 + N_SUB / 2 * (sub % 2)]
     }
-    sum
+}
+
+/// Running sums of a row and a token: `A` vectors of eight, and what does not fill one.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
+pub(super) struct Sums<const A: usize> {
+    pub(super) lanes: [[f32; 8]; A],
+    pub(super) rest: f32,
+}
+
+impl<const A: usize> Sums<A> {
+    pub(super) const ZERO: Self = Self { lanes: [[0.0; 8]; A], rest: 0.0 };
+
+    /// Their sum.
+    pub(super) fn total(&self) -> f32 {
+        let lane = |i: usize| match &self.lanes[..] {
+            [a, b, c, d] => (a[i] + b[i]) + (c[i] + d[i]),
+            lanes => lanes.iter().map(|lanes| lanes[i]).sum(),
+        };
+        (0..8).map(lane).sum::<f32>() + self.rest
+    }
 }

@@ -79,7 +79,7 @@ impl WithoutMin<110> for Q3K {
 }
 
 #[inline]
-fn unpack_scales(bytes: &[u8; 12]) -> [u8; N_SUB] {
+pub(super) fn unpack_scales(bytes: &[u8; 12]) -> [u8; N_SUB] {
     std::array::from_fn(|j| {
         let low = if j < 8 { bytes[j] & 0xf } else { bytes[j - 8] >> 4 };
         low | (bytes[8 + j % 4] >> (2 * (j / 4)) & 3) << 4

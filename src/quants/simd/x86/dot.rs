@@ -2,131 +2,97 @@
 
 use std::arch::x86_64::*;
 
-use crate::quants::operands::{Block, Block8, Half, scale_and_minimum};
+use crate::quants::operands::{Block8, Block8K, Form, Packed, Small, Sums, Super};
+use crate::quants::field;
+use crate::quants::unpack::scale_and_minimum;
 
 /// Whether the processor has what the functions of this module use.
 pub(in crate::quants::simd) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
-/// The dot products of a row of blocks with the activations of some tokens.
-pub(in crate::quants::simd) fn dot<B: Block<SIZE>, const SIZE: usize, const N: usize>(
+/// Unpacks small blocks.
+pub(in crate::quants::simd) fn unpack_small<B: Packed<SIZE>, const SIZE: usize>(
     blocks: &[[u8; SIZE]],
+    to: &mut [Small],
+) {
+    debug_assert!(is_available());
+    // SAFETY: every caller asks `is_available` first.
+    unsafe { unpack_small_avx2::<B, SIZE>(blocks, to) }
+}
+
+/// Adds the products of small blocks.
+pub(in crate::quants::simd) fn add_small<const N: usize, const HAS_MINIMUM: bool>(
+    weights: &[Small],
     x: [&[Block8]; N],
-) -> [f32; N] {
+    sums: &mut [Sums<1>; N],
+) {
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.
-    unsafe { dot_avx2::<B, SIZE, N>(blocks, x) }
+    unsafe { add_small_avx2::<N, HAS_MINIMUM>(weights, x, sums) }
 }
 
-/// The dot product of a row of halves with activations.
-pub(in crate::quants::simd) fn dot_halves<H: Half>(row: &[u8], x: &[f32]) -> f32 {
+/// Adds the products of super-blocks.
+pub(in crate::quants::simd) fn add_super<const N: usize, const IS_CENTERED: bool>(
+    weights: &[Super],
+    x: [&[Block8K]; N],
+    sums: &mut [Sums<1>; N],
+) {
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.
-    unsafe { dot_halves_avx2::<H>(row, x) }
+    unsafe { add_super_avx2::<N, IS_CENTERED>(weights, x, sums) }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_halves_avx2<H: Half>(row: &[u8], x: &[f32]) -> f32 {
-    const STEP: usize = 32;
-    let (halves, _) = row.as_chunks::<2>();
-    let n = halves.len().min(x.len());
-    let (halves, x) = (&halves[..n], &x[..n]);
-    let ((long, rest), (long_x, rest_x)) = (halves.as_chunks::<STEP>(), x.as_chunks::<STEP>());
-    let mut sums = [_mm256_setzero_ps(); 4];
-    for (halves, x) in long.iter().zip(long_x) {
-        for (i, sum) in sums.iter_mut().enumerate() {
-            // SAFETY: `i` is below 4: eight halves and eight floats from `8 i` on are within the 32
-            // of the chunk. Neither load asks for alignment.
-            let (w, x) = unsafe {
-                let bytes = _mm_loadu_si128(halves.as_ptr().add(8 * i).cast());
-                (eight::<H>(bytes), _mm256_loadu_ps(x.as_ptr().add(8 * i)))
-            };
-            *sum = _mm256_fmadd_ps(w, x, *sum);
-        }
-    }
-    let total = _mm256_add_ps(_mm256_add_ps(sums[0], sums[1]), _mm256_add_ps(sums[2], sums[3]));
-    lanes(total).iter().sum::<f32>() + rest.iter().zip(rest_x).map(|(&half, x)| H::to_f32(half) * x).sum::<f32>()
+/// Adds the products of floats.
+pub(in crate::quants::simd) fn add_floats<const N: usize>(weights: &[f32], x: [&[f32]; N], sums: &mut [Sums<4>; N]) {
+    debug_assert!(is_available());
+    // SAFETY: every caller asks `is_available` first.
+    unsafe { add_floats_avx2::<N>(weights, x, sums) }
 }
 
-/// Eight halves as f32.
 #[target_feature(enable = "avx2,f16c")]
-fn eight<H: Half>(bytes: __m128i) -> __m256 {
-    match H::IS_BRAIN {
-        true => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bytes))),
-        false => _mm256_cvtph_ps(bytes),
+fn unpack_small_avx2<B: Packed<SIZE>, const SIZE: usize>(blocks: &[[u8; SIZE]], to: &mut [Small]) {
+    for (block, to) in blocks.iter().zip(to) {
+        (to.d, to.minimum) = scale_and_minimum::<B, SIZE>(block, |bytes| half(bytes));
+        let codes = small_codes::<B, SIZE>(block);
+        // SAFETY: a store of a whole reference, without alignment.
+        unsafe { _mm256_storeu_si256(to.codes.as_mut_ptr().cast(), codes) };
     }
-}
-
-#[target_feature(enable = "avx2")]
-fn lanes(v: __m256) -> [f32; 8] {
-    let mut lanes = [0f32; 8];
-    // SAFETY: eight lanes of four bytes; the store asks for no alignment.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), v) };
-    lanes
-}
-
-/// The sum of products of one block.
-#[cfg(test)]
-pub(in crate::quants::simd) fn products<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE], x: &Block8) -> i32 {
-    // SAFETY: every caller asks `is_available` first.
-    unsafe { sum(multiply(signed::<B, SIZE>(codes::<B, SIZE>(block)), x)) }
-}
-
-#[target_feature(enable = "avx2,fma,f16c")]
-fn dot_avx2<B: Block<SIZE>, const SIZE: usize, const N: usize>(blocks: &[[u8; SIZE]], x: [&[Block8]; N]) -> [f32; N] {
-    let n = x.iter().fold(blocks.len(), |n, x| n.min(x.len()));
-    let x = x.map(|x| &x[..n]);
-    let mut totals = [_mm256_setzero_ps(); N];
-    let mut rests = [0f32; N];
-    for (i, block) in blocks[..n].iter().enumerate() {
-        let (scale, minimum) = scale_and_minimum::<B, SIZE>(block, |bytes| half(bytes));
-        let weights = signed::<B, SIZE>(codes::<B, SIZE>(block));
-        for k in 0..N {
-            let x = &x[k][i];
-            let products = _mm256_cvtepi32_ps(multiply(weights, x));
-            totals[k] = _mm256_fmadd_ps(products, _mm256_set1_ps(scale * x.d), totals[k]);
-            rests[k] += minimum * x.s;
-        }
-    }
-    std::array::from_fn(|k| lanes(totals[k]).iter().sum::<f32>() + rests[k])
 }
 
 #[target_feature(enable = "f16c")]
-fn half(bytes: [u8; 2]) -> f32 {
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes)))))
+fn half(bytes: &[u8; 2]) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(*bytes)))))
 }
 
 /// The 32 codes of a block, a byte each.
 #[target_feature(enable = "avx2")]
-fn codes<B: Block<SIZE>, const SIZE: usize>(block: &[u8; SIZE]) -> __m256i {
-    let nibbles: &[u8; 16] = block[B::NIBBLES..].first_chunk().unwrap_or(&[0; 16]);
-    // SAFETY: the pointer is of an array of the 16 bytes that are loaded; the load asks for no
-    // alignment.
-    let bytes = unsafe { _mm_loadu_si128(nibbles.as_ptr().cast()) };
+fn small_codes<B: Packed<SIZE>, const SIZE: usize>(block: &[u8; SIZE]) -> __m256i {
+    match B::FORM {
+        Form::Bytes => unsigned(field(block, B::CODES)),
+        Form::Above(offset) => {
+            let codes = nibbles(field(block, B::CODES));
+            let codes = B::FIFTH.map_or(codes, |at| {
+                let bits = i32::from_le_bytes(*field(block, at));
+                _mm256_or_si256(codes, fifths(bits))
+            });
+            _mm256_sub_epi8(codes, _mm256_set1_epi8(offset as i8))
+        }
+        Form::Of(values) => {
+            // SAFETY: a load of a whole reference, without alignment.
+            let values = unsafe { _mm_loadu_si128(values.as_ptr().cast()) };
+            _mm256_shuffle_epi8(_mm256_set_m128i(values, values), nibbles(field(block, B::CODES)))
+        }
+    }
+}
+
+/// The low four bits of 16 bytes, then the high ones.
+#[target_feature(enable = "avx2")]
+fn nibbles(bytes: &[u8; 16]) -> __m256i {
+    // SAFETY: a load of a whole reference, without alignment.
+    let bytes = unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) };
     let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
-    let lower = _mm256_and_si256(both, _mm256_set1_epi8(15));
-    let Some(at) = B::FIFTH else { return lower };
-    let bits = i32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    _mm256_or_si256(lower, fifths(bits))
-}
-
-/// The codes less their offset.
-#[target_feature(enable = "avx2")]
-fn signed<B: Block<SIZE>, const SIZE: usize>(codes: __m256i) -> __m256i {
-    _mm256_sub_epi8(codes, _mm256_set1_epi8(B::OFFSET as i8))
-}
-
-/// Eight partial sums of `Σ weight · x.code`; `maddubs` wants one factor without a sign. Weights
-/// have at most five bits, so that a pair of products, at most 2 · 31 · 127, fits in the 16 bits of
-/// `maddubs`.
-#[target_feature(enable = "avx2")]
-fn multiply(weights: __m256i, x: &Block8) -> __m256i {
-    // SAFETY: the pointer is of an array of the 32 bytes that are loaded; the load asks for no
-    // alignment.
-    let codes = unsafe { _mm256_loadu_si256(x.codes.as_ptr().cast()) };
-    let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(codes, weights));
-    _mm256_madd_epi16(products, _mm256_set1_epi16(1))
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
 }
 
 /// 16 in each byte whose bit is set.
@@ -140,11 +106,152 @@ fn fifths(bits: i32) -> __m256i {
     _mm256_and_si256(is_set, _mm256_set1_epi8(16))
 }
 
-#[cfg(test)]
+#[target_feature(enable = "avx2,fma")]
+fn add_small_avx2<const N: usize, const HAS_MINIMUM: bool>(
+    weights: &[Small],
+    x: [&[Block8]; N],
+    sums: &mut [Sums<1>; N],
+) {
+    let n = x.iter().fold(weights.len(), |n, x| n.min(x.len()));
+    let x = x.map(|x| &x[..n]);
+    let mut totals: [__m256; N] = std::array::from_fn(|k| floats(&sums[k].lanes[0]));
+    let mut rests: [f32; N] = std::array::from_fn(|k| sums[k].rest);
+    for (i, w) in weights[..n].iter().enumerate() {
+        let codes = bytes(&w.codes);
+        let sizes = _mm256_abs_epi8(codes);
+        let d = _mm256_set1_ps(w.d);
+        for k in 0..N {
+            let x = &x[k][i];
+            let products = _mm256_cvtepi32_ps(multiply(sizes, codes, bytes(&x.codes)));
+            totals[k] = _mm256_fmadd_ps(products, _mm256_mul_ps(d, _mm256_set1_ps(x.d)), totals[k]);
+            if HAS_MINIMUM {
+                rests[k] = w.minimum.mul_add(x.s, rests[k]);
+            }
+        }
+    }
+    for ((sums, total), rest) in sums.iter_mut().zip(totals).zip(rests) {
+        store(total, &mut sums.lanes[0]);
+        sums.rest = rest;
+    }
+}
+
+/// Eight partial sums of `Σ w.code · x.code`: `maddubs` wants one factor without a sign. The other
+/// gets the sign of both. A pair of products, at most 2 · 128 · 127, fits in the 16 bits of
+/// `maddubs`.
 #[target_feature(enable = "avx2")]
-fn sum(v: __m256i) -> i32 {
-    let mut lanes = [0i32; 8];
-    // SAFETY: eight lanes of four bytes; the store asks for no alignment.
-    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), v) };
-    lanes.iter().sum()
+fn multiply(sizes: __m256i, codes: __m256i, x: __m256i) -> __m256i {
+    let products = _mm256_maddubs_epi16(sizes, _mm256_sign_epi8(x, codes));
+    _mm256_madd_epi16(products, _mm256_set1_epi16(1))
+}
+
+/// Where the two bytes of a sub-block's scale are, for each 16 codes.
+static PICK: [[u8; 32]; 8] = {
+    let mut pick = [[0; 32]; 8];
+    let mut i = 0;
+    while i < 8 * 32 {
+        pick[i / 32][i % 32] = (2 * (i / 32) + i % 2) as u8;
+        i += 1;
+    }
+    pick
+};
+
+#[target_feature(enable = "avx2,fma")]
+fn add_super_avx2<const N: usize, const IS_CENTERED: bool>(
+    weights: &[Super],
+    x: [&[Block8K]; N],
+    sums: &mut [Sums<1>; N],
+) {
+    let n = x.iter().fold(weights.len(), |n, x| n.min(x.len()));
+    let x = x.map(|x| &x[..n]);
+    let mut totals: [__m256; N] = std::array::from_fn(|k| floats(&sums[k].lanes[0]));
+    for (i, w) in weights[..n].iter().enumerate() {
+        let x: [&Block8K; N] = std::array::from_fn(|k| &x[k][i]);
+        let products = super_products(w, x);
+        let minimums = shorts(&w.minimums);
+        for k in 0..N {
+            let minimums = _mm256_madd_epi16(minimums, shorts(&x[k].sums));
+            let d = _mm256_set1_ps(w.d * x[k].d);
+            if IS_CENTERED {
+                let products = _mm256_sub_epi32(products[k], minimums);
+                totals[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), d, totals[k]);
+            } else {
+                let dmin = _mm256_set1_ps(w.dmin * x[k].d);
+                totals[k] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[k]), d, totals[k]);
+                totals[k] = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(minimums), dmin, totals[k]);
+            }
+        }
+    }
+    for (sums, total) in sums.iter_mut().zip(totals) {
+        store(total, &mut sums.lanes[0]);
+    }
+}
+
+/// Eight partial sums of `Σ scale · w.code · x.code` for each token. A pair of products of codes,
+/// at most 2 · 63 · 127, fits in the 16 bits of `maddubs`.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn super_products<const N: usize>(w: &Super, x: [&Block8K; N]) -> [__m256i; N] {
+    let scales = shorts(&w.scales);
+    let mut sums = [_mm256_setzero_si256(); N];
+    for (j, (codes, pick)) in w.codes.as_chunks().0.iter().zip(&PICK).enumerate() {
+        let codes = unsigned(codes);
+        let scale = _mm256_shuffle_epi8(scales, unsigned(pick));
+        for k in 0..N {
+            let products = _mm256_maddubs_epi16(codes, bytes(&x[k].codes.as_chunks().0[j]));
+            sums[k] = _mm256_add_epi32(sums[k], _mm256_madd_epi16(scale, products));
+        }
+    }
+    sums
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn add_floats_avx2<const N: usize>(weights: &[f32], x: [&[f32]; N], sums: &mut [Sums<4>; N]) {
+    let n = x.iter().fold(weights.len(), |n, x| n.min(x.len()));
+    let (weights, rest) = weights[..n].as_chunks::<32>();
+    let x = x.map(|x| x[..n].as_chunks::<32>());
+    let mut totals: [[__m256; 4]; N] = std::array::from_fn(|k| std::array::from_fn(|a| floats(&sums[k].lanes[a])));
+    for (i, w) in weights.iter().enumerate() {
+        for (a, w) in w.as_chunks().0.iter().enumerate() {
+            let w = floats(w);
+            for k in 0..N {
+                totals[k][a] = _mm256_fmadd_ps(w, floats(&x[k].0[i].as_chunks().0[a]), totals[k][a]);
+            }
+        }
+    }
+    for ((sums, totals), (_, x)) in sums.iter_mut().zip(totals).zip(x) {
+        for (lanes, total) in sums.lanes.iter_mut().zip(totals) {
+            store(total, lanes);
+        }
+        sums.rest += rest.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn floats(v: &[f32; 8]) -> __m256 {
+    // SAFETY: a load of a whole reference, without alignment.
+    unsafe { _mm256_loadu_ps(v.as_ptr()) }
+}
+
+#[target_feature(enable = "avx2")]
+fn store(v: __m256, to: &mut [f32; 8]) {
+    // SAFETY: a store of a whole reference, without alignment.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), v) };
+}
+
+#[target_feature(enable = "avx2")]
+fn bytes(v: &[i8; 32]) -> __m256i {
+    // SAFETY: a load of a whole reference, without alignment.
+    unsafe { _mm256_loadu_si256(v.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+fn unsigned(v: &[u8; 32]) -> __m256i {
+    // SAFETY: a load of a whole reference, without alignment.
+    unsafe { _mm256_loadu_si256(v.as_ptr().cast()) }
+}
+
+#[target_feature(enable = "avx2")]
+fn shorts(v: &[i16; 16]) -> __m256i {
+    // SAFETY: a load of a whole reference, without alignment.
+    unsafe { _mm256_loadu_si256(v.as_ptr().cast()) }
 }
