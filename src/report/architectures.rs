@@ -10,6 +10,9 @@ use crate::{infer, vector};
 /// What every architecture has in common that has no row of its own.
 const OTHERS: &str = "any other";
 
+/// Characters of a line of names.
+const NAMES: usize = 56;
+
 /// The table of architectures, as the code has it.
 pub struct Architectures;
 
@@ -36,13 +39,21 @@ impl Architectures {
 
 impl Report for Architectures {
     fn text(&self) -> String {
-        let mut table = Table::new(&["architecture", "merge, patch", "quantize", "ask, imatrix", "held to llama.cpp's"]);
-        let merge = |known: &Known| if known.doubts.is_empty() { "yes" } else { "with a warning" };
-        let ask = |known: &Known| if known.source.is_some() { "yes" } else { "no" };
+        let mut groups: BTreeMap<(bool, bool), Vec<&str>> = BTreeMap::new();
         for (name, known) in Self::known() {
-            table.row([name, merge(&known), "yes", ask(&known), known.source.unwrap_or("–")]);
+            groups.entry((!known.doubts.is_empty(), known.source.is_none())).or_default().push(name);
         }
-        table.row([OTHERS, "yes", "yes", "no", "–"]);
+        groups.entry((false, true)).or_default().push(OTHERS);
+        let mut table = Table::new(&["merge, patch", "quantize", "ask, imatrix", "architecture"]);
+        for ((is_doubtful, is_silent), names) in groups {
+            let merge = if is_doubtful { "with a warning" } else { "yes" };
+            let ask = if is_silent { "no" } else { "yes" };
+            let mut cells = [merge, "yes", ask];
+            for line in lines(&names) {
+                let [merge, quantize, ask] = std::mem::take(&mut cells);
+                table.row([merge.to_owned(), quantize.to_owned(), ask.to_owned(), line]);
+            }
+        }
         table.text()
     }
 
@@ -62,4 +73,16 @@ impl Report for Architectures {
         let others = json!({ "merge": true, "quantize": true, "ask": false });
         json!({ "architectures": all, "others": others })
     }
+}
+
+/// Names in lines that fit beside the other columns.
+fn lines(names: &[&str]) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for name in names {
+        match lines.last_mut() {
+            Some(line) if line.len() + name.len() < NAMES => *line += &format!(" {name}"),
+            _ => lines.push((*name).to_owned()),
+        }
+    }
+    lines
 }

@@ -12,7 +12,7 @@ fn the_readme_shows_the_table_of_architectures_as_the_command_prints_it() {
     assert_eq!(shown, ran.out, "run `chatvec architectures`, and put what it prints into README.md");
     let json = chatvec(["architectures", "--json"]).json();
     let all = json["architectures"].as_array().unwrap();
-    assert_eq!(all.len() + 1, ran.out.lines().count() - 1);
+    assert!(all.iter().all(|a| ran.out.contains(a["name"].as_str().unwrap())));
     let asked = all.iter().filter(|a| a["ask"] == true).map(|a| a["name"].as_str().unwrap());
     let known: std::collections::BTreeSet<&str> = chatvec::infer::architectures().map(|(name, _)| name).collect();
     assert_eq!(asked.collect::<std::collections::BTreeSet<_>>(), known);

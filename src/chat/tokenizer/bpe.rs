@@ -101,7 +101,7 @@ impl Bpe {
     /// The bytes of a normal token's text.
     pub(super) fn decode<'a>(&self, text: &'a BStr) -> Cow<'a, [u8]> {
         match self.pre {
-            Pre { escapes: true, .. } => super::unescape(text),
+            Pre { escapes: true, .. } => super::spm::unescape(text),
             Pre { no_bytes: true, .. } => Cow::Borrowed(text),
             _ => Cow::Owned(decode_bytes(text)),
         }

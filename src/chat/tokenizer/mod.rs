@@ -209,7 +209,7 @@ impl Tokenizer {
             (TokenKind::Control | TokenKind::Unknown, _) if !special => Cow::default(),
             (TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined, _) => Cow::Borrowed(text),
             (TokenKind::Normal, Algorithm::Bpe(bpe)) => bpe.decode(text),
-            (TokenKind::Normal, Algorithm::Spm) => unescape(text),
+            (TokenKind::Normal, Algorithm::Spm) => spm::unescape(text),
             (TokenKind::Byte, _) => Cow::Owned(vec![self.vocab.byte(id)]),
             (TokenKind::Unused | TokenKind::Undefined, _) => Cow::default(),
         }
@@ -320,12 +320,4 @@ fn text_of(part: &[u8]) -> Cow<'_, str> {
         out.extend(chunk.invalid().iter().map(|_| char::REPLACEMENT_CHARACTER));
     }
     out.into()
-}
-
-/// Text with spaces for ▁.
-fn unescape(text: &BStr) -> Cow<'_, [u8]> {
-    match text.find(spm::SPACE) {
-        Some(_) => Cow::Owned(text.replace(spm::SPACE, " ")),
-        None => Cow::Borrowed(text),
-    }
 }

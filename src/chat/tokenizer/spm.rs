@@ -1,10 +1,22 @@
 //! SentencePiece by scores: any two neighbours whose texts together are a token may merge.
 
+use std::borrow::Cow;
+
+use bstr::{BStr, ByteSlice};
+
 use super::merge::{Chain, NONE};
 use super::vocab::Vocab;
 
 /// What a space is in the vocabulary: ▁, U+2581.
 pub(super) const SPACE: &str = "\u{2581}";
+
+/// Text with spaces for ▁.
+pub(super) fn unescape(text: &BStr) -> Cow<'_, [u8]> {
+    match text.find(SPACE) {
+        Some(_) => Cow::Owned(text.replace(SPACE, " ")),
+        None => Cow::Borrowed(text),
+    }
+}
 
 /// The tokens of a text, its spaces escaped already (src/llama-vocab.cpp,
 /// `llm_tokenizer_spm_session::tokenize`).
