@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::engine_arg::EngineArg;
 use super::template_process::templates;
 use crate::chat::Template;
 use crate::eval::{Language, PromptSet, Thresholds};
@@ -38,6 +39,9 @@ pub(super) struct AskingArgs {
     /// Tokens of a conversation at most [default: 2048, or what the model or --memory allow]
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
     ctx_size: Option<u32>,
+    /// What computes the answers; auto takes llama.cpp for architectures that are not built in
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto)]
+    engine: EngineArg,
     /// A chat template instead of the file's own: a Jinja file, or a GGUF file that has one
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
@@ -134,6 +138,7 @@ impl AskingArgs {
             n_ctx: self.ctx_size.map(|n| n as usize),
             sampling,
             loras: Vec::new(),
+            engines: self.engine.engines(),
         })
     }
 }

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::engine_arg::EngineArg;
 use super::progress::Asked;
-use super::smoke::require_model;
+use super::smoke::{require_model, tell_agreement};
 use super::{Exit, Global, Usage, output, recipe_args};
 use crate::chat::Tokenizer;
-use crate::eval::{self, Comparison, Keep, Reference, Tau, Text, compare_tensors, same_vocabulary};
+use crate::eval::{self, Keep, Reader, Reference, Tau, Text, compare_tensors, same_vocabulary};
 use crate::gguf::{Limits, Model};
-use crate::infer::{Hyperparameters, Session, Transformer};
-use crate::job::require_runnable;
 use crate::patch;
 use crate::report;
 
@@ -48,6 +47,9 @@ pub(super) struct CompareArgs {
     #[arg(long, value_name = "K", default_value_t = 256, requires = "text",
         value_parser = clap::value_parser!(u32).range(1..))]
     top: u32,
+    /// What reads the text; auto takes llama.cpp for architectures that are not built in
+    #[arg(long, value_enum, default_value_t = EngineArg::Auto, requires = "text")]
+    engine: EngineArg,
     /// With --chat: how much of the vector chat − base there is in B − A
     #[arg(long, value_name = "FILE", requires = "chat")]
     base: Option<PathBuf>,
@@ -80,9 +82,9 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
             let texts = [tokenize(args, &text, &a)?, tokenize(args, &text, &b)?];
             let memory = global.budget().memory;
             for model in [&a, &b] {
-                let taken = require_runnable(model, Some(texts[0].n_ctx()), memory)?;
-                let n_vocab = Hyperparameters::read(model)?.n_vocab;
-                Reference::require_memory(&texts[0], &keep(args), n_vocab, memory - taken)?;
+                let hosts = args.engine.engines().load(model, &[], 1)?;
+                let taken = hosts.require_room(model, texts[0].n_ctx(), memory)?;
+                Reference::require_memory(&texts[0], &keep(args), hosts.first.n_vocab(), memory - taken)?;
             }
             Some(texts)
         }
@@ -93,11 +95,14 @@ pub(super) fn run(args: &CompareArgs, global: &Global) -> Result<Exit> {
     if tensors.tensors.is_empty() && texts.is_none() {
         return Err(eval::Error::NothingShared { a: args.a.clone(), b: args.b.clone() }.into());
     }
-    let logits = texts.map(|texts| logits(args, &texts, [&a, &b], global)).transpose()?;
+    let said = texts.map(|texts| logits(args, &texts, [&a, &b], global)).transpose()?;
     let name = |path: &Path| path.display().to_string();
     let (a, b) = (name(&args.a), name(&args.b));
-    let report = report::Compare { a, b, are_patches: false, tensors: &tensors, logits: logits.as_ref() };
+    let report = report::Compare { a, b, are_patches: false, tensors: &tensors, said: said.as_ref() };
     output::print(&report, global)?;
+    for (of, agreement) in said.iter().flat_map(|said| said.agreements()) {
+        tell_agreement(&format!("of {of} "), agreement);
+    }
     Ok(Exit::Success)
 }
 
@@ -121,7 +126,7 @@ fn vectors(args: &CompareArgs, global: &Global) -> Result<Exit> {
     }
     let name = |path: &Path| path.display().to_string();
     let (a, b) = (name(&args.a), name(&args.b));
-    output::print(&report::Compare { a, b, are_patches: true, tensors: &tensors, logits: None }, global)?;
+    output::print(&report::Compare { a, b, are_patches: true, tensors: &tensors, said: None }, global)?;
     Ok(Exit::Success)
 }
 
@@ -163,30 +168,33 @@ fn keep(args: &CompareArgs) -> Keep {
 }
 
 /// One model after the other, so that only one has to be in memory.
-fn logits(args: &CompareArgs, texts: &[Text; 2], models: [&Model; 2], global: &Global) -> Result<Comparison> {
-    let budget = global.budget();
-    let (n_ctx, n_chunks) = (texts[0].n_ctx(), texts[0].n_chunks());
+fn logits(args: &CompareArgs, texts: &[Text; 2], models: [&Model; 2], global: &Global) -> Result<report::SaidOfText> {
+    let (budget, n_ctx, n_chunks) = (global.budget(), texts[0].n_ctx(), texts[0].n_chunks());
     let asked = Asked::new("chunks", 2 * n_chunks);
-    let reference = {
-        let model = Transformer::load(models[0], budget.threads)?;
-        let session = Session::new(&model, n_ctx, budget.memory)?;
-        Reference::new(&mut Watched { session, asked: &asked, done: 0 }, texts[0].clone(), keep(args))?
+    let load = |model: &Model| args.engine.engines().load(model, &[], budget.threads);
+    let (reference, engine_a, agreement_a) = {
+        let hosts = load(models[0])?;
+        let mut a = Watched { reader: hosts.reader(n_ctx, budget.memory)?, asked: &asked, done: 0 };
+        let reference = Reference::new(&mut a, texts[0].clone(), keep(args))?;
+        (reference, hosts.first.name(), a.reader.agreement().cloned())
     };
-    let model = Transformer::load(models[1], budget.threads)?;
-    let session = Session::new(&model, n_ctx, budget.memory)?;
-    Ok(reference.compare(&mut Watched { session, asked: &asked, done: n_chunks }, &texts[1])?)
+    let hosts = load(models[1])?;
+    let mut b = Watched { reader: hosts.reader(n_ctx, budget.memory)?, asked: &asked, done: n_chunks };
+    let comparison = reference.compare(&mut b, &texts[1])?;
+    let (engines, agreements) = ([engine_a, hosts.first.name()], [agreement_a, b.reader.agreement().cloned()]);
+    Ok(report::SaidOfText { comparison, engines, agreements })
 }
 
-/// A session that shows how far it is. A signal ends the process, since nothing is being written.
+/// A reader that shows how far it is. A signal ends the process, since nothing is being written.
 struct Watched<'a> {
-    session: Session<'a>,
+    reader: Reader<'a>,
     asked: &'a Asked,
     done: usize,
 }
 
 impl eval::Scorer for Watched<'_> {
     fn n_vocab(&self) -> usize {
-        self.session.n_vocab()
+        self.reader.n_vocab()
     }
 
     fn logits(
@@ -197,6 +205,6 @@ impl eval::Scorer for Watched<'_> {
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         self.asked.go_on(self.done);
         self.done += 1;
-        self.session.logits(tokens, first, row)
+        self.reader.logits(tokens, first, row)
     }
 }

@@ -295,6 +295,8 @@ fn of_infer(error: &infer::Error) -> Exit {
         Container(e) => of_container(e),
         Fold(e) => of_vector(e),
         Architecture { .. } | Folded { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
+        OtherEngine { .. } | NoLlamaCpp | LlamaCppRefuses { .. } => Exit::NotSupported,
+        LlamaCppEnded { .. } => Exit::Failure,
         Key { .. } | Tensor { .. } | Extra { .. } | NotFinite { .. } => Exit::Malformed,
         Setting { .. } | TooShort { .. } => Exit::Usage,
         Threads(_) => Exit::Io,

@@ -5,6 +5,7 @@ mod architectures;
 mod asking_args;
 mod compare;
 mod demo;
+mod engine_arg;
 mod exit;
 mod extract;
 mod imatrix;
@@ -104,6 +105,9 @@ enum Command {
     /// Render chat templates for the command that started this one
     #[command(name = template_process::COMMAND, hide = true)]
     RenderTemplates(template_process::ServeArgs),
+    /// Run llama.cpp for the command that started this one
+    #[command(name = engine_arg::COMMAND, hide = true)]
+    RunLlamaCpp,
 }
 
 /// Parses the arguments, runs the command and turns its result into an exit code.
@@ -124,6 +128,9 @@ pub fn main() -> ExitCode {
     if let Command::RenderTemplates(args) = &cli.command {
         return template_process::serve(args).into();
     }
+    if let Command::RunLlamaCpp = &cli.command {
+        return engine_arg::serve().into();
+    }
     let global = &cli.global;
     if let Some(level) = global.simd {
         quants::limit_level(level);
@@ -141,6 +148,7 @@ pub fn main() -> ExitCode {
         Command::Architectures(args) => architectures::run(args, global),
         Command::Demo(args) => demo::run(args, global),
         Command::RenderTemplates(args) => Ok(template_process::serve(args)),
+        Command::RunLlamaCpp => Ok(engine_arg::serve()),
     };
     match result {
         Ok(exit) => exit.into(),

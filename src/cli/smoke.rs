@@ -11,6 +11,7 @@ use super::progress::Asked;
 use super::recipe_args::parse_ratio;
 use super::template_process::templates;
 use super::{Exit, Global, output};
+use crate::eval::Agreement;
 use crate::gguf::Model;
 use crate::job::{Questions, Talk};
 use crate::plan;
@@ -60,6 +61,20 @@ pub(super) fn tell_context(talk: &Talk) {
     let (n_ctx, n_ctx_train) = (talk.n_ctx, talk.n_ctx_train);
     if n_ctx > n_ctx_train {
         let text = format!("--ctx-size {n_ctx} is more than the {n_ctx_train} tokens the model was trained on");
+        output::complain("warning", &text);
+    }
+    talk.agreement.iter().for_each(|agreement| tell_agreement("", agreement));
+}
+
+/// Says if two engines are not as near to each other as they should be.
+pub(super) fn tell_agreement(of: &str, agreement: &Agreement) {
+    if !agreement.holds() {
+        let (largest, mean, bounds) = (agreement.largest, agreement.mean, agreement.bounds);
+        let text = format!(
+            "{of}llama.cpp says otherwise than the built-in engine: log-probabilities differ by {largest:.2e} at most and \
+             {mean:.2e} on the mean, where {:.0e} and {:.0e} are expected for weights of these types; please report it",
+            bounds.largest, bounds.mean
+        );
         output::complain("warning", &text);
     }
 }

@@ -86,12 +86,15 @@ impl TemplateArgs {
 /// The process of this command, which is started when it is first needed.
 fn of_command() -> &'static Arc<TemplateProcess> {
     static PROCESS: OnceLock<Arc<TemplateProcess>> = OnceLock::new();
-    PROCESS.get_or_init(|| {
-        // As long as it runs, the program can be found by this name, though it may have been
-        // replaced on the disk.
-        let program = if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() };
-        Arc::new(TemplateProcess::new(program.unwrap_or_default(), TemplateLimits::default()))
-    })
+    PROCESS.get_or_init(|| Arc::new(TemplateProcess::new(this_program(), TemplateLimits::default())))
+}
+
+/// This program, to be started again.
+pub(super) fn this_program() -> PathBuf {
+    // As long as it runs, the program can be found by this name, though it may have been replaced on
+    // the disk.
+    let program = if cfg!(target_os = "linux") { Ok("/proc/self/exe".into()) } else { std::env::current_exe() };
+    program.unwrap_or_default()
 }
 
 /// Templates are rendered by the process of this command.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::chatter::{Asking, Chatter, Conversations, Speed};
+use super::chatter::{Asking, Chatter, Conversations, Speed, Transcript};
 use super::{Answer, End, Prompt, PromptSet, Reply};
 use crate::chat::{Message, TemplateError};
 use crate::infer::{self, Engine, Fed, Host, Sampler};
@@ -57,6 +57,7 @@ struct Conversation {
     /// Messages of the prompt that were told.
     n_told: usize,
     replies: Vec<Reply>,
+    transcripts: Vec<Transcript>,
     refusal: Option<TemplateError>,
     answering: Option<Answering>,
     sampler: Sampler,
@@ -164,11 +165,7 @@ impl<'a> Talks<'a> {
     ///
     /// # Errors
     /// Those of the engine; [`infer::Error::Cancelled`] if `go_on` says no.
-    fn ask(
-        mut self,
-        said: &mut Said,
-        go_on: &dyn Fn(usize) -> bool,
-    ) -> Result<Vec<usize>, infer::Error> {
+    fn ask(mut self, said: &mut Said, go_on: &dyn Fn(usize) -> bool) -> Result<Vec<usize>, infer::Error> {
         loop {
             self.begin()?;
             if !go_on(said.conversations.len() + self.ended.len()) {
@@ -197,6 +194,7 @@ impl<'a> Talks<'a> {
                     messages: Vec::new(),
                     n_told: 0,
                     replies: Vec::new(),
+                    transcripts: Vec::new(),
                     refusal: None,
                     answering: None,
                     sampler,
@@ -333,7 +331,11 @@ impl<'a> Talks<'a> {
             self.going_on[sequence] = Some(conversation);
             return;
         };
+        let ending = if let infer::End::Token(id) = end { Some(id) } else { None };
+        let (prompt, n_asked) = (conversation.prompt, answering.asked.len());
+        let transcript = Transcript { prompt, n_asked, tokens: answering.tokens().chain(ending).collect() };
         let (tokens, is_finite) = (std::mem::take(&mut answering.answer), answering.is_finite);
+        conversation.transcripts.push(transcript);
         conversation.answering = None;
         conversation.hear(self.chatter.reply(&tokens, &end, is_finite));
         self.tell(sequence, conversation);
@@ -367,10 +369,12 @@ impl Said {
     /// [`infer::Error::Cancelled`] if a template was interrupted.
     fn finish(mut self, chatter: &Chatter, set: &PromptSet) -> Result<Conversations, infer::Error> {
         self.conversations.sort_by_key(|c| c.prompt);
-        let mut said = Conversations { loaded: chatter.loaded().clone(), speed: self.speed, answers: Vec::new() };
+        let mut said =
+            Conversations { loaded: chatter.loaded().clone(), speed: self.speed, ..Conversations::default() };
         let mut refused: Vec<(usize, TemplateError)> = Vec::new();
         for conversation in self.conversations {
             refused.extend(conversation.refusal.map(|e| (conversation.prompt, e)));
+            said.transcripts.extend(conversation.transcripts);
             said.answers.push(Answer { prompt: conversation.prompt, replies: conversation.replies });
         }
         let Some((prompt, e)) = refused.first() else { return Ok(said) };

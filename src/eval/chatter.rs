@@ -99,8 +99,21 @@ pub struct Conversations {
     pub answers: Vec<Answer>,
     /// How fast they came.
     pub speed: Speed,
+    /// The same in tokens: each reply, in the order of prompts and turns.
+    pub transcripts: Vec<Transcript>,
     /// [`Chatter::loaded`], with what the template said against these prompts.
     pub loaded: Loaded,
+}
+
+/// A reply in tokens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Transcript {
+    /// Which prompt.
+    pub prompt: usize,
+    /// Tokens of the conversation before the reply.
+    pub n_asked: usize,
+    /// These, those of the reply, and the one that ended it.
+    pub tokens: Vec<u32>,
 }
 
 /// How fast a model was.

@@ -15,6 +15,7 @@
 //! [`compare()`] and [`Reference`] hold what two models say of a text against each other,
 //! [`compare_tensors`] their weights, [`compare_vectors`] the vectors of two patches.
 
+mod agreement;
 mod answer;
 mod asking;
 mod audit;
@@ -43,9 +44,10 @@ mod text;
 mod thresholds;
 mod vectors;
 
+pub use agreement::{Agreement, AgreementBounds, Place, Reader};
 pub use answer::{Answer, End, Loaded, Reply};
 pub use audit::{AuditedToken, ChatAudit, audit_chat};
-pub use chatter::{Asking, Chatter, ChatterError, Conversations, Speed};
+pub use chatter::{Asking, Chatter, ChatterError, Conversations, Speed, Transcript};
 pub use check_result::{CheckResult, Example, Verdict};
 pub use compare::{compare, same_vocabulary};
 pub use comparison::{Comparison, Divergence};

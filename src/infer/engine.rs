@@ -62,9 +62,29 @@ pub trait Engine {
 
 /// A model that gives room for sequences.
 pub trait Host {
+    /// What runs it, for reports.
+    fn name(&self) -> String;
+
+    /// Tokens in the vocabulary.
+    fn n_vocab(&self) -> usize;
+
+    /// Tokens that the model was trained on at once.
+    fn n_ctx_train(&self) -> usize;
+
+    /// Bytes that `n` sequences of `room` tokens take. More of either take no less.
+    fn bytes_needed(&self, n: usize, room: usize) -> u64;
+
     /// The largest number of sequences of `room` tokens, at most `most`, that fit in `memory` bytes;
     /// 0 if none does.
-    fn largest_number(&self, most: usize, room: usize, memory: u64) -> usize;
+    fn largest_number(&self, most: usize, room: usize, memory: u64) -> usize {
+        largest(most, |n| self.bytes_needed(n, room) <= memory)
+    }
+
+    /// The largest context, of at most `most` tokens, that one sequence has room for in `memory`
+    /// bytes; 0 if there is none.
+    fn largest_context(&self, most: usize, memory: u64) -> usize {
+        largest(most, |room| self.bytes_needed(1, room) <= memory)
+    }
 
     /// `n` sequences of at most `room` tokens each, parts of a context of `n_ctx`, in at most
     /// `memory` bytes.
@@ -72,4 +92,44 @@ pub trait Host {
     /// # Errors
     /// [`Error::Memory`] and [`Error::Setting`]; where the engine fails.
     fn sequences(&self, n: usize, n_ctx: usize, room: usize, memory: u64) -> Result<Box<dyn Engine + '_>, Error>;
+}
+
+/// The largest number up to `most` that fits, where all smaller ones fit too; 0 if none does.
+pub(super) fn largest(most: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        if fits(middle) { low = middle } else { high = middle - 1 }
+    }
+    low
+}
+
+/// Refuses what cannot be fed.
+///
+/// # Panics
+/// If there is no such sequence, or a sequence is fed twice.
+pub(super) fn check(engine: &dyn Engine, fed: &[Fed<'_>]) -> Result<(), Error> {
+    let (n_vocab, n_ctx) = (engine.n_vocab(), engine.room());
+    for (i, f) in fed.iter().enumerate() {
+        assert!(fed[..i].iter().all(|other| other.sequence != f.sequence), "a sequence is fed once");
+        let n_tokens = engine.tokens(f.sequence).len() + f.tokens.len();
+        if n_tokens > n_ctx {
+            return Err(Error::Context { n_tokens, n_ctx });
+        }
+        if let Some(&id) = f.tokens.iter().find(|&&id| id as usize >= n_vocab) {
+            return Err(Error::Token { id, n_vocab });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_largest_that_fits_is_found() {
+        for limit in [0, 1, 2, 6, 7, 8, 100] {
+            assert_eq!(super::largest(7, |n| n <= limit), limit.min(7));
+        }
+        assert_eq!(super::largest(0, |_| true), 0);
+    }
 }

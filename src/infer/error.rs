@@ -7,6 +7,14 @@ use crate::gguf;
 use crate::pool::NoThreads;
 use crate::vector;
 
+/// How llama.cpp is compiled in.
+const INSTALL: &str = "cargo install --locked --path . --features llama-cpp";
+
+/// A log, which may be empty.
+fn shown(log: &str) -> &str {
+    if log.is_empty() { "nothing" } else { log }
+}
+
 /// Why a model does not run here.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -24,6 +32,43 @@ pub enum Error {
         path: PathBuf,
         /// `general.architecture`, or what stands for it.
         found: String,
+    },
+    /// The same where another engine can be asked for.
+    #[error(
+        "{}: smoke inference knows the architectures {}, not {found}; --engine llama-cpp would run it, in a chatvec that is \
+         built with llama.cpp: {INSTALL}", path.display(), super::architectures().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+    )]
+    OtherEngine {
+        /// The file.
+        path: PathBuf,
+        /// `general.architecture`, or what stands for it.
+        found: String,
+    },
+    /// llama.cpp is asked for, but is not compiled in.
+    #[error(
+        "this chatvec is built without llama.cpp, which --engine asks for; build it by {INSTALL}, which needs cmake, a C++ \
+         compiler and libclang, or take --engine built-in"
+    )]
+    NoLlamaCpp,
+    /// llama.cpp does not do what it is asked for.
+    #[error("{}: llama.cpp {what}; its log ends with: {}", path.display(), shown(log))]
+    LlamaCppRefuses {
+        /// The file.
+        path: PathBuf,
+        /// What it does not do.
+        what: String,
+        /// The last lines of its log.
+        log: String,
+    },
+    /// The process of llama.cpp ended, or makes no sense.
+    #[error("{}: the process of llama.cpp {what}; its log ends with: {}", path.display(), shown(log))]
+    LlamaCppEnded {
+        /// The file.
+        path: PathBuf,
+        /// How it ended.
+        what: String,
+        /// The last lines of its log.
+        log: String,
     },
     /// Weights that are folded, in an architecture in which nobody reads them.
     #[error(

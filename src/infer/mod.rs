@@ -19,6 +19,7 @@ mod hyperparameters;
 mod importance;
 mod keys;
 mod linear;
+mod llama_cpp;
 mod lora;
 mod matrix;
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use error::Error;
 pub use generate::{End, Generated, generate};
 pub use hyperparameters::{Hyperparameters, RopeParameters, Scales, Temperature};
 pub use importance::{Gathering, gather_importance};
+pub use llama_cpp::{COMMAND as LLAMA_CPP_COMMAND, HAS_LLAMA_CPP, LlamaCpp, serve_llama_cpp};
 pub use lora::LoraFile;
 pub use sample::{Sampler, Sampling};
 pub use sequences::Sequences;

@@ -4,7 +4,7 @@ use std::collections::TryReserveError;
 
 use super::Error;
 use super::cache::{KeysAndValues, Place};
-use super::engine::{Engine, Fed, Host};
+use super::engine::{self, Engine, Fed, Host};
 use super::linear::Watch;
 use super::transformer::Transformer;
 use crate::gguf;
@@ -87,10 +87,11 @@ impl<'m> Sequences<'m> {
         logits: &mut dyn FnMut(usize, usize, &[f32]),
         watch: &mut Watch<'_>,
     ) -> Result<(), Error> {
-        self.check(fed)?;
+        engine::check(self, fed)?;
         let (model, n_embd) = (self.model, self.model.hyperparameters().n_embd);
         let n_vocab = model.hyperparameters().n_vocab;
-        let sources = fed.iter().enumerate().flat_map(|(i, f)| (0..f.tokens.len()).map(move |index| Source { fed: i, index }));
+        let sources =
+            fed.iter().enumerate().flat_map(|(i, f)| (0..f.tokens.len()).map(move |index| Source { fed: i, index }));
         let sources: Vec<Source> = sources.collect();
         for batch in sources.chunks(BATCH) {
             let states = model.pool.install(|| self.step(fed, batch, watch));
@@ -102,21 +103,6 @@ impl<'m> Sequences<'m> {
                 for (&row, values) in rows.iter().zip(all.chunks_exact(n_vocab)) {
                     logits(batch[row].fed, batch[row].index, values);
                 }
-            }
-        }
-        Ok(())
-    }
-
-    fn check(&self, fed: &[Fed<'_>]) -> Result<(), Error> {
-        let n_vocab = self.model.hyperparameters().n_vocab;
-        for (i, f) in fed.iter().enumerate() {
-            assert!(fed[..i].iter().all(|other| other.sequence != f.sequence), "a sequence is fed once");
-            let (n_tokens, n_ctx) = (self.tokens[f.sequence].len() + f.tokens.len(), self.room);
-            if n_tokens > n_ctx {
-                return Err(Error::Context { n_tokens, n_ctx });
-            }
-            if let Some(&id) = f.tokens.iter().find(|&&id| id as usize >= n_vocab) {
-                return Err(Error::Token { id, n_vocab });
             }
         }
         Ok(())
@@ -182,11 +168,20 @@ impl Engine for Sequences<'_> {
 }
 
 impl Host for Transformer {
-    fn largest_number(&self, most: usize, room: usize, memory: u64) -> usize {
-        let alone = bytes_needed(self, 0, room);
-        let each = bytes_needed(self, 1, room) - alone;
-        let n = memory.saturating_sub(alone) / each.max(1);
-        most.min(usize::try_from(n).unwrap_or(usize::MAX))
+    fn name(&self) -> String {
+        "built-in".to_owned()
+    }
+
+    fn n_vocab(&self) -> usize {
+        self.hyperparameters().n_vocab
+    }
+
+    fn n_ctx_train(&self) -> usize {
+        self.hyperparameters().n_ctx_train
+    }
+
+    fn bytes_needed(&self, n: usize, room: usize) -> u64 {
+        bytes_needed(self, n, room)
     }
 
     fn sequences(&self, n: usize, n_ctx: usize, room: usize, memory: u64) -> Result<Box<dyn Engine + '_>, Error> {

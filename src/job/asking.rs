@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Error;
+use super::engines::{Engines, Hosts};
 use crate::chat::{Template, Templates};
-use crate::eval::{Asking, Chatter, Conversations, Judgement, Language, PromptSet, Thresholds, Verdict, judge};
+use crate::eval::{
+    Agreement, Asking, Chatter, Conversations, Judgement, Language, PromptSet, Thresholds, Verdict, judge,
+};
 use crate::gguf::{Metadata, Model};
-use crate::infer::{self, LoraFile, Sampling, Session, Transformer};
+use crate::infer::{self, LoraFile, Sampling};
 use crate::pipeline::Budget;
 
 /// Tokens of a conversation, if memory and model allow and nothing else is said: two pages.
@@ -37,6 +40,8 @@ pub struct Questions {
     pub sampling: Sampling,
     /// Adapters that are added to the model while it answers, each with a factor.
     pub loras: Vec<(Arc<Model>, f32)>,
+    /// What it is asked in.
+    pub engines: Engines,
 }
 
 impl Default for Questions {
@@ -53,6 +58,7 @@ impl Default for Questions {
             n_ctx: None,
             sampling: Sampling::Greedy,
             loras: Vec::new(),
+            engines: Engines::default(),
         }
     }
 }
@@ -85,7 +91,8 @@ impl Questions {
     /// # Errors
     /// [`infer::Error`].
     pub fn check(&self, model: &Model, memory: u64) -> Result<(), infer::Error> {
-        require_runnable(model, self.n_ctx, memory).map(drop)
+        let hosts = self.engines.load(model, &[], 1)?;
+        hosts.require_room(model, context_size(&hosts, self.n_ctx, memory), memory).map(drop)
     }
 
     /// Asks a model all of it. `templates` renders its own template, and `go_on` is told how many
@@ -103,17 +110,28 @@ impl Questions {
     ) -> Result<Talk, Error> {
         let (set, languages) = self.resolve(model.metadata());
         let loras = self.loras.iter().map(|(model, factor)| LoraFile { model, factor: *factor });
-        let transformer = Transformer::load_with(model, &loras.collect::<Vec<_>>(), budget.threads)?;
+        let hosts = self.engines.load(model, &loras.collect::<Vec<_>>(), budget.threads)?;
         let chatter = Chatter::load(model, self.template.clone(), templates)?;
-        let n_ctx = context_size(&transformer, self.n_ctx, budget.memory);
+        let n_ctx = context_size(&hosts, self.n_ctx, budget.memory);
         let (max_tokens, sampling) = (self.max_tokens, self.sampling.clone());
         let asking = Asking { max_tokens, n_ctx, memory: budget.memory, sampling };
-        let said = chatter.ask(&transformer, &set, &asking, go_on)?;
+        let said = chatter.ask(&*hosts.first, &set, &asking, go_on)?;
+        let n = set.prompts.len();
+        let agreement = hosts.agreement(&said.transcripts, n_ctx, budget.memory, &|| go_on(n))?;
         let judgement = judge(&set, &said.answers, &languages, &self.thresholds, &said.loaded)?;
-        let shape = transformer.hyperparameters();
-        let (architecture, n_ctx_train) = (shape.architecture.clone(), shape.n_ctx_train);
-        let prompts = self.prompts.clone();
-        Ok(Talk { architecture, n_ctx_train, set, prompts, said, judgement, max_tokens, n_ctx })
+        let architecture = model.metadata().get_str("general.architecture").map(ToString::to_string);
+        Ok(Talk {
+            architecture: architecture.unwrap_or_default(),
+            engine: hosts.first.name(),
+            agreement,
+            n_ctx_train: hosts.first.n_ctx_train(),
+            set,
+            prompts: self.prompts.clone(),
+            said,
+            judgement,
+            max_tokens,
+            n_ctx,
+        })
     }
 }
 
@@ -123,6 +141,10 @@ impl Questions {
 pub struct Talk {
     /// `general.architecture`.
     pub architecture: String,
+    /// What answered.
+    pub engine: String,
+    /// How far another engine is from that along the answers, if one was held against it.
+    pub agreement: Option<Agreement>,
     /// Tokens that it was trained on at once.
     pub n_ctx_train: usize,
     /// What was asked.
@@ -153,21 +175,11 @@ impl Talk {
     }
 }
 
-/// Whether a model runs in such a context, found out without running it, and the bytes that it then
-/// takes.
-///
-/// # Errors
-/// [`infer::Error`].
-pub fn require_runnable(model: &Model, n_ctx: Option<usize>, memory: u64) -> Result<u64, infer::Error> {
-    let transformer = Transformer::load(model, 1)?;
-    Ok(Session::new(&transformer, context_size(&transformer, n_ctx, memory), memory)?.n_bytes())
-}
-
 /// The context asked for, or one of a size that most conversations fit in.
-fn context_size(transformer: &Transformer, asked: Option<usize>, memory: u64) -> usize {
-    let most = transformer.hyperparameters().n_ctx_train.min(CONTEXT);
+fn context_size(hosts: &Hosts, asked: Option<usize>, memory: u64) -> usize {
+    let most = hosts.first.n_ctx_train().min(CONTEXT);
     // If not even a short one fits, the error says what it would take.
-    asked.unwrap_or_else(|| Session::largest_context(transformer, most, memory).max(most.min(256)))
+    asked.unwrap_or_else(|| hosts.largest_context(most, memory).max(most.min(256)))
 }
 
 /// Those of `general.languages` that can be recognised, or English.

@@ -16,6 +16,7 @@
 
 mod adapter;
 mod asking;
+mod engines;
 mod caution;
 mod error;
 mod extract;
@@ -26,8 +27,9 @@ mod quantize;
 use std::path::{Path, PathBuf};
 
 pub use adapter::{Adapter, AdapterFile, PreparedAdapter, ReadyAdapter};
-pub use asking::{Questions, Talk, require_runnable};
+pub use asking::{Questions, Talk};
 pub use caution::{Caution, LEAST_COSINE};
+pub use engines::{EngineChoice, Engines, Hosts};
 pub use error::Error;
 pub use extract::{Extract, Extracted, Form, Holds, PreparedExtract};
 pub use look::{TypesAs, expected};

@@ -2,8 +2,8 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table, number, percent};
-use crate::eval::{Comparison, Difference, Estimate, Reason, TensorTable};
+use super::{Report, Table, agreement, number, percent};
+use crate::eval::{Agreement, Comparison, Difference, Estimate, Reason, TensorTable};
 use crate::gguf::printable;
 
 /// The weights of two models, and what they say on a text.
@@ -17,15 +17,37 @@ pub struct Compare<'a> {
     /// Tensor by tensor.
     pub tensors: &'a TensorTable,
     /// Token by token, if a text was given.
-    pub logits: Option<&'a Comparison>,
+    pub said: Option<&'a SaidOfText>,
+}
+
+/// What two models say of a text.
+pub struct SaidOfText {
+    /// Token by token.
+    pub comparison: Comparison,
+    /// What ran A, and B.
+    pub engines: [String; 2],
+    /// How far another engine is from that for A, and B, if one was held against it.
+    pub agreements: [Option<Agreement>; 2],
+}
+
+impl SaidOfText {
+    /// The agreements that there are, with A or B.
+    pub fn agreements(&self) -> impl Iterator<Item = (&'static str, &Agreement)> {
+        ["A", "B"].into_iter().zip(&self.agreements).filter_map(|(of, found)| Some((of, found.as_ref()?)))
+    }
 }
 
 impl Report for Compare<'_> {
     fn text(&self) -> String {
         let mut text = self.weights();
-        if let Some(logits) = self.logits {
+        if let Some(of_text) = self.said {
             text.push('\n');
-            text += &said(logits);
+            text += &said(&of_text.comparison);
+            text += &match &of_text.engines {
+                [a, b] if a == b => format!("engine: {}\n", printable(a)),
+                [a, b] => format!("engine of A: {}, of B: {}\n", printable(a), printable(b)),
+            };
+            of_text.agreements().for_each(|(of, found)| text += &format!("of {of} {}\n", agreement(found)));
         }
         text
     }
@@ -63,7 +85,9 @@ impl Report for Compare<'_> {
             "total": if self.tensors.is_whole() { difference(&self.tensors.total) } else { Json::Null },
             "compared": difference(&self.tensors.total),
             "not_compared": self.tensors.not_compared,
-            "logits": self.logits,
+            "logits": self.said.map(|said| &said.comparison),
+            "engines": self.said.map(|said| &said.engines),
+            "agreements": self.said.map(|said| &said.agreements),
         })
     }
 }

@@ -14,7 +14,7 @@ mod table;
 mod verify;
 
 pub use architectures::Architectures;
-pub use compare::Compare;
+pub use compare::{Compare, SaidOfText};
 pub use imatrix::Imatrix;
 pub use inspect::Inspect;
 pub use lora::Lora;
@@ -24,6 +24,8 @@ pub use run::Run;
 pub use smoke::Smoke;
 pub use table::Table;
 pub use verify::Verify;
+
+use crate::eval::{Agreement, Place};
 
 /// A result that can be shown.
 pub trait Report {
@@ -52,6 +54,23 @@ fn bytes(n: u64) -> String {
 /// A path in one line.
 fn shown(path: &std::path::Path) -> String {
     crate::gguf::printable(&path.display().to_string())
+}
+
+/// How far llama.cpp is from the built-in engine.
+fn agreement(found: &Agreement) -> String {
+    let (n, largest, mean) = (found.n, found.largest, found.mean);
+    let best = match found.first_other_best {
+        None => "the most probable token is always the same".to_owned(),
+        Some(Place { text, token }) => {
+            let n = found.n_other_best;
+            format!("the most probable token is another at {n}, first at token {token} of text {text} (both from 0)")
+        }
+    };
+    format!(
+        "llama.cpp beside the built-in engine: log-probabilities of {n} next tokens differ by {largest:.2e} at most \
+         ({:.0e} expected) and {mean:.2e} on the mean ({:.0e}); {best}",
+        found.bounds.largest, found.bounds.mean
+    )
 }
 
 /// A shape, row length first.

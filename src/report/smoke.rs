@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
-use super::{Report, Table};
-use crate::eval::{Answer, CheckResult, Conversations, Good, Judgement, PromptSet, Verdict};
+use super::{Report, Table, agreement};
+use crate::eval::{Agreement, Answer, CheckResult, Conversations, Good, Judgement, PromptSet, Verdict};
 use crate::gguf::printable;
 use crate::job::Talk;
 
@@ -15,6 +15,10 @@ pub struct Smoke<'a> {
     pub file: String,
     /// `general.architecture`.
     pub architecture: &'a str,
+    /// What answered.
+    pub engine: &'a str,
+    /// How far another engine is from that along the answers, if one was held against it.
+    pub agreement: Option<&'a Agreement>,
     /// The prompts.
     pub set: &'a PromptSet,
     /// The file they are from; none for the built-in ones.
@@ -37,6 +41,8 @@ impl<'a> Smoke<'a> {
         Smoke {
             file: path.display().to_string(),
             architecture: &talk.architecture,
+            engine: &talk.engine,
+            agreement: talk.agreement.as_ref(),
             set: &talk.set,
             prompts: talk.prompts.as_deref(),
             said: &talk.said,
@@ -72,6 +78,9 @@ impl Report for Smoke<'_> {
             text += &format!("\nnote: {}\n", printable(warning));
         }
         text += &format!("\n{}\n{}\n{}\n", self.asked(), self.languages(), self.rates());
+        if let Some(found) = self.agreement {
+            text += &format!("{}\n", agreement(found));
+        }
         text + &format!("{}: {}\n", printable(&self.file), word(self.judgement.verdict))
     }
 
@@ -83,6 +92,8 @@ impl Report for Smoke<'_> {
         json!({
             "file": self.file,
             "architecture": self.architecture,
+            "engine": self.engine,
+            "agreement": self.agreement,
             "verdict": self.judgement.verdict,
             "asked": {
                 "prompts": self.prompts.map(|path| path.to_string_lossy()),
@@ -167,11 +178,12 @@ impl Smoke<'_> {
         let rate = |rate: Option<f64>| rate.map_or("–".to_owned(), |r| format!("{r:.1}"));
         let speed = &self.said.speed;
         format!(
-            "{} tokens read at {} a second, {} written at {} a second",
+            "{} tokens read at {} a second, {} written at {} a second; engine: {}",
             speed.prompt_tokens,
             rate(speed.prompt_rate()),
             speed.decode_tokens,
             rate(speed.decode_rate()),
+            printable(self.engine),
         )
     }
 }

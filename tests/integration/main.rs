@@ -13,6 +13,8 @@ mod compare;
 mod bounds;
 // Which files belong together: what headers may differ in, what is refused, what is only said.
 mod compat;
+// Which engine runs a model, and a process of llama.cpp that does not do its part.
+mod engines;
 // Judging answers: each check, prompt files, and figures of real models.
 mod dialects;
 mod eval;

@@ -519,7 +519,7 @@ fn what_cannot_be_asked_is_found_before_anything_is_written() {
     let mut trio = Trio::small();
     trio.each(|draft| draft.set("general.architecture", Val::str("stablelm")));
     let paths = trio.write(folder.path());
-    let ran = paths.command(&out, &["--smoke", "--force"]);
+    let ran = paths.command(&out, &["--smoke", "--force", "--engine", "built-in"]);
     ran.says(5, &["smoke inference knows the architectures", "stablelm"]);
     assert!(!out.exists());
     paths.command(&out, &["--force"]).says(0, &[]);
@@ -603,7 +603,7 @@ fn files_that_are_no_models_are_refused_by_name() {
         if !architecture.is_empty() {
             draft.set("general.architecture", Val::str(architecture));
         }
-        let ran = smoke(&draft.write(folder.path(), "odd.gguf"), &[]);
+        let ran = smoke(&draft.write(folder.path(), "odd.gguf"), &["--engine", "built-in"]);
         match kind {
             "" => ran.says(5, &["odd.gguf", "knows the architectures llama, qwen2", architecture]),
             _ => ran.says(4, &["odd.gguf", kind, "general.type"]),

@@ -14,7 +14,7 @@ use chatvec::quants::{Level, dequantize_row_at, quantize_rows_at, requires_impor
 use cpu_time::ThreadTime;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use llama_cpp_sys_2 as sys;
+use llama_cpp_sys_4 as sys;
 
 /// CPU time of this thread: other programs on the machine do not count.
 struct CpuTime;

@@ -7,7 +7,7 @@ use std::ptr;
 use std::sync::Once;
 
 use chatvec::ggml::GgmlType;
-use llama_cpp_sys_2 as sys;
+use llama_cpp_sys_4 as sys;
 
 /// `ggml_quantize_chunk` of rows of `row_len` weights.
 pub(crate) fn quantize(ty: GgmlType, weights: &[f32], row_len: usize, importance: Option<&[f32]>) -> Vec<u8> {

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::process::ExitCode;
 
-use llama_cpp_sys_2 as sys;
+use llama_cpp_sys_4 as sys;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -1,4 +1,4 @@
-//! The codec and the types of `quantize` against the real ggml and llama.cpp, which are compiled
+//! The codec, the types of `quantize` and inference against the real ggml and llama.cpp, which are compiled
 //! in.
 //!
 //! `cargo test --release -p oracle`. Two variables make it long (docs/PERFORMANCE.md has what was
@@ -8,5 +8,13 @@
 
 mod codec;
 mod distributions;
+// Smoke and compare with llama.cpp in its process: answers, adapters, crashes, ends.
+mod engine;
+// The built-in engine beside llama.cpp, on models of every family.
+mod families;
 mod ggml;
 mod quantize;
+#[path = "../integration/support.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with the tests of the crate, which use all of it")]
+mod support;
+mod synthetic;

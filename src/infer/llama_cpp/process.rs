@@ -1,0 +1,179 @@
+//! A process that runs llama.cpp, as the one that asks it sees it.
+
+use std::collections::VecDeque;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::super::Error;
+use super::protocol::{Answer, Request};
+
+/// Bytes of the process's log that are kept, the last ones.
+const LOG_BYTES: usize = 8 << 10;
+
+/// Lines of it that an error shows.
+const LOG_LINES: usize = 6;
+
+/// How long a process that has closed its pipe may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a process ends with that was interrupted as this one.
+const INTERRUPTED: i32 = 130;
+
+/// A process that runs llama.cpp with one model. It ends with its pipe, at the latest when this is
+/// dropped.
+#[derive(Debug)]
+pub(super) struct Process {
+    path: PathBuf,
+    child: Child,
+    requests: BufWriter<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    log: Option<JoinHandle<Vec<u8>>>,
+}
+
+impl Process {
+    /// Starts `program`, which is chatvec. `path` is the model, for errors.
+    pub(super) fn start(program: &Path, path: &Path) -> Result<Self, Error> {
+        let fault = |e: io::Error| ended(path, format!("cannot be started: {e}"), "");
+        let mut command = Command::new(program);
+        // Where llama.cpp gives up, it would start a debugger to show where.
+        command.arg(super::COMMAND).env_clear().env("GGML_NO_BACKTRACE", "1");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::arg0(&mut command, "chatvec");
+        let mut child = command.spawn().map_err(fault)?;
+        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(fault(io::Error::other("it has no pipes")));
+        };
+        let log = std::thread::Builder::new().name("llama.cpp".to_owned()).spawn(move || last_of(stderr));
+        let mut process = Process {
+            path: path.to_owned(),
+            child,
+            requests: BufWriter::new(stdin),
+            answers: BufReader::with_capacity(1 << 20, stdout),
+            log: None,
+        };
+        process.log = Some(log.map_err(fault)?);
+        Ok(process)
+    }
+
+    /// What the process answers next.
+    pub(super) fn next(&mut self, n_vocab: usize) -> Result<Answer, Error> {
+        match Answer::read(&mut self.answers, n_vocab) {
+            Ok(Answer::Refused(what)) => {
+                Err(Error::LlamaCppRefuses { path: self.path.clone(), what, log: self.stop() })
+            }
+            Ok(answer) => Ok(answer),
+            Err(e) => Err(self.lost(&e)),
+        }
+    }
+
+    /// Asks for something that is answered by one message.
+    pub(super) fn ask(&mut self, request: &Request) -> Result<Answer, Error> {
+        self.send(request)?;
+        self.next(0)
+    }
+
+    /// Asks for something that is done or not.
+    pub(super) fn order(&mut self, request: &Request) -> Result<(), Error> {
+        match self.ask(request)? {
+            Answer::Done => Ok(()),
+            _ => Err(self.confused()),
+        }
+    }
+
+    pub(super) fn send(&mut self, request: &Request) -> Result<(), Error> {
+        let sent = request.write(&mut self.requests).and_then(|()| self.requests.flush());
+        sent.map_err(|e| self.lost(&e))
+    }
+
+    /// The error of an answer to something else.
+    pub(super) fn confused(&mut self) -> Error {
+        let log = self.stop();
+        ended(&self.path, "gives an answer to something else".to_owned(), &log)
+    }
+
+    /// Why a process that answers no more has ended.
+    fn lost(&mut self, e: &io::Error) -> Error {
+        let has_closed = matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe);
+        let started = Instant::now();
+        let mut status = None;
+        while has_closed && status.is_none() && started.elapsed() < PATIENCE {
+            status = self.child.try_wait().ok().flatten();
+            std::thread::sleep(Duration::from_millis(if status.is_none() { 2 } else { 0 }));
+        }
+        let log = self.stop();
+        match status {
+            Some(status) if was_interrupted(status) => Error::Cancelled,
+            Some(status) => ended(&self.path, format!("ended before it had answered ({status})"), &log),
+            None => ended(&self.path, format!("gives no answer: {e}"), &log),
+        }
+    }
+
+    /// Ends the process, and gives the last lines of its log.
+    fn stop(&mut self) -> String {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let log = self.log.take().and_then(|log| log.join().ok()).unwrap_or_default();
+        last_lines(&log)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn ended(path: &Path, what: String, log: &str) -> Error {
+    Error::LlamaCppEnded { path: path.to_owned(), what, log: log.to_owned() }
+}
+
+/// Reads to the end and keeps the last bytes.
+fn last_of(mut stderr: ChildStderr) -> Vec<u8> {
+    let mut kept = VecDeque::new();
+    let mut bytes = [0; 4096];
+    loop {
+        match stderr.read(&mut bytes) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return kept.into(),
+            Ok(n) => {
+                kept.extend(&bytes[..n]);
+                kept.drain(..kept.len().saturating_sub(LOG_BYTES));
+            }
+        }
+    }
+}
+
+/// The last lines of a log in one: where a line ends is a slash.
+fn last_lines(log: &[u8]) -> String {
+    let log = String::from_utf8_lossy(log);
+    let lines: Vec<&str> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join(" / ")
+}
+
+/// Whether a signal ended it that is a wish to stop.
+fn was_interrupted(status: ExitStatus) -> bool {
+    #[cfg(unix)]
+    let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+    #[cfg(not(unix))]
+    let signal = None;
+    // SIGHUP, SIGINT and SIGTERM have these numbers everywhere.
+    status.code() == Some(INTERRUPTED) || matches!(signal, Some(1 | 2 | 15))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_shown_in_one() {
+        let log: String = (0..20).map(|i| format!("line {i}\r\n\n")).collect();
+        assert_eq!(last_lines(log.as_bytes()), "line 14 / line 15 / line 16 / line 17 / line 18 / line 19");
+        assert_eq!(last_lines(b"\xff"), "\u{fffd}");
+        assert_eq!(last_lines(b""), "");
+    }
+}
