@@ -35,7 +35,8 @@ impl Chatter {
         asking: &Asking,
         go_on: &dyn Fn(usize) -> bool,
     ) -> Result<Conversations, infer::Error> {
-        let room = Room::of(self, set, asking, |n_tokens| host.largest_number(set.prompts.len(), n_tokens, asking.memory));
+        let room =
+            Room::of(self, set, asking, |n_tokens| host.largest_number(set.prompts.len(), n_tokens, asking.memory));
         let mut said = Said::default();
         let mut due: Vec<usize> = (0..set.prompts.len()).collect();
         // Those that need more than their share of memory are asked alone.

@@ -97,9 +97,8 @@ impl Attention {
         let (n_q, n_kv) = (h.n_embd_q(), h.n_embd_kv());
         let mut linear = tensors.linear(name, h.n_embd, n_q + 2 * n_kv, Presence::Optional)?;
         if linear.bias.is_none() {
-            let mut part = |name: &str, n: usize| {
-                tensors.present(&format!("blk.{i}.attn_{name}.bias"), &[n], Presence::Optional)
-            };
+            let mut part =
+                |name: &str, n: usize| tensors.present(&format!("blk.{i}.attn_{name}.bias"), &[n], Presence::Optional);
             let parts = [part("q", n_q)?, part("k", n_kv)?, part("v", n_kv)?];
             linear.bias = match parts {
                 [Some(q), Some(k), Some(v)] => Some([q, k, v].concat()),

@@ -250,7 +250,9 @@ impl Experts {
         let own = keys.layered(key)?.filter(|&n| n > 0);
         let width = match (rules.width, own) {
             (ExpertWidth::FeedForward, _) => n_ff()?,
-            (ExpertWidth::KeyOrShare, None) => keys.within("feed_forward_length", MAX_WIDTH, Some((n_ff()? / n_used) as u64))?,
+            (ExpertWidth::KeyOrShare, None) => {
+                keys.within("feed_forward_length", MAX_WIDTH, Some((n_ff()? / n_used) as u64))?
+            }
             (ExpertWidth::Key | ExpertWidth::KeyOrShare, own) => keys.within(key, MAX_WIDTH, own)?,
         };
         let key = "expert_shared_feed_forward_length";
@@ -343,9 +345,7 @@ fn window_rope(keys: &Keys<'_>, architecture: &Architecture, rope: &RopeParamete
     let Some(rules) = architecture.window else { return Ok(rope.clone()) };
     Ok(match rules.rope {
         WindowRope::Alike => RopeParameters { freq_base: own()?.unwrap_or(rope.freq_base), ..rope.clone() },
-        WindowRope::Own(base) => {
-            RopeParameters { freq_base: own()?.unwrap_or(base), freq_scale: 1.0, ..rope.clone() }
-        }
+        WindowRope::Own(base) => RopeParameters { freq_base: own()?.unwrap_or(base), freq_scale: 1.0, ..rope.clone() },
         WindowRope::Unscaled => RopeParameters { freq_scale: 1.0, yarn_turns: None, attn_factor: 1.0, ..rope.clone() },
     })
 }
@@ -409,7 +409,9 @@ impl Scales {
             attention: match attention.scale {
                 AttentionScale::HeadWidth => by_head,
                 AttentionScale::Key => keys.scale("attention.scale")?.unwrap_or(by_head),
-                AttentionScale::NetworkWidthAt { n_layer: n } if n == n_layer => 1.0 / ((n_embd / n_head) as f32).sqrt(),
+                AttentionScale::NetworkWidthAt { n_layer: n } if n == n_layer => {
+                    1.0 / ((n_embd / n_head) as f32).sqrt()
+                }
                 AttentionScale::NetworkWidthAt { .. } => by_head,
             },
             attention_cap: cap("attn_logit_softcapping", attention.soft_cap)?,

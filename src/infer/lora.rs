@@ -51,7 +51,12 @@ impl<'a> Lora<'a> {
         let odd = model.tensors().find(|t| !SUFFIXES.iter().any(|suffix| t.name().ends_with(suffix)));
         if let Some(odd) = odd {
             let (path, tensor) = (model.path().to_owned(), odd.name().to_owned());
-            return Err(Error::Tensor { path, tensor, expected: "names in .lora_a and .lora_b".to_owned(), found: "another".to_owned() });
+            return Err(Error::Tensor {
+                path,
+                tensor,
+                expected: "names in .lora_a and .lora_b".to_owned(),
+                found: "another".to_owned(),
+            });
         }
         Ok(Lora { file, mapping: model.map()?, alpha, is_used: vec![false; model.n_tensors()] })
     }

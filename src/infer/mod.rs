@@ -2,11 +2,9 @@
 //!
 //! [`Transformer::load`] maps the weights of a model of one of the [`architectures`], [`Session`]
 //! keeps the keys and values of one conversation, [`Sequences`] those of several, and [`generate`]
-//! continues one. Weights are multiplied in the
-//! type they are stored in, with activations rounded as ggml rounds them: by candle's dot products
-//! (F32, Q8_0, Q4_0, K-quants), by the codec's own where candle has no vector code (F16, BF16,
-//! Q4_1, Q5_0, Q5_1), and where neither fits by rows decoded on the way. Nothing is expanded in
-//! memory.
+//! continues one. Weights are multiplied in the type they are stored in, with activations rounded
+//! as ggml rounds them ([`quants`](crate::quants)); rows of types without a kernel are decoded on
+//! the way. Nothing is expanded in memory.
 
 mod architecture;
 mod attention;

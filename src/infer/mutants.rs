@@ -33,7 +33,14 @@ const MUTANTS: &[(&str, &[(&str, Mutate)])] = &[
     (
         "gemma2",
         &[
-            ROPE, WINDOW, FEED_FORWARD, ACTIVATION, EMBEDDING_SCALE, POST_ATTENTION_NORM, POST_NORM, ATTENTION_CAP,
+            ROPE,
+            WINDOW,
+            FEED_FORWARD,
+            ACTIVATION,
+            EMBEDDING_SCALE,
+            POST_ATTENTION_NORM,
+            POST_NORM,
+            ATTENTION_CAP,
             LOGIT_CAP,
         ],
     ),
@@ -41,7 +48,15 @@ const MUTANTS: &[(&str, &[(&str, Mutate)])] = &[
     (
         "gemma3",
         &[
-            ROPE, WINDOW, WINDOW_ROPE, QK_NORM, FEED_FORWARD, ACTIVATION, EMBEDDING_SCALE, POST_ATTENTION_NORM, POST_NORM,
+            ROPE,
+            WINDOW,
+            WINDOW_ROPE,
+            QK_NORM,
+            FEED_FORWARD,
+            ACTIVATION,
+            EMBEDDING_SCALE,
+            POST_ATTENTION_NORM,
+            POST_NORM,
         ],
     ),
     ("gemma3-27b", &[ATTENTION_SCALE]),
@@ -52,10 +67,7 @@ const MUTANTS: &[(&str, &[(&str, Mutate)])] = &[
     ("gpt-oss", &[ROPE, WINDOW, FEED_FORWARD, ACTIVATION, EXPERT_WEIGHTS, SINKS, BIASES]),
     ("olmo2", &[ROPE, QK_NORM, POST_ATTENTION_NORM, POST_NORM, FEED_FORWARD, ACTIVATION]),
     ("olmo2-window", &[WINDOW]),
-    (
-        "granite",
-        &[ROPE, FEED_FORWARD, ACTIVATION, EMBEDDING_SCALE, ATTENTION_SCALE, RESIDUAL_SCALE, LOGIT_SCALE],
-    ),
+    ("granite", &[ROPE, FEED_FORWARD, ACTIVATION, EMBEDDING_SCALE, ATTENTION_SCALE, RESIDUAL_SCALE, LOGIT_SCALE]),
     ("granitemoe", &[EXPERT_WEIGHTS, SHARED_EXPERT]),
     ("smollm3", &[ROPE, ROPE_EVERYWHERE, FEED_FORWARD, ACTIVATION]),
 ];

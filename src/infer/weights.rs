@@ -82,7 +82,12 @@ impl<'a> Tensors<'a> {
         let found = self.model.tensor(id);
         if found.size() != 4 * n as u64 {
             let (path, tensor) = (self.model.path().to_owned(), found.name().to_owned());
-            return Err(Error::Tensor { path, tensor, expected: n.to_string(), found: format!("{} bytes", found.size()) });
+            return Err(Error::Tensor {
+                path,
+                tensor,
+                expected: n.to_string(),
+                found: format!("{} bytes", found.size()),
+            });
         }
         self.is_used[id] = true;
         let mut bytes = vec![0; 4 * n];

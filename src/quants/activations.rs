@@ -44,9 +44,9 @@ fn form(ty: GgmlType) -> Form {
     }
 }
 
-/// Rounds whole rows of activations for rows of `ty`.
-pub(crate) fn round(ty: GgmlType, x: &[f32]) -> Activations<'_> {
-    let has_kernel = super::dot::has_kernel(ty);
+/// Rounds whole rows of activations for rows of `ty`, whose dot product takes blocks or, without a
+/// kernel, numbers.
+pub(super) fn round(ty: GgmlType, x: &[f32], has_kernel: bool) -> Activations<'_> {
     match form(ty) {
         Form::F32 => Activations::Floats(Cow::Borrowed(x)),
         Form::Halves => Activations::Floats(Cow::Owned(round_to_halves(ty, x))),
@@ -132,4 +132,74 @@ fn super_block(x: &[f32; SUPER_LEN], to: &mut Block8K) {
         *sum = codes.iter().map(|&code| i16::from(code)).sum();
     }
     to.d = 1.0 / inverse;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows() -> Vec<Vec<f32>> {
+        let number = |i: usize| ((i * 7919 + 13) % 2003) as f32 / 1001.5 - 1.0;
+        let ties = (0..256).map(|i| (i as f32 - 127.5).clamp(-127.0, 127.0)).collect();
+        vec![
+            (0..256).map(number).collect(),
+            ties,
+            (0..256).map(|i| number(i).powi(9) * 1e-30).collect(),
+            (0..256).map(|i| if i == 77 { -3.0 } else { 0.0 }).collect(),
+            vec![0.0; 256],
+            // Two that are equally far: the first decides on the sign.
+            (0..256).map(|i| [0.25, 4.0, -4.0][(i == 9) as usize + 2 * (i == 200) as usize]).collect(),
+        ]
+    }
+
+    #[test]
+    fn small_blocks_are_those_of_ggml_at_every_level() {
+        for row in rows() {
+            for x in row.as_chunks::<LEN>().0 {
+                let largest = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+                let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+                let codes = x.map(|v| (v * inverse).round_ties_even() as i8);
+                let sum: i32 = codes.iter().map(|&code| i32::from(code)).sum();
+                let half = |v: f32| half::f16::from_f32(v).to_f32();
+                for level in Level::available() {
+                    let mut found = [Block8::ZERO];
+                    simd::convert(level, std::slice::from_ref(x), &mut found, small);
+                    assert_eq!(found[0].codes, codes, "{level}");
+                    assert_eq!(found[0].d, half(largest / 127.0), "{level}");
+                    assert_eq!(found[0].s, half(largest / 127.0 * sum as f32), "{level}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn super_blocks_are_those_of_ggml_at_every_level() {
+        for row in rows() {
+            let (mut largest, mut farthest) = (0.0, 0.0);
+            for &v in &row {
+                if v.abs() > largest {
+                    (largest, farthest) = (v.abs(), v);
+                }
+            }
+            let inverse = if largest == 0.0 { 0.0 } else { -127.0 / farthest };
+            let codes: Vec<i8> = row.iter().map(|v| (v * inverse).round_ties_even() as i8).collect();
+            for level in Level::available() {
+                let mut found = [Block8K::ZERO];
+                simd::convert(level, row.as_chunks().0, &mut found, super_block);
+                assert_eq!(found[0].codes[..], codes, "{level}");
+                assert_eq!(found[0].d, if largest == 0.0 { 0.0 } else { 1.0 / inverse }, "{level}");
+                let sums = codes.chunks(16).map(|codes| codes.iter().map(|&code| i16::from(code)).sum::<i16>());
+                assert!(sums.eq(found[0].sums), "{level}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_makes_no_scale() {
+        let mut x = vec![0.5; 256];
+        x[100] = f32::NAN;
+        assert!(round_small(&x)[3].d.is_nan());
+        assert!(!round_small(&x)[4].d.is_nan());
+        assert!(round_super(&x)[0].d.is_nan());
+    }
 }

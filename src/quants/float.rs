@@ -26,7 +26,12 @@ pub(super) fn encode_f16(w: &[f32; 1], bytes: &mut [u8; 2]) {
 
 #[inline(always)]
 pub(super) fn decode_bf16(bytes: &[u8; 2], w: &mut [f32; 1]) {
-    *w = [f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16)];
+    *w = [read_bf16(bytes)];
+}
+
+#[inline(always)]
+pub(super) fn read_bf16(bytes: &[u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16)
 }
 
 /// Round to nearest even, and a NaN made quiet (`ggml_compute_fp32_to_bf16` in ggml-impl.h).

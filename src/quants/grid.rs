@@ -13,8 +13,9 @@
 //! (IQ1, IQ2, IQ3), and those of two or three values have no grid in this sense: [`has_grid`].
 
 use super::feedback::Feedback;
+use super::operands::IQ4_VALUES;
 use super::planes::{self, Codes};
-use super::{Error, QK_K, check_lengths, dequantize_row, field, field_mut, iq4, legacy, q6_k};
+use super::{Error, QK_K, check_lengths, dequantize_row, field, field_mut, legacy, q6_k};
 use crate::ggml::GgmlType;
 
 /// Bytes of the largest block with a grid (Q6_K), rounded up.
@@ -153,7 +154,7 @@ fn layout(ty: GgmlType) -> Option<CodeLayout> {
             },
             Even(64),
         ),
-        IQ4_NL => made(|b, c| read_nibbles(&b[2..], c), |c, b| write_nibbles(c, &mut b[2..]), Listed(&iq4::VALUES)),
+        IQ4_NL => made(|b, c| read_nibbles(&b[2..], c), |c, b| write_nibbles(c, &mut b[2..]), Listed(&IQ4_VALUES)),
         IQ4_XS => made(
             |b, c| {
                 for (qs, codes) in b[8..].as_chunks::<16>().0.iter().zip(c.as_chunks_mut::<32>().0) {
@@ -165,7 +166,7 @@ fn layout(ty: GgmlType) -> Option<CodeLayout> {
                     legacy::pack_nibbles(codes, qs);
                 }
             },
-            Listed(&iq4::VALUES),
+            Listed(&IQ4_VALUES),
         ),
         MXFP4 => made(
             |b, c| {

@@ -14,16 +14,12 @@
 
 use super::batch::{Batch, Decoder, Encoder, group, ungroup};
 use super::float::{read_f16, write_f16};
+use super::operands::IQ4_VALUES as VALUES;
 use super::rounding::nearest_int;
 use super::search::{GROUP_MAX_EPS, farthest};
 use super::simd::{Floats, Ints, LANES, Mask, Simd};
 use super::weighting::{ErrorWeights, Weighting};
 use super::{QK_K, field, field_mut};
-
-/// What the codes stand for (`kvalues_iq4nl`).
-pub(super) const VALUES: [f32; 16] = [
-    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0, //
-];
 
 /// Weights in a block of IQ4_NL, or in a sub-block of IQ4_XS.
 const SUB: usize = 32;

@@ -14,8 +14,8 @@
 //!
 //! The codec refuses types whose blocks it does not know ([`Error::Unsupported`]). It does not look
 //! for NaN or infinity: such weights give blocks without meaning, but never a panic. Nothing here
-//! allocates, but for the neighbours in a grid (`grids`), which are found once, and a [`Gram`] and
-//! its [`Feedback`].
+//! allocates, but for the neighbours in a grid (`grids`), which are found once, a [`Gram`] and its
+//! [`Feedback`], and products of rows (`dot`).
 //!
 //! | part | types |
 //! |---|---|
@@ -34,7 +34,7 @@
 //! | `rounding` | from floats to codes |
 //! | `grid`, `feedback` | codes chosen anew on the grid that blocks have, with errors passed on along the row |
 //! | `gain` | blocks of few values that hold as much of a vector as there is |
-//! | `dot`, `operands` | dot products of a stored row with activations |
+//! | `dot`, `unpack`, `operands`, `activations` | products of stored rows with rounded activations |
 //! | `simd`, `batch` | vector instructions, also for loops of other modules, and rows cut into what they take |
 
 mod activations;
@@ -70,8 +70,8 @@ mod ternary;
 mod unpack;
 mod weighting;
 
-pub(crate) use activations::{Activations, round as round_activations};
-pub(crate) use dot::{dot_floats, multiply};
+pub(crate) use activations::Activations;
+pub(crate) use dot::{dot_floats, multiply, round_activations};
 
 pub use feedback::{Feedback, Gram};
 pub use gain::{has_few_values, quantize_to_unit_gain};

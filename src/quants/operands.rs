@@ -1,6 +1,8 @@
 //! What a dot product multiplies: blocks of a stored row whose codes are unpacked, and activations
 //! in 8 bits.
 
+use super::float;
+
 /// Weights or activations of a small block.
 pub(super) const LEN: usize = 32;
 
@@ -78,6 +80,21 @@ pub(super) trait Packed<const SIZE: usize> {
     const FORM: Form;
 }
 
+/// Where a type of super-blocks has its fields. Its codes lie in planes (`planes`).
+pub(super) trait PackedSuper<const SIZE: usize> {
+    /// Where a plane of four bits begins, and how many weights apart are those of a byte: 32 or 64.
+    const NIBBLES: Option<(usize, usize)> = None;
+    /// Where a plane of two bits begins, and which bits they are.
+    const PAIRS: Option<(usize, u32)> = None;
+    /// Where a plane of one bit begins, and which bit it is.
+    const BITS: Option<(usize, u32)> = None;
+    /// Whether the minimums count as the scales do: they are integers, then, to the end.
+    const IS_CENTERED: bool = false;
+
+    /// Reads all but the codes.
+    fn scales(block: &[u8; SIZE], to: &mut Super);
+}
+
 /// 256 weights of a row in sub-blocks of 16: `d · scale · codes − dmin · minimum`.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
@@ -101,23 +118,85 @@ impl Super {
     }
 }
 
-/// Running sums of a row and a token: `A` vectors of eight, and what does not fill one.
+/// Running sums of a row and a token: eight, and what a type's minimums add to them.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
-pub(super) struct Sums<const A: usize> {
-    pub(super) lanes: [[f32; 8]; A],
+pub(super) struct Sums {
+    pub(super) lanes: [f32; 8],
     pub(super) rest: f32,
 }
 
-impl<const A: usize> Sums<A> {
-    pub(super) const ZERO: Self = Self { lanes: [[0.0; 8]; A], rest: 0.0 };
+impl Sums {
+    pub(super) const ZERO: Self = Self { lanes: [0.0; 8], rest: 0.0 };
 
     /// Their sum.
     pub(super) fn total(&self) -> f32 {
-        let lane = |i: usize| match &self.lanes[..] {
-            [a, b, c, d] => (a[i] + b[i]) + (c[i] + d[i]),
-            lanes => lanes.iter().map(|lanes| lanes[i]).sum(),
-        };
-        (0..8).map(lane).sum::<f32>() + self.rest
+        self.lanes.iter().sum::<f32>() + self.rest
     }
 }
+
+/// How a weight that is a number is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Format {
+    F32,
+    F16,
+    BF16,
+}
+
+/// A weight that is a number.
+pub(super) trait Number {
+    /// It, as it is stored.
+    type Stored: Copy;
+    const FORMAT: Format;
+
+    fn read(stored: Self::Stored) -> f32;
+}
+
+/// An f32 in memory.
+impl Number for f32 {
+    type Stored = f32;
+    const FORMAT: Format = Format::F32;
+
+    fn read(stored: f32) -> f32 {
+        stored
+    }
+}
+
+/// An f32 in a file.
+pub(super) struct F32;
+
+impl Number for F32 {
+    type Stored = [u8; 4];
+    const FORMAT: Format = Format::F32;
+
+    fn read(stored: [u8; 4]) -> f32 {
+        f32::from_le_bytes(stored)
+    }
+}
+
+pub(super) struct F16;
+
+impl Number for F16 {
+    type Stored = [u8; 2];
+    const FORMAT: Format = Format::F16;
+
+    fn read(stored: [u8; 2]) -> f32 {
+        float::read_f16(&stored)
+    }
+}
+
+pub(super) struct BF16;
+
+impl Number for BF16 {
+    type Stored = [u8; 2];
+    const FORMAT: Format = Format::BF16;
+
+    fn read(stored: [u8; 2]) -> f32 {
+        float::read_bf16(&stored)
+    }
+}
+
+/// What the codes stand for (`kvalues_iq4nl`).
+pub(super) const IQ4_VALUES: [f32; 16] = [
+    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0, //
+];

@@ -15,6 +15,7 @@ use super::batch::{Batch, Encoder};
 use super::float::{read_f16, write_f16};
 use super::planes::{self, Codes};
 use super::rounding::nearest_int;
+use super::scales;
 use super::simd::Simd;
 use super::super_block::{WithoutMin, encode_symmetric, farthest};
 use super::weighting::Weighting;
@@ -27,7 +28,7 @@ const N_SUB: usize = QK_K / SUB;
 #[inline(always)]
 pub(super) fn decode(block: &[u8; 110], w: &mut [f32; QK_K]) {
     let d = read_f16(field(block, 108));
-    let scales = unpack_scales(field(block, 96));
+    let scales = scales::unpack_sixteen(field(block, 96));
     let mut codes = [0; QK_K];
     planes::unpack_pairs(field(block, 32), 0, &mut codes);
     planes::unpack_bits(field(block, 0), 2, &mut codes);
@@ -78,14 +79,6 @@ impl WithoutMin<110> for Q3K {
     }
 }
 
-#[inline]
-pub(super) fn unpack_scales(bytes: &[u8; 12]) -> [u8; N_SUB] {
-    std::array::from_fn(|j| {
-        let low = if j < 8 { bytes[j] & 0xf } else { bytes[j - 8] >> 4 };
-        low | (bytes[8 + j % 4] >> (2 * (j / 4)) & 3) << 4
-    })
-}
-
 fn pack_scales(scales: &[u8; N_SUB], bytes: &mut [u8; 12]) {
     bytes.fill(0);
     for (j, scale) in scales.iter().enumerate() {
@@ -103,6 +96,6 @@ mod tests {
         let scales = [0, 63, 1, 32, 15, 16, 48, 63, 7, 0, 31, 33, 62, 2, 47, 17];
         let mut bytes = [0xff; 12];
         pack_scales(&scales, &mut bytes);
-        assert_eq!(unpack_scales(&bytes), scales);
+        assert_eq!(scales::unpack_sixteen(&bytes), scales);
     }
 }

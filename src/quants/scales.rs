@@ -26,6 +26,19 @@ pub(super) fn unpack(bytes: &[u8; 12]) -> ([u8; N_SUB], [u8; N_SUB]) {
     (scales, mins)
 }
 
+/// The sixteen scales of six bits in the twelve bytes of Q3_K: the low four bits of two each, then the
+/// high two of four each.
+#[inline]
+pub(super) fn unpack_sixteen(bytes: &[u8; 12]) -> [u8; 16] {
+    // Eight, or four, at a time.
+    let low = u64::from_le_bytes(*field(bytes, 0));
+    let high = u32::from_le_bytes(*field(bytes, 8));
+    let pairs =
+        |shift: u32| u64::from(high >> shift & 0x0303_0303) | u64::from(high >> (shift + 2) & 0x0303_0303) << 32;
+    let halves = [low & 0x0f0f_0f0f_0f0f_0f0f | pairs(0) << 4, low >> 4 & 0x0f0f_0f0f_0f0f_0f0f | pairs(4) << 4];
+    *field(halves.map(u64::to_le_bytes).as_flattened(), 0)
+}
+
 /// The inverse of [`unpack`].
 pub(super) fn pack(scales: &[u8; N_SUB], mins: &[u8; N_SUB], bytes: &mut [u8; 12]) {
     for j in 0..4 {

@@ -117,7 +117,7 @@ fn a_process_that_does_not_do_its_part_is_an_error() {
         assert!(said.len() < 12 << 10, "{} bytes", said.len());
     }
     // Whoever stops the process stops the run.
-    assert!(matches!(load_by("kill -INT $$"), infer::Error::Cancelled));
+    assert!(matches!(load_by("kill -TERM $$"), infer::Error::Cancelled));
     let engines = Engines { choice: EngineChoice::LlamaCpp, program: Some("/no/such/program".into()) };
     let model = Model::open(&bundled("chat"), &Limits::default()).unwrap();
     let Err(e) = engines.load(&model, &[], 1) else { panic!("no program") };

@@ -30,17 +30,17 @@ const Q4_0: u32 = 2;
 /// was seen. The types are those of the model; `default` is F16, read by llama.cpp with its cache
 /// in halves, and the greater part of that.
 const BOUNDS: [(&str, f64, f64); 11] = [
-    ("F16.gguf", 5e-4, 1.6e-5),
-    ("F16.dat", 5e-4, 1.6e-5),
+    ("F16.gguf", 6e-4, 1.6e-5),
+    ("F16.dat", 6e-4, 1.6e-5),
     ("default.gguf", 8e-4, 6.4e-5),
-    ("bos.gguf", 4.4e-4, 1.6e-5),
+    ("bos.gguf", 9.5e-4, 1.6e-5),
     ("F32.gguf", 2.6e-6, 1.8e-7),
     ("Q8_0.gguf", 3.8e-3, 9e-5),
     ("Q4_K.gguf", 6.3e-3, 1.6e-4),
     ("qwen2.gguf", 1.7e-6, 2.8e-7),
     ("qwen2-tied.gguf", 1.7e-6, 2.8e-7),
-    ("qwen3moe.gguf", 1e-5, 1e-6),
-    ("gemma3.gguf", 1e-3, 1e-4),
+    ("qwen3moe.gguf", 5e-6, 3.3e-7),
+    ("gemma3.gguf", 2.9e-4, 4.7e-6),
 ];
 
 fn fixture(name: &str) -> PathBuf {

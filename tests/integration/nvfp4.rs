@@ -265,7 +265,8 @@ fn a_model_with_scales_says_what_its_true_weights_say() {
     let (found, expected) = (logits(&draft), logits(&plain));
     let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
     for (found, expected) in found.iter().zip(&expected) {
-        assert!((found - expected).abs() <= 1e-5 * largest, "{found}, expected {expected}");
+        // Activations are rounded to 8 bits before they meet NVFP4, and not before they meet F32.
+        assert!((found - expected).abs() <= 0.05 * largest, "{found}, expected {expected}");
     }
     // The definition itself is that of the codec, which `quants.rs` holds to ggml.
     let tensor = get(&draft, "output.weight");

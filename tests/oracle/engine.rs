@@ -29,7 +29,7 @@ fn text(path: &Path) -> &str {
 fn smoke(path: &Path, engine: &str, options: &[&str]) -> Output {
     let prompts = repository("fixtures/models/prompts-de.jsonl");
     let asking = ["smoke", text(path), "--json", "--prompts", text(&prompts), "--limit", "24", "--max-tokens", "32"];
-    command(&[&asking, &["--engine", engine], options].concat()).output().expect("the command")
+    command(&[&asking[..], &["--engine", engine], options].concat()).output().expect("the command")
 }
 
 fn json(output: &Output) -> Json {

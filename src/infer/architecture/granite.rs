@@ -17,9 +17,5 @@ pub(super) const GRANITE: Architecture = Architecture {
 };
 
 /// The same with experts, and always with a rotation.
-pub(super) const GRANITE_MOE: Architecture = Architecture {
-    name: "granitemoe",
-    source: "src/models/granite-moe.cpp",
-    rope: llama::LLAMA.rope,
-    ..GRANITE
-};
+pub(super) const GRANITE_MOE: Architecture =
+    Architecture { name: "granitemoe", source: "src/models/granite-moe.cpp", rope: llama::LLAMA.rope, ..GRANITE };

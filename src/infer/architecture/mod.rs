@@ -166,9 +166,7 @@ pub(super) enum AttentionScale {
     /// `attention.scale`, and as above without it.
     Key,
     /// As above, but with so many layers by the root of the width of the network a head.
-    NetworkWidthAt {
-        n_layer: usize,
-    },
+    NetworkWidthAt { n_layer: usize },
 }
 
 /// Rotary position embedding.

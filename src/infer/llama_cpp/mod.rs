@@ -18,9 +18,9 @@ use std::path::{Path, PathBuf};
 use self::process::Process;
 use self::protocol::{Answer, Opened, Opening, Portion, Request};
 use self::size::Size;
-use super::engine::{Engine, Fed, Host};
-use super::{Error, LoraFile};
 use crate::gguf::Model;
+use crate::infer::engine::{self, Engine, Fed, Host};
+use crate::infer::{Error, LoraFile};
 
 /// The argument by which the program becomes such a process.
 pub const COMMAND: &str = "run-llama-cpp";
@@ -114,7 +114,7 @@ impl Host for LlamaCpp {
     fn largest_number(&self, most: usize, room: usize, memory: u64) -> usize {
         // How positions turn depends on the context of a sequence, which has to be all of it then.
         let most = if self.size.has_two_rotations { 1 } else { most.min(MOST_SEQUENCES) };
-        super::engine::largest(most, |n| self.bytes_needed(n, room) <= memory)
+        engine::largest(most, |n| self.bytes_needed(n, room) <= memory)
     }
 
     fn sequences(&self, n: usize, _n_ctx: usize, room: usize, memory: u64) -> Result<Box<dyn Engine + '_>, Error> {
@@ -182,7 +182,7 @@ impl Engine for Sequences {
     }
 
     fn feed(&mut self, fed: &[Fed<'_>], logits: &mut dyn FnMut(usize, usize, &[f32])) -> Result<(), Error> {
-        super::engine::check(self, fed)?;
+        engine::check(self, fed)?;
         let portion = |f: &Fed<'_>| {
             let (sequence, first) = (f.sequence as u32, f.first.min(f.tokens.len()) as u32);
             Portion { sequence, first, tokens: f.tokens.to_vec() }

@@ -1,14 +1,15 @@
 //! A process that runs llama.cpp, as the one that asks it sees it.
 
 use std::collections::VecDeque;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::super::Error;
 use super::protocol::{Answer, Request};
+use crate::infer::Error;
 
 /// Bytes of the process's log that are kept, the last ones.
 const LOG_BYTES: usize = 8 << 10;
@@ -17,7 +18,7 @@ const LOG_BYTES: usize = 8 << 10;
 const LOG_LINES: usize = 6;
 
 /// How long a process that has closed its pipe may take to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a process ends with that was interrupted as this one.
 const INTERRUPTED: i32 = 130;
@@ -28,9 +29,11 @@ const INTERRUPTED: i32 = 130;
 pub(super) struct Process {
     path: PathBuf,
     child: Child,
-    requests: BufWriter<ChildStdin>,
+    /// None once it was stopped.
+    requests: Option<BufWriter<ChildStdin>>,
     answers: BufReader<ChildStdout>,
-    log: Option<JoinHandle<Vec<u8>>>,
+    log: Arc<Mutex<VecDeque<u8>>>,
+    listening: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -48,15 +51,18 @@ impl Process {
         else {
             return Err(fault(io::Error::other("it has no pipes")));
         };
-        let log = std::thread::Builder::new().name("llama.cpp".to_owned()).spawn(move || last_of(stderr));
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let kept = log.clone();
+        let listening = std::thread::Builder::new().name("llama.cpp".to_owned()).spawn(move || listen(stderr, &kept));
         let mut process = Process {
             path: path.to_owned(),
             child,
-            requests: BufWriter::new(stdin),
+            requests: Some(BufWriter::new(stdin)),
             answers: BufReader::with_capacity(1 << 20, stdout),
-            log: None,
+            log,
+            listening: None,
         };
-        process.log = Some(log.map_err(fault)?);
+        process.listening = Some(listening.map_err(fault)?);
         Ok(process)
     }
 
@@ -86,7 +92,10 @@ impl Process {
     }
 
     pub(super) fn send(&mut self, request: &Request) -> Result<(), Error> {
-        let sent = request.write(&mut self.requests).and_then(|()| self.requests.flush());
+        let sent = match &mut self.requests {
+            Some(requests) => request.write(requests),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        };
         sent.map_err(|e| self.lost(&e))
     }
 
@@ -117,8 +126,15 @@ impl Process {
     fn stop(&mut self) -> String {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let log = self.log.take().and_then(|log| log.join().ok()).unwrap_or_default();
-        last_lines(&log)
+        // What is left in the buffer has nobody to read it.
+        self.requests.take().map(|requests| requests.into_parts().0);
+        // Another process may have the log open, and go on.
+        let started = Instant::now();
+        while self.listening.as_ref().is_some_and(|thread| !thread.is_finished()) && started.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        last_lines(log.make_contiguous())
     }
 }
 
@@ -133,16 +149,17 @@ fn ended(path: &Path, what: String, log: &str) -> Error {
 }
 
 /// Reads to the end and keeps the last bytes.
-fn last_of(mut stderr: ChildStderr) -> Vec<u8> {
-    let mut kept = VecDeque::new();
+fn listen(mut stderr: ChildStderr, log: &Mutex<VecDeque<u8>>) {
     let mut bytes = [0; 4096];
     loop {
         match stderr.read(&mut bytes) {
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Ok(0) | Err(_) => return kept.into(),
+            Ok(0) | Err(_) => return,
             Ok(n) => {
+                let mut kept = log.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.extend(&bytes[..n]);
-                kept.drain(..kept.len().saturating_sub(LOG_BYTES));
+                let n_left_over = kept.len().saturating_sub(LOG_BYTES);
+                kept.drain(..n_left_over);
             }
         }
     }

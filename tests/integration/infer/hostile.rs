@@ -348,16 +348,8 @@ proptest! {
 }
 
 /// Variants that read the most keys.
-const FAMILIES: [&str; 8] = [
-    "gemma3",
-    "gpt-oss",
-    "granitemoe",
-    "mistral3-temperature",
-    "olmo2-window",
-    "phi3-long",
-    "qwen2moe",
-    "smollm3",
-];
+const FAMILIES: [&str; 8] =
+    ["gemma3", "gpt-oss", "granitemoe", "mistral3-temperature", "olmo2-window", "phi3-long", "qwen2moe", "smollm3"];
 
 /// Keys of families that their variants may not have.
 const MORE: [&str; 14] = [

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::support::{Draft, Tensor, Val, kind};
 use crate::support::TYPES;
+use crate::support::{Draft, Tensor, Val, kind};
 use crate::trio::{F32, encode};
 
 /// The context that llama.cpp had.

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::quants::operands::{Block8, Block8K, Form, Packed, Small, Sums, Super};
 use crate::quants::field;
-use crate::quants::unpack::scale_and_minimum;
+use crate::quants::operands::{Block8, Block8K, Form, Format, Number, Packed, PackedSuper, Small, Sums, Super};
+use crate::quants::unpack::{nibbles_of, scale_and_minimum};
 
 /// Whether the processor has what the functions of this module use.
 pub(in crate::quants::simd) fn is_available() -> bool {
@@ -21,11 +21,21 @@ pub(in crate::quants::simd) fn unpack_small<B: Packed<SIZE>, const SIZE: usize>(
     unsafe { unpack_small_avx2::<B, SIZE>(blocks, to) }
 }
 
+/// Unpacks super-blocks.
+pub(in crate::quants::simd) fn unpack_super<B: PackedSuper<SIZE>, const SIZE: usize>(
+    blocks: &[[u8; SIZE]],
+    to: &mut [Super],
+) {
+    debug_assert!(is_available());
+    // SAFETY: every caller asks `is_available` first.
+    unsafe { unpack_super_avx2::<B, SIZE>(blocks, to) }
+}
+
 /// Adds the products of small blocks.
 pub(in crate::quants::simd) fn add_small<const N: usize, const HAS_MINIMUM: bool>(
     weights: &[Small],
     x: [&[Block8]; N],
-    sums: &mut [Sums<1>; N],
+    sums: &mut [Sums; N],
 ) {
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.
@@ -36,18 +46,21 @@ pub(in crate::quants::simd) fn add_small<const N: usize, const HAS_MINIMUM: bool
 pub(in crate::quants::simd) fn add_super<const N: usize, const IS_CENTERED: bool>(
     weights: &[Super],
     x: [&[Block8K]; N],
-    sums: &mut [Sums<1>; N],
+    sums: &mut [Sums; N],
 ) {
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.
     unsafe { add_super_avx2::<N, IS_CENTERED>(weights, x, sums) }
 }
 
-/// Adds the products of floats.
-pub(in crate::quants::simd) fn add_floats<const N: usize>(weights: &[f32], x: [&[f32]; N], sums: &mut [Sums<4>; N]) {
+/// The products of rows of numbers and the activations of some tokens.
+pub(in crate::quants::simd) fn numbers<W: Number, const M: usize, const N: usize>(
+    rows: [&[W::Stored]; M],
+    x: [&[f32]; N],
+) -> [[f32; N]; M] {
     debug_assert!(is_available());
     // SAFETY: every caller asks `is_available` first.
-    unsafe { add_floats_avx2::<N>(weights, x, sums) }
+    unsafe { numbers_avx2::<W, M, N>(rows, x) }
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -106,15 +119,47 @@ fn fifths(bits: i32) -> __m256i {
     _mm256_and_si256(is_set, _mm256_set1_epi8(16))
 }
 
+#[target_feature(enable = "avx2,f16c")]
+fn unpack_super_avx2<B: PackedSuper<SIZE>, const SIZE: usize>(blocks: &[[u8; SIZE]], to: &mut [Super]) {
+    for (block, to) in blocks.iter().zip(to) {
+        B::scales(block, to);
+        for (k, codes) in to.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let mut sum = _mm256_setzero_si256();
+            if let Some((at, apart)) = B::NIBBLES {
+                let (start, shift) = nibbles_of(apart, k);
+                sum = bits(unsigned(field(block, at + start)), shift, 15);
+            }
+            if let Some((at, bit)) = B::PAIRS {
+                let pairs = bits(unsigned(field(block, at + k / 4 * 32)), 2 * (k as u32 % 4), 3);
+                sum = _mm256_or_si256(sum, up(pairs, bit));
+            }
+            if let Some((at, bit)) = B::BITS {
+                sum = _mm256_or_si256(sum, up(bits(unsigned(field(block, at)), k as u32, 1), bit));
+            }
+            // SAFETY: a store of a whole reference, without alignment.
+            unsafe { _mm256_storeu_si256(codes.as_mut_ptr().cast(), sum) };
+        }
+    }
+}
+
+/// Some bits of each byte, as the lowest.
+#[target_feature(enable = "avx2")]
+fn bits(bytes: __m256i, shift: u32, mask: i8) -> __m256i {
+    let shifted = _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(shift.cast_signed()));
+    _mm256_and_si256(shifted, _mm256_set1_epi8(mask))
+}
+
+/// Bits of each byte farther up, where they stay within it.
+#[target_feature(enable = "avx2")]
+fn up(bytes: __m256i, shift: u32) -> __m256i {
+    _mm256_sll_epi16(bytes, _mm_cvtsi32_si128(shift.cast_signed()))
+}
+
 #[target_feature(enable = "avx2,fma")]
-fn add_small_avx2<const N: usize, const HAS_MINIMUM: bool>(
-    weights: &[Small],
-    x: [&[Block8]; N],
-    sums: &mut [Sums<1>; N],
-) {
+fn add_small_avx2<const N: usize, const HAS_MINIMUM: bool>(weights: &[Small], x: [&[Block8]; N], sums: &mut [Sums; N]) {
     let n = x.iter().fold(weights.len(), |n, x| n.min(x.len()));
     let x = x.map(|x| &x[..n]);
-    let mut totals: [__m256; N] = std::array::from_fn(|k| floats(&sums[k].lanes[0]));
+    let mut totals: [__m256; N] = std::array::from_fn(|k| floats(&sums[k].lanes));
     let mut rests: [f32; N] = std::array::from_fn(|k| sums[k].rest);
     for (i, w) in weights[..n].iter().enumerate() {
         let codes = bytes(&w.codes);
@@ -130,7 +175,7 @@ fn add_small_avx2<const N: usize, const HAS_MINIMUM: bool>(
         }
     }
     for ((sums, total), rest) in sums.iter_mut().zip(totals).zip(rests) {
-        store(total, &mut sums.lanes[0]);
+        store(total, &mut sums.lanes);
         sums.rest = rest;
     }
 }
@@ -159,11 +204,11 @@ static PICK: [[u8; 32]; 8] = {
 fn add_super_avx2<const N: usize, const IS_CENTERED: bool>(
     weights: &[Super],
     x: [&[Block8K]; N],
-    sums: &mut [Sums<1>; N],
+    sums: &mut [Sums; N],
 ) {
     let n = x.iter().fold(weights.len(), |n, x| n.min(x.len()));
     let x = x.map(|x| &x[..n]);
-    let mut totals: [__m256; N] = std::array::from_fn(|k| floats(&sums[k].lanes[0]));
+    let mut totals: [__m256; N] = std::array::from_fn(|k| floats(&sums[k].lanes));
     for (i, w) in weights[..n].iter().enumerate() {
         let x: [&Block8K; N] = std::array::from_fn(|k| &x[k][i]);
         let products = super_products(w, x);
@@ -182,7 +227,7 @@ fn add_super_avx2<const N: usize, const IS_CENTERED: bool>(
         }
     }
     for (sums, total) in sums.iter_mut().zip(totals) {
-        store(total, &mut sums.lanes[0]);
+        store(total, &mut sums.lanes);
     }
 }
 
@@ -204,25 +249,47 @@ fn super_products<const N: usize>(w: &Super, x: [&Block8K; N]) -> [__m256i; N] {
     sums
 }
 
-#[target_feature(enable = "avx2,fma")]
-fn add_floats_avx2<const N: usize>(weights: &[f32], x: [&[f32]; N], sums: &mut [Sums<4>; N]) {
-    let n = x.iter().fold(weights.len(), |n, x| n.min(x.len()));
-    let (weights, rest) = weights[..n].as_chunks::<32>();
-    let x = x.map(|x| x[..n].as_chunks::<32>());
-    let mut totals: [[__m256; 4]; N] = std::array::from_fn(|k| std::array::from_fn(|a| floats(&sums[k].lanes[a])));
-    for (i, w) in weights.iter().enumerate() {
-        for (a, w) in w.as_chunks().0.iter().enumerate() {
-            let w = floats(w);
+#[target_feature(enable = "avx2,fma,f16c")]
+fn numbers_avx2<W: Number, const M: usize, const N: usize>(rows: [&[W::Stored]; M], x: [&[f32]; N]) -> [[f32; N]; M] {
+    let n = rows.iter().map(|row| row.len()).chain(x.iter().map(|x| x.len())).min().unwrap_or(0);
+    let rows = rows.map(|row| row[..n].as_chunks::<16>());
+    let x = x.map(|x| x[..n].as_chunks::<16>());
+    let mut sums = [[[_mm256_setzero_ps(); N]; M]; 2];
+    for i in 0..n / 16 {
+        for (half, sums) in sums.iter_mut().enumerate() {
+            let w: [__m256; M] = std::array::from_fn(|m| eight::<W>(&rows[m].0[i].as_chunks().0[half]));
             for k in 0..N {
-                totals[k][a] = _mm256_fmadd_ps(w, floats(&x[k].0[i].as_chunks().0[a]), totals[k][a]);
+                let x = floats(&x[k].0[i].as_chunks().0[half]);
+                for m in 0..M {
+                    sums[m][k] = _mm256_fmadd_ps(w[m], x, sums[m][k]);
+                }
             }
         }
     }
-    for ((sums, totals), (_, x)) in sums.iter_mut().zip(totals).zip(x) {
-        for (lanes, total) in sums.lanes.iter_mut().zip(totals) {
-            store(total, lanes);
+    std::array::from_fn(|m| {
+        std::array::from_fn(|k| {
+            let mut lanes = [0.0; 8];
+            store(_mm256_add_ps(sums[0][m][k], sums[1][m][k]), &mut lanes);
+            let rest = rows[m].1.iter().zip(x[k].1).map(|(w, x)| W::read(*w) * x).sum::<f32>();
+            lanes.iter().sum::<f32>() + rest
+        })
+    })
+}
+
+/// Eight numbers.
+#[target_feature(enable = "avx2,f16c")]
+fn eight<W: Number>(stored: &[W::Stored; 8]) -> __m256 {
+    // SAFETY: a load of a whole reference, without alignment: eight numbers of four bytes, or of
+    // two, as the format says.
+    unsafe {
+        match W::FORMAT {
+            Format::F32 => _mm256_loadu_ps(stored.as_ptr().cast()),
+            Format::F16 => _mm256_cvtph_ps(_mm_loadu_si128(stored.as_ptr().cast())),
+            Format::BF16 => {
+                let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(stored.as_ptr().cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+            }
         }
-        sums.rest += rest.iter().zip(x).map(|(w, x)| w * x).sum::<f32>();
     }
 }
 
