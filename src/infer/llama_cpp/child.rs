@@ -97,8 +97,11 @@ impl Loaded {
         let model = unsafe {
             let mut params = sys::llama_model_default_params();
             params.n_gpu_layers = 0;
-            params.load_mode = sys::LLAMA_LOAD_MODE_MMAP;
-            params.vocab_only = opening.is_header_only;
+            params.load_mode = match opening.is_header_only {
+                true => sys::LLAMA_LOAD_MODE_NONE,
+                false => sys::LLAMA_LOAD_MODE_MMAP,
+            };
+            params.no_alloc = opening.is_header_only;
             // Weights stay as they are in the file: pages of the system's cache.
             params.use_extra_bufts = false;
             sys::llama_model_load_from_file(path.as_ptr(), params)

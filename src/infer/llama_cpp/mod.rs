@@ -62,9 +62,9 @@ pub struct LlamaCpp {
 }
 
 impl LlamaCpp {
-    /// Finds out whether llama.cpp knows what the metadata of a model say. `program` is chatvec,
-    /// built with the feature `llama-cpp`; weights are loaded with each [`Host::sequences`], and
-    /// computed with by `threads` threads.
+    /// Finds out whether llama.cpp takes metadata and tensors of a model as the header has them.
+    /// `program` is chatvec, built with the feature `llama-cpp`; weights are loaded with each
+    /// [`Host::sequences`], and computed with by `threads` threads.
     ///
     /// # Errors
     /// [`Error::LlamaCppRefuses`], [`Error::LlamaCppEnded`]; [`Error::Container`] for a big-endian
@@ -104,7 +104,7 @@ impl Host for LlamaCpp {
     }
 
     fn n_ctx_train(&self) -> usize {
-        self.opened.n_ctx_train as usize
+        self.opened.n_ctx_train.max(1) as usize
     }
 
     fn bytes_needed(&self, n: usize, room: usize) -> u64 {

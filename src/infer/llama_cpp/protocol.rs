@@ -32,7 +32,7 @@ pub(super) struct Opening {
     pub(super) path: PathBuf,
     /// Threads to compute with.
     pub(super) threads: u32,
-    /// Whether metadata are enough.
+    /// Whether the header is enough.
     pub(super) is_header_only: bool,
     /// Adapters with their factors.
     pub(super) loras: Vec<(PathBuf, f32)>,
