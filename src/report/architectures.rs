@@ -44,10 +44,10 @@ impl Report for Architectures {
             groups.entry((!known.doubts.is_empty(), known.source.is_none())).or_default().push(name);
         }
         groups.entry((false, true)).or_default().push(OTHERS);
-        let mut table = Table::new(&["merge, patch", "quantize", "ask, imatrix", "architecture"]);
+        let mut table = Table::new(&["merge, patch", "quantize", "ask", "architecture"]);
         for ((is_doubtful, is_silent), names) in groups {
             let merge = if is_doubtful { "with a warning" } else { "yes" };
-            let ask = if is_silent { "no" } else { "yes" };
+            let ask = if is_silent { "by llama.cpp" } else { "yes" };
             let mut cells = [merge, "yes", ask];
             for line in lines(&names) {
                 let [merge, quantize, ask] = std::mem::take(&mut cells);
@@ -70,7 +70,7 @@ impl Report for Architectures {
             })
         };
         let all: Vec<Json> = Self::known().into_iter().map(row).collect();
-        let others = json!({ "merge": true, "quantize": true, "ask": false });
+        let others = json!({ "merge": true, "quantize": true, "ask": false, "ask_by_llama_cpp": true });
         json!({ "architectures": all, "others": others })
     }
 }
