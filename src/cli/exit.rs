@@ -294,7 +294,11 @@ fn of_infer(error: &infer::Error) -> Exit {
     match error {
         Container(e) => of_container(e),
         Fold(e) => of_vector(e),
-        Architecture { .. } | Folded { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
+        Architecture { .. } | NotBuiltIn { .. } | Folded { .. } | Type { .. } | Memory { .. } => Exit::NotSupported,
+        Adapter(e) => match of_infer(e) {
+            Exit::Malformed => Exit::Refused,
+            exit => exit,
+        },
         OtherEngine { .. } | NoLlamaCpp | LlamaCppRefuses { .. } => Exit::NotSupported,
         LlamaCppEnded { .. } => Exit::Failure,
         Key { .. } | Tensor { .. } | Extra { .. } | NotFinite { .. } => Exit::Malformed,

@@ -35,8 +35,8 @@ pub enum Error {
     },
     /// The same where another engine can be asked for.
     #[error(
-        "{}: smoke inference knows the architectures {}, not {found}; --engine llama-cpp would run it, in a chatvec that is \
-         built with llama.cpp: {INSTALL}", path.display(), super::architectures().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+        "{}: smoke inference knows the architectures {}, not {found}; --engine llama-cpp asks llama.cpp, in a chatvec that \
+         is built with it: {INSTALL}", path.display(), super::architectures().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
     )]
     OtherEngine {
         /// The file.
@@ -98,6 +98,21 @@ pub enum Error {
         /// What it was.
         found: String,
     },
+    /// A key that says what the forward pass here has not.
+    #[error("{}: key {key}: {found} is not built in, {expected} is; try the file in llama.cpp itself", path.display())]
+    NotBuiltIn {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is built in.
+        expected: String,
+        /// What the key says.
+        found: String,
+    },
+    /// An adapter that is not one of this model.
+    #[error(transparent)]
+    Adapter(Box<Error>),
     /// A tensor that is missing, or has another shape than the metadata ask for.
     #[error("{}: tensor {tensor}: expected {expected}, found {found}", path.display())]
     Tensor {
@@ -207,6 +222,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same, of an adapter.
+    pub(super) fn of_adapter(error: Error) -> Self {
+        Error::Adapter(Box::new(error))
+    }
+
     pub(super) fn key(path: &Path, key: &str, expected: impl Into<String>, found: impl Into<String>) -> Self {
         let (path, key) = (path.to_owned(), key.to_owned());
         Error::Key { path, key, expected: expected.into(), found: found.into() }

@@ -131,8 +131,10 @@ impl Hyperparameters {
         let n_embd = keys.required("embedding_length", MAX_WIDTH)?;
         let n_layer = keys.required("block_count", MAX_LAYERS)?;
         if keys.integer("nextn_predict_layers")?.is_some_and(|n| n > 0) {
-            let expected = "no layers that predict further tokens, which are not built in here";
-            return Err(keys.fault("nextn_predict_layers", expected, "some"));
+            return Err(keys.not_built_in("nextn_predict_layers", "0", "a layer that predicts further tokens"));
+        }
+        if keys.flag("attention.causal")? == Some(false) {
+            return Err(keys.not_built_in("attention.causal", "true", "false"));
         }
         let heads = Heads::read(&keys, n_embd)?;
         let experts = Experts::read(&keys, architecture)?;
@@ -243,7 +245,7 @@ impl Experts {
         let n = keys.within("expert_count", MAX_EXPERTS, Some(n))?;
         let n_used = keys.required_layered("expert_used_count", n as u64)?;
         if let Some(groups) = keys.integer("expert_group_count")?.filter(|&n| n > 1) {
-            return Err(keys.fault("expert_group_count", "no groups of experts", &groups.to_string()));
+            return Err(keys.not_built_in("expert_group_count", "0", &groups.to_string()));
         }
         let n_ff = || keys.required_layered("feed_forward_length", MAX_WIDTH);
         let key = "expert_feed_forward_length";
@@ -280,6 +282,9 @@ impl RopeParameters {
             let most = if rules.is_partial { "an even number of at most " } else { "" };
             let expected = format!("{most}{n_embd_head}, the width of a head");
             return Err(keys.fault("rope.dimension_count", &expected, &n_rot.to_string()));
+        }
+        if let Some(n) = keys.integer("rope.dimension_count_swa")?.filter(|&n| n != n_rot) {
+            return Err(keys.not_built_in("rope.dimension_count_swa", &n_rot.to_string(), &n.to_string()));
         }
         let scaling = match keys.value("rope.scaling.type") {
             None => "linear".to_owned(),
@@ -322,6 +327,11 @@ impl RopeParameters {
         let read = |key: &str| if rules.reads_yarn { keys.float(key) } else { Ok(None) };
         let fast = read("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0);
         let slow = read("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0);
+        for (key, turns) in [("rope.scaling.yarn_beta_fast", fast), ("rope.scaling.yarn_beta_slow", slow)] {
+            if turns <= 0.0 {
+                return Err(keys.fault(key, "a positive number", &turns.to_string()));
+            }
+        }
         let log_multiplier = read("rope.scaling.yarn_log_multiplier")?.filter(|m| *m != 0.0);
         let factor = 1.0 / self.freq_scale;
         let magnitude = |multiplier: f32| if factor <= 1.0 { 1.0 } else { 0.1 * multiplier * factor.ln() + 1.0 };
@@ -358,7 +368,7 @@ fn windows(keys: &Keys<'_>, architecture: &Architecture, n_layer: usize) -> Resu
     let width = match (keys.integer(key)?, rules.width) {
         (None, WindowWidth::NoWindow) | (Some(0), WindowWidth::NoWindow) => return Ok(none),
         (None, WindowWidth::Default(width)) => width,
-        (found, _) => keys.within(key, u64::from(u32::MAX), found)?,
+        (found, _) => keys.within(key, i32::MAX as u64, found)?,
     };
     let key = "attention.sliding_window_pattern";
     let has_window: Vec<bool> = match keys.value(key).and_then(|value| value.as_array()) {

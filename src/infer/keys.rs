@@ -21,6 +21,12 @@ impl Keys<'_> {
         Error::key(self.path, &format!("{}.{key}", self.architecture), expected, found)
     }
 
+    /// The error of what the forward pass has not.
+    pub(super) fn not_built_in(&self, key: &str, expected: &str, found: &str) -> Error {
+        let (path, key) = (self.path.to_owned(), format!("{}.{key}", self.architecture));
+        Error::NotBuiltIn { path, key, expected: expected.to_owned(), found: found.to_owned() }
+    }
+
     pub(super) fn integer(&self, key: &str) -> Result<Option<u64>, Error> {
         let Some(value) = self.value(key) else { return Ok(None) };
         match value.as_u64() {

@@ -45,9 +45,18 @@ impl<'a> Lora<'a> {
         let key = "adapter.lora.alpha";
         let alpha = match metadata.get(key).map(|value| (value.as_f64(), value.summary())) {
             None => 0.0,
-            Some((Some(alpha), _)) => alpha as f32,
-            Some((None, found)) => return Err(Error::key(model.path(), key, "a number", found)),
+            Some((Some(alpha), _)) if (alpha as f32).is_finite() => alpha as f32,
+            Some((_, found)) => return Err(Error::key(model.path(), key, "a number", found)),
         };
+        if model.n_tensors() == 0 {
+            let (path, tensor) = (model.path().to_owned(), SUFFIXES[0].to_owned());
+            return Err(Error::Tensor {
+                path,
+                tensor,
+                expected: "at least one pair".to_owned(),
+                found: "none".to_owned(),
+            });
+        }
         let odd = model.tensors().find(|t| !SUFFIXES.iter().any(|suffix| t.name().ends_with(suffix)));
         if let Some(odd) = odd {
             let (path, tensor) = (model.path().to_owned(), odd.name().to_owned());
@@ -68,7 +77,7 @@ impl<'a> Lora<'a> {
         [row_len, n_rows]: [usize; 2],
         n: Option<usize>,
     ) -> Result<Option<Vec<Adapter>>, Error> {
-        let Some(rank) = self.rank(name, 1) else { return Ok(None) };
+        let Some(rank) = self.rank(name, 1)? else { return Ok(None) };
         let a = self.factor(name, 0, [row_len, rank], n)?;
         let b = self.factor(name, 1, [rank, n_rows], n)?;
         let scale = self.scale(rank);
@@ -77,19 +86,31 @@ impl<'a> Lora<'a> {
 
     /// What it adds to the rows of the token embedding: A has a row a token.
     pub(super) fn row_adapter(&mut self, name: &str, [row_len, n_rows]: [usize; 2]) -> Result<Option<Adapter>, Error> {
-        let Some(rank) = self.rank(name, 0) else { return Ok(None) };
+        let Some(rank) = self.rank(name, 0)? else { return Ok(None) };
         let a = self.factor(name, 0, [rank, n_rows], None)?;
         let b = self.factor(name, 1, [rank, row_len], None)?;
         let scale = self.scale(rank);
         Ok(a.into_iter().zip(b).map(|(a, b)| Adapter { a, b, scale }).next())
     }
 
-    /// The rank of a tensor's factors, which A has in this dimension.
-    fn rank(&self, name: &str, dimension: usize) -> Option<usize> {
-        let find = |suffix: &str| self.file.model.find(&format!("{name}{suffix}"));
-        let id = find(SUFFIXES[0]).or(find(SUFFIXES[1]))?;
-        let rank = self.file.model.tensor(id).ne().get(dimension).copied().unwrap_or(1);
-        usize::try_from(rank).ok()
+    /// The rank of a tensor's factors, which A has in this dimension and B in the first.
+    fn rank(&self, name: &str, dimension: usize) -> Result<Option<usize>, Error> {
+        let model = self.file.model;
+        let find = |suffix: &str| model.find(&format!("{name}{suffix}"));
+        let (id, dimension) = match (find(SUFFIXES[0]), find(SUFFIXES[1])) {
+            (Some(a), _) => (a, dimension),
+            (None, Some(b)) => (b, 0),
+            (None, None) => return Ok(None),
+        };
+        let rank = model.tensor(id).ne().get(dimension).copied().unwrap_or(1);
+        match usize::try_from(rank).ok().filter(|&rank| rank > 0) {
+            Some(rank) => Ok(Some(rank)),
+            None => {
+                let (path, tensor) = (model.path().to_owned(), model.tensor(id).name().to_owned());
+                let (expected, found) = ("a rank of at least 1".to_owned(), rank.to_string());
+                Err(Error::Tensor { path, tensor, expected, found })
+            }
+        }
     }
 
     fn scale(&self, rank: usize) -> f32 {

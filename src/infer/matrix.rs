@@ -76,6 +76,11 @@ impl Matrix {
         self.row_len
     }
 
+    /// Its outputs.
+    pub(super) fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
     /// One row, plain: the embedding of a token.
     pub(super) fn look_up(&self, row: usize, out: &mut [f32]) {
         self.decode_row(row, out);

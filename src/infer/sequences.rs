@@ -200,8 +200,10 @@ fn bytes_needed(model: &Transformer, n: usize, n_ctx: usize) -> u64 {
     let dense = if h.n_expert == 0 { 3 * width(h.n_ff) } else { 3 * width(h.n_ff_shared) };
     let attention = 2 * width(h.n_embd_q()) + 2 * width(h.n_embd_kv());
     // Twice, as products are turned around after the matrices; scores are a row a head and thread.
-    let activations = 2 * width(BATCH) * (4 * width(h.n_embd) + attention.max(dense + experts));
-    let scores = n_ctx.saturating_mul(width(model.pool.n_threads()));
+    let adapters = model.adapters().map(|a| width(a.b.row_len()) + width(a.b.n_rows())).max().unwrap_or(0);
+    let activations = 2 * width(BATCH) * (4 * width(h.n_embd) + attention.max(dense + experts) + adapters);
+    // Not by the threads that there are, so that answers do not depend on them.
+    let scores = n_ctx.saturating_mul(width(model.pool.n_threads().next_multiple_of(64)));
     let logits = 2 * width(LOGIT_ROWS) * width(h.n_vocab);
     cache.saturating_add(activations).saturating_add(scores).saturating_add(logits).saturating_mul(4)
 }

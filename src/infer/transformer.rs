@@ -8,7 +8,7 @@ use super::attention::{Attention, Rows};
 use super::cache::{KeysAndValues, Place};
 use super::feed_forward::FeedForward;
 use super::hyperparameters::{Hyperparameters, architecture};
-use super::linear::{Linear, Stack, Watch, project};
+use super::linear::{Adapter, Linear, Stack, Watch, project};
 use super::lora::{Lora, LoraFile};
 use super::matrix::{Matrix, multiply};
 use super::ops;
@@ -73,7 +73,7 @@ impl Transformer {
     pub fn load_with(model: &Model, loras: &[LoraFile<'_>], threads: usize) -> Result<Self, Error> {
         model.require_little_endian()?;
         let architecture = architecture(model)?;
-        let loras = loras.iter().map(|file| Lora::open(*file, architecture.name));
+        let loras = loras.iter().map(|file| Lora::open(*file, architecture.name).map_err(Error::of_adapter));
         let mut loras = loras.collect::<Result<Vec<_>, _>>()?;
         let mut tensors = Tensors::new(model, &mut loras)?;
         let transformer = Self::from_tensors(model, &mut tensors, architecture, threads)?;
@@ -144,6 +144,14 @@ impl Transformer {
     /// The stacks of matrices of its layers.
     pub(super) fn stacks(&self) -> impl Iterator<Item = &Stack> {
         self.layers.iter().flat_map(|layer| layer.feed_forward.stacks())
+    }
+
+    /// All adapters.
+    pub(super) fn adapters(&self) -> impl Iterator<Item = &Adapter> {
+        let linears = self.linears().chain(&self.output).chain([&self.embedding]);
+        linears
+            .flat_map(|linear| &linear.adapters)
+            .chain(self.stacks().flat_map(|stack| stack.adapters.iter().flatten()))
     }
 
     /// Takes tokens through all layers: `n_tokens × n_embd`. `caches` are a layer's, for each

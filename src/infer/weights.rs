@@ -144,13 +144,13 @@ impl<'a> Tensors<'a> {
 
     /// The adapters of a matrix.
     pub(super) fn adapters(&mut self, name: &str, shape: [usize; 2]) -> Result<Vec<Adapter>, Error> {
-        let all = self.loras.iter_mut().map(|lora| lora.adapters(name, shape, None));
+        let all = self.loras.iter_mut().map(|lora| lora.adapters(name, shape, None).map_err(Error::of_adapter));
         Ok(all.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().flatten().collect())
     }
 
     /// What adapters add to the rows of the token embedding.
     pub(super) fn row_adapters(&mut self, name: &str, shape: [usize; 2]) -> Result<Vec<Adapter>, Error> {
-        let all = self.loras.iter_mut().map(|lora| lora.row_adapter(name, shape));
+        let all = self.loras.iter_mut().map(|lora| lora.row_adapter(name, shape).map_err(Error::of_adapter));
         Ok(all.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
@@ -172,7 +172,10 @@ impl<'a> Tensors<'a> {
         });
         let weights = weights.collect::<Result<_, _>>()?;
         let biases = self.present(&format!("{name}.bias"), &[n_rows, n], biases)?;
-        let all = self.loras.iter_mut().map(|lora| lora.adapters(&weight_name, [row_len, n_rows], Some(n)));
+        let all = self
+            .loras
+            .iter_mut()
+            .map(|lora| lora.adapters(&weight_name, [row_len, n_rows], Some(n)).map_err(Error::of_adapter));
         let adapters = all.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
         Ok(Stack { name: weight_name, weights, biases, adapters })
     }
@@ -182,7 +185,7 @@ impl<'a> Tensors<'a> {
         let unused = self.model.tensors().zip(&self.is_used).filter(|(_, is_used)| !**is_used);
         let tensors: Vec<String> = unused.map(|(tensor, _)| tensor.name().to_owned()).collect();
         match tensors.is_empty() {
-            true => self.loras.iter().try_for_each(Lora::check_all_used),
+            true => self.loras.iter().try_for_each(Lora::check_all_used).map_err(Error::of_adapter),
             false => {
                 let (path, architecture) = (self.model.path().to_owned(), architecture.to_owned());
                 Err(Error::Extra { path, architecture, tensors })

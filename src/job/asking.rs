@@ -123,6 +123,7 @@ impl Questions {
         Ok(Talk {
             architecture: architecture.unwrap_or_default(),
             engine: hosts.first.name(),
+            adapters: self.loras.iter().map(|(model, factor)| (model.path().to_owned(), *factor)).collect(),
             agreement,
             n_ctx_train: hosts.first.n_ctx_train(),
             set,
@@ -143,6 +144,8 @@ pub struct Talk {
     pub architecture: String,
     /// What answered.
     pub engine: String,
+    /// Adapters that were added to the model, each with its factor.
+    pub adapters: Vec<(PathBuf, f32)>,
     /// How far another engine is from that along the answers, if one was held against it.
     pub agreement: Option<Agreement>,
     /// Tokens that it was trained on at once.

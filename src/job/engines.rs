@@ -60,7 +60,9 @@ impl Engines {
                 (built_in()?, Some(second))
             }
             EngineChoice::Auto => match built_in() {
-                Err(infer::Error::Architecture { .. }) if self.program.is_some() => (llama_cpp()?, None),
+                Err(infer::Error::Architecture { .. } | infer::Error::NotBuiltIn { .. }) if self.program.is_some() => {
+                    (llama_cpp()?, None)
+                }
                 loaded => (loaded.map_err(with_other)?, None),
             },
         };

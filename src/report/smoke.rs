@@ -1,6 +1,6 @@
 //! What a model answered, and what that says of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 
@@ -17,6 +17,8 @@ pub struct Smoke<'a> {
     pub architecture: &'a str,
     /// What answered.
     pub engine: &'a str,
+    /// Adapters that were added to the model, each with its factor.
+    pub adapters: &'a [(PathBuf, f32)],
     /// How far another engine is from that along the answers, if one was held against it.
     pub agreement: Option<&'a Agreement>,
     /// The prompts.
@@ -42,6 +44,7 @@ impl<'a> Smoke<'a> {
             file: path.display().to_string(),
             architecture: &talk.architecture,
             engine: &talk.engine,
+            adapters: &talk.adapters,
             agreement: talk.agreement.as_ref(),
             set: &talk.set,
             prompts: talk.prompts.as_deref(),
@@ -89,6 +92,7 @@ impl Report for Smoke<'_> {
             let prompt = self.set.prompts.get(answer.prompt);
             json!({ "id": prompt.map(|p| &p.id), "replies": answer.replies })
         };
+        let adapter = |(path, factor): &(PathBuf, f32)| json!({ "file": path.to_string_lossy(), "ratio": factor });
         json!({
             "file": self.file,
             "architecture": self.architecture,
@@ -97,6 +101,7 @@ impl Report for Smoke<'_> {
             "verdict": self.judgement.verdict,
             "asked": {
                 "prompts": self.prompts.map(|path| path.to_string_lossy()),
+                "adapters": self.adapters.iter().map(adapter).collect::<Vec<_>>(),
                 "n_prompts": self.set.prompts.len(),
                 "languages": self.set.languages(),
                 "max_tokens": self.max_tokens,
@@ -178,12 +183,16 @@ impl Smoke<'_> {
         let rate = |rate: Option<f64>| rate.map_or("–".to_owned(), |r| format!("{r:.1}"));
         let speed = &self.said.speed;
         format!(
-            "{} tokens read at {} a second, {} written at {} a second; engine: {}",
+            "{} tokens read at {} a second, {} written at {} a second; engine: {}{}",
             speed.prompt_tokens,
             rate(speed.prompt_rate()),
             speed.decode_tokens,
             rate(speed.decode_rate()),
             printable(self.engine),
+            self.adapters
+                .iter()
+                .map(|(path, factor)| format!(", with {}@{factor}", super::shown(path)))
+                .collect::<String>(),
         )
     }
 }

@@ -38,7 +38,7 @@ fn of_an_unknown_architecture_it_is_said_who_knows_it() {
     let mut draft = Trio::small().cp;
     draft.set("general.architecture", Val::str("starcoder2"));
     let path = draft.write(folder.path(), "other.gguf");
-    let words = ["other.gguf", "knows the architectures llama", "starcoder2", "--engine llama-cpp would run it"];
+    let words = ["other.gguf", "knows the architectures llama", "starcoder2", "--engine llama-cpp asks llama.cpp"];
     chatvec(["smoke", text(&path), "--engine", "built-in"]).says(5, &words);
     if !HAS_LLAMA_CPP {
         chatvec(["smoke", text(&path)]).says(5, &words);

@@ -609,6 +609,7 @@ fn files_that_are_no_models_are_refused_by_name() {
             _ => ran.says(4, &["odd.gguf", kind, "general.type"]),
         };
     }
+    smoke(&base, &["--lora", text(&chat)]).says(4, &["general.type", "adapter"]);
     // A model without a vocabulary, and one whose vocabulary is of an unknown kind.
     let mut draft = Trio::small().cp;
     draft.set("tokenizer.ggml.model", Val::str("runes"));
@@ -778,7 +779,7 @@ fn a_report_has_its_keys_and_may_lose_its_reader() {
     };
     let expected = "agreement answers architecture asked checks engine file kinds languages loaded marks speed spoken total verdict";
     assert_eq!(keys(&report), expected);
-    assert_eq!(keys(&report["asked"]), "languages max_tokens n_ctx n_prompts prompts");
+    assert_eq!(keys(&report["asked"]), "adapters languages max_tokens n_ctx n_prompts prompts");
     assert_eq!(
         keys(&report["loaded"]),
         "end_tokens has_template refused_by_llama_cpp template_error turn_end warnings"

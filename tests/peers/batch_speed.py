@@ -67,7 +67,7 @@ def sets(chatvec: Path, before: Path, model: Path, threads: int, runs: int, fold
     print(f"  at once : one by one = {ratio[0]:.2f}, CPU {ratio[1]:.2f}", flush=True)
 
 
-def prompts(chatvec: Path, model: Path, threads: int, runs: int, library: Path | None, folder: Path):
+def long_prompt(chatvec: Path, model: Path, threads: int, runs: int, library: Path | None, folder: Path):
     """Reading a long prompt, against llama.cpp."""
     text = TEXT.read_bytes()[:LONG].decode(errors="ignore")
     path = folder / "long.jsonl"
@@ -104,7 +104,7 @@ def main() -> int:
             if not path.is_file():
                 raise SystemExit(f"no {path}: run fetch_models.py")
             print(model.file)
-            prompts(chatvec, path, options.threads, options.runs, options.library, folder)
+            long_prompt(chatvec, path, options.threads, options.runs, options.library, folder)
             # A build from before a family was known cannot be asked.
             if options.before is None or name != "gemma3":
                 sets(chatvec, options.before or chatvec, path, options.threads, options.runs, folder)

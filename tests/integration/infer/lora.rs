@@ -134,6 +134,11 @@ fn what_is_no_adapter_of_a_model_is_refused() {
     refused(&model, &changed("adapter.type", Val::str("ia3")), &["adapter.type", "lora", "ia3"]);
     refused(&model, &changed("general.architecture", Val::str("qwen2")), &["general.architecture", "llama"]);
     refused(&model, &changed("adapter.lora.alpha", Val::str("8")), &["adapter.lora.alpha", "a number"]);
+    refused(&model, &changed("adapter.lora.alpha", Val::F32(f32::INFINITY)), &["adapter.lora.alpha", "a number"]);
+    refused(&model, &changed("adapter.lora.alpha", Val::F64(1e300)), &["adapter.lora.alpha", "a number"]);
+    let mut empty = fine.clone();
+    empty.tensors.clear();
+    refused(&model, &empty, &["at least one pair"]);
     refused(&model, &changed("adapter.alora.invocation_tokens", Val::U32(1)), &["adapter.alora.invocation_tokens"]);
     for i in 0..2 {
         let mut draft = fine.clone();
