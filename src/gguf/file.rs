@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::Error;
 use super::header::{Header, TensorInfo};
+use super::memory::Tensors;
 use super::positional;
 use super::read::{Limits, read_header};
 
@@ -19,10 +20,17 @@ const HEADER_BUFFER: usize = 256 << 10;
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
-    file: fs::File,
+    data: Data,
     header: Header,
     header_memory: u64,
     n_bytes: u64,
+}
+
+/// Where the data of a file are.
+#[derive(Debug)]
+pub(super) enum Data {
+    Disk(fs::File),
+    Memory(Tensors),
 }
 
 impl File {
@@ -42,7 +50,13 @@ impl File {
         let about = file.metadata().map_err(Error::io(path, "look at"))?;
         let (header, header_memory) =
             read_header(BufReader::with_capacity(HEADER_BUFFER, &file), about.len(), path, limits)?;
-        Ok(File { path: path.to_owned(), file, header, header_memory, n_bytes: about.len() })
+        Ok(File { path: path.to_owned(), data: Data::Disk(file), header, header_memory, n_bytes: about.len() })
+    }
+
+    /// A file whose data are in memory.
+    pub(super) fn in_memory(path: PathBuf, header: Header, tensors: Tensors) -> Self {
+        let n_bytes = header.file_len();
+        File { path, data: Data::Memory(tensors), header_memory: header.len(), header, n_bytes }
     }
 
     /// The path it was opened under.
@@ -50,9 +64,23 @@ impl File {
         &self.path
     }
 
-    /// The open file itself.
-    pub(super) fn as_fs_file(&self) -> &fs::File {
-        &self.file
+    /// Where its data are.
+    pub(super) fn data(&self) -> &Data {
+        &self.data
+    }
+
+    /// Whether it is in memory alone: then there is no such file on the disk.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.data, Data::Memory(_))
+    }
+
+    /// The position in the header of a tensor of this file.
+    pub(super) fn index_of(&self, tensor: &TensorInfo) -> usize {
+        let tensors = self.header.tensors();
+        let first = tensors.partition_point(|t| t.offset() < tensor.offset());
+        // Tensors without weights begin where the next one does.
+        let among = tensors[first..].iter().position(|t| t.name() == tensor.name());
+        first + among.expect("a tensor of this file")
     }
 
     /// Bytes in it when it was opened.
@@ -80,6 +108,12 @@ impl File {
     pub fn read(&self, tensor: &TensorInfo, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         tensor.assert_range(offset, buf.len());
         let at = self.header.data_offset() + tensor.offset() + offset;
-        positional::read_exact_at(&self.file, buf, at).map_err(Error::io(&self.path, "read"))
+        match &self.data {
+            Data::Disk(file) => positional::read_exact_at(file, buf, at).map_err(Error::io(&self.path, "read")),
+            Data::Memory(tensors) => {
+                buf.copy_from_slice(&tensors[self.index_of(tensor)][offset as usize..][..buf.len()]);
+                Ok(())
+            }
+        }
     }
 }

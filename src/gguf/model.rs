@@ -40,6 +40,11 @@ impl Model {
             None | Some(0 | 1) => vec![first],
             Some(n) => open_shards(first, n, limits)?,
         };
+        Self::of_files(files)
+    }
+
+    /// The model in these files, at least one.
+    pub(super) fn of_files(files: Vec<File>) -> Result<Self, Error> {
         let tensors = |(f, file): (usize, &File)| {
             (0..file.header().tensors().len()).map(move |t| TensorPlace::Stored(f as u32, t as u32))
         };

@@ -11,7 +11,7 @@ use super::{Caution, Error, REJECTED, Settings, check_rejected};
 use crate::chat::Tokenizer;
 use crate::chat::dialect::{self, Engine, Finding};
 use crate::eval;
-use crate::gguf::{Complete, Finished, Metadata, Model};
+use crate::gguf::{Complete, Finished, MemoryWriter, Metadata, Model};
 use crate::pipeline::{self, Measured, Mended, Observer};
 use crate::plan::{self, Change, MergePlan, OnLoss, Recipe, SpecialTokens, Verdict, Warning};
 use crate::survey::{self, Estimate, Survey, Trial};
@@ -77,6 +77,19 @@ impl<'a> Merge<'a> {
     /// # Errors
     /// [`Error`]. What only looks wrong is no error here: [`Prepared::refusal`] has it.
     pub fn prepare(self, path: &Path, settings: &'a Settings) -> Result<Prepared<'a>, Error> {
+        self.look_at(Some(path), settings)
+    }
+
+    /// Finds out as [`Merge::prepare`] does, for an output that stays in memory and is lost with it.
+    ///
+    /// # Errors
+    /// As [`Merge::prepare`].
+    pub fn prepare_in_memory(self, settings: &'a Settings) -> Result<PreparedInMemory<'a>, Error> {
+        Ok(PreparedInMemory(self.look_at(None, settings)?))
+    }
+
+    /// `path` is none for an output that has no place.
+    fn look_at(self, path: Option<&Path>, settings: &'a Settings) -> Result<Prepared<'a>, Error> {
         let started = Instant::now();
         let Merge { inputs, recipe, .. } = self;
         let mut warnings = plan::check(inputs, recipe.embeddings)?;
@@ -89,13 +102,13 @@ impl<'a> Merge<'a> {
         // A long run must not end for a reason that was there before it.
         let (_, threads) = settings.budget.needed(&plan, inputs)?;
         let mut place = None;
-        if let Err(e) = self.check_place(&plan, path, settings) {
+        if let Some(Err(e)) = path.map(|path| self.check_place(&plan, path, settings)) {
             match settings.is_dry_run {
                 true => place = Some(Caution::Place(e)),
                 false => return Err(e),
             }
         }
-        if let Some(residual) = self.residual {
+        if let (Some(residual), Some(path)) = (self.residual, path) {
             let output = (path, self.may_be_rejected());
             residual.check_residual(&plan, inputs, output, settings)?;
         }
@@ -117,7 +130,7 @@ impl<'a> Merge<'a> {
         Ok(Prepared {
             merge: self,
             settings,
-            path: path.to_owned(),
+            path: path.unwrap_or(inputs.source(inputs.skeleton()).path()).to_owned(),
             plan,
             survey,
             types,
@@ -133,7 +146,7 @@ impl<'a> Merge<'a> {
         self,
         plan: MergePlan,
         mut looked: Looked,
-        path: &Path,
+        path: Option<&Path>,
         settings: &Settings,
     ) -> Result<(MergePlan, Looked), Error> {
         let Merge { inputs, recipe, .. } = self;
@@ -149,8 +162,8 @@ impl<'a> Merge<'a> {
         let mut chosen: HashMap<String, Estimate> = trials.iter().filter_map(chosen).collect();
         looked.survey.tensors.iter_mut().for_each(|tensor| tensor.chosen = chosen.remove(&tensor.name));
         settings.budget.needed(&plan, inputs)?;
-        match self.check_place(&plan, path, settings) {
-            Err(e) if !settings.is_dry_run => Err(e),
+        match path.map(|path| self.check_place(&plan, path, settings)) {
+            Some(Err(e)) if !settings.is_dry_run => Err(e),
             _ => Ok((plan, looked)),
         }
     }
@@ -245,6 +258,61 @@ impl<'a> Prepared<'a> {
             pipeline::write_mending(plan, merge.inputs, rule, &path, &settings.write, observer, &settings.budget)?;
         Ok(Written { merge, settings, file, plan, survey, measured, changes, took: started.elapsed() })
     }
+}
+
+/// A merge that can begin, whose output stays in memory.
+#[derive(Debug)]
+pub struct PreparedInMemory<'a>(Prepared<'a>);
+
+impl PreparedInMemory<'_> {
+    /// The plan.
+    pub fn plan(&self) -> &MergePlan {
+        self.0.plan()
+    }
+
+    /// What the user should hear before the run begins, in the order of messages.
+    pub fn cautions(&self) -> &[Caution] {
+        self.0.cautions()
+    }
+
+    /// Why the run should not begin.
+    pub fn refusal(&self) -> Option<Error> {
+        self.0.refusal()
+    }
+
+    /// Bytes that the output takes in memory, beside the budget.
+    pub fn n_bytes(&self) -> u64 {
+        MemoryWriter::n_bytes(self.plan().header())
+    }
+
+    /// Makes the output: the model that would be read from its file, byte for byte.
+    ///
+    /// # Errors
+    /// [`PreparedInMemory::refusal`], and whatever ends the run.
+    pub fn hold(self, observer: &dyn Observer) -> Result<Held, Error> {
+        if let Some(refusal) = self.refusal() {
+            return Err(refusal);
+        }
+        let Prepared { merge, settings, path, plan, .. } = self.0;
+        let loss = &merge.recipe.loss;
+        let rule = (&merge.recipe.output, loss);
+        let Mended { file: model, plan, measured, .. } =
+            pipeline::hold_mending(plan, merge.inputs, rule, &path, observer, &settings.budget)?;
+        let by_name = measured.tensors.iter().map(|t| (t.name.as_str(), t.moments));
+        let verdict = loss.judge_measured(&plan, by_name);
+        Ok(Held { model, measured, verdict })
+    }
+}
+
+/// An output in memory.
+#[derive(Debug)]
+pub struct Held {
+    /// The model.
+    pub model: Model,
+    /// What was measured of it.
+    pub measured: Measured,
+    /// What rounding took, by the bounds of the recipe.
+    pub verdict: Verdict,
 }
 
 /// An output that is whole and has no name yet.

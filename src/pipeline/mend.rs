@@ -13,16 +13,16 @@ use std::path::Path;
 
 use super::observer::Nowhere;
 use super::{Budget, Error, Measured, Observer, TensorSink, run};
-use crate::gguf::{self, Metadata, WriteOptions, Writer};
+use crate::gguf::{self, Header, MemoryWriter, Metadata, Model, WriteOptions, Writer};
 use crate::plan::{self, Change, LossPolicy, MergePlan, OutputType, TensorPlan};
 use crate::quants;
 use crate::vector::{Encoding, Inputs, Moments, Rounding};
 
-/// An output as [`write_mending`] leaves it.
+/// An output as [`write_mending`] and [`hold_mending`] leave it.
 #[derive(Debug)]
-pub struct Mended {
-    /// The output, which has no name yet.
-    pub file: gguf::Complete,
+pub struct Mended<F = gguf::Complete> {
+    /// The output: a file that has no name yet, or a model in memory.
+    pub file: F,
     /// The plan that it was written by in the end.
     pub plan: MergePlan,
     /// What was measured of it.
@@ -53,12 +53,50 @@ pub fn write_mending(
     let mut options = options.clone();
     options.inputs.extend(inputs.paths().map(Path::to_owned));
     let writer = Writer::create(plan.header().clone(), path, &options)?;
-    let measured = run(&plan, inputs, &writer, observer, budget)?;
+    let output_file = OnDisk { writer, path, options: &options };
+    let (Mended { file, plan, measured, changes }, metadata) =
+        run_mending(plan, inputs, (output, policy), output_file, observer, budget)?;
+    Ok(Mended { file: file.writer.complete(metadata)?, plan, measured, changes })
+}
+
+/// Carries out a plan as [`write_mending`] does, in memory: the model is the one that would be read
+/// from its file, byte for byte. `path` is what messages call it.
+///
+/// It takes [`MemoryWriter::n_bytes`] of the plan's header beside the budget, and what tensors that
+/// are encoded again are larger by.
+///
+/// # Errors
+/// Those of [`run()`]; [`gguf::Error::Io`] if the system does not give the memory.
+pub fn hold_mending(
+    plan: MergePlan,
+    inputs: &Inputs,
+    rule: (&OutputType, &LossPolicy),
+    path: &Path,
+    observer: &dyn Observer,
+    budget: &Budget,
+) -> Result<Mended<Model>, Error> {
+    let writer = MemoryWriter::create(plan.header().clone(), path)?;
+    let (Mended { file, plan, measured, changes }, metadata) =
+        run_mending(plan, inputs, rule, writer, observer, budget)?;
+    Ok(Mended { file: file.complete(metadata)?, plan, measured, changes })
+}
+
+/// Carries out a plan, and encodes again what is beyond the bounds. Returns the metadata with what
+/// was measured, if something was added.
+fn run_mending<O: Output>(
+    plan: MergePlan,
+    inputs: &Inputs,
+    (output, policy): (&OutputType, &LossPolicy),
+    file: O,
+    observer: &dyn Observer,
+    budget: &Budget,
+) -> Result<(Mended<O>, Option<Metadata>), Error> {
+    let measured = run(&plan, inputs, &file, observer, budget)?;
     let mender = Mender { inputs, policy, observer: &Quiet(observer), budget };
-    let found = mender.find(&plan, &measured, &writer)?;
-    let (plan, measured, writer, changes) = match found.is_empty() {
-        true => (plan, measured, writer, Vec::new()),
-        false => mender.write(plan, measured, found, output, (writer, path, &options))?,
+    let found = mender.find(&plan, &measured, &file)?;
+    let (plan, measured, file, changes) = match found.is_empty() {
+        true => (plan, measured, file, Vec::new()),
+        false => mender.write(plan, measured, found, output, file)?,
     };
     if observer.is_cancelled() {
         return Err(Error::Cancelled);
@@ -67,7 +105,75 @@ pub fn write_mending(
         true => None,
         false => Some(plan::fill_measured(plan.header().metadata(), &measured.total)),
     };
-    Ok(Mended { file: writer.complete(metadata)?, plan, measured, changes })
+    Ok((Mended { file, plan, measured, changes }, metadata))
+}
+
+/// An output that may be laid out anew while it is on its way.
+trait Output: TensorSink + Sized {
+    /// All bytes of a tensor are to be written again.
+    fn forget(&self, tensor: usize);
+
+    /// The output under another header, with the tensors `open` to be written again; none if
+    /// `go_on` says to stop.
+    fn lay_out_anew(
+        self,
+        header: Header,
+        open: &[usize],
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Self>, gguf::Error>;
+}
+
+/// An output on the disk.
+struct OnDisk<'a> {
+    writer: Writer,
+    path: &'a Path,
+    options: &'a WriteOptions,
+}
+
+impl TensorSink for OnDisk<'_> {
+    fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), gguf::Error> {
+        self.writer.write(tensor, offset, bytes)
+    }
+}
+
+impl Output for OnDisk<'_> {
+    fn forget(&self, tensor: usize) {
+        self.writer.forget(tensor);
+    }
+
+    fn lay_out_anew(
+        self,
+        header: Header,
+        open: &[usize],
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Self>, gguf::Error> {
+        let OnDisk { writer, path, options } = self;
+        let writer = writer.lay_out_anew(header, open, (path, options), go_on)?;
+        Ok(writer.map(|writer| OnDisk { writer, path, options }))
+    }
+}
+
+impl TensorSink for MemoryWriter {
+    fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), gguf::Error> {
+        MemoryWriter::write(self, tensor, offset, bytes);
+        Ok(())
+    }
+}
+
+impl Output for MemoryWriter {
+    fn forget(&self, _tensor: usize) {}
+
+    fn lay_out_anew(
+        self,
+        header: Header,
+        open: &[usize],
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Self>, gguf::Error> {
+        if !go_on() {
+            return Ok(None);
+        }
+        MemoryWriter::lay_out_anew(self, header, open).map(Some)
+    }
 }
 
 /// What is done about one tensor.
@@ -89,7 +195,7 @@ struct Mender<'a> {
 impl Mender<'_> {
     /// Looks for an encoding that holds, for each tensor that is lost. What has the same size is
     /// written where it belongs.
-    fn find(&self, plan: &MergePlan, measured: &Measured, writer: &Writer) -> Result<Vec<Remedy>, Error> {
+    fn find(&self, plan: &MergePlan, measured: &Measured, file: &impl Output) -> Result<Vec<Remedy>, Error> {
         if !self.policy.can_be_met() {
             return Ok(Vec::new());
         }
@@ -99,7 +205,7 @@ impl Mender<'_> {
         for name in verdict.lost.iter().filter_map(|loss| loss.tensor.as_deref()) {
             let index = plan.tensors().iter().position(|t| t.name == name).expect("it was measured by this plan");
             let moments = measured.tensors.iter().find(|t| t.name == name).expect("it was measured").moments;
-            found.extend(self.find_for(plan, index, moments, writer)?);
+            found.extend(self.find_for(plan, index, moments, file)?);
         }
         Ok(found)
     }
@@ -110,7 +216,7 @@ impl Mender<'_> {
         plan: &MergePlan,
         index: usize,
         before: Moments,
-        writer: &Writer,
+        file: &impl Output,
     ) -> Result<Option<Remedy>, Error> {
         let tensor = &plan.tensors()[index];
         let numbers = |m: &Moments| (m.survival().unwrap_or(1.0), m.noise().unwrap_or(0.0));
@@ -120,9 +226,9 @@ impl Mender<'_> {
         for encoding in self.steps(plan, tensor, numbers(&before).1) {
             let is_in_place = encoding.ty == tensor.ty;
             if is_in_place {
-                writer.forget(index);
+                file.forget(index);
             }
-            let sink: &dyn TensorSink = if is_in_place { &SomeTensors { writer, tensors: &[index] } } else { &Nowhere };
+            let sink: &dyn TensorSink = if is_in_place { &SomeTensors { file, tensors: &[index] } } else { &Nowhere };
             let measured = match self
                 .encode(&[TensorPlan { ty: encoding.ty, rounding: encoding.rounding, ..tensor.clone() }], sink)
             {
@@ -166,14 +272,14 @@ impl Mender<'_> {
     }
 
     /// Lays the output out with what was found and writes the tensors that are open.
-    fn write(
+    fn write<O: Output>(
         &self,
         plan: MergePlan,
         mut measured: Measured,
         found: Vec<Remedy>,
         output: &OutputType,
-        (writer, path, options): (Writer, &Path, &WriteOptions),
-    ) -> Result<(MergePlan, Measured, Writer, Vec<Change>), Error> {
+        file: O,
+    ) -> Result<(MergePlan, Measured, O, Vec<Change>), Error> {
         for found in &found {
             let name = &plan.tensors()[found.change.tensor].name;
             let result = measured.tensors.iter_mut().find(|t| t.name == *name).expect("it was measured");
@@ -187,22 +293,22 @@ impl Mender<'_> {
         let plan = plan.with_changes(output, self.policy, &changes)?;
         let go_on = || !self.observer.is_cancelled();
         let header = plan.header().clone();
-        let writer = writer.lay_out_anew(header, &open, (path, options), &go_on)?.ok_or(Error::Cancelled)?;
+        let file = file.lay_out_anew(header, &open, &go_on)?.ok_or(Error::Cancelled)?;
         let tensors: Vec<TensorPlan> = open.iter().map(|i| plan.tensors()[*i].clone()).collect();
-        self.encode(&tensors, &SomeTensors { writer: &writer, tensors: &open })?;
-        Ok((plan, measured, writer, changes))
+        self.encode(&tensors, &SomeTensors { file: &file, tensors: &open })?;
+        Ok((plan, measured, file, changes))
     }
 }
 
 /// Some tensors of an output, in their order.
-struct SomeTensors<'a> {
-    writer: &'a Writer,
+struct SomeTensors<'a, S> {
+    file: &'a S,
     tensors: &'a [usize],
 }
 
-impl TensorSink for SomeTensors<'_> {
+impl<S: TensorSink> TensorSink for SomeTensors<'_, S> {
     fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), gguf::Error> {
-        self.writer.write(self.tensors[tensor], offset, bytes)
+        self.file.write(self.tensors[tensor], offset, bytes)
     }
 }
 

@@ -39,7 +39,7 @@ mod write;
 
 pub use budget::Budget;
 pub use error::Error;
-pub use mend::{Mended, write_mending};
+pub use mend::{Mended, hold_mending, write_mending};
 pub use observer::{Observer, TensorSink};
 pub use run::{Measured, TensorResult, measure, rehearse, run};
 pub use sums::PlannedSums;
