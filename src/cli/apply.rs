@@ -48,7 +48,7 @@ pub(super) fn run(args: &ApplyArgs, global: &Global) -> Result<Exit> {
     let vectors = args.patches.iter().map(|arg| parse_vector(arg)).collect::<Result<Vec<VectorFile>, _>>()?;
     let file = RecipeFile { model: args.model.clone(), vectors, ..RecipeFile::default() };
     let Prepared { inputs, recipe } =
-        prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, &args.output, global)?;
+        prepare(file, &args.how, &args.loss, &args.types, &args.imatrix, args.output.is_forced(), global)?;
     let ApplyArgs { output, smoke, residual, template, .. } = args;
     merging::run(inputs, &recipe, &merging::Options { output, smoke, residual, template }, global)
 }

@@ -10,7 +10,7 @@ use super::output_args::OutputArgs;
 use super::progress::{Asked, Progress};
 use super::template_process::TemplateArgs;
 use super::{Exit, Global, output, smoke, template_process};
-use crate::job::{Caution, Merge, Outcome, Prepared, Published, Settings};
+use crate::job::{self, Caution, Merge, Outcome, Prepared, Published, Settings};
 use crate::pipeline;
 use crate::plan::{self, Change, MergePlan, Recipe};
 use crate::report;
@@ -43,17 +43,7 @@ pub(super) fn run(inputs: Inputs, recipe: &Recipe, options: &Options<'_>, global
     }
     tell_expectation(prepared.plan(), prepared.survey(), false);
     let n_prompts = prepared.n_prompts();
-
-    let progress = Progress::new(prepared.plan().tensors().iter().map(|t| t.size()).sum());
-    let written = prepared.write(&progress).map_err(named)?;
-    progress.hide();
-    tell_mended(written.plan(), written.changes());
-    let asked = n_prompts.map(|n| Asked::new("prompts", n));
-    let judged = written.judge(&|n| asked.as_ref().is_none_or(|asked| asked.go_on(n))).map_err(named)?;
-    drop(asked);
-    judged.talk().into_iter().for_each(smoke::tell_context);
-    let published = judged.publish()?;
-    drop(progress);
+    let published = publish(prepared, n_prompts, &named)?;
     let exit = say(&published);
     let adapter = published.residual().map_err(named)?;
     let lora = adapter.map(|adapter| lora_args::write(adapter, ResidualArgs::OPTION)).transpose()?;
@@ -77,6 +67,23 @@ pub(super) fn run(inputs: Inputs, recipe: &Recipe, options: &Options<'_>, global
         output::complain("warning", &text);
     }
     Ok(exit)
+}
+
+/// Writes an output, asks it, if it is to be asked so many prompts, and gives it its name.
+pub(super) fn publish<'a>(
+    prepared: Prepared<'a>,
+    n_prompts: Option<usize>,
+    named: &dyn Fn(job::Error) -> anyhow::Error,
+) -> Result<Published<'a>> {
+    let progress = Progress::new(prepared.plan().tensors().iter().map(|t| t.size()).sum());
+    let written = prepared.write(&progress).map_err(named)?;
+    progress.hide();
+    tell_mended(written.plan(), written.changes());
+    let asked = n_prompts.map(|n| Asked::new("prompts", n));
+    let judged = written.judge(&|n| asked.as_ref().is_none_or(|asked| asked.go_on(n))).map_err(named)?;
+    drop(asked);
+    judged.talk().into_iter().for_each(smoke::tell_context);
+    Ok(judged.publish()?)
 }
 
 /// Prints what a run would do.

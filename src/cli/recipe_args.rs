@@ -9,7 +9,6 @@ use clap::{Args, ValueEnum};
 
 use super::imatrix_args::ImatrixArgs;
 use super::loss_args::LossArgs;
-use super::output_args::OutputArgs;
 use super::types::TypeArgs;
 use super::{Global, Usage, output};
 use crate::gguf::{Limits, Model};
@@ -102,6 +101,14 @@ pub(super) fn presets() -> String {
 }
 
 impl RecipeArgs {
+    /// Puts the presets that were given in place of the file's, once and for all.
+    pub(super) fn move_presets(&mut self, file: &mut RecipeFile) {
+        let presets = std::mem::take(&mut self.how.preset);
+        if !presets.is_empty() {
+            file.preset = presets;
+        }
+    }
+
     /// Puts what was given in place of what the file says.
     fn overlay(&self, file: &mut RecipeFile) {
         if let Some(embeddings) = self.embeddings {
@@ -168,7 +175,7 @@ pub(super) fn prepare(
     loss: &LossArgs,
     types: &TypeArgs,
     imatrix: &ImatrixArgs,
-    output: &OutputArgs,
+    is_forced: bool,
     global: &Global,
 ) -> Result<Prepared> {
     how.overlay(&mut file);
@@ -177,7 +184,7 @@ pub(super) fn prepare(
     imatrix.overlay(&mut file);
     let mut recipe = file.recipe()?;
     recipe.merging.masks = how.masks(&global.limits())?;
-    let inputs = ImatrixArgs::of(&file).add_to(open(&file, output.is_forced(), global)?, global)?;
+    let inputs = ImatrixArgs::of(&file).add_to(open(&file, is_forced, global)?, global)?;
     Ok(Prepared { inputs, recipe })
 }
 
