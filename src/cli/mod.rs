@@ -20,8 +20,10 @@ mod output_args;
 mod progress;
 mod quantize;
 mod recipe_args;
+mod recipe_files;
 mod signals;
 mod smoke;
+mod sweep;
 mod template_process;
 mod types;
 mod verify;
@@ -94,6 +96,8 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Ask a model the prompts of a set, and judge whether it chats
     Smoke(smoke::SmokeArgs),
+    /// Find the ratio: merge in memory at several, ask each, and recommend one
+    Sweep(sweep::SweepArgs),
     /// Hold one model against another: weights, and what they say on a text
     Compare(compare::CompareArgs),
     /// Find out from a text which weights matter: an importance matrix, for --imatrix
@@ -143,6 +147,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args, global),
         Command::Quantize(args) => quantize::run(args, global),
         Command::Smoke(args) => smoke::run(args, global),
+        Command::Sweep(args) => sweep::run(args, global),
         Command::Compare(args) => compare::run(args, global),
         Command::Imatrix(args) => imatrix::run(args, global),
         Command::Architectures(args) => architectures::run(args, global),

@@ -65,7 +65,7 @@ impl Default for Questions {
 
 impl Questions {
     /// The prompts for a model with these metadata, and the languages it should speak.
-    fn resolve(&self, metadata: &Metadata) -> (PromptSet, Vec<Language>) {
+    pub(super) fn resolve(&self, metadata: &Metadata) -> (PromptSet, Vec<Language>) {
         let (mut set, languages) = match &self.set {
             Some(set) => (set.clone(), self.languages.clone()),
             None => {

@@ -10,7 +10,8 @@
 //!                      memory, place         was measured
 //! ```
 //!
-//! One file a kind of run: [`Merge`] (also of patches), [`Extract`], [`Quantize`] and [`Adapter`].
+//! One file a kind of run: [`Merge`] (also of patches), [`Extract`], [`Quantize`], [`Adapter`] and
+//! [`Sweep`], which tries several merges in memory.
 //! Nothing here prints; what a user should hear before a run is a [`Caution`], and what ends one is
 //! an [`Error`].
 
@@ -23,6 +24,7 @@ mod extract;
 mod look;
 mod merge;
 mod quantize;
+mod sweep;
 
 use std::path::{Path, PathBuf};
 
@@ -33,8 +35,9 @@ pub use engines::{EngineChoice, Engines, Hosts};
 pub use error::Error;
 pub use extract::{Extract, Extracted, Form, Holds, PreparedExtract};
 pub use look::{TypesAs, expected};
-pub use merge::{Judged, Merge, Outcome, Prepared, Published, SmokeTest, Written};
+pub use merge::{Held, Judged, Merge, Outcome, Prepared, PreparedInMemory, Published, SmokeTest, Written};
 pub use quantize::{PreparedQuantize, Quantize};
+pub use sweep::{LEVEL, References, SaidOf, Sweep, Tried, Way, recommend};
 
 use crate::gguf::{self, Limits, WriteOptions};
 use crate::pipeline::Budget;

@@ -220,6 +220,19 @@ impl<T: Scalar> Setting<T> {
     }
 }
 
+impl Setting<f64> {
+    /// All of its values, multiplied by a factor.
+    #[must_use]
+    pub fn times(&self, factor: f64) -> Self {
+        let value = |values: &Values<f64>| match values {
+            Values::One(value) => Values::One(value * factor),
+            Values::Many(values) => Values::Many(values.iter().map(|value| value * factor).collect()),
+        };
+        let cases = self.cases.iter().map(|case| Case { filter: case.filter.clone(), value: value(&case.value) });
+        Setting { cases: cases.collect() }
+    }
+}
+
 /// Whether any tensor has this in its name.
 pub(super) fn is_filter_of(filter: &str, places: &[Place]) -> bool {
     places.iter().any(|place| place.has(filter))

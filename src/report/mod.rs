@@ -10,6 +10,7 @@ mod plan;
 mod quantize;
 mod run;
 mod smoke;
+mod sweep;
 mod table;
 mod verify;
 
@@ -22,6 +23,7 @@ pub use plan::{Plan, encoding};
 pub use quantize::Quantize;
 pub use run::Run;
 pub use smoke::Smoke;
+pub use sweep::{Sweep, way};
 pub use table::Table;
 pub use verify::Verify;
 
@@ -52,7 +54,7 @@ fn bytes(n: u64) -> String {
 }
 
 /// A path in one line.
-fn shown(path: &std::path::Path) -> String {
+pub fn shown(path: &std::path::Path) -> String {
     crate::gguf::printable(&path.display().to_string())
 }
 

@@ -83,6 +83,7 @@ mod spaces;
 // How much of the vector an output holds: the fixed-point trap, the sums behind it, and the
 // forecast.
 mod survival;
+mod sweep;
 // Chat templates as Python renders them, and hostile ones.
 mod template;
 // What looks wrong in the weights and templates: refused, forced, or said.
