@@ -13,7 +13,7 @@ use super::template_process::templates;
 use super::{Exit, Global, merging, output, smoke};
 use crate::eval::PromptSet;
 use crate::gguf::{Model, WriteOptions, printable};
-use crate::job::{Merge, Published, Questions, Settings, Talk};
+use crate::job::{Merge, Published, Questions, Settings, Sweep, Talk, Tried, Way, recommend};
 use crate::plan::{OutputType, Recipe};
 use crate::report::{self, Report as _, Table};
 use crate::vector::Inputs;
@@ -34,6 +34,9 @@ const SHOWN: [&str; 6] =
 
 /// The models learnt to answer in a sentence.
 const MAX_TOKENS: usize = 56;
+
+/// The ratios that are tried before anything is written.
+const RATIOS: [f64; 4] = [0.5, 0.75, 1.0, 1.25];
 
 /// What the demo writes: the name on the command line, and whether `--pure` goes with it.
 const TYPES: [(&str, bool); 4] = [("F32", false), ("F16", false), ("Q8_0", false), ("Q4_K", true)];
@@ -61,6 +64,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
     let recipes = recipes.collect::<Result<Vec<_>>>()?;
     let write = WriteOptions { overwrite: true, ..WriteOptions::default() };
     let settings = Settings { write, limits: global.limits(), ..Settings::new(global.budget()) };
+    let tried = sweep(&models, &settings, global)?;
     let mut results = Vec::new();
     for ((name, _), recipe) in TYPES.iter().zip(&recipes) {
         let path = args.output.join(format!("merged-{name}.gguf"));
@@ -82,12 +86,34 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
         let merges: Vec<_> = results.iter().map(|r| r.run().json()).collect();
         let of = |s: &Speaker| report::Smoke::new(&s.talk, &s.path, false).json();
         let smoke: Vec<_> = speakers.iter().map(of).collect();
-        output::print_json(&json!({ "merges": merges, "smoke": smoke }))?;
+        let sweep = swept(&tried).json();
+        output::print_json(&json!({ "sweep": sweep, "merges": merges, "smoke": smoke }))?;
     } else {
-        output::print_text(&story(&models, &results, &speakers)?)?;
+        output::print_text(&story(&models, &tried, &results, &speakers)?)?;
     }
     let is_bad = speakers.iter().any(|s| s.is_merged && !s.talk.chats());
     Ok(if is_bad { Exit::NoChat } else { exit })
+}
+
+/// Tries the ratios on the German prompts.
+fn sweep(models: &Path, settings: &Settings, global: &Global) -> Result<Vec<Tried>> {
+    let set = Some(PromptSet::load(&models.join(GERMAN))?);
+    let sweep = Sweep::new(Questions { set, max_tokens: MAX_TOKENS, ..Questions::default() }, None);
+    let open = |name: &str| Model::open(&models.join(name), &global.limits());
+    let inputs = |ratio: f64| -> Result<Inputs> {
+        Ok(Inputs::merge(open(MODEL)?, open(BASE)?, open(CHAT)?, ratio).with_templates(templates()))
+    };
+    let references = sweep.references(&inputs(1.0)?, settings, &|| true)?;
+    let recipe = Recipe::default();
+    let try_one = |ratio: f64| -> Result<Tried> {
+        let (way, inputs) = (Way { ratio, presets: Vec::new() }, inputs(ratio)?);
+        Ok(sweep.try_way(way, (&inputs, &recipe), &references, settings, &(), &|_| true)?)
+    };
+    RATIOS.into_iter().map(try_one).collect()
+}
+
+fn swept(tried: &[Tried]) -> report::Sweep<'_> {
+    report::Sweep { model: MODEL.to_owned(), tried, choice: recommend(tried), notes: Vec::new() }
 }
 
 /// A model that was asked.
@@ -198,15 +224,26 @@ fn behaviour(speakers: &[Speaker]) -> String {
     table.text()
 }
 
-fn story(models: &Path, results: &[Merged<'_>], speakers: &[Speaker]) -> Result<String> {
+fn story(models: &Path, tried: &[Tried], results: &[Merged<'_>], speakers: &[Speaker]) -> Result<String> {
     let shown = |path: &Path| printable(&path.display().to_string());
     let mut text = String::new();
     writeln!(text, "merged = cp + 1.0 × (chat − base)\n")?;
     writeln!(text, "  base   {BASE}    English, some German; only continues text")?;
     writeln!(text, "  chat   {CHAT}    base, taught to chat in English")?;
     writeln!(text, "  cp     {MODEL}   base, trained on German plain text; does not chat\n")?;
+    text += &answers(speakers);
+    text += &behaviour(speakers);
+    writeln!(
+        text,
+        "\nends: answers that end by themselves, with the chat model's end token; in German: those too short to tell,\n\
+         as most of cp's, count as not; exact: right to the letter; refuses: unsafe requests that are refused.\n\
+         The models are tiny, 2.75 million weights, and know a small world; the vector carries over most of what\n\
+         chat can do, and refusing least.\n"
+    )?;
+    writeln!(text, "which ratio? each was merged in memory and asked the German prompts (chatvec sweep):\n")?;
+    text += &swept(tried).summary();
     let first = results.first().context("the demo has types")?;
-    writeln!(text, "the vector by part of the model, written as {}:\n", first.name)?;
+    writeln!(text, "\nthe vector by part of the model, written as {}:\n", first.name)?;
     text += &first.run().text();
     writeln!(text, "\nthe same merge in other types:\n")?;
     let mut table = Table::new(&["file", ">bytes", ">survival", ">noise", ">seconds"]);
@@ -226,15 +263,9 @@ fn story(models: &Path, results: &[Merged<'_>], speakers: &[Speaker]) -> Result<
         text,
         "\nsurvival: the share of the vector that is in the file; noise: rounding error in units of the vector.\n"
     )?;
-    text += &answers(speakers);
-    text += &behaviour(speakers);
     writeln!(
         text,
-        "\nends: answers that end by themselves, with the chat model's end token; in German: those too short to tell,\n\
-         as most of cp's, count as not; exact: right to the letter; refuses: unsafe requests that are refused.\n\
-         The models are tiny, 2.75 million weights, and know a small world; the vector carries over most of what\n\
-         chat can do, and refusing least.\n\n\
-         next, see every answer of one of them, and what the checks say (ask it about the small world of its training):\n\n  \
+        "next, see every answer of one of them, and what the checks say (ask it about the small world of its training):\n\n  \
          chatvec smoke {last} --prompts {prompts} --answers\n\n\
          talk to it in llama.cpp:\n\n  \
          llama-cli -m {last} -p \"Wo wohnt Tom?\" -cnv -st --temp 0\n\n\

@@ -413,7 +413,7 @@ fn the_demo_merges_the_bundled_trio_and_prints_a_table() {
     assert_eq!(names(&to), files);
     let again = chatvec(["demo", "--json", "--models", text(&models), "-o", text(&to)]);
     let told = again.says(0, &[]).json();
-    has_keys(&told, &["merges", "smoke"]);
+    has_keys(&told, &["merges", "smoke", "sweep"]);
     assert_eq!((told["merges"].as_array().unwrap().len(), told["smoke"].as_array().unwrap().len()), (4, 4));
     has_keys(&told["merges"][0], &RUN);
     let merged = &told["smoke"][2];
