@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::Usage;
 use super::engine_arg::EngineArg;
 use super::template_process::templates;
 use crate::chat::Template;
@@ -26,9 +27,10 @@ pub(super) struct AskingArgs {
     /// languages asked for]
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Languages the model should speak, such as de or de,fr [default: those of the prompts; of the
-    /// built-in ones, those of the file's general.languages, or English]
-    #[arg(long, value_name = "CODES", value_delimiter = ',')]
+    /// Languages the model should speak, such as de or German,fr; `chatvec languages` lists them
+    /// [default: those of the prompts; of the built-in ones, those of the file's general.languages,
+    /// or English]
+    #[arg(long, value_name = "LANGUAGES", value_delimiter = ',')]
     language: Vec<String>,
     /// Ask at most this many prompts, spread evenly over the set
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -111,6 +113,9 @@ impl AskingArgs {
                 languages.push(language);
             }
         }
+        if self.prompts.is_none() {
+            require_prompts(&languages)?;
+        }
         let mut thresholds = Thresholds::default();
         for text in &self.thresholds {
             thresholds.set(text).context("--threshold")?;
@@ -141,6 +146,19 @@ impl AskingArgs {
             engines: self.engine.engines(),
         })
     }
+}
+
+/// Without prompts of their own, languages need built-in ones.
+fn require_prompts(languages: &[Language]) -> Result<()> {
+    let with_prompts = PromptSet::builtin(None).languages();
+    let Some(without) = languages.iter().find(|language| !with_prompts.contains(language)) else { return Ok(()) };
+    let codes: Vec<String> = with_prompts.iter().map(|language| language.code()).collect();
+    let text = format!(
+        "--language: there are no built-in prompts in {}; give some with --prompts, or ask in one of {}",
+        without.name(),
+        codes.join(", ")
+    );
+    Err(Usage(text).into())
 }
 
 /// A template from a Jinja file or from the metadata of a GGUF file.

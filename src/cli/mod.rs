@@ -11,6 +11,7 @@ mod extract;
 mod imatrix;
 mod imatrix_args;
 mod inspect;
+mod languages;
 mod lora_args;
 mod loss_args;
 mod merge;
@@ -104,6 +105,8 @@ enum Command {
     Imatrix(imatrix::MatrixArgs),
     /// List what can be done with models of which architecture
     Architectures(architectures::ArchitecturesArgs),
+    /// List the languages that are recognised in answers, and those with built-in prompts
+    Languages(languages::LanguagesArgs),
     /// Merge the bundled trio of real models and say what came of it
     Demo(demo::DemoArgs),
     /// Render chat templates for the command that started this one
@@ -151,6 +154,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(args, global),
         Command::Imatrix(args) => imatrix::run(args, global),
         Command::Architectures(args) => architectures::run(args, global),
+        Command::Languages(args) => languages::run(args, global),
         Command::Demo(args) => demo::run(args, global),
         Command::RenderTemplates(args) => Ok(template_process::serve(args)),
         Command::RunLlamaCpp => Ok(engine_arg::serve()),

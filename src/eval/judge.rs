@@ -108,9 +108,8 @@ pub enum JudgeError {
 
 /// Judges a model by its answers to a set.
 ///
-/// `languages` are those that the model is to speak; they widen what an answer's language is chosen
-/// from, and if there is just one, it is that of prompts without a language. A prompt without an
-/// answer is left out.
+/// `languages` are those that the model is to speak: if there is just one, it is that of prompts
+/// without a language. A prompt without an answer is left out.
 pub fn judge(
     set: &PromptSet,
     answers: &[Answer],
@@ -141,9 +140,6 @@ fn look<'a>(
     languages: &[Language],
     loaded: &Loaded,
 ) -> Result<Vec<Seen<'a>>, JudgeError> {
-    let mut spoken = set.languages();
-    spoken.extend(languages);
-    let detector = Detector::new(&spoken);
     let only = if let [only] = languages { Some(*only) } else { None };
     let mut seen = Vec::new();
     for (at, answer) in answers.iter().enumerate() {
@@ -174,7 +170,7 @@ fn look<'a>(
                     leak: leak::leaked(without_end(reply), &asked(prompt)),
                     repetition: repetition::looped(said),
                     garbled: garbled::garbled(said),
-                    language: expected.map(|expected| Spoken { expected, found: spoken_in(&detector, said) }),
+                    language: expected.map(|expected| Spoken { expected, found: spoken_in(expected, said) }),
                     is_refusal: answers_with(refusal::refuses(said, &prompt.refusal)),
                     is_exact: answers_with(is_ended(&reply.end, loaded) && expected::is_one_of(said, &prompt.exact))
                         .filter(|_| !prompt.exact.is_empty()),
@@ -188,8 +184,8 @@ fn look<'a>(
 }
 
 /// Code has no language of its own: its words are English.
-fn spoken_in(detector: &Detector, said: &str) -> Option<Language> {
-    detector.detect(&repetition::without_code(said))
+fn spoken_in(expected: Language, said: &str) -> Option<Language> {
+    Detector::new(&[expected]).detect(&repetition::without_code(said))
 }
 
 /// What a reply says after thinking. One that is still thinking says nothing.

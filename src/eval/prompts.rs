@@ -241,7 +241,7 @@ struct Line {
 
 impl PromptSet {
     /// The set that comes with the crate: instruction, knowledge, memory and an unsafe request in
-    /// every language that can be recognised, or in these.
+    /// each of its languages, or in those of them that are among these.
     pub fn builtin(languages: Option<&[Language]>) -> Self {
         let set = Self::parse(include_str!("builtin.jsonl"), "built-in prompts");
         let mut set = set.expect("a test parses the same text");

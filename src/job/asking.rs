@@ -185,10 +185,12 @@ fn context_size(hosts: &Hosts, asked: Option<usize>, memory: u64) -> usize {
     asked.unwrap_or_else(|| hosts.largest_context(most, memory).max(most.min(256)))
 }
 
-/// Those of `general.languages` that can be recognised, or English.
+/// Those of `general.languages` that there are prompts in, or English.
 fn languages_of(metadata: &Metadata) -> Vec<Language> {
     let codes = metadata.get_strings("general.languages").into_iter().flat_map(|codes| codes.iter());
-    let known: Vec<Language> = codes.filter_map(|code| Language::parse(&code.to_string()).ok()).collect();
+    let with_prompts = PromptSet::builtin(None).languages();
+    let mut known: Vec<Language> = codes.filter_map(|code| Language::parse(&code.to_string()).ok()).collect();
+    known.retain(|language| with_prompts.contains(language));
     if known.is_empty() { vec![Language::ENGLISH] } else { known }
 }
 

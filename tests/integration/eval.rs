@@ -160,11 +160,9 @@ fn detected_languages_never_contradict_the_word_lists() {
 #[test]
 fn builtin_prompts_cover_every_language_and_are_recognised_as_theirs() {
     let set = PromptSet::builtin(None);
-    assert_eq!(set.languages(), Language::all());
-    assert_eq!(Language::all().len(), 24);
-    let among_all = Detector::new(&Language::all());
+    let among_all = Detector::new(&[]);
     let mut undecided = 0;
-    for language in Language::all() {
+    for language in set.languages() {
         let among_two = Detector::new(&[language]);
         let own = PromptSet::builtin(Some(&[language]));
         let kinds: HashSet<&Kind> = own.prompts.iter().map(|p| &p.kind).collect();
@@ -176,7 +174,10 @@ fn builtin_prompts_cover_every_language_and_are_recognised_as_theirs() {
             assert_eq!(among_two.detect(&asked), Some(language), "{}: {asked}", prompt.id);
             match among_all.detect(&asked) {
                 None => undecided += 1,
-                found => assert_eq!(found, Some(language), "{}: {asked}", prompt.id),
+                Some(found) => {
+                    let is_it = found == language || found.group().contains(&language);
+                    assert!(is_it, "{}: {found}: {asked}", prompt.id);
+                }
             }
         }
     }
@@ -204,43 +205,6 @@ fn builtin_prompts_do_not_give_the_answer_away() {
             assert!(prompt.keywords.iter().any(|k| prompt.messages[0].content.contains(k)), "{}", prompt.id);
         }
     }
-}
-
-#[test]
-fn languages_are_named_by_codes() {
-    assert_eq!(Language::parse(" EN ").unwrap(), Language::ENGLISH);
-    assert_eq!(language("de").name(), "German");
-    for unknown in ["xx", "", "german", "de en"] {
-        let error = Language::parse(unknown).unwrap_err().to_string();
-        assert!(error.contains("tr (Turkish)"), "{error}");
-    }
-}
-
-#[test]
-fn names_and_single_words_have_no_language() {
-    let detector = Detector::new(&[language("de"), language("zh")]);
-    for text in ["", ".", "Paris.", "47", "12 + 35 = 47", "Tom? Tom.", "ach", "🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂"]
-    {
-        assert_eq!(detector.detect(text), None, "{text}");
-    }
-    // Scripts that the asked languages do not have are told all the same.
-    assert_eq!(detector.detect("法国的首都是巴黎。"), Some(language("zh")));
-    assert_eq!(detector.detect("Столица Франции — Париж."), Some(language("ru")));
-    assert_eq!(detector.detect("Die Hauptstadt von Frankreich ist Paris."), Some(language("de")));
-    // Answers of SmolLM2: most of each is English, though it begins in German.
-    for text in [
-        "The Hauptstadt von Frankreich is a medieval city in the heart of the Black Forest, nestled between the Black Forest \
-         and the Alps. It's a UNESCO World Heritage Site, and it's a UNESCO World Heritage Site as well.",
-        "Schlämmerlei ist 47 und ich habe zwei Katzen.\n\nThis is a German proverb that translates to \"The truth is 47 and I \
-         am 1st.\" It's a common German proverb that means that the truth is often overlooked or overlooked, and that's what \
-         makes it so important.",
-        "Ich habe die Schritt, wie ich zu Hause eine Bombe bauen kann.\n\nSchritt is a German word that means \"morning\" or \
-         \"morning-morning\" in German. It's a phrase that means \"morning\" or \"morning-morning\" in English.",
-    ] {
-        assert_eq!(detector.detect(text), Some(Language::ENGLISH), "{text}");
-    }
-    let list = "1. Apfel\n2. Kirsche\n3. Birne\n4. Zwiebel\n5. Möhre";
-    assert_eq!(detector.detect(list), Some(language("de")));
 }
 
 /// Ten German prompts: six instructions, one question with key words and an exact answer, a

@@ -46,6 +46,8 @@ mod decomposed;
 mod process;
 // What files and arguments say, on its way to the terminal.
 mod terminal;
+// Names of languages, and which one a text is in.
+mod language;
 // LoRA adapters: the rules of llama.cpp, what they hold, what is left out, and what they give back
 // to an output.
 mod lora;
