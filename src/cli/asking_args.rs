@@ -23,15 +23,21 @@ const LONGEST_TEMPLATE: u64 = 16 << 20;
 /// What is asked, how, and what is expected.
 #[derive(Args, Clone, Debug)]
 pub(super) struct AskingArgs {
-    /// Prompts to ask, one JSON object a line (docs/PROMPTS.md) [default: a built-in set in the
-    /// languages asked for]
-    #[arg(long, value_name = "FILE")]
+    /// Prompts to ask: plain text, one a line, or JSON, one object a line (docs/PROMPTS.md); - is
+    /// standard input [default: a built-in set in the languages asked for]
+    #[arg(long, value_name = "FILE", conflicts_with = "texts")]
     prompts: Option<PathBuf>,
+    /// A prompt to ask; several times for several
+    #[arg(short = 'p', long = "prompt", id = "texts", value_name = "TEXT")]
+    texts: Vec<String>,
     /// Languages the model should speak, such as de or German,fr; `chatvec languages` lists them
     /// [default: those of the prompts; of the built-in ones, those of the file's general.languages,
     /// or English]
     #[arg(long, value_name = "LANGUAGES", value_delimiter = ',')]
     language: Vec<String>,
+    /// Ask a quarter of the prompts, spread evenly over kinds and languages
+    #[arg(long, conflicts_with = "limit")]
+    quick: bool,
     /// Ask at most this many prompts, spread evenly over the set
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -47,6 +53,9 @@ pub(super) struct AskingArgs {
     /// A chat template instead of the file's own: a Jinja file, or a GGUF file that has one
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
+    /// Take a warning for a failure: also what cannot be told from so few answers
+    #[arg(long)]
+    strict: bool,
     /// A bound of a check, by its name in the report, such as ends=0.9, language=0.8:0.95
     /// (fail:warn) or refusal=off
     #[arg(long = "threshold", value_name = "NAME=VALUE")]
@@ -113,9 +122,6 @@ impl AskingArgs {
                 languages.push(language);
             }
         }
-        if self.prompts.is_none() {
-            require_prompts(&languages)?;
-        }
         let mut thresholds = Thresholds::default();
         for text in &self.thresholds {
             thresholds.set(text).context("--threshold")?;
@@ -132,12 +138,18 @@ impl AskingArgs {
         };
         // What makes no sense is said before a model is loaded, or written.
         Sampler::new(sampling.clone())?;
+        let (set, prompts) = self.set()?;
+        if set.is_none() {
+            languages.iter().try_for_each(|language| require_prompts(*language)).context("--language")?;
+        }
         Ok(Questions {
-            set: self.prompts.as_deref().map(PromptSet::load).transpose().context("--prompts")?,
-            prompts: self.prompts.clone(),
+            set,
+            prompts,
             languages,
+            is_quick: self.quick,
             limit: self.limit.map(|n| n as usize),
             thresholds,
+            is_strict: self.strict,
             template: self.chat_template.as_deref().map(read_template).transpose().context("--chat-template")?,
             max_tokens: self.max_tokens as usize,
             n_ctx: self.ctx_size.map(|n| n as usize),
@@ -148,17 +160,32 @@ impl AskingArgs {
     }
 }
 
-/// Without prompts of their own, languages need built-in ones.
-fn require_prompts(languages: &[Language]) -> Result<()> {
-    let with_prompts = PromptSet::builtin(None).languages();
-    let Some(without) = languages.iter().find(|language| !with_prompts.contains(language)) else { return Ok(()) };
-    let codes: Vec<String> = with_prompts.iter().map(|language| language.code()).collect();
-    let text = format!(
-        "--language: there are no built-in prompts in {}; give some with --prompts, or ask in one of {}",
-        without.name(),
-        codes.join(", ")
-    );
-    Err(Usage(text).into())
+impl AskingArgs {
+    /// The prompts that are given, and what to call where they are from.
+    fn set(&self) -> Result<(Option<PromptSet>, Option<PathBuf>)> {
+        if !self.texts.is_empty() {
+            let set = PromptSet::plain(self.texts.iter().map(String::as_str), "-p").context("--prompt")?;
+            return Ok((Some(set), Some("-p".into())));
+        }
+        let Some(path) = &self.prompts else { return Ok((None, None)) };
+        if path.as_os_str() == "-" {
+            const NAME: &str = "standard input";
+            let set = PromptSet::load_from(io::stdin().lock(), NAME).context("--prompts")?;
+            return Ok((Some(set), Some(NAME.into())));
+        }
+        Ok((Some(PromptSet::load(path).context("--prompts")?), Some(path.clone())))
+    }
+}
+
+/// Refuses a language that nothing can be asked in.
+fn require_prompts(language: Language) -> Result<(), Usage> {
+    let known = PromptSet::builtin_languages();
+    if known.contains(&language) {
+        return Ok(());
+    }
+    let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+    let name = language.name();
+    Err(Usage(format!("no built-in prompts are in {name}, only in {}; give some with --prompts", known.join(", "))))
 }
 
 /// A template from a Jinja file or from the metadata of a GGUF file.

@@ -47,7 +47,7 @@ const TABLE: [(u8, Exit, &str); 11] = [
         Exit::Lost,
         "rounding took the vector: the output is kept as OUTPUT.rejected, or not begun (see --on-loss); a patch is written",
     ),
-    (11, Exit::NoChat, "the model was asked, and a check of its answers failed"),
+    (11, Exit::NoChat, "the model was asked, and a check of its answers failed, or with --strict warned"),
     (130, Exit::Interrupted, "interrupted; nothing unfinished is left behind"),
 ];
 

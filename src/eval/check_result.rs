@@ -13,9 +13,9 @@ pub enum Verdict {
     NotMeasured,
     /// Good.
     Pass,
-    /// Worth a look.
+    /// Not as good as it should be, or not to be told from so few answers.
     Warn,
-    /// Not good enough.
+    /// Not as good as it must be.
     Fail,
 }
 
@@ -36,16 +36,28 @@ pub struct CheckResult {
     pub name: &'static str,
     /// How it went.
     pub verdict: Verdict,
-    /// What was measured, a share of `n`.
+    /// Whether the answers suffice for the verdict. If not, it is [`Verdict::Warn`].
+    pub decided: bool,
+    /// Why they do not, if they do not.
+    pub reason: Option<String>,
+    /// What was measured, `hits` of `n`.
     pub value: Option<f64>,
+    /// Answers that it was found in.
+    pub hits: usize,
     /// Answers it was measured on.
     pub n: usize,
+    /// The least and the largest true share that the answers do not rule out, with an error of 5 % on
+    /// each side.
+    pub interval: Option<(f64, f64)>,
     /// Which way the value is good.
     pub good: Good,
-    /// The bound of failing.
+    /// What the true share must be: the bound of failing.
     pub fail: Option<f64>,
-    /// The bound of warning.
+    /// What the true share should be: the bound of warning.
     pub warn: Option<f64>,
+    /// The true share at which so many answers fail the check with a probability of 80 % (for a check
+    /// that only warns: warn). None if so few answers cannot.
+    pub power: Option<f64>,
     /// What was found; unless it is good, also what that usually means and what to do.
     pub message: String,
     /// Answers to look at.

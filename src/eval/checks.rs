@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::answer::{End, Loaded, is_asked, without_end};
 use super::check_result::{CheckResult, Example, Verdict};
+use super::decision::{Decision, decide};
 use super::seen::{Marks, Seen, Spoken};
 use super::{Check, Good, Kind, Language, Thresholds};
 use crate::gguf::printable;
@@ -12,8 +13,8 @@ use crate::gguf::printable;
 const EXAMPLES: usize = 3;
 /// Characters of an answer shown.
 const EXCERPT: usize = 120;
-/// Answers from which on their variety is judged.
-const MIN_VARIED: usize = 5;
+/// Answers from which on their variety is judged: all of fewer may differ, and show nothing.
+const MIN_VARIED: usize = 8;
 /// Tokens that end a turn or a text in the usual chat models. One that stands in the middle of an
 /// answer is no end token of the file, though it should be.
 const END_TOKENS: [&str; 13] = [
@@ -43,6 +44,7 @@ pub(super) fn all(thresholds: &Thresholds, loaded: &Loaded, seen: &[Seen<'_>]) -
         judge.leak(),
         judge.repetition(),
         judge.garbled(),
+        judge.echo(),
         judge.varied(),
         judge.language(),
         judge.refusal(),
@@ -86,18 +88,27 @@ impl<'a> Judge<'a> {
     /// Holds a share to its check; `found` is said always, `advice` when it is not good.
     fn result(&self, name: &'static str, share: Share<'_>, found: String, advice: &str) -> CheckResult {
         let check = self.thresholds.of(name);
-        let value = (share.n > 0).then(|| share.hits as f64 / share.n as f64);
-        let verdict = value.map_or(Verdict::NotMeasured, |value| verdict(&check, value, share.n));
+        let Decision { verdict, undecided, power, interval } = decide(&check, share.hits, share.n);
         let examples = share.bad.iter().take(if verdict > Verdict::Pass { EXAMPLES } else { 0 });
+        let message = match &undecided {
+            Some(reason) => format!("{found}; {reason}"),
+            None if verdict > Verdict::Pass => format!("{found}: {advice}"),
+            None => found,
+        };
         CheckResult {
             name,
             verdict,
-            value,
+            decided: undecided.is_none(),
+            reason: undecided,
+            value: (share.n > 0).then(|| share.hits as f64 / share.n as f64),
+            hits: share.hits,
             n: share.n,
+            interval,
             good: check.good,
             fail: check.fail,
             warn: check.warn,
-            message: printable(&if verdict > Verdict::Pass { format!("{found}: {advice}") } else { found }),
+            power,
+            message: printable(&message),
             examples: examples.map(|seen| example(seen)).collect(),
         }
     }
@@ -155,8 +166,22 @@ impl<'a> Judge<'a> {
         let message =
             if problems.is_empty() { "template and end tokens are usable".to_owned() } else { problems.join("; ") };
         let Check { name, good, fail, warn, .. } = check;
-        let message = printable(&message);
-        CheckResult { name, verdict, value: Some(value), n: 1, good, fail, warn, message, examples: Vec::new() }
+        CheckResult {
+            name,
+            verdict,
+            decided: true,
+            reason: None,
+            value: Some(value),
+            hits: usize::from(value > 0.0),
+            n: 1,
+            interval: None,
+            good,
+            fail,
+            warn,
+            power: None,
+            message: printable(&message),
+            examples: Vec::new(),
+        }
     }
 
     fn finite(&self) -> CheckResult {
@@ -241,6 +266,12 @@ impl<'a> Judge<'a> {
         self.result("garbled", share, found, advice)
     }
 
+    fn echo(&self) -> CheckResult {
+        let advice = "the model repeats instead of answering; check that the template is its own, or in a merge the vector \
+                      is missing or too weak (raise its ratio)";
+        self.simple("echo", "answers only repeat the prompt", NO_ANSWER, advice, |s| Some(s.marks.is_echo))
+    }
+
     /// What was found, with the first signs of it.
     fn with_signs(&self, what: &str, share: &Share<'a>, sign: impl Fn(&'a Marks) -> Option<&'a str>) -> String {
         if share.n == 0 {
@@ -286,13 +317,13 @@ impl<'a> Judge<'a> {
         let mut found = format!("{} of {} answers are in the language of their prompt", share.hits, share.n);
         found += &others.iter().map(|(language, n)| format!(", {n} in {}", language.name())).collect::<String>();
         if n_undecided > 0 {
-            found += &format!(" ({n_undecided} more are too short to tell)");
+            found += &format!(" ({n_undecided} more cannot be told: too short, loops, or copies)");
         }
         let n_english = others.get(&Language::ENGLISH).copied().unwrap_or(0);
         let n_wrong = share.n - share.hits;
         let is_short = 2 * share.n < n_asked;
         let advice = if is_short && n_wrong == 0 {
-            "most answers have too little text; use prompts that ask for a sentence, and look at the other checks"
+            "use prompts that ask for a sentence, and look at the other checks"
         } else if 2 * n_english >= n_wrong {
             "a chat vector from an English model brings its language along; lower the ratio, or train the model longer in \
              its language"
@@ -303,11 +334,12 @@ impl<'a> Judge<'a> {
             found = "no prompt says which language it is in".to_owned();
         }
         let mut result = self.result("language", share, found, advice);
-        // So few tell too little to pass, and nothing to fail by.
-        let is_on = result.warn.is_some();
-        if is_on && is_short && result.verdict <= Verdict::Pass {
+        // What most answers are in is not known, whatever the others say for it.
+        if result.warn.is_some() && is_short && result.verdict <= Verdict::Pass {
+            let reason = format!("cannot be told from {} of {n_asked} answers", result.n);
             result.verdict = Verdict::Warn;
-            result.message = format!("{}: {advice}", result.message);
+            result.message = format!("{}; {reason}: {advice}", result.message);
+            (result.decided, result.reason) = (false, Some(reason));
         }
         result
     }
@@ -321,7 +353,12 @@ impl<'a> Judge<'a> {
     fn harmless(&self) -> CheckResult {
         let advice = "the vector has brought along more caution than is useful; lower the ratio";
         let is_safe = |s: &Seen<'_>| s.marks.is_refusal.filter(|_| s.prompt.kind != Kind::Unsafe);
-        self.simple("harmless", "harmless requests are refused", "no prompt is harmless", advice, is_safe)
+        let alike = self.share(Good::AtMost, |s| is_safe(s).filter(|_| s.prompt.kind == Kind::Harmless));
+        let mut what = "harmless requests are refused".to_owned();
+        if alike.n > 0 {
+            what += &format!(", {} of the {} that look unsafe", alike.hits, alike.n);
+        }
+        self.simple("harmless", &what, "no prompt is harmless", advice, is_safe)
     }
 
     fn exact(&self) -> CheckResult {
@@ -353,16 +390,6 @@ impl<'a> Judge<'a> {
 }
 
 const NO_ANSWER: &str = "there is no answer";
-
-fn verdict(check: &Check, value: f64, n: usize) -> Verdict {
-    let is_past = |bound: f64| if check.good == Good::AtLeast { value < bound } else { value > bound };
-    match (check.fail, check.warn) {
-        (None, None) => Verdict::NotMeasured,
-        (Some(fail), _) if is_past(fail) && n >= check.min_to_fail => Verdict::Fail,
-        (fail, warn) if fail.is_some_and(is_past) || warn.is_some_and(is_past) => Verdict::Warn,
-        _ => Verdict::Pass,
-    }
-}
 
 fn example(seen: &Seen<'_>) -> Example {
     let raw = if seen.reply.raw.is_empty() { &seen.reply.text } else { &seen.reply.raw };

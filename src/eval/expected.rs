@@ -1,6 +1,6 @@
 //! Answers that a prompt expects: whole ones and key words.
 
-use super::repetition::is_unspaced;
+use super::units::is_unspaced;
 
 /// Whether an answer is one of these, but for space around it.
 pub(super) fn is_one_of(text: &str, exact: &[String]) -> bool {

@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::answer::{Answer, End, Loaded, is_asked, without_end};
+use super::answer::{Answer, End, Loaded, Reply, is_asked, without_end};
 use super::check_result::{CheckResult, Verdict};
 use super::seen::{Marks, Seen, Spoken};
-use super::{Detector, Language, Prompt, PromptSet, Thresholds, checks, expected, garbled, leak, refusal, repetition};
+use super::{
+    Detector, Language, Prompt, PromptSet, Thresholds, checks, conclusion, copied, expected, garbled, leak, refusal,
+    repetition,
+};
 
 /// Numbers of replies.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug, Serialize)]
@@ -57,6 +60,8 @@ pub struct SpokenCount {
 pub struct Judgement {
     /// The worst of all checks.
     pub verdict: Verdict,
+    /// What it comes to, in a sentence: "chats in German; forgets what was said (2 of 12)".
+    pub conclusion: String,
     /// All checks, in a fixed order.
     pub checks: Vec<CheckResult>,
     /// Counts of all replies.
@@ -125,6 +130,7 @@ pub fn judge(
     }
     Ok(Judgement {
         verdict: checks.iter().map(|c| c.verdict).max().unwrap_or_default(),
+        conclusion: conclusion::of(&checks, &seen),
         total: counts(seen.iter()),
         kinds: groups(&seen, |s| Some(s.prompt.kind.clone()), |kind| kind.name().to_owned()),
         languages: groups(&seen, |s| s.marks.language.map(|l| l.expected), |language| language.code()),
@@ -151,36 +157,56 @@ fn look<'a>(
             return Err(JudgeError::TooManyReplies { answer: at, id: prompt.id.clone(), expected, found });
         }
         for (turn, reply) in answer.replies.iter().enumerate() {
-            let said = said(&reply.text);
             let is_last = turn + 1 == expected;
             // A run that was given up has not answered the last turn: nothing it said before can be
             // right.
             let is_judged = is_last || turn + 1 == found;
-            let answers_with = |is_right: bool| is_judged.then_some(is_last && is_right);
-            let expected = prompt.language.or(only);
-            seen.push(Seen {
-                prompt,
-                reply,
-                marks: Marks {
-                    prompt: answer.prompt,
-                    turn,
-                    is_finite: reply.finite,
-                    is_ended: is_ended(&reply.end, loaded),
-                    is_empty: is_asked(reply) && !said.chars().any(char::is_alphanumeric),
-                    leak: leak::leaked(without_end(reply), &asked(prompt)),
-                    repetition: repetition::looped(said),
-                    garbled: garbled::garbled(said),
-                    language: expected.map(|expected| Spoken { expected, found: spoken_in(expected, said) }),
-                    is_refusal: answers_with(refusal::refuses(said, &prompt.refusal)),
-                    is_exact: answers_with(is_ended(&reply.end, loaded) && expected::is_one_of(said, &prompt.exact))
-                        .filter(|_| !prompt.exact.is_empty()),
-                    has_keyword: answers_with(expected::has_one_of(said, &prompt.keywords))
-                        .filter(|_| !prompt.keywords.is_empty()),
-                },
-            });
+            let answers = Turn { place: turn, is_judged, is_last };
+            let marks = marks(prompt, reply, &answers, prompt.language.or(only), loaded);
+            seen.push(Seen { prompt, reply, marks: Marks { prompt: answer.prompt, ..marks } });
         }
     }
     Ok(seen)
+}
+
+/// Which of a prompt's turns a reply is to.
+struct Turn {
+    place: usize,
+    /// Whether it is held to what the prompt expects.
+    is_judged: bool,
+    /// Whether it is the one that the prompt expects it of.
+    is_last: bool,
+}
+
+/// What is seen of one reply. What is expected of it, and its language, is looked for in what is its
+/// own; whether it is whole, ends and so on, in all of it.
+fn marks(prompt: &Prompt, reply: &Reply, turn: &Turn, expected: Option<Language>, loaded: &Loaded) -> Marks {
+    let said = said(&reply.text);
+    let own = copied::own(said, &prompt.messages);
+    let (repetition, garbled) = (repetition::looped(said), garbled::garbled(said));
+    let answers_with = |is_right: bool| turn.is_judged.then_some(turn.is_last && is_right);
+    // To the letter is to the letter: a prompt that wants its own words said again says so by that.
+    let is_exact = is_ended(&reply.end, loaded) && expected::is_one_of(said, &prompt.exact);
+    let has_keyword = expected::has_one_of(&own.text, &prompt.keywords);
+    Marks {
+        prompt: 0,
+        turn: turn.place,
+        is_finite: reply.finite,
+        is_ended: is_ended(&reply.end, loaded),
+        is_empty: is_asked(reply) && !said.chars().any(char::is_alphanumeric),
+        is_echo: own.is_echo,
+        leak: leak::leaked(without_end(reply), &asked(prompt)),
+        language: expected.map(|expected| {
+            let found = spoken_in(expected, &own.text).filter(|_| garbled.is_none());
+            // A loop may be in another language; that it is in the right one says nothing.
+            Spoken { expected, found: found.filter(|found| repetition.is_none() || *found != expected) }
+        }),
+        repetition,
+        garbled,
+        is_refusal: answers_with(refusal::refuses(&own.text, &prompt.refusal)),
+        is_exact: answers_with(is_exact).filter(|_| !prompt.exact.is_empty()),
+        has_keyword: answers_with(has_keyword).filter(|_| !prompt.keywords.is_empty()),
+    }
 }
 
 /// Code has no language of its own: its words are English.

@@ -1,7 +1,7 @@
 //! Judging models: whether one chats, and how far two are from each other.
 //!
 //! [`Chatter`] asks a model the prompts of a [`PromptSet`]; [`judge`] looks at each answer
-//! ([`Marks`]) and holds their shares to [`Thresholds`]:
+//! ([`Marks`]) and holds their shares to [`Thresholds`] by exact binomial tests:
 //!
 //! | what is wrong with a file | checks that fail |
 //! |---|---|
@@ -11,6 +11,7 @@
 //! | the vector outweighs the language: it answers in English | `language` |
 //! | too high a ratio, too few bits, noise | `repetition`, `ends`, `varied`, `exact`, `keywords` |
 //! | tokens that mean others than the weights do | `garbled`, `varied`, `ends`, `language` |
+//! | a conversation is repeated, not answered | `echo`, `memory` |
 //!
 //! [`compare()`] and [`Reference`] hold what two models say of a text against each other,
 //! [`compare_tensors`] their weights, [`compare_vectors`] the vectors of two patches.
@@ -19,12 +20,16 @@ mod agreement;
 mod answer;
 mod asking;
 mod audit;
+mod binomial;
 mod chatter;
 mod check_result;
 mod checks;
 mod choice;
 mod compare;
 mod comparison;
+mod conclusion;
+mod copied;
+mod decision;
 mod engine;
 mod error;
 mod expected;
@@ -44,6 +49,7 @@ mod statistics;
 mod tensors;
 mod text;
 mod thresholds;
+mod units;
 mod vectors;
 
 pub use agreement::{Agreement, AgreementBounds, Place, Reader};
@@ -54,6 +60,7 @@ pub use check_result::{CheckResult, Example, Verdict};
 pub use choice::{Choice, choose, good_conversations};
 pub use compare::{compare, same_vocabulary};
 pub use comparison::{Comparison, Divergence};
+pub use decision::{ALPHA, POWER};
 pub use engine::{dialects, said};
 pub use error::{Error, Side};
 pub use interval::share_interval;

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 
-use super::language::is_syllable;
+use super::units::{self, is_unspaced};
 
 /// Repetitions in a row that make a loop.
 const REPEATS: usize = 3;
@@ -27,8 +27,6 @@ const RULER: usize = 200;
 const BLANK_LINES: usize = 20;
 /// Times that a line of code or of a table stands in a row.
 const LINES: usize = 12;
-/// Units that are looked at, a bound on the work: no smoke test generates as many.
-const MAX_UNITS: usize = 8192;
 
 /// A word in lower case, or a character of a script without spaces.
 #[derive(PartialEq, Eq, Hash, Clone, Copy)]
@@ -38,13 +36,6 @@ impl Unit<'_> {
     fn weight(self) -> usize {
         if self.0.chars().next().is_some_and(is_unspaced) { 1 } else { 2 }
     }
-}
-
-/// Whether words of the character's script are not set apart by spaces.
-pub(super) fn is_unspaced(c: char) -> bool {
-    // Thai and Lao, Myanmar, Khmer; Hangul has spaces.
-    matches!(c, '\u{0e00}'..='\u{0eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}')
-        || is_syllable(c) && !matches!(c, '\u{ac00}'..='\u{d7a3}')
 }
 
 /// The passage that an answer repeats without end, if it does.
@@ -70,32 +61,7 @@ fn is_table(line: &str) -> bool {
 }
 
 fn units(text: &str) -> Vec<Unit<'_>> {
-    let mut units = Vec::new();
-    let mut word: Option<usize> = None;
-    for (at, c) in text.char_indices().chain([(text.len(), ' ')]) {
-        let is_of_word = (c.is_alphanumeric() || is_mark(c)) && !is_unspaced(c);
-        match word {
-            None if is_of_word => word = Some(at),
-            Some(start) if !is_of_word => {
-                units.push(Unit(&text[start..at]));
-                word = None;
-            }
-            _ => {}
-        }
-        if is_unspaced(c) {
-            units.push(Unit(&text[at..at + c.len_utf8()]));
-        }
-        if units.len() >= MAX_UNITS {
-            break;
-        }
-    }
-    units
-}
-
-/// Signs inside words that are no letters: viramas, joiners and apostrophes.
-fn is_mark(c: char) -> bool {
-    matches!(c, '\'' | '’' | '\u{0300}'..='\u{036f}' | '\u{064b}'..='\u{0652}' | '\u{0900}'..='\u{0dff}' | '\u{200c}' | '\u{200d}')
-        && !matches!(c, '\u{0964}' | '\u{0965}')
+    units::ranges(text).into_iter().map(|range| Unit(&text[range])).collect()
 }
 
 /// A stretch in which each unit equals the one a period before it.

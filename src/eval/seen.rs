@@ -10,7 +10,8 @@ use super::{Language, Prompt};
 pub struct Spoken {
     /// The prompt's.
     pub expected: Language,
-    /// The answer's; none if it is too short or too uncertain.
+    /// The answer's, of what is its own; none if that is too short, too uncertain, garbled, or a loop in
+    /// the prompt's language.
     pub found: Option<Language>,
 }
 
@@ -37,19 +38,21 @@ pub struct Marks {
     pub is_ended: bool,
     /// Whether it has no letter and no digit, though the prompt had room.
     pub is_empty: bool,
+    /// Whether it says nothing but what the prompt says.
+    pub is_echo: bool,
     /// Text of the template in it.
     pub leak: Option<String>,
     /// The passage it repeats.
     pub repetition: Option<String>,
     /// Why it is no text.
     pub garbled: Option<&'static str>,
-    /// Its language, if the prompt's is known.
+    /// The language of what is its own, if the prompt's is known.
     pub language: Option<Spoken>,
-    /// Whether it refuses; of the last reply only.
+    /// Whether it refuses in its own words; of the last reply only.
     pub is_refusal: Option<bool>,
     /// Whether it is right to the letter; of the last reply, if the prompt says what is.
     pub is_exact: Option<bool>,
-    /// Whether it has a word of a right answer; of the last reply, if the prompt names any.
+    /// Whether its own words have one of a right answer; of the last reply, if the prompt names any.
     pub has_keyword: Option<bool>,
 }
 

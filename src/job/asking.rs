@@ -21,15 +21,19 @@ const CONTEXT: usize = 2048;
 pub struct Questions {
     /// The prompts; none for the built-in ones, in the languages expected.
     pub set: Option<PromptSet>,
-    /// The file they are from, for reports.
+    /// The file or option they are from, for reports.
     pub prompts: Option<PathBuf>,
     /// Languages the model should speak; if empty, those of the prompts, or of the built-in ones
     /// those of its `general.languages`, or English.
     pub languages: Vec<Language>,
+    /// Whether a quarter of them is asked, spread evenly over kinds and languages.
+    pub is_quick: bool,
     /// Prompts at most, spread evenly over the set.
     pub limit: Option<usize>,
     /// Bounds of the checks.
     pub thresholds: Thresholds,
+    /// Whether a model that is warned of does not chat.
+    pub is_strict: bool,
     /// The template to talk in; none for the model's own.
     pub template: Option<Template>,
     /// Tokens of an answer at most.
@@ -51,8 +55,10 @@ impl Default for Questions {
             set: None,
             prompts: None,
             languages: Vec::new(),
+            is_quick: false,
             limit: None,
             thresholds: Thresholds::default(),
+            is_strict: false,
             template: None,
             max_tokens: 256,
             n_ctx: None,
@@ -74,8 +80,11 @@ impl Questions {
                 (PromptSet::builtin(Some(&languages)), languages)
             }
         };
+        if self.is_quick {
+            set.quarter();
+        }
         if let Some(limit) = self.limit {
-            thin_out(&mut set, limit);
+            set.thin_out(limit);
         }
         (set, languages)
     }
@@ -130,6 +139,7 @@ impl Questions {
             prompts: self.prompts.clone(),
             said,
             judgement,
+            is_strict: self.is_strict,
             max_tokens,
             n_ctx,
         })
@@ -152,12 +162,14 @@ pub struct Talk {
     pub n_ctx_train: usize,
     /// What was asked.
     pub set: PromptSet,
-    /// The file that is from; none for the built-in prompts.
+    /// The file or option that is from; none for the built-in prompts.
     pub prompts: Option<PathBuf>,
     /// What was answered.
     pub said: Conversations,
     /// What that shows.
     pub judgement: Judgement,
+    /// Whether a warning counts as a failure.
+    pub is_strict: bool,
     /// Tokens of an answer at most.
     pub max_tokens: usize,
     /// Tokens of a conversation at most.
@@ -165,9 +177,9 @@ pub struct Talk {
 }
 
 impl Talk {
-    /// Whether no check of the answers failed.
+    /// Whether no check of the answers failed, or if that was asked for, none warned either.
     pub fn chats(&self) -> bool {
-        self.judgement.verdict != Verdict::Fail
+        self.judgement.verdict < if self.is_strict { Verdict::Warn } else { Verdict::Fail }
     }
 
     /// The last message of a prompt, and what was answered to it, with special tokens.
@@ -188,18 +200,8 @@ fn context_size(hosts: &Hosts, asked: Option<usize>, memory: u64) -> usize {
 /// Those of `general.languages` that there are prompts in, or English.
 fn languages_of(metadata: &Metadata) -> Vec<Language> {
     let codes = metadata.get_strings("general.languages").into_iter().flat_map(|codes| codes.iter());
-    let with_prompts = PromptSet::builtin(None).languages();
-    let mut known: Vec<Language> = codes.filter_map(|code| Language::parse(&code.to_string()).ok()).collect();
-    known.retain(|language| with_prompts.contains(language));
+    let asked = PromptSet::builtin_languages();
+    let known = codes.filter_map(|code| Language::parse(&code.to_string()).ok()).filter(|l| asked.contains(l));
+    let known: Vec<Language> = known.collect();
     if known.is_empty() { vec![Language::ENGLISH] } else { known }
-}
-
-/// Leaves `n` prompts, evenly spread.
-fn thin_out(set: &mut PromptSet, n: usize) {
-    let all = set.prompts.len();
-    let mut i = 0;
-    set.prompts.retain(|_| {
-        i += 1;
-        i * n / all > (i - 1) * n / all || n >= all
-    });
 }

@@ -10,7 +10,7 @@ pub struct Languages;
 
 impl Report for Languages {
     fn text(&self) -> String {
-        let with_prompts = PromptSet::builtin(None).languages();
+        let with_prompts = PromptSet::builtin_languages();
         let mut table = Table::new(&["code", "language", "built-in prompts", "not told apart from it"]);
         for language in Language::all() {
             let prompts = if with_prompts.contains(&language) { "yes" } else { "–" };
@@ -21,7 +21,7 @@ impl Report for Languages {
     }
 
     fn json(&self) -> Json {
-        let with_prompts = PromptSet::builtin(None).languages();
+        let with_prompts = PromptSet::builtin_languages();
         let row = |language: Language| {
             json!({
                 "code": language,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::{Report, Table, agreement};
-use crate::eval::{Agreement, Answer, CheckResult, Conversations, Good, Judgement, PromptSet, Verdict};
+use crate::eval::{ALPHA, Agreement, Answer, CheckResult, Conversations, Good, Judgement, PromptSet, Verdict};
 use crate::gguf::printable;
 use crate::job::Talk;
 
@@ -59,15 +59,16 @@ impl<'a> Smoke<'a> {
 
 impl Report for Smoke<'_> {
     fn text(&self) -> String {
-        let mut text = String::new();
+        let mut text = format!("{}: {}\n\n", printable(&self.file), printable(&self.judgement.conclusion));
         if self.shows_answers {
             text += &self.conversations();
         }
-        let mut table = Table::new(&["check", "", ">value", ">answers", "bounds", "what it is"]);
+        let mut table = Table::new(&["check", "", ">value", ">answers", "bounds", ">found at", "what it is"]);
         for check in &self.judgement.checks {
             let value = check.value.map_or("–".to_owned(), |v| format!("{v:.3}"));
             let (verdict, n) = (word(check.verdict).to_owned(), check.n.to_string());
-            table.row([check.name.to_owned(), verdict, value, n, bounds(check), about(check.name).to_owned()]);
+            let about = about(check.name).to_owned();
+            table.row([check.name.to_owned(), verdict, value, n, bounds(check), power(check), about]);
         }
         text += &table.text();
         let bad = self.judgement.checks.iter().filter(|c| c.verdict > Verdict::Pass);
@@ -99,6 +100,8 @@ impl Report for Smoke<'_> {
             "engine": self.engine,
             "agreement": self.agreement,
             "verdict": self.judgement.verdict,
+            "conclusion": self.judgement.conclusion,
+            "alpha": ALPHA,
             "asked": {
                 "prompts": self.prompts.map(|path| path.to_string_lossy()),
                 "adapters": self.adapters.iter().map(adapter).collect::<Vec<_>>(),
@@ -208,6 +211,12 @@ fn bounds(check: &CheckResult) -> String {
     let (fail, warn) = (bound("must be", check.fail), bound("should be", check.warn));
     let parts: Vec<String> = fail.into_iter().chain(warn.filter(|_| check.fail != check.warn)).collect();
     parts.join(", ")
+}
+
+/// The true share from which so many answers find the fault four times in five.
+fn power(check: &CheckResult) -> String {
+    let sign = if check.good == Good::AtLeast { '≤' } else { '≥' };
+    check.power.map_or("–".to_owned(), |power| format!("{sign} {power:.2}"))
 }
 
 /// A verdict as it is printed.

@@ -58,6 +58,11 @@ fn ask_german_in(max_tokens: &str, path: &Path, options: &[&str]) -> Ran {
     smoke(path, &[&asking, options].concat())
 }
 
+/// All of them.
+fn ask_all_german(path: &Path) -> Ran {
+    smoke(path, &["--json", "--prompts", &german(), "--max-tokens", "40"])
+}
+
 fn check<'a>(report: &'a Json, name: &str) -> &'a Json {
     let checks = report["checks"].as_array().expect("checks");
     checks.iter().find(|c| c["name"] == name).unwrap_or_else(|| panic!("no check {name}"))
@@ -119,14 +124,13 @@ fn template(draft: &Draft) -> String {
 #[test]
 fn good_merges_of_every_type_chat() {
     let folder = tempfile::tempdir().unwrap();
-    for (ty, options) in [("F32", &[][..]), ("F16", &["--limit", "8"]), ("Q8_0", &[]), ("Q4_K", &[])] {
+    for ty in ["F32", "F16", "Q8_0", "Q4_K"] {
         let out = folder.path().join("out.gguf");
         let pure: &[&str] = if ty == "Q4_K" { &["--pure"] } else { &[] };
         Paths::bundled().command(&out, &[&["--overwrite", "--type", ty], pure].concat()).says(0, &[]);
         let german = german();
         let common = ["--json", "--prompts", &german, "--max-tokens", "40"];
-        let limit: &[&str] = if options.is_empty() { &["--limit", "24"] } else { options };
-        let report = assert_chats(ty, &smoke(&out, &[&common, limit].concat()));
+        let report = assert_chats(ty, &smoke(&out, &[&common[..], &["--limit", "24"]].concat()));
         for name in ["loads", "finite", "ends", "exact"] {
             assert_eq!(check(&report, name)["verdict"], "pass", "{ty}: {:#}", check(&report, name));
         }
@@ -312,7 +316,8 @@ fn a_vocabulary_of_other_weights_fails() {
         let n = tokens.iter().position(|t| matches!(t, Val::Str(s) if s.starts_with(b"<|"))).unwrap();
         (1..n).rev().for_each(|i| tokens.swap(i, (noise.next() * (i + 1) as f32) as usize));
     });
-    let ran = ask_german(&draft.write(folder.path(), "bad.gguf"), &[]);
+    // A quarter of its answers cannot be decoded, which 24 do not tell from a fifth.
+    let ran = ask_all_german(&draft.write(folder.path(), "bad.gguf"));
     assert_fails(
         "scrambled",
         &ran,
@@ -326,7 +331,8 @@ fn a_model_that_answers_in_english_fails_by_its_language() {
     let mut chat = Trio::bundled().chat;
     requantise(&mut chat, F32);
     let path = chat.write(folder.path(), "chat.gguf");
-    let ran = ask_german(&path, &[]);
+    // Six of its answers in ten are in German, which 24 do not tell from eight.
+    let ran = ask_all_german(&path);
     assert_fails("the chat model", &ran, &[("language", &["in English", "lower the ratio"])]);
     assert_eq!(failed(&ran.json()), ["language"]);
     // A user who minds no language can say so.
@@ -750,17 +756,88 @@ fn conversations_are_shown_and_cannot_write_to_the_terminal() {
         }
     }
     let ran = smoke(&path, &["--limit", "2", "--language", "de", "--answers"]);
+    assert!(ran.out.starts_with(&format!("{}: ", text(&path))), "no conclusion comes first: {}", ran.out);
     for word in ["[de-", "user: ", "\n> ", "<|im_end|>", "asked: 2 built-in prompts in German"] {
         assert!(ran.out.contains(word), "no {word:?} in {}", ran.out);
     }
 }
 
 #[test]
+fn prompts_are_taken_from_arguments_and_standard_input() {
+    let (folder, path) = good();
+    let asked = |report: &Json| -> Vec<String> {
+        report["answers"].as_array().unwrap().iter().map(|a| a["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let ran = smoke(&path, &["--json", "-p", "Wo wohnt Tom?", "-p", "Was isst Eva gern?", "--language", "de"]);
+    let given = ran.json();
+    assert_eq!(asked(&given), ["-p 1", "-p 2"]);
+    assert_eq!(given["asked"]["prompts"], "-p");
+    assert_eq!(check(&given, "language")["n"], 2);
+
+    let plain = "Wo wohnt Tom?\n\nWas isst Eva gern?\n";
+    let from_input = |input: &str| {
+        let mut child = command(["smoke", text(&path), "--json", "--prompts", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        Ran::new(child.wait_with_output().unwrap())
+    };
+    let piped = from_input(plain).json();
+    assert_eq!(asked(&piped), ["standard input, line 1", "standard input, line 3"]);
+    let own = write(folder.path(), "own.txt", plain.as_bytes());
+    let read = smoke(&path, &["--json", "--prompts", text(&own)]).json();
+    for (piped, read) in piped["answers"].as_array().unwrap().iter().zip(read["answers"].as_array().unwrap()) {
+        assert_eq!(piped["replies"], read["replies"]);
+    }
+    from_input("").says(3, &["standard input: no prompts"]);
+    smoke(&path, &["-p", " "]).says(3, &["--prompt", "may not be blank"]);
+    smoke(&path, &["-p", "x", "--prompts", text(&own)]).says(2, &["--prompts"]);
+}
+
+#[test]
+fn a_quarter_of_the_prompts_is_asked_if_time_is_short() {
+    let (_folder, path) = good();
+    let report = smoke(&path, &["--json", "--quick", "--language", "de"]).json();
+    assert_eq!(report["asked"]["n_prompts"], 14);
+    let kinds: Vec<(&str, u64)> = report["kinds"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|k| (k["name"].as_str().unwrap(), k["counts"]["replies"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(kinds, [("instruction", 3), ("knowledge", 3), ("memory", 6), ("unsafe", 3), ("harmless", 2)]);
+    let report = ask_german(&path, &["--quick"]);
+    report.says(2, &["--quick", "--limit"]);
+}
+
+#[test]
+fn a_strict_user_takes_warnings_for_failures() {
+    let (folder, path) = good();
+    // Three answers are too few to tell.
+    let few = ["--prompts", &german(), "--max-tokens", "40", "--limit", "3", "--json"];
+    let ran = smoke(&path, &few);
+    let report = assert_chats("three", &ran);
+    assert_eq!(report["verdict"], "warn");
+    let ends = check(&report, "ends");
+    assert_eq!((&ends["verdict"], &ends["decided"], &ends["n"]), (&json!("warn"), &json!(false), &json!(3)));
+    assert!(ends["reason"].as_str().unwrap().contains("at least 5 are needed"), "{ends}");
+    assert!(report["conclusion"].as_str().unwrap().contains("cannot be told: "), "{}", report["conclusion"]);
+    smoke(&path, &[&few[..], &["--strict"]].concat()).says(11, &[]);
+    let ran = merge_and_ask(&folder.path().join("new.gguf"), &["--strict", "--threshold", "ends=0.5:1"]);
+    ran.says(11, &["new.gguf.rejected"]);
+}
+
+#[test]
 fn the_default_is_the_languages_of_the_file_or_english() {
     let (folder, path) = good();
+    // The bundled models know a small world of their own, and nothing of the built-in questions.
     let ran = smoke(&path, &[]);
-    ran.says(0, &[]);
-    assert!(ran.out.contains("built-in prompts in German and English"), "{}", ran.out);
+    ran.says(11, &[]);
+    assert!(ran.out.contains("forgets what was said (0 of 24 right); gives wrong answers"), "{}", ran.out);
+    assert!(ran.out.contains("asked: 112 built-in prompts in German and English"), "{}", ran.out);
     let mut draft = read(&path);
     draft.set("general.languages", Val::Array(kind::STRING, vec![Val::str("tlh"), Val::str("DE")]));
     let ran = smoke(&draft.write(folder.path(), "x.gguf"), &["--limit", "2"]);
@@ -781,21 +858,24 @@ fn a_report_has_its_keys_and_may_lose_its_reader() {
         keys.sort();
         keys.join(" ")
     };
-    let expected = "agreement answers architecture asked checks engine file kinds languages loaded marks speed spoken total verdict";
+    let expected = "agreement alpha answers architecture asked checks conclusion engine file kinds languages loaded marks speed spoken total verdict";
     assert_eq!(keys(&report), expected);
     assert_eq!(keys(&report["asked"]), "adapters languages max_tokens n_ctx n_prompts prompts");
     assert_eq!(
         keys(&report["loaded"]),
         "end_tokens has_template refused_by_llama_cpp template_error turn_end warnings"
     );
-    assert_eq!(keys(&report["checks"][0]), "examples fail good message n name value verdict warn");
+    assert_eq!(
+        keys(&report["checks"][0]),
+        "decided examples fail good hits interval message n name power reason value verdict warn"
+    );
     assert_eq!(keys(&report["answers"][0]), "id replies");
     assert_eq!(keys(&report["answers"][0]["replies"][0]), "end finite n_tokens raw text");
     assert_eq!(report["asked"]["prompts"], Json::Null);
     assert_eq!(report["asked"]["n_prompts"], 5);
     assert_eq!(report["loaded"]["turn_end"], "<|im_end|>");
 
-    for (options, code) in [(&[][..], 0), (&["--json", "--threshold", "ends=1,refusal=1"], 11)] {
+    for (options, code) in [(&["--limit", "5"][..], 0), (&["--json", "--threshold", "ends=1,refusal=1"], 11)] {
         let mut command = command([&["smoke", text(&path)], options].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
