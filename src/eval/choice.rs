@@ -18,6 +18,7 @@ fn is_good_reply(kind: &Kind, marks: &Marks) -> bool {
     let is_text = marks.is_finite
         && marks.is_ended
         && !marks.is_empty
+        && !marks.is_echo
         && marks.leak.is_none()
         && marks.repetition.is_none()
         && marks.garbled.is_none();

@@ -44,6 +44,19 @@ impl Sample {
     }
 }
 
+/// How sure the intervals of shares are: neither end has an error of more than [`ALPHA`].
+pub const CONFIDENCE: f64 = 1.0 - 2.0 * ALPHA;
+
+/// The true shares that `hits` of `n` do not rule out, at [`CONFIDENCE`] (Clopper and Pearson,
+/// Biometrika 26, 1934). From 0 to 1 for no cases.
+///
+/// # Panics
+/// If there are more hits than cases.
+pub fn share_interval(hits: usize, n: usize) -> (f64, f64) {
+    assert!(hits <= n, "no more hits than cases");
+    binomial::interval(hits, n, ALPHA).unwrap_or((0.0, 1.0))
+}
+
 /// What answers say of a share.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Decision {

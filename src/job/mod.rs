@@ -37,7 +37,7 @@ pub use extract::{Extract, Extracted, Form, Holds, PreparedExtract};
 pub use look::{TypesAs, expected};
 pub use merge::{Held, Judged, Merge, Outcome, Prepared, PreparedInMemory, Published, SmokeTest, Written};
 pub use quantize::{PreparedQuantize, Quantize};
-pub use sweep::{LEVEL, References, SaidOf, Sweep, Tried, Way, recommend};
+pub use sweep::{References, SaidOf, Sweep, Tried, Way, recommend};
 
 use crate::gguf::{self, Limits, WriteOptions};
 use crate::pipeline::Budget;

@@ -5,14 +5,11 @@ use super::engines::{EngineChoice, Engines};
 use super::merge::{Held, Merge};
 use super::{Error, Settings};
 use crate::chat::Tokenizer;
-use crate::eval::{self, Choice, Estimate, Keep, Reference, Text, choose, good_conversations, share_interval};
+use crate::eval::{self, Choice, Estimate, Keep, Reference, Text, choose, good_conversations};
 use crate::gguf::Model;
 use crate::pipeline::Observer;
 use crate::plan::Recipe;
 use crate::vector::{Inputs, Role};
-
-/// How sure the intervals of shares are.
-pub const LEVEL: f64 = 0.95;
 
 /// Chunks of the text that are scored at most: two pages.
 const CHUNKS: usize = 4;
@@ -79,7 +76,7 @@ impl Tried {
 
     /// The interval of the share of good conversations.
     pub fn interval(&self) -> (f64, f64) {
-        share_interval(self.n_good(), self.good.len(), LEVEL)
+        eval::share_interval(self.n_good(), self.good.len())
     }
 
     /// Whether the output would be accepted: it chats, and holds the vector.

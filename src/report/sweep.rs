@@ -3,9 +3,9 @@
 use serde_json::{Value as Json, json};
 
 use super::{Report, Table, number, percent};
-use crate::eval::{Choice, Estimate, Verdict, share_interval};
+use crate::eval::{CONFIDENCE, Choice, Estimate, Verdict, share_interval};
 use crate::gguf::printable;
-use crate::job::{LEVEL, Tried, Way};
+use crate::job::{Tried, Way};
 
 /// Checks whose values are shown for each way, with their heads.
 const SHOWN: [(&str, &str); 6] = [
@@ -103,7 +103,7 @@ impl Sweep<'_> {
             chosen.n_good(),
             low * 100.0,
             high * 100.0,
-            LEVEL * 100.0,
+            CONFIDENCE * 100.0,
         );
         text = match chosen.is_accepted() {
             true => format!("recommended is {text}"),
@@ -162,14 +162,13 @@ fn share(tried: &Tried, name: &str) -> Option<(usize, usize)> {
     if name == "good" {
         return Some((tried.n_good(), tried.good.len()));
     }
-    let check = tried.talk.judgement.check(name)?;
-    Some(((check.value? * check.n as f64).round() as usize, check.n))
+    tried.talk.judgement.check(name).filter(|check| check.value.is_some()).map(|check| (check.hits, check.n))
 }
 
 /// A share on a line from 0 to 1, with its interval.
 fn curve(hits: usize, n: usize) -> String {
     let at = |share: f64| (share * (WIDTH - 1) as f64).round() as usize;
-    let (low, high) = share_interval(hits, n, LEVEL);
+    let (low, high) = share_interval(hits, n);
     let point = at(if n == 0 { 0.0 } else { hits as f64 / n as f64 });
     let mark = |i: usize| match i {
         _ if i == point => '●',
@@ -196,11 +195,6 @@ impl Report for Sweep<'_> {
         let way = |way: &Way| json!({ "ratio": way.ratio, "presets": way.presets });
         let row = |tried: &Tried| {
             let (low, high) = tried.interval();
-            let check = |check: &crate::eval::CheckResult| {
-                let interval = share(tried, check.name).map(|(hits, n)| share_interval(hits, n, LEVEL));
-                json!({ "name": check.name, "verdict": check.verdict, "value": check.value, "n": check.n,
-                        "interval": interval.map(|(low, high)| [low, high]) })
-            };
             let talk = &tried.talk;
             let answer = |answer: &crate::eval::Answer| {
                 let prompt = talk.set.prompts.get(answer.prompt);
@@ -210,11 +204,12 @@ impl Report for Sweep<'_> {
                 "way": way(&tried.way),
                 "good": { "n": tried.n_good(), "of": tried.good.len(), "interval": [low, high] },
                 "verdict": talk.judgement.verdict,
+                "conclusion": talk.judgement.conclusion,
                 "is_lost": tried.is_lost,
                 "survival": tried.survival,
                 "kl_from_model": tried.kl_from_model,
                 "kl_from_chat": tried.kl_from_chat,
-                "checks": talk.judgement.checks.iter().map(check).collect::<Vec<_>>(),
+                "checks": talk.judgement.checks,
                 "spoken": talk.judgement.spoken,
                 "answers": talk.said.answers.iter().map(answer).collect::<Vec<_>>(),
             })
@@ -222,7 +217,7 @@ impl Report for Sweep<'_> {
         let at = |i: usize| way(&self.tried[i].way);
         json!({
             "model": self.model,
-            "confidence": LEVEL,
+            "confidence": CONFIDENCE,
             "ways": self.tried.iter().map(row).collect::<Vec<_>>(),
             "best": self.choice.map(|choice| at(choice.best)),
             "recommended": self.choice.map(|choice| at(choice.chosen)),
