@@ -118,7 +118,8 @@ fn broken_models_fail_by_the_checks_meant_for_them() {
     }
     // Half broken: cut words, and a fifth of the answers in English.
     let judgement = judge_recorded(&recorded, "ratio 2");
-    assert_eq!(["language", "keywords"].map(|c| judgement.check(c).unwrap().verdict), [Verdict::Warn; 2]);
+    let found = ["language", "keywords"].map(|c| judgement.check(c).unwrap());
+    assert_eq!(found.map(|c| c.verdict), [Verdict::Warn; 2], "{found:#?}");
 }
 
 /// The rule that the published share of German follows: more words that only German texts have than
@@ -140,9 +141,8 @@ fn detected_languages_never_contradict_the_word_lists() {
     let recorded = recorded("answers-de.json");
     // Share by word lists as published, answers that both rules decide, and answers of one language
     // that are too short.
-    for (model, published, both, undecided) in
-        [("base", 0.6108, 114, 5), ("chat", 0.6287, 164, 3), ("cp", 0.4132, 62, 9), ("merged", 0.9162, 165, 1)]
-    {
+    let mut counts = Vec::new();
+    for (model, published) in [("base", 0.6108), ("chat", 0.6287), ("cp", 0.4132), ("merged", 0.9162)] {
         let judgement = judge_recorded(&recorded, model);
         let by_words: Vec<Option<Language>> =
             recorded[model].iter().map(|(_, text, _)| by_words(text, &words)).collect();
@@ -151,10 +151,11 @@ fn detected_languages_never_contradict_the_word_lists() {
 
         let found: Vec<Option<Language>> = judgement.replies.iter().map(|r| r.language.unwrap().found).collect();
         let pairs: Vec<_> = by_words.iter().zip(&found).collect();
-        assert_eq!(pairs.iter().filter(|(a, b)| a.is_some() && a == b).count(), both, "{model}");
-        assert_eq!(pairs.iter().filter(|(a, b)| a.is_some() && b.is_none()).count(), undecided, "{model}");
+        let both = pairs.iter().filter(|(a, b)| a.is_some() && a == b).count();
+        counts.push((model, both, pairs.iter().filter(|(a, b)| a.is_some() && b.is_none()).count()));
         assert!(pairs.iter().all(|(a, b)| b.is_none() || a == b), "{model}: {pairs:?}");
     }
+    assert_eq!(counts, [("base", 114, 5), ("chat", 164, 3), ("cp", 62, 9), ("merged", 165, 1)]);
 }
 
 #[test]
