@@ -80,7 +80,7 @@
 //! assert!(!prepared.plan().protected().is_empty(), "tensors that are dithered");
 //! let written = prepared.write(&())?;
 //! assert!(written.measured().total.survival().is_some_and(|s| s > 0.9));
-//! let judged = written.judge(&|_n_answered| true)?;
+//! let judged = written.judge(&|_n_answered: usize| true)?;
 //! assert_eq!(judged.outcome(), Outcome::Good);
 //! assert!(judged.publish()?.file().path.ends_with("merged.gguf"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -109,7 +109,7 @@
 //! let merge = Merge { smoke: Some(&smoke), ..Merge::new(&inputs, &recipe) };
 //!
 //! let prepared = merge.prepare(&folder.path().join("merged.gguf"), &settings)?;
-//! let judged = prepared.write(&())?.judge(&|_n_answered| true)?;
+//! let judged = prepared.write(&())?.judge(&|_n_answered: usize| true)?;
 //! assert_eq!(judged.outcome(), Outcome::DoesNotChat);
 //! let talk = judged.talk().expect("it was asked");
 //! for check in talk.judgement.checks.iter().filter(|check| check.verdict == Verdict::Fail) {

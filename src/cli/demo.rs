@@ -73,7 +73,7 @@ pub(super) fn run(args: &DemoArgs, global: &Global) -> Result<Exit> {
             bail!("the bundled models look wrong: {finding}");
         }
         let progress = Progress::new(prepared.plan().tensors().iter().map(|t| t.size()).sum());
-        let published = prepared.write(&progress)?.judge(&|_| true)?.publish()?;
+        let published = prepared.write(&progress)?.judge(&|_: usize| true)?.publish()?;
         drop(progress);
         results.push(Merged { name, published });
     }

@@ -1,7 +1,8 @@
 //! Signals: which of them end a run, and when.
 //!
 //! Ctrl-C, SIGTERM and SIGHUP end the process at once, or while an output is being written at the
-//! next chunk, so that the temporary file is removed. The second one ends it at once in any case: a
+//! next chunk, so that the temporary file is removed. While a chat answers, Ctrl-C ends the answer
+//! alone. The second one ends it at once in any case: a
 //! chat template or a long prompt may keep the output from ever coming to the next chunk.
 
 use super::progress;
@@ -30,8 +31,8 @@ pub(super) fn look_after() {
         return;
     }
     let wait = move || {
-        while ending.wait().is_ok() {
-            progress::stop();
+        while let Ok(signal) = ending.wait() {
+            progress::stop(signal == Signal::SIGINT);
         }
     };
     if std::thread::Builder::new().name("signals".to_owned()).spawn(wait).is_err() {
@@ -53,5 +54,5 @@ fn ignored() -> u64 {
 #[cfg(not(unix))]
 pub(super) fn look_after() {
     // Without a handler the process would still end, only less tidily.
-    let _ = ctrlc::set_handler(progress::stop);
+    let _ = ctrlc::set_handler(|| progress::stop(true));
 }

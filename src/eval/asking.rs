@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::chatter::{Asking, Chatter, Conversations, Speed, Transcript};
-use super::{Answer, End, Prompt, PromptSet, Reply};
+use super::{Answer, End, Listener, Phase, Prompt, PromptSet, Reply};
 use crate::chat::{Message, TemplateError};
 use crate::infer::{self, Engine, Fed, Host, Sampler};
 
@@ -19,33 +19,35 @@ const AROUND_A_MESSAGE: usize = 24;
 
 impl Chatter {
     /// Asks an engine all prompts, as many at once as fit in memory: each is answered as if it were
-    /// alone. `go_on` is told how many were answered, before each token.
+    /// alone. `listener` is told how it goes on, and may end it.
     ///
     /// A prompt that does not fit in the context is answered with nothing, ended by the context.
     /// One that the template refuses has no answer, and [`Conversations::loaded`] says so: a
     /// warning, or if there is not one answer, an error.
     ///
     /// # Errors
-    /// [`infer::Error::Memory`], [`infer::Error::Setting`]; [`infer::Error::Cancelled`] if `go_on`
-    /// says no.
+    /// [`infer::Error::Memory`], [`infer::Error::Setting`]; [`infer::Error::Cancelled`] if `listener`
+    /// ends it and takes no part, or nothing was answered yet.
     pub fn ask(
         &self,
         host: &dyn Host,
         set: &PromptSet,
         asking: &Asking,
-        go_on: &dyn Fn(usize) -> bool,
+        listener: &dyn Listener,
     ) -> Result<Conversations, infer::Error> {
+        listener.begins(Phase::Reading);
         let room =
             Room::of(self, set, asking, |n_tokens| host.largest_number(set.prompts.len(), n_tokens, asking.memory));
         let mut said = Said::default();
         let mut due: Vec<usize> = (0..set.prompts.len()).collect();
         // Those that need more than their share of memory are asked alone.
         for room in [room, Room { n_sequences: 1, n_tokens: asking.n_ctx }] {
-            if due.is_empty() && said.has_begun() {
+            if said.is_partial || due.is_empty() && said.has_begun() {
                 break;
             }
             let mut engine = host.sequences(room.n_sequences, asking.n_ctx, room.n_tokens, asking.memory)?;
-            due = Talks::new(self, set, asking, due, &mut *engine).ask(&mut said, go_on)?;
+            listener.begins(Phase::Asking);
+            due = Talks::new((self, set, asking), due, &mut *engine, listener).ask(&mut said)?;
         }
         said.finish(self, set)
     }
@@ -138,6 +140,7 @@ struct Talks<'a> {
     set: &'a PromptSet,
     asking: &'a Asking,
     engine: &'a mut dyn Engine,
+    listener: &'a dyn Listener,
     /// One a sequence.
     going_on: Vec<Option<Conversation>>,
     /// Prompts that were not begun, the next one last.
@@ -150,27 +153,31 @@ struct Talks<'a> {
 
 impl<'a> Talks<'a> {
     fn new(
-        chatter: &'a Chatter,
-        set: &'a PromptSet,
-        asking: &'a Asking,
+        (chatter, set, asking): (&'a Chatter, &'a PromptSet, &'a Asking),
         prompts: Vec<usize>,
         engine: &'a mut dyn Engine,
+        listener: &'a dyn Listener,
     ) -> Self {
         let going_on = (0..engine.n_sequences()).map(|_| None).collect();
         let waiting = prompts.into_iter().rev().collect();
         let (ended, outgrown, speed) = (Vec::new(), Vec::new(), Speed::default());
-        Talks { chatter, set, asking, engine, going_on, waiting, ended, outgrown, speed }
+        Talks { chatter, set, asking, engine, listener, going_on, waiting, ended, outgrown, speed }
     }
 
     /// Asks all of them. Gives those that need a context for themselves.
     ///
     /// # Errors
-    /// Those of the engine; [`infer::Error::Cancelled`] if `go_on` says no.
-    fn ask(mut self, said: &mut Said, go_on: &dyn Fn(usize) -> bool) -> Result<Vec<usize>, infer::Error> {
+    /// Those of the engine; [`infer::Error::Cancelled`] if the listener ends it and takes no part.
+    fn ask(mut self, said: &mut Said) -> Result<Vec<usize>, infer::Error> {
         loop {
             self.begin()?;
-            if !go_on(said.conversations.len() + self.ended.len()) {
-                return Err(infer::Error::Cancelled);
+            if !self.listener.go_on(said.conversations.len() + self.ended.len()) {
+                if !self.listener.takes_a_part() {
+                    return Err(infer::Error::Cancelled);
+                }
+                // What had not begun has ended already if all was answered.
+                said.is_partial = self.going_on.iter().any(Option::is_some) || !self.outgrown.is_empty();
+                break;
             }
             if self.going_on.iter().all(Option::is_none) {
                 break;
@@ -236,6 +243,9 @@ impl<'a> Talks<'a> {
             conversation.answering = Some(Answering { asked, answer: Vec::new(), is_finite: true });
             self.going_on[sequence] = Some(conversation);
             return;
+        }
+        if !conversation.is_interrupted() {
+            self.listener.hears(prompt, &conversation.answer());
         }
         self.ended.push(conversation);
     }
@@ -348,6 +358,15 @@ impl Conversation {
         self.messages.push(Message { role: "assistant".to_owned(), content: reply.text.trim().to_owned() });
         self.replies.push(reply);
     }
+
+    fn answer(&self) -> Answer {
+        Answer { prompt: self.prompt, replies: self.replies.clone() }
+    }
+
+    /// Whether its template was not rendered to the end because somebody wants to stop.
+    fn is_interrupted(&self) -> bool {
+        matches!(self.refusal, Some(TemplateError::Interrupted))
+    }
 }
 
 /// What was said so far.
@@ -356,6 +375,7 @@ struct Said {
     conversations: Vec<Conversation>,
     speed: Speed,
     has_begun: bool,
+    is_partial: bool,
 }
 
 impl Said {
@@ -367,16 +387,23 @@ impl Said {
     /// The answers in the order of the prompts.
     ///
     /// # Errors
-    /// [`infer::Error::Cancelled`] if a template was interrupted.
+    /// [`infer::Error::Cancelled`] if a template was interrupted, or nothing was answered before the
+    /// end.
     fn finish(mut self, chatter: &Chatter, set: &PromptSet) -> Result<Conversations, infer::Error> {
+        if self.is_partial {
+            self.conversations.retain(|c| !c.is_interrupted());
+            if self.conversations.is_empty() {
+                return Err(infer::Error::Cancelled);
+            }
+        }
         self.conversations.sort_by_key(|c| c.prompt);
-        let mut said =
-            Conversations { loaded: chatter.loaded().clone(), speed: self.speed, ..Conversations::default() };
+        let (loaded, speed, is_partial) = (chatter.loaded().clone(), self.speed, self.is_partial);
+        let mut said = Conversations { loaded, speed, is_partial, ..Conversations::default() };
         let mut refused: Vec<(usize, TemplateError)> = Vec::new();
         for conversation in self.conversations {
+            said.answers.push(conversation.answer());
             refused.extend(conversation.refusal.map(|e| (conversation.prompt, e)));
             said.transcripts.extend(conversation.transcripts);
-            said.answers.push(Answer { prompt: conversation.prompt, replies: conversation.replies });
         }
         let Some((prompt, e)) = refused.first() else { return Ok(said) };
         if refused.iter().any(|(_, e)| matches!(e, TemplateError::Interrupted)) {

@@ -103,6 +103,9 @@ pub struct Conversations {
     pub transcripts: Vec<Transcript>,
     /// [`Chatter::loaded`], with what the template said against these prompts.
     pub loaded: Loaded,
+    /// Whether the asking was ended before all prompts were answered. Then there are answers to those
+    /// alone that have all their replies.
+    pub is_partial: bool,
 }
 
 /// A reply in tokens.
@@ -209,6 +212,11 @@ impl Chatter {
         &self.tokenizer
     }
 
+    /// The template it is talked to by.
+    pub fn template(&self) -> &Template {
+        &self.template
+    }
+
     /// What is known of the file before it answers.
     pub fn loaded(&self) -> &Loaded {
         &self.loaded
@@ -216,11 +224,19 @@ impl Chatter {
 
     /// The conversation so far, as tokens, with the beginning of an answer.
     pub(super) fn question(&self, prompt: &Prompt, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
-        let text = match &prompt.rendered {
-            Some(rendered) if !self.loaded.has_template => rendered.clone(),
-            _ => self.template.render(messages, &RenderOptions::new(Some(&self.tokenizer), true))?,
-        };
-        Ok(self.tokenizer.encode(self.without_added(&text), true, true))
+        match &prompt.rendered {
+            Some(rendered) if !self.loaded.has_template => Ok(self.encode(rendered)),
+            _ => self.prompt_of(messages),
+        }
+    }
+
+    /// The same by the template alone.
+    pub(super) fn prompt_of(&self, messages: &[Message]) -> Result<Vec<u32>, TemplateError> {
+        Ok(self.encode(&self.template.render(messages, &RenderOptions::new(Some(&self.tokenizer), true))?))
+    }
+
+    fn encode(&self, text: &str) -> Vec<u32> {
+        self.tokenizer.encode(self.without_added(text), true, true)
     }
 
     /// The text without the BOS and EOS that the tokenizer adds itself (common/chat.cpp,

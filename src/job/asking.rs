@@ -7,7 +7,8 @@ use super::Error;
 use super::engines::{Engines, Hosts};
 use crate::chat::{Template, Templates};
 use crate::eval::{
-    Agreement, Asking, Chatter, Conversations, Judgement, Language, PromptSet, Thresholds, Verdict, judge,
+    Agreement, Asking, Chatter, Conversations, Judgement, Language, Listener, Phase, PromptSet, Thresholds, Verdict,
+    judge,
 };
 use crate::gguf::{Metadata, Model};
 use crate::infer::{self, LoraFile, Sampling};
@@ -104,19 +105,20 @@ impl Questions {
         hosts.require_room(model, context_size(&hosts, self.n_ctx, memory), memory).map(drop)
     }
 
-    /// Asks a model all of it. `templates` renders its own template, and `go_on` is told how many
-    /// prompts were answered, before each token.
+    /// Asks a model all of it. `templates` renders its own template, and `listener` is told how it
+    /// goes on, and may end it: what was answered is judged then, if it takes a part.
     ///
     /// # Errors
     /// [`Error::Chatter`], [`Error::Judge`]; [`Error::Infer`] with [`infer::Error::Cancelled`] if
-    /// `go_on` says no.
+    /// `listener` ends it and takes no part.
     pub fn ask(
         &self,
         model: &Model,
         templates: &Templates,
         budget: &Budget,
-        go_on: &dyn Fn(usize) -> bool,
+        listener: &dyn Listener,
     ) -> Result<Talk, Error> {
+        listener.begins(Phase::Reading);
         let (set, languages) = self.resolve(model.metadata());
         let loras = self.loras.iter().map(|(model, factor)| LoraFile { model, factor: *factor });
         let hosts = self.engines.load(model, &loras.collect::<Vec<_>>(), budget.threads)?;
@@ -124,9 +126,14 @@ impl Questions {
         let n_ctx = context_size(&hosts, self.n_ctx, budget.memory);
         let (max_tokens, sampling) = (self.max_tokens, self.sampling.clone());
         let asking = Asking { max_tokens, n_ctx, memory: budget.memory, sampling };
-        let said = chatter.ask(&*hosts.first, &set, &asking, go_on)?;
+        let said = chatter.ask(&*hosts.first, &set, &asking, listener)?;
         let n = set.prompts.len();
-        let agreement = hosts.agreement(&said.transcripts, n_ctx, budget.memory, &|| go_on(n))?;
+        let agreement = match hosts.agreement(&said.transcripts, n_ctx, budget.memory, &|| listener.go_on(n)) {
+            // The answers are there; it is the other engine that was not asked.
+            Err(infer::Error::Cancelled) if listener.takes_a_part() => None,
+            agreement => agreement?,
+        };
+        listener.begins(Phase::Judging);
         let judgement = judge(&set, &said.answers, &languages, &self.thresholds, &said.loaded)?;
         let architecture = model.metadata().get_str("general.architecture").map(ToString::to_string);
         Ok(Talk {
@@ -192,9 +199,15 @@ impl Talk {
 
 /// The context asked for, or one of a size that most conversations fit in.
 fn context_size(hosts: &Hosts, asked: Option<usize>, memory: u64) -> usize {
-    let most = hosts.first.n_ctx_train().min(CONTEXT);
+    context_of(asked, hosts.first.n_ctx_train(), |most| hosts.largest_context(most, memory))
+}
+
+/// The same for what was trained on so many tokens at once; `largest` is told the most that is
+/// wanted, and says what there is room for.
+pub(super) fn context_of(asked: Option<usize>, n_ctx_train: usize, largest: impl Fn(usize) -> usize) -> usize {
+    let most = n_ctx_train.min(CONTEXT);
     // If not even a short one fits, the error says what it would take.
-    asked.unwrap_or_else(|| hosts.largest_context(most, memory).max(most.min(256)))
+    asked.unwrap_or_else(|| largest(most).max(most.min(256)))
 }
 
 /// Those of `general.languages` that there are prompts in, or English.

@@ -10,7 +10,7 @@ use super::look::{self, Looked, TypesAs, cautions, expected, refusals, rounding_
 use super::{Caution, Error, REJECTED, Settings, check_rejected};
 use crate::chat::Tokenizer;
 use crate::chat::dialect::{self, Engine, Finding};
-use crate::eval;
+use crate::eval::{self, Listener};
 use crate::gguf::{Complete, Finished, MemoryWriter, Metadata, Model};
 use crate::pipeline::{self, Measured, Mended, Observer};
 use crate::plan::{self, Change, MergePlan, OnLoss, Recipe, SpecialTokens, Verdict, Warning};
@@ -345,13 +345,12 @@ impl<'a> Written<'a> {
     }
 
     /// Judges the output by what was measured, and asks it, if that is wanted and it is not lost
-    /// already: nothing that it might say would give it its name. `go_on` is told how many prompts
-    /// were answered, before each token.
+    /// already: nothing that it might say would give it its name. `listener` is told how it goes on.
     ///
     /// # Errors
-    /// [`Error::NotAsked`]; [`pipeline::Error::Cancelled`] if `go_on` says no, and no file is left
+    /// [`Error::NotAsked`]; [`pipeline::Error::Cancelled`] if `listener` ends it, and no file is left
     /// then.
-    pub fn judge(self, go_on: &dyn Fn(usize) -> bool) -> Result<Judged<'a>, Error> {
+    pub fn judge(self, listener: &dyn Listener) -> Result<Judged<'a>, Error> {
         let loss = &self.merge.recipe.loss;
         let by_name = self.measured.tensors.iter().map(|t| (t.name.as_str(), t.moments));
         let verdict = loss.judge_measured(&self.plan, by_name);
@@ -359,7 +358,9 @@ impl<'a> Written<'a> {
         let Some(smoke) = self.merge.smoke.filter(|_| !is_lost) else {
             return Ok(Judged { written: self, verdict, is_lost, talk: None, is_kept: !is_lost });
         };
-        match self.ask(&smoke.questions, go_on) {
+        match self.ask(&smoke.questions, listener) {
+            // A name is for what was asked all of it.
+            Ok(talk) if talk.said.is_partial => Err(pipeline::Error::Cancelled.into()),
             Ok(talk) => {
                 let is_kept = smoke.is_kept || talk.chats();
                 Ok(Judged { written: self, verdict, is_lost, talk: Some(talk), is_kept })
@@ -372,9 +373,9 @@ impl<'a> Written<'a> {
         }
     }
 
-    fn ask(&self, questions: &Questions, go_on: &dyn Fn(usize) -> bool) -> Result<Talk, Error> {
+    fn ask(&self, questions: &Questions, listener: &dyn Listener) -> Result<Talk, Error> {
         let model = Model::open(self.file.path(), &self.settings.limits)?;
-        questions.ask(&model, self.merge.inputs.templates(), &self.settings.budget, go_on)
+        questions.ask(&model, self.merge.inputs.templates(), &self.settings.budget, listener)
     }
 }
 

@@ -24,7 +24,7 @@ pub use lora::Lora;
 pub use plan::{Plan, encoding};
 pub use quantize::Quantize;
 pub use run::Run;
-pub use smoke::Smoke;
+pub use smoke::{Smoke, conversation};
 pub use sweep::{Sweep, way};
 pub use table::Table;
 pub use verify::Verify;
@@ -38,6 +38,12 @@ pub trait Report {
 
     /// The result as JSON for programs. Keys are stable within a version of this crate.
     fn json(&self) -> serde_json::Value;
+
+    /// Whether words of the text are verdicts: PASS, WARN and FAIL at the beginning of a line, behind
+    /// the first word of one, or at the end of all.
+    fn has_verdicts(&self) -> bool {
+        false
+    }
 }
 
 /// A share as a percentage with two digits after the point, or a dash.

@@ -128,6 +128,10 @@ struct PartSummary<'a> {
 }
 
 impl Report for Run<'_> {
+    fn has_verdicts(&self) -> bool {
+        self.smoke.is_some()
+    }
+
     fn text(&self) -> String {
         let (survival, noise) = words(self.is_patch);
         let [survival, noise] = [survival, noise].map(|word| format!(">{word}"));

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::{Report, Table, agreement};
-use crate::eval::{ALPHA, Agreement, Answer, CheckResult, Conversations, Good, Judgement, PromptSet, Verdict};
+use crate::eval::{
+    ALPHA, Agreement, Answer, CheckResult, Conversations, Good, Judgement, Prompt, PromptSet, Verdict,
+};
 use crate::gguf::printable;
 use crate::job::Talk;
 
@@ -58,6 +60,10 @@ impl<'a> Smoke<'a> {
 }
 
 impl Report for Smoke<'_> {
+    fn has_verdicts(&self) -> bool {
+        true
+    }
+
     fn text(&self) -> String {
         let mut text = format!("{}: {}\n\n", printable(&self.file), printable(&self.judgement.conclusion));
         if self.shows_answers {
@@ -82,6 +88,10 @@ impl Report for Smoke<'_> {
             text += &format!("\nnote: {}\n", printable(warning));
         }
         text += &format!("\n{}\n{}\n{}\n", self.asked(), self.languages(), self.rates());
+        if self.said.is_partial {
+            let (n, all) = (self.said.answers.len(), self.set.prompts.len());
+            text += &format!("interrupted: {n} of {all} prompts were answered, and only these are judged\n");
+        }
         if let Some(found) = self.agreement {
             text += &format!("{}\n", agreement(found));
         }
@@ -91,7 +101,7 @@ impl Report for Smoke<'_> {
     fn json(&self) -> Json {
         let replies = |answer: &Answer| {
             let prompt = self.set.prompts.get(answer.prompt);
-            json!({ "id": prompt.map(|p| &p.id), "replies": answer.replies })
+            json!({ "id": prompt.map(|p| &p.id), "messages": prompt.map(|p| &p.messages), "replies": answer.replies })
         };
         let adapter = |(path, factor): &(PathBuf, f32)| json!({ "file": path.to_string_lossy(), "ratio": factor });
         json!({
@@ -102,6 +112,7 @@ impl Report for Smoke<'_> {
             "verdict": self.judgement.verdict,
             "conclusion": self.judgement.conclusion,
             "alpha": ALPHA,
+            "partial": self.said.is_partial,
             "asked": {
                 "prompts": self.prompts.map(|path| path.to_string_lossy()),
                 "adapters": self.adapters.iter().map(adapter).collect::<Vec<_>>(),
@@ -136,17 +147,7 @@ impl Smoke<'_> {
         let mut text = String::new();
         for answer in &self.said.answers {
             let Some(prompt) = self.set.prompts.get(answer.prompt) else { continue };
-            let answered: Vec<usize> = prompt.answered().collect();
-            text += &format!("[{}]\n", printable(&prompt.id));
-            for (i, turn) in prompt.messages.iter().enumerate() {
-                text += &format!("{}: {}\n", printable(&turn.role), printable(&turn.content));
-                let reply = answered.iter().position(|&a| a == i).and_then(|n| answer.replies.get(n));
-                if let Some(reply) = reply {
-                    let said = if reply.raw.is_empty() { &reply.text } else { &reply.raw };
-                    text += &format!("> {}\n", printable(said.trim()));
-                }
-            }
-            text.push('\n');
+            text += &conversation(prompt, answer);
         }
         text
     }
@@ -198,6 +199,21 @@ impl Smoke<'_> {
                 .collect::<String>(),
         )
     }
+}
+
+/// A prompt with its answers, as text with an empty line behind it.
+pub fn conversation(prompt: &Prompt, answer: &Answer) -> String {
+    let answered: Vec<usize> = prompt.answered().collect();
+    let mut text = format!("[{}]\n", printable(&prompt.id));
+    for (i, turn) in prompt.messages.iter().enumerate() {
+        text += &format!("{}: {}\n", printable(&turn.role), printable(&turn.content));
+        let reply = answered.iter().position(|&a| a == i).and_then(|n| answer.replies.get(n));
+        if let Some(reply) = reply {
+            let said = if reply.raw.is_empty() { &reply.text } else { &reply.raw };
+            text += &format!("> {}\n", printable(said.trim()));
+        }
+    }
+    text + "\n"
 }
 
 fn about(name: &str) -> &'static str {

@@ -48,6 +48,12 @@ mod process;
 mod terminal;
 // Names of languages, and which one a text is in.
 mod language;
+// No tests: the command in a terminal of tmux.
+#[cfg(unix)]
+mod tmux;
+// Asking, seen while it goes on: answers as they come, phases, and what is left of an interrupted one.
+#[cfg(unix)]
+mod live;
 // LoRA adapters: the rules of llama.cpp, what they hold, what is left out, and what they give back
 // to an output.
 mod lora;

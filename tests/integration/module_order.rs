@@ -45,7 +45,7 @@ const ORDER: [(&str, &[&str]); 16] = [
 ];
 
 /// Crates that only the command may use.
-const OF_THE_COMMAND: [&str; 5] = ["clap", "indicatif", "anyhow", "ctrlc", "nix"];
+const OF_THE_COMMAND: [&str; 8] = ["clap", "indicatif", "anyhow", "ctrlc", "nix", "rustyline", "anstream", "anstyle"];
 
 /// What the library leaves to the command.
 const NEITHER_PRINTS_NOR_EXITS: [&str; 5] = ["println!", "eprintln!", "print!(", "dbg!(", "process::exit"];

@@ -376,6 +376,33 @@ impl Paths {
     }
 }
 
+/// The merge of the bundled files as one that never ends an answer: none of its tokens ends one.
+pub(crate) fn endless_model(folder: &Path) -> PathBuf {
+    let path = folder.join("endless.gguf");
+    let mut draft = Paths::bundled().merge(&path, "F32", 1.0);
+    let rename = |text: &[u8]| {
+        let text = String::from_utf8_lossy(text);
+        text.replace("<|im_end|>", "<|im_fin|>").replace("<|endoftext|>", "<|endoftexx|>").into_bytes()
+    };
+    for (key, value) in &mut draft.keys {
+        match value {
+            Val::Str(text) if key == b"tokenizer.chat_template" => *text = rename(text),
+            Val::Array(kind::STRING, texts) if key == b"tokenizer.ggml.tokens" => {
+                texts.iter_mut().for_each(|token| {
+                    *token = Val::Str(rename(match token {
+                        Val::Str(text) => text,
+                        _ => &[],
+                    }))
+                });
+            }
+            _ => {}
+        }
+    }
+    // No such token.
+    draft.set("tokenizer.ggml.eos_token_id", Val::U32(9999));
+    draft.write(folder, "endless.gguf")
+}
+
 /// How a command ended and what it said.
 #[derive(Debug)]
 pub(crate) struct Ran {

@@ -45,7 +45,11 @@ impl Process {
         command.arg(super::COMMAND).env_clear().env("GGML_NO_BACKTRACE", "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         #[cfg(unix)]
-        std::os::unix::process::CommandExt::arg0(&mut command, "chatvec");
+        {
+            use std::os::unix::process::CommandExt;
+            // Ctrl-C is for the command: it decides whether this ends, too.
+            command.process_group(0).arg0("chatvec");
+        }
         let mut child = command.spawn().map_err(fault)?;
         let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
