@@ -29,7 +29,7 @@ pub use template::{
     TemplateRunner, Templates, max_output_bytes,
 };
 pub use token_map::TokenMap;
-pub use tokenizer::{TokenKind, Tokenizer};
+pub use tokenizer::{StreamDecoder, TokenKind, Tokenizer};
 
 /// `tokenizer.chat_template`: the template that is used where none is named; others have `.NAME`
 /// behind it.

@@ -81,7 +81,7 @@ pub(super) struct AskingArgs {
 
 /// A number as it is computed with. One that would become 0 or infinite by that is none: a
 /// temperature of 0 means something else.
-fn number(text: &str) -> Result<f32, String> {
+pub(super) fn number(text: &str) -> Result<f32, String> {
     let value: f64 = text.parse().map_err(|e: std::num::ParseFloatError| e.to_string())?;
     plan::in_f32(value).ok_or_else(|| format!("{value:e} is beyond what f32 can hold"))
 }
@@ -189,7 +189,7 @@ fn require_prompts(language: Language) -> Result<(), Usage> {
 }
 
 /// A template from a Jinja file or from the metadata of a GGUF file.
-fn read_template(path: &Path) -> Result<Template> {
+pub(super) fn read_template(path: &Path) -> Result<Template> {
     // Read once, from its beginning to its end: it may be a pipe.
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use super::Usage;
+use super::chat::NoTemplate;
 use crate::{chat, eval, gguf, imatrix, infer, job, patch, pipeline, plan, vector};
 
 /// How a command ended. The numbers are a promise to scripts.
@@ -106,11 +107,11 @@ impl Exit {
             } else if let Some(e) = cause.downcast_ref::<chat::Error>() {
                 of_vocabulary(e)
             } else if let Some(e) = cause.downcast_ref::<chat::TemplateError>() {
-                match e {
-                    chat::TemplateError::Process { .. } | chat::TemplateError::Stack(_) => Exit::Io,
-                    chat::TemplateError::Interrupted => Exit::Interrupted,
-                    _ => Exit::Malformed,
-                }
+                of_template(e)
+            } else if let Some(e) = cause.downcast_ref::<eval::TurnError>() {
+                of_turn(e)
+            } else if cause.is::<NoTemplate>() {
+                Exit::NotSupported
             } else if cause.is::<Usage>() {
                 Exit::Usage
             } else if let Some(e) = cause.downcast_ref::<job::Error>() {
@@ -319,6 +320,23 @@ fn of_compare(error: &eval::Error) -> Exit {
         NothingShared { .. } | PatchAndModel { .. } => Exit::Refused,
         Scorer { source, .. } => source.downcast_ref().map_or(Exit::Failure, of_infer),
         Rows { .. } => Exit::Failure,
+    }
+}
+
+fn of_template(error: &chat::TemplateError) -> Exit {
+    match error {
+        chat::TemplateError::Process { .. } | chat::TemplateError::Stack(_) => Exit::Io,
+        chat::TemplateError::Interrupted => Exit::Interrupted,
+        _ => Exit::Malformed,
+    }
+}
+
+fn of_turn(error: &eval::TurnError) -> Exit {
+    use eval::TurnError::*;
+    match error {
+        Template(e) => of_template(e),
+        Full { .. } => Exit::NotSupported,
+        Infer(e) => of_infer(e),
     }
 }
 

@@ -3,6 +3,7 @@
 mod apply;
 mod architectures;
 mod asking_args;
+mod chat;
 mod compare;
 mod demo;
 mod engine_arg;
@@ -99,6 +100,8 @@ enum Command {
     Smoke(smoke::SmokeArgs),
     /// Find the ratio: merge in memory at several, ask each, and recommend one
     Sweep(sweep::SweepArgs),
+    /// Talk to a model in the terminal, or answer each line of a pipe
+    Chat(chat::ChatArgs),
     /// Hold one model against another: weights, and what they say on a text
     Compare(compare::CompareArgs),
     /// Find out from a text which weights matter: an importance matrix, for --imatrix
@@ -151,6 +154,7 @@ pub fn main() -> ExitCode {
         Command::Quantize(args) => quantize::run(args, global),
         Command::Smoke(args) => smoke::run(args, global),
         Command::Sweep(args) => sweep::run(args, global),
+        Command::Chat(args) => chat::run(args, global),
         Command::Compare(args) => compare::run(args, global),
         Command::Imatrix(args) => imatrix::run(args, global),
         Command::Architectures(args) => architectures::run(args, global),

@@ -23,6 +23,7 @@ mod matrix;
 #[cfg(test)]
 mod mutants;
 mod ops;
+mod recommended;
 mod rope;
 mod sample;
 mod sequences;
@@ -39,6 +40,7 @@ pub use hyperparameters::{Hyperparameters, RopeParameters, Scales, Temperature};
 pub use importance::{Gathering, gather_importance};
 pub use llama_cpp::{COMMAND as LLAMA_CPP_COMMAND, HAS_LLAMA_CPP, LlamaCpp, serve_llama_cpp};
 pub use lora::LoraFile;
+pub use recommended::Recommended;
 pub use sample::{Sampler, Sampling};
 pub use sequences::Sequences;
 pub use session::Session;

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! One file a kind of run: [`Merge`] (also of patches), [`Extract`], [`Quantize`], [`Adapter`] and
-//! [`Sweep`], which tries several merges in memory.
-//! Nothing here prints; what a user should hear before a run is a [`Caution`], and what ends one is
+//! [`Sweep`], which tries several merges in memory. [`Questions`] ask a model, and a [`Blend`] is one
+//! that is talked to. Nothing here prints; what a user should hear before a run is a [`Caution`], and what ends one is
 //! an [`Error`].
 
 mod adapter;
@@ -25,6 +25,7 @@ mod look;
 mod merge;
 mod quantize;
 mod sweep;
+mod talking;
 
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,7 @@ pub use look::{TypesAs, expected};
 pub use merge::{Held, Judged, Merge, Outcome, Prepared, PreparedInMemory, Published, SmokeTest, Written};
 pub use quantize::{PreparedQuantize, Quantize};
 pub use sweep::{References, SaidOf, Sweep, Tried, Way, recommend};
+pub use talking::{Blend, WithAdapters, talk_context};
 
 use crate::gguf::{self, Limits, WriteOptions};
 use crate::pipeline::Budget;

@@ -179,7 +179,7 @@ impl Sweep {
     ) -> Result<Tried, Error> {
         let held = Merge::new(inputs, recipe).prepare_in_memory(settings)?.hold(observer)?;
         let Held { model, measured, verdict } = held;
-        let talk = self.questions.ask(&model, inputs.templates(), &settings.budget, go_on)?;
+        let talk = self.questions.ask(&model, inputs.templates(), &settings.budget, &|n: usize| go_on(n))?;
         let good = good_conversations(&talk.set, &talk.said.answers, &talk.judgement);
         let n = talk.set.prompts.len();
         let kl = |said: Option<&SaidOf>| -> Result<Option<Estimate>, Error> {

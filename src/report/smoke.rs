@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 
 use super::{Report, Table, agreement};
-use crate::eval::{
-    ALPHA, Agreement, Answer, CheckResult, Conversations, Good, Judgement, Prompt, PromptSet, Verdict,
-};
+use crate::eval::{ALPHA, Agreement, Answer, CheckResult, Conversations, Good, Judgement, Prompt, PromptSet, Verdict};
 use crate::gguf::printable;
 use crate::job::Talk;
 

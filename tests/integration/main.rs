@@ -15,6 +15,8 @@ mod bounds;
 mod compat;
 // Which engine runs a model, and a process of llama.cpp that does not do its part.
 mod engines;
+// Talking to a model: through pipes, and in a terminal.
+mod chat;
 // Judging answers: each check, prompt files, and figures of real models.
 mod dialects;
 mod eval;

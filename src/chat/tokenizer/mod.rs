@@ -19,6 +19,7 @@ mod merge;
 mod pre;
 mod special;
 mod spm;
+mod stream;
 mod vocab;
 
 use std::borrow::Cow;
@@ -35,6 +36,7 @@ use special::{Fragment, Specials};
 use vocab::{Vocab, flag, text};
 
 pub(super) use special::MOST_SPECIAL;
+pub use stream::StreamDecoder;
 pub use vocab::TokenKind;
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -223,15 +225,8 @@ impl Tokenizer {
     /// space of ` .` and ` 's` for some vocabularies: the programs that show answers as they are
     /// made do not do that either.
     pub fn decode(&self, ids: &[u32], special: bool) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mut none_shown = self.begins_with_space;
-        for (i, &id) in ids.iter().enumerate() {
-            let piece = self.piece(id, special);
-            let first = i == 0 && self.adds_space || none_shown;
-            none_shown &= !special && matches!(self.kind(id), TokenKind::Control | TokenKind::Unknown);
-            out.extend_from_slice(piece.strip_prefix(b" ").filter(|_| first).unwrap_or(&piece));
-        }
-        out
+        let mut stream = StreamDecoder::new(self, special);
+        ids.iter().flat_map(|&id| stream.bytes(id).into_owned()).collect()
     }
 
     /// The text in the vocabulary: with ▁ for spaces or in the alphabet of bytes.
