@@ -241,7 +241,7 @@ pub(super) fn complain_of_damage(path: &Path, checked: &patch::Checked) {
 }
 
 /// Opens every file of a recipe once.
-fn open(file: &RecipeFile, is_forced: bool, global: &Global) -> Result<Inputs> {
+pub(super) fn open(file: &RecipeFile, is_forced: bool, global: &Global) -> Result<Inputs> {
     let limits = global.limits();
     let model = |path: &Path| Model::open(path, &limits);
     let mut inputs = Inputs::new(model(&file.model).context("--model")?);

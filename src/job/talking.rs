@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use super::Error;
 use super::asking::context_of;
 use super::engines::{EngineChoice, Engines};
 use crate::gguf::Model;
-use crate::infer::{self, Host, LoraFile};
+use crate::infer::{Host, LoraFile};
 
 /// A model whose parts can be had in other ratios while it is talked to: adapters beside it, or
 /// vectors in its weights.
@@ -24,7 +25,7 @@ pub trait Blend {
     ///
     /// # Errors
     /// What keeps it from being run.
-    fn host(&self, ratios: &[f32]) -> Result<Box<dyn Host + '_>, infer::Error>;
+    fn host(&self, ratios: &[f32]) -> Result<Box<dyn Host + '_>, Error>;
 }
 
 /// A model in a file, with adapters beside it.
@@ -49,7 +50,7 @@ impl Blend for WithAdapters {
         self.loras.iter().map(|(_, ratio)| *ratio).collect()
     }
 
-    fn host(&self, ratios: &[f32]) -> Result<Box<dyn Host + '_>, infer::Error> {
+    fn host(&self, ratios: &[f32]) -> Result<Box<dyn Host + '_>, Error> {
         // Weights stay mapped, and only names and shapes are looked at again.
         let files = self.loras.iter().zip(ratios).map(|((model, _), &factor)| LoraFile { model, factor });
         let files: Vec<LoraFile<'_>> = files.filter(|file| file.factor != 0.0).collect();

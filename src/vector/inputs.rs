@@ -185,6 +185,11 @@ impl Inputs {
         inputs
     }
 
+    /// Changes the ratios of the vectors, in their order.
+    pub fn set_ratios(&mut self, ratios: impl IntoIterator<Item = f64>) {
+        self.vectors.iter_mut().zip(ratios).for_each(|(vector, ratio)| vector.ratio = ratio);
+    }
+
     /// With a matrix that says how much the errors of the output's weights count.
     #[must_use]
     pub fn with_importance(mut self, matrix: ImportanceMatrix) -> Self {

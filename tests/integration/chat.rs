@@ -98,6 +98,31 @@ fn adapters_and_templates_are_those_of_smoke() {
 }
 
 #[test]
+fn vectors_are_added_in_memory_and_answer_as_the_merged_file_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let (paths, file) = (Paths::bundled(), folder.path().join("merged.gguf"));
+    let pair = ["--base", text(&paths.base), "--chat", text(&paths.chat)];
+    let of = |options: &[&str]| {
+        let ran = chat(&[&[text(&paths.cp), "--max-tokens", "24", "--greedy"], options].concat(), TALK[..2].join("\n"));
+        ran.says(0, &["the merged model is held in memory: 5.3 MiB"]).out.clone()
+    };
+    let by_file = |ratio: &str| {
+        paths.command(&file, &["--ratio", ratio, "--overwrite"]).says(0, &[]);
+        chat(&[text(&file), "--max-tokens", "24", "--greedy"], TALK[..2].join("\n")).out
+    };
+    let (whole, part) = (by_file("1"), by_file("0.7"));
+    assert_ne!(whole, part);
+    assert_eq!(of(&pair), whole);
+    let vector = |ratio: &str| format!("{}:{}@{ratio}", text(&paths.base), text(&paths.chat));
+    assert_eq!(of(&["--vector", &vector("0.7")]), part);
+    // Two halves of a vector are the vector.
+    assert_eq!(of(&["--vector", &vector("0.5"), "--vector", &vector("0.5")]), whole);
+    let both = [text(&paths.cp), "--base", text(&paths.base), "--chat", text(&paths.chat), "--lora", text(&paths.chat)];
+    chat(&both, "").says(2, &["--lora"]);
+    chat(&[text(&paths.cp), "--base", text(&paths.base)], "").says(2, &["--chat"]);
+}
+
+#[test]
 fn a_seed_gives_the_same_answers_and_the_file_says_how_tokens_are_chosen() {
     let folder = tempfile::tempdir().unwrap();
     let model = merged(folder.path());

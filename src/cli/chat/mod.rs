@@ -3,6 +3,7 @@
 mod command;
 mod editor;
 mod lines;
+mod merged;
 mod sampling;
 mod talk;
 mod terminal;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
+use self::merged::{Merged, VectorArgs};
 use self::sampling::SamplingArgs;
 use self::talk::Talk;
 use self::terminal::{Room, Speaker};
@@ -25,7 +27,7 @@ use crate::cli::template_process::templates;
 use crate::cli::{Exit, Global, Usage, output};
 use crate::eval::Chatter;
 use crate::gguf::Model;
-use crate::job::{Blend as _, WithAdapters, talk_context};
+use crate::job::{Blend, WithAdapters, talk_context};
 
 #[derive(Args, Debug)]
 pub(super) struct ChatArgs {
@@ -36,8 +38,10 @@ pub(super) struct ChatArgs {
     /// several times for several
     #[arg(long, value_name = "FILE[@RATIO]")]
     lora: Vec<PathBuf>,
-    /// A second model, which /compare asks beside the first [default: the model without its
-    /// adapters]
+    #[command(flatten)]
+    vectors: VectorArgs,
+    /// A second model, which /compare asks beside the first [default: the model without adapters and
+    /// vectors]
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
     /// What the model is told before the conversation
@@ -78,9 +82,8 @@ pub(super) fn run(args: &ChatArgs, global: &Global) -> Result<Exit> {
         return Err(Usage("--engine both is for smoke and compare; a chat has one engine".to_owned()).into());
     }
     let given = args.chat_template.as_deref().map(read_template).transpose().context("--chat-template")?;
-    let mut model = open(&args.model, args, global)?;
-    model.loras = read_loras(&args.lora, global)?;
-    let chatter = chatter(&model.model, given.clone())?;
+    let (model, first) = blend(args, global)?;
+    let chatter = chatter(&first, given.clone())?;
     let other = args.against.as_deref().map(|path| open(path, args, global)).transpose().context("--against")?;
     let other = other.map(|other| {
         // One that was not trained to chat is asked as the first is.
@@ -89,21 +92,37 @@ pub(super) fn run(args: &ChatArgs, global: &Global) -> Result<Exit> {
     });
     let other = other.transpose().context("--against")?;
 
-    let sampling = args.sampling.of(model.model.metadata())?;
+    let sampling = args.sampling.of(first.metadata())?;
+    drop(first);
     let system = args.system.clone().filter(|text| !text.trim().is_empty());
     let mut talk = Talk::new(system, args.max_tokens.map(|n| n as usize), sampling.clone());
     let room = Room { n_ctx: args.ctx_size.map(|n| n as usize), memory: global.budget().memory };
-    let speaker = |model, path: &Path, chatter| Speaker { blend: model, chatter, name: path.display().to_string() };
+    let speaker = |blend, path: &Path, chatter| Speaker { blend, chatter, name: path.display().to_string() };
     if !global.json && io::stdin().is_terminal() && io::stdout().is_terminal() {
         let against = other.as_ref().zip(args.against.as_deref());
-        let against = against.map(|((model, chatter), path)| speaker(model, path, chatter));
-        return terminal::talk(&speaker(&model, &args.model, &chatter), against.as_ref(), talk, &sampling, room);
+        let against = against.map(|((model, chatter), path)| speaker(model as &dyn Blend, path, chatter));
+        return terminal::talk(&speaker(&*model, &args.model, &chatter), against.as_ref(), talk, &sampling, room);
     }
     let host = model.host(&model.ratios())?;
     let n_ctx = talk_context(&*host, room.n_ctx, room.memory);
     let mut engine = host.sequences(1, n_ctx, n_ctx, room.memory)?;
     tell_context_size(n_ctx, host.n_ctx_train());
     lines::answer(&mut talk, &chatter, &mut *engine, global.json)
+}
+
+/// The model with its adapters, or with vectors in memory, and the model that says how to talk to it.
+fn blend(args: &ChatArgs, global: &Global) -> Result<(Box<dyn Blend>, Arc<Model>)> {
+    if let Some(merged) = Merged::new(&args.model, &args.vectors, global)? {
+        if !args.lora.is_empty() {
+            return Err(Usage("--lora is for a model in a file; give a vector or an adapter".to_owned()).into());
+        }
+        let first = merged.model(&merged.ratios())?;
+        return Ok((Box::new(merged), first));
+    }
+    let mut model = open(&args.model, args, global)?;
+    model.loras = read_loras(&args.lora, global)?;
+    let first = Arc::clone(&model.model);
+    Ok((Box::new(model), first))
 }
 
 fn open(path: &Path, args: &ChatArgs, global: &Global) -> Result<WithAdapters> {
