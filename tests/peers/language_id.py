@@ -9,7 +9,7 @@ Every text of the half `report` is given to the detector once for each of 30 lan
 were tuned on the other half (`--half tune`). Shares are means over languages, so that one with many texts does not count
 more. `--before PATH` runs another build of the same program, which may know fewer languages.
 Exits with 1 if a bound does not hold: own language right in 99, 99.9 and 99.9 % by length, and foreign text taken for the asked
-language or for English in .5 % each.
+language or for English in .5 %.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import pathlib
 import subprocess
 import sys
 import time
+import unicodedata
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ASKED = "en de es fr it pt nl pl ru uk tr ar fa hi bn ta th vi id zh ja ko el he sv fi ca eu gl se".split()
@@ -121,11 +122,20 @@ def taken_for(texts, found, asked):
     return ", ".join(f"{code} {share:.1f}" for share, code in shares[:3] if share > 0.5)
 
 
+def letters(text: str) -> int:
+    """Letters as the rule counts them: a syllable is three, a sign of an Indian script two."""
+    def weight(c):
+        if "\u0900" <= c <= "\u17ff":
+            return 2 * (c.isalpha() or unicodedata.category(c) in ("Mc", "Mn") and unicodedata.combining(c) != 9)
+        return c.isalpha() * (3 if "\u3040" <= c <= "\ud7a3" else 1)
+
+    return sum(map(weight, text))
+
+
 def mixed(texts, program, asked):
     """A short text of each language, and then longer ones in English."""
     key = lambda t: hashlib.blake2b(t["text"].encode(), digest_size=8, key=b"mixed").digest()
     english = sorted((t["text"] for t in texts if t["language"] == "en" and t["bin"] != "3-5"), key=lambda x: key({"text": x}))
-    letters = lambda text: sum(c.isalpha() * (3 if "\u3040" <= c <= "\ud7a3" else 2 if "\u0900" <= c <= "\u17ff" else 1) for c in text)
     made = []
     for language in asked:
         mine = sorted((t for t in texts if t["language"] == language and t["bin"] == "6-12"), key=key)[:60]
@@ -191,6 +201,9 @@ def main():
             print(f"| run in {asked}, these, before | {numbers(foreign(texts, before, asked, known, False))} |")
     print()
     mixed(texts, options.program, [a for a in ASKED if a != "en"])
+    if before:
+        print("- before:")
+        mixed(texts, options.before, [a for a in BEFORE if a != "en"])
 
     print("\nWhere a bound is missed:\n\n| language | words | texts | right, % | undecided, % |\n|---|---|---|---|---|")
     for missed in (worse, worse_others):
@@ -199,11 +212,12 @@ def main():
                 print(f"| {language} | {bin_} | {n} | {share:.1f} | {undecided:.1f} |")
     print("\n| run in | foreign text taken for it, % | most of all, % |\n|---|---|---|")
     for asked, row in sorted(rows.items(), key=lambda x: -x[1][0]):
-        if row[0] > TAKEN:
+        if row[0] > TAKEN / 2:
             print(f"| {asked} | {row[0]:.2f} | {taken_for(texts, found, asked)} |")
 
     failed = [f"own language, {b} words: {r:.2f} < {RIGHT[b]}" for b, r in zip(BINS, right) if r < RIGHT[b]]
-    failed += [f"taken for {what}: {x:.2f} > {TAKEN}" for what, x in zip(("the asked one", "English"), taken) if x > TAKEN]
+    if taken[0] + taken[1] > TAKEN:
+        failed.append(f"foreign text taken for the asked language or for English: {taken[0] + taken[1]:.2f} > {TAKEN}")
     print("\n" + ("; ".join(failed) or "all bounds hold"))
     sys.exit(bool(failed))
 
