@@ -195,6 +195,9 @@ pub(super) const GROUPS: [(&str, &[&str]); 7] = [
 /// Suggestions for a name that is not known, at most.
 const SUGGESTIONS: usize = 3;
 
+/// Bytes of a word that is likened to names, at most: a bound on the work.
+const LONGEST: usize = 64;
+
 /// How alike a suggestion is, at least (Jaro and Winkler, 0 to 1). By trial: `Germn`, `Portugese`
 /// and `jp` find theirs, `klingon` finds none.
 const ALIKE: f64 = 0.84;
@@ -216,7 +219,7 @@ fn unknown(word: &str) -> String {
         let shown: Vec<String> = languages.iter().map(|l| format!("{l} ({})", l.name())).collect();
         shown.join(", ")
     };
-    let nearest = nearest(&word.to_lowercase());
+    let nearest = if word.len() <= LONGEST { nearest(&word.to_lowercase()) } else { Vec::new() };
     let nearest = if nearest.is_empty() { String::new() } else { format!("; do you mean {}?", shown(&nearest)) };
     let some: Vec<Language> = ["de", "fr", "ja", "tr"].iter().filter_map(|code| Language::of_code(code)).collect();
     format!(
