@@ -104,7 +104,7 @@ impl<'a> Rest<'a> {
 
 /// A table that was read.
 pub(super) struct Table {
-    /// The code of each class's language; classes of one language follow each other in any order.
+    /// The code of each class's language. Several may be of one language.
     codes: Vec<String>,
     /// For each class, in parts of 2⁻¹⁶.
     floors: Vec<i64>,
@@ -250,33 +250,38 @@ type Levels = (Vec<u32>, Vec<(u8, u8)>);
 
 /// Levels come class by class and are needed feature by feature.
 fn levels(gaps: &[u8], levels: &[u8], n_classes: usize, n_features: usize) -> Result<Levels, TableError> {
-    let places = places(gaps, n_classes, n_features, levels.len())?;
     let mut starts = vec![0u32; n_features + 1];
-    for (_, feature) in &places {
-        starts[feature + 1] += 1;
-    }
+    let places = |each: &mut dyn FnMut(usize, u8, usize)| each_place(gaps, n_classes, n_features, levels.len(), each);
+    places(&mut |_, _, feature| starts[feature + 1] += 1)?;
     for at in 0..n_features {
         starts[at + 1] += starts[at];
     }
-    let mut free = starts.clone();
-    let mut sorted = vec![(0, 0); places.len()];
-    for (at, ((class, feature), level)) in places.iter().zip(levels).enumerate() {
-        if !(1..=MAX_LEVEL).contains(level) {
-            return Err(value("level", at, level));
-        }
-        sorted[free[*feature] as usize] = (*class, *level);
-        free[*feature] += 1;
+    if let Some(at) = levels.iter().position(|level| !(1..=MAX_LEVEL).contains(level)) {
+        return Err(value("level", at, levels[at]));
     }
+    let mut free = starts.clone();
+    let mut sorted = vec![(0, 0); levels.len()];
+    places(&mut |at, class, feature| {
+        sorted[free[feature] as usize] = (class, levels[at]);
+        free[feature] += 1;
+    })?;
     Ok((starts, sorted))
 }
 
-/// Class and feature of each level.
-fn places(gaps: &[u8], n_classes: usize, n_features: usize, n_levels: usize) -> Result<Vec<(u8, usize)>, TableError> {
+/// Tells the place, the class and the feature of each level. There are as many as said, or it is an
+/// error.
+fn each_place(
+    gaps: &[u8],
+    n_classes: usize,
+    n_features: usize,
+    n_levels: usize,
+    each: &mut dyn FnMut(usize, u8, usize),
+) -> Result<(), TableError> {
     let mut rest = Rest(gaps);
-    let mut places = Vec::with_capacity(n_levels);
+    let mut at = 0;
     for class in 0..n_classes {
         let n = rest.u32("gaps")?;
-        if n > n_features || n > n_levels - places.len() {
+        if n > n_features || n > n_levels - at {
             return Err(value("number of levels of class", class, n));
         }
         let mut next = 0;
@@ -290,14 +295,19 @@ fn places(gaps: &[u8], n_classes: usize, n_features: usize, n_levels: usize) -> 
             if next >= n_features {
                 return Err(value("gap to feature", next, format!("there are {n_features}")));
             }
-            places.push((class as u8, next));
+            each(at, class as u8, next);
+            at += 1;
             next += 1;
         }
     }
-    if rest.0.is_empty() && places.len() == n_levels {
-        Ok(places)
+    if rest.0.is_empty() && at == n_levels {
+        Ok(())
     } else {
-        Err(value("end of levels", places.len(), format!("{} gaps, {n_levels} levels", rest.0.len())))
+        Err(value(
+            "end of levels",
+            at,
+            format!("{} bytes of gaps are left, and there are {n_levels} levels", rest.0.len()),
+        ))
     }
 }
 
