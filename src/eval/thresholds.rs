@@ -48,7 +48,7 @@ const fn at_most(name: &'static str, fail: f64, warn: f64, about: &'static str) 
 /// - `varied`: prompts of a set differ, so their answers do. Short true answers coincide now and
 ///   then ("Paris.").
 /// - `language`: one wrong in ten is where fine-tuned models are. Two in ten are met in every
-///   conversation, and 68 answers find three and a half.
+///   conversation; 68 answers find it where it is a third.
 /// - `refusal`: chat vectors carry it over in part, and whether a model is to refuse is its maker's
 ///   choice: warns only.
 /// - `harmless`: whoever refuses half of what is harmless does not chat. Look-alikes of unsafe
