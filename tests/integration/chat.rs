@@ -316,7 +316,7 @@ mod terminal {
         terminal.enters("/compare");
         terminal.shows(&["/compare", "vector.gguf@1]", &whole, "alone]", &none, "\n>\n"]);
         terminal.enters("/ratio 0.3");
-        terminal.shows(&["vector.gguf@0.3\n", "\n>\n"]);
+        terminal.shows(&["vector.gguf@0.3", "\n>\n"]);
         terminal.enters("/compare");
         terminal.shows(&["/ratio 0.3", "vector.gguf@0.3]", &part, "alone]", &none, "\n>\n"]);
         terminal.enters("/ratio 1 2");
