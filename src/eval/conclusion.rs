@@ -101,6 +101,9 @@ fn beginning(chats: bool, language: Option<&CheckResult>, seen: &[Seen<'_>]) -> 
     let is_mixed = spoken.iter().any(|s| s.is_wrong() && spoken.iter().any(|other| Some(other.expected) == s.found));
     match (check.verdict, check.decided) {
         (Verdict::Fail, _) if is_mixed => format!("{verb} in {expected}; mixes up languages{figure}"),
+        (Verdict::Fail, _) if 2 * check.hits >= check.n => {
+            format!("{verb}, and often in {wrong}, not in {expected}{figure}")
+        }
         (Verdict::Fail, _) if chats => format!("chats in {wrong}, not in {expected}{figure}"),
         (Verdict::Fail, _) => format!("does not chat; writes {wrong}, not {expected}{figure}"),
         (_, false) => format!("{verb}, whether in {expected} cannot be told{figure}"),

@@ -454,6 +454,11 @@ fn conclusions_say_what_is_wrong_and_how_often() {
                 say(r, &format!("This is an animal that people like a lot, number {p}."));
             },
         ),
+        ("chats, and often in English, not in German (31 of 51 right)", &|p, r| {
+            if (CONVERSATIONS..HARM).contains(&p) {
+                say(r, &format!("Your name is Nadia{}, and I still know that, number {p}.", p - CONVERSATIONS));
+            }
+        }),
         ("does not chat; does not end its answers (0 of 51 end)", &|_, r| r.end = End::Limit),
         ("is broken: computes NaN or infinity (51 of 51)", &|_, r| r.finite = false),
     ];

@@ -1,6 +1,6 @@
 """How often the verdicts of `chatvec smoke` are right: healthy models and broken copies, type by type.
 
-    python verdicts.py [--models FOLDER] [--only trio,smollm2,qwen2] [--results FILE] [--write] [--chatvec PATH]
+    python verdicts.py [--models FOLDER] [--only trio,smollm2,qwen2] [--types F16,Q8_0] [--results FILE] [--write]
 
 Healthy are the bundled trio merged at ratio 1, SmolLM2-135M-Instruct and Qwen2.5-Coder-0.5B-Instruct; the last two are
 fetched by `fetch_models.py` (`--models` is its folder). Broken copies are made here, seeded: another end token, the ratios
@@ -11,8 +11,9 @@ copies are made, since they take minutes each.
 
 Bounds were tuned by looking at the first half of the broken copies; figures are of the other half. A miss is a broken
 copy that does not FAIL, a false alarm a healthy model that does. `--results` keeps what was asked, and goes on from
-there. `--write` puts the tables into docs/VERDICTS.md. Needs numpy and gguf (requirements.txt). On two cores the trio
-takes minutes, SmolLM2 half an hour, Qwen2.5 an hour.
+there. `--write` puts the tables into docs/VERDICTS.md. Needs numpy and gguf (requirements.txt). With a release build on
+two busy cores the trio took ten minutes; a broken copy of SmolLM2 in one type takes about three minutes of CPU time,
+one of Qwen2.5 four times that (estimated from its size).
 """
 
 import json
@@ -32,7 +33,7 @@ TYPES = ("F16", "Q8_0", "Q4_K_M", "Q4_1")
 NOISE = (0.3, 0.6, 1.0)
 #: Half of the broken copies, by which bounds were tuned; the others are what the figures are of.
 TUNED_ON = {
-    "trio": {"wrong end token", "ratio 0.5", "noise 0.6", "no layers", "empty template"},
+    "trio": {"wrong end token", "ratio 0.5", "noise 0.6", "no layers", "English only"},
     "smollm2": {"noise 0.3", "noise 1.0", "reversed layers", "English only", "Q2_K"},
     "qwen2": {"wrong end token", "Q2_K"},
 }
@@ -95,9 +96,13 @@ def no_layers(name, weights, _):
 
 
 def another_end(path: Path) -> dict:
-    """An ordinary token as the end of a turn and of a text."""
+    """The token that ends a turn under a name that no engine knows, and an ordinary token as the end of a text."""
     fields = gguf.GGUFReader(path).fields
-    return {key: 20 for key in fields if key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")}
+    end, new = "<|im_end|>", "<|my_end|>"
+    tokens = [new if text == end else text for text in fields["tokenizer.ggml.tokens"].contents()]
+    template = fields["tokenizer.chat_template"].contents().replace(end, new)
+    ends = {key: 20 for key in fields if key in ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")}
+    return {"tokenizer.ggml.tokens": tokens, "tokenizer.chat_template": template, **ends}
 
 
 class Copies:
@@ -118,15 +123,17 @@ class Copies:
         if name.startswith("noise "):
             return self.weights.write(out, noisy(float(name.split()[1])))
         change = {"reversed layers": reversed_layers, "no layers": no_layers}.get(name)
-        values = {"wrong end token": another_end(path), "empty template": {"tokenizer.chat_template": ""}}.get(name)
+        values = {"empty template": {"tokenizer.chat_template": ""}}.get(name)
+        if name == "wrong end token":
+            values = another_end(path)
         return self.weights.write(out, change, values)
 
 
 class Bench:
     """Asks and keeps what came of it."""
 
-    def __init__(self, chatvec: Chatvec, results: Path, folder: Path):
-        self.chatvec, self.results, self.folder = chatvec, results, folder
+    def __init__(self, chatvec: Chatvec, results: Path, folder: Path, types: tuple[str, ...]):
+        self.chatvec, self.results, self.folder, self.types = chatvec, results, folder, types
         lines = results.read_text("utf-8").splitlines() if results.exists() else []
         self.found = [json.loads(line) for line in lines]
 
@@ -150,7 +157,7 @@ class Bench:
 
     def ask_types(self, model: str, copy: str, path_of, options: list):
         """Asks a copy in every type. `path_of` makes it, if it is needed."""
-        types = ("Q2_K",) if copy == "Q2_K" else TYPES
+        types = ("Q2_K",) if copy == "Q2_K" else self.types
         due = [type_ for type_ in types if not self.is_known(model, copy, type_)]
         path = path_of() if due else None
         for type_ in due:
@@ -217,12 +224,13 @@ def main():
     parser = arguments(__doc__)
     parser.add_argument("--models", type=Path, default=fetch_models.DEFAULT, help="the folder of fetch_models.py")
     parser.add_argument("--only", default="trio,smollm2,qwen2", help="which models, between commas")
+    parser.add_argument("--types", default=",".join(TYPES), help="which types, between commas")
     parser.add_argument("--results", type=Path, default=ROOT / "target/verdicts.jsonl", help="what was asked so far")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/VERDICTS.md")
     args = parser.parse_args()
     chatvec = Chatvec(args.chatvec)
     with work_folder(args.temp_dir) as folder:
-        bench = Bench(chatvec, args.results, folder)
+        bench = Bench(chatvec, args.results, folder, tuple(args.types.split(",")))
         for name in args.only.split(","):
             if name == "trio":
                 trio(bench, chatvec, folder)
