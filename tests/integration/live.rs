@@ -51,13 +51,14 @@ fn answers_come_in_the_order_of_the_set_with_their_questions() {
     let asking = ["smoke", text(&model), "--prompts", &german, "--limit", "40", "--max-tokens", "40"];
     let run = |more: &[&str]| chatvec([&asking, more].concat());
     let (live, after) = (run(&["-v"]), run(&["--answers"]));
+    // The conclusion comes before all that the report says, so behind answers that were shown live.
+    let (name, is_rate) = (format!("{}: ", text(&model)), |line: &&str| line.contains("tokens read at"));
     let without_rates = |text: &str| {
-        text.lines()
-            .filter(|line| !line.contains("tokens read at"))
-            .map(|line| line.to_owned() + "\n")
-            .collect::<String>()
+        let lines = text.lines().filter(|line| !is_rate(line) && !line.starts_with(&name) && !line.is_empty());
+        lines.map(|line| line.to_owned() + "\n").collect::<String>()
     };
     assert_eq!(without_rates(&live.out), without_rates(&after.out));
+    assert!(after.out.starts_with(&name) && live.out.lines().filter(|line| line.starts_with(&name)).count() == 2);
     assert_eq!(conversations(&live.out).len(), 40);
     assert_eq!(without_rates(&run(&["-v", "--answers"]).out), without_rates(&live.out), "once");
 

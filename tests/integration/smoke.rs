@@ -858,7 +858,7 @@ fn a_report_has_its_keys_and_may_lose_its_reader() {
         keys.sort();
         keys.join(" ")
     };
-    let expected = "agreement alpha answers architecture asked checks conclusion engine file kinds languages loaded marks speed spoken total verdict";
+    let expected = "agreement alpha answers architecture asked checks conclusion engine file kinds languages loaded marks partial speed spoken total verdict";
     assert_eq!(keys(&report), expected);
     assert_eq!(keys(&report["asked"]), "adapters languages max_tokens n_ctx n_prompts prompts");
     assert_eq!(
@@ -869,7 +869,7 @@ fn a_report_has_its_keys_and_may_lose_its_reader() {
         keys(&report["checks"][0]),
         "decided examples fail good hits interval message n name power reason value verdict warn"
     );
-    assert_eq!(keys(&report["answers"][0]), "id replies");
+    assert_eq!(keys(&report["answers"][0]), "id messages replies");
     assert_eq!(keys(&report["answers"][0]["replies"][0]), "end finite n_tokens raw text");
     assert_eq!(report["asked"]["prompts"], Json::Null);
     assert_eq!(report["asked"]["n_prompts"], 5);

@@ -1,5 +1,6 @@
 //! The command in a real terminal, which tmux is: keys go in, and the screen comes out.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ impl Terminal {
     /// One in which the command runs with these arguments. None where there is no tmux, which is said.
     pub(crate) fn start(args: &[&str], environment: &str) -> Option<Terminal> {
         if Command::new("tmux").arg("-V").output().is_err() {
-            println!("not tried: tmux is not installed, and this test needs a terminal");
+            let _ = writeln!(std::io::stderr(), "not tried: tmux is not installed, and this test needs a terminal");
             return None;
         }
         let folder = tempfile::tempdir().unwrap();

@@ -398,8 +398,11 @@ pub(crate) fn endless_model(folder: &Path) -> PathBuf {
             _ => {}
         }
     }
-    // No such token.
-    draft.set("tokenizer.ggml.eos_token_id", Val::U32(9999));
+    // The one that begins a turn, which the model never writes. Without a usable key, another one ends.
+    let of_start = |token: &Val| matches!(token, Val::Str(text) if text == b"<|im_start|>");
+    let Some(Val::Array(_, tokens)) = get(&draft, "tokenizer.ggml.tokens") else { panic!("no tokens") };
+    let start = tokens.iter().position(of_start).unwrap();
+    draft.set("tokenizer.ggml.eos_token_id", Val::U32(start as u32));
     draft.write(folder, "endless.gguf")
 }
 
