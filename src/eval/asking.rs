@@ -13,6 +13,9 @@ const MOST_AT_ONCE: usize = 32;
 /// A beginning that is shorter is computed again rather than waited for.
 const WORTH_SHARING: usize = 8;
 
+/// Tokens of a question that are read at a time: whoever wants to stop waits for no more.
+const READ_AT_ONCE: usize = 512;
+
 /// Tokens that a template may write around a message, for the guess of how long a conversation
 /// gets.
 const AROUND_A_MESSAGE: usize = 24;
@@ -90,6 +93,8 @@ struct Due {
     sequence: usize,
     tokens: Vec<u32>,
     is_question: bool,
+    /// Whether nothing of it is left for a later step.
+    is_whole: bool,
 }
 
 /// What a conversation made of its latest logits.
@@ -256,7 +261,9 @@ impl<'a> Talks<'a> {
         for sequence in 0..self.going_on.len() {
             due.extend(self.due(sequence)?);
         }
-        let fed = due.iter().map(|d| Fed { sequence: d.sequence, tokens: &d.tokens, first: d.tokens.len() - 1 });
+        // Only what comes after the last token is of use.
+        let first = |d: &Due| d.tokens.len() - usize::from(d.is_whole);
+        let fed = due.iter().map(|d| Fed { sequence: d.sequence, tokens: &d.tokens, first: first(d) });
         let fed: Vec<Fed<'_>> = fed.collect();
         let mut steps: Vec<Option<Step>> = (0..fed.len()).map(|_| None).collect();
         let started = Instant::now();
@@ -288,8 +295,10 @@ impl<'a> Talks<'a> {
         let Some(answering) = self.going_on[sequence].as_ref().and_then(|c| c.answering.as_ref()) else {
             return Ok(None);
         };
-        let tokens = answering.tokens().skip(self.engine.tokens(sequence).len()).collect();
-        Ok(Some(Due { sequence, tokens, is_question }))
+        let mut tokens: Vec<u32> = answering.tokens().skip(self.engine.tokens(sequence).len()).collect();
+        let is_whole = tokens.len() <= READ_AT_ONCE;
+        tokens.truncate(READ_AT_ONCE);
+        Ok(Some(Due { sequence, tokens, is_question, is_whole }))
     }
 
     /// Keeps or takes over what is computed of a question's beginning, but for its last token.

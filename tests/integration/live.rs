@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
@@ -149,6 +149,25 @@ fn an_interrupt_before_the_first_answer_leaves_nothing_to_judge() {
     // Before it asks, the process ends at once and says nothing.
     ran.says(130, &[]);
     assert_eq!(ran.out, "");
+}
+
+#[test]
+fn an_interrupt_does_not_wait_for_a_long_question() {
+    let folder = tempfile::tempdir().unwrap();
+    let question = serde_json::json!({"id": "a", "kind": "talk", "prompt": "Was ist ein Hund? ".repeat(6000)});
+    let prompts = write(folder.path(), "long.jsonl", question.to_string().as_bytes());
+    let model = merged(folder.path());
+    let mut args = vec!["smoke", text(&model), "--prompts", text(&prompts)];
+    // Reading all of it takes minutes.
+    args.extend(["-c", "66000", "--max-tokens", "8", "--memory", "8GiB"]);
+    let child = interruptible(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let sent = Instant::now();
+    let kill = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let ran = Ran::new(child.wait_with_output().unwrap());
+    ran.says(130, &[]);
+    assert!(sent.elapsed() < Duration::from_secs(30), "{:?}", sent.elapsed());
 }
 
 #[test]
