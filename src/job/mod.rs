@@ -12,8 +12,8 @@
 //!
 //! One file a kind of run: [`Merge`] (also of patches), [`Extract`], [`Quantize`], [`Adapter`] and
 //! [`Sweep`], which tries several merges in memory. [`Questions`] ask a model, and a [`Blend`] is one
-//! that is talked to. Nothing here prints; what a user should hear before a run is a [`Caution`], and what ends one is
-//! an [`Error`].
+//! that is talked to. Nothing here prints; what a user should hear before a run is a [`Caution`],
+//! and what ends one is an [`Error`].
 
 mod adapter;
 mod asking;

@@ -26,7 +26,7 @@ pub(super) const HELP: &str = "\
 /clear         forget the conversation, but not what /system says
 /save FILE     write the conversation, a message a line as {\"role\", \"content\"}
 /load FILE     go on with a conversation of a file
-/ratio R       change the ratio of all adapters, or give one for each; the next answer has it
+/ratio R       change the ratio of all adapters or vectors, or give one for each; the next answer has it
 /compare       answer the last message again: as now, and without adapters or by --against
 /help          this list
 /quit          end; Ctrl-D, too

@@ -234,7 +234,9 @@ impl Terminal<'_> {
     fn new_ratios(&self, new: &[f32]) -> Result<Option<Vec<f32>>> {
         let n = self.ratios.len();
         match new {
-            _ if n == 0 => output::complain("error", "there is nothing with a ratio here; give --lora FILE"),
+            _ if n == 0 => {
+                output::complain("error", "there is nothing with a ratio here; give --lora FILE or --vector")
+            }
             [] => self.say(&self.name())?,
             [one] => return Ok(Some(vec![*one; n])),
             all if all.len() == n => return Ok(Some(all.to_vec())),
